@@ -1,0 +1,105 @@
+# `make help` lists the commands. Each one first makes the environment that it needs (.venv, with uv where there is uv,
+# else with venv and pip), and does so again only when pyproject.toml has changed.
+
+VENV ?= .venv
+PYTHON ?=
+WORKERS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# One environment: two installs at once would spoil it.
+.NOTPARALLEL:
+.PHONY: help demo test check format format-check lint types bench docs parity test-py test-matrix clean
+
+RUN := $(VENV)/bin/python -m
+
+##@ Use
+demo: $(VENV)/.with-demo ## train a small model and draw it
+	$(RUN) examples.demo $(ARGS)
+
+bench: $(VENV)/.with-bench ## step time, memory and compile time, beside the peers that are installed
+	$(RUN) benchmarks $(ARGS)
+
+parity: $(VENV)/.with-bench ## compare every optimizer with Keras and optax
+	$(RUN) jaxopt_keras.parity $(ARGS)
+
+docs: $(VENV)/.with-docs ## render the API to docs/_build/index.html
+	KERAS_BACKEND=jax $(RUN) pdoc --docformat google --output-directory docs/_build jaxopt_keras
+
+##@ Develop
+test: $(VENV)/.with-dev ## the test suite; ARGS="-k adam" narrows it, WORKERS=8 widens it
+	$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+check: format-check lint types test ## format, lint, types and tests: what CI runs
+
+format: $(VENV)/.with-dev ## rewrite the code in the project's format
+	$(RUN) ruff check --select I --fix .
+	$(RUN) ruff format .
+
+format-check: $(VENV)/.with-dev
+	$(RUN) ruff format --check .
+
+lint: $(VENV)/.with-dev
+	$(RUN) ruff check .
+
+types: $(VENV)/.with-dev
+	$(RUN) pyright --pythonpath $(VENV)/bin/python
+
+# The range that pyproject.toml promises: its two ends in JAX, and every Python between them. JAX 0.10 is the newest for
+# Python 3.11.
+JAX_FOR_3.11 := 0.10
+JAX_FOR_PY = $(or $(JAX_FOR_$(PY)),0.12)
+
+test-py: ## the test suite on one Python, in its own environment: make test-py PY=3.12 [JAX=0.11]
+	$(if $(PY),,$(error Which Python? Say `make test-py PY=3.12`))
+	$(MAKE) test VENV=.venv-$(PY) PYTHON= PY=$(PY) JAX=$(or $(JAX),$(JAX_FOR_PY))
+
+test-matrix: ## test-py on Python 3.11, 3.12 and 3.13
+	$(MAKE) test-py PY=3.11
+	$(MAKE) test-py PY=3.12
+	$(MAKE) test-py PY=3.13
+
+clean: ## remove the environments, caches and built files
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis docs/_build build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Environments
+
+# uv and python are tried, not only looked up: a pyenv shim exists for versions that are not there.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
+VERSIONS := $(or $(PY),3.13 3.12 3.11)
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+CANDIDATES = $(or $(PYTHON),$(VERSIONS:%=python%) $(if $(PY),,python3) \
+	$(foreach v,$(VERSIONS),$(wildcard $(PYENV)/$(v).*/bin/python)))
+# Without ensurepip (Debian's python3 without python3-venv) there is no venv; uv needs neither.
+USABLE := import sys; assert sys.version_info >= (3, 11); print(sys.executable)$(if $(UV),,; import venv, ensurepip)
+
+$(VENV)/bin/python:
+	@rm -rf $(VENV)
+	@for candidate in $(CANDIDATES); do \
+	    found=$$($$candidate -c '$(USABLE)' 2>/dev/null) && break; found=; \
+	done; \
+	if [ -n '$(UV)' ]; then \
+	    echo "uv venv $(VENV), with $${found:=$(or $(PYTHON),$(firstword $(VERSIONS)))}"; \
+	    uv venv --quiet --seed --python "$$found" $(VENV); \
+	elif [ -n "$$found" ]; then \
+	    echo "python -m venv $(VENV), with $$found"; \
+	    "$$found" -m venv $(VENV); \
+	else \
+	    echo "No Python that can make an environment. Needed: Python $(or $(PY),3.11 or newer), with venv." >&2; \
+	    echo "Tried: $(CANDIDATES)" >&2; \
+	    echo "Remedy: install one (Debian, Ubuntu: apt install python3-venv), or uv, or name one: make PYTHON=/path/to/python ..." >&2; \
+	    exit 1; \
+	fi
+
+# The extras are stamped one by one, so that `make demo` waits for the demo's packages only. `JAX` narrows the version.
+INSTALL = $(if $(UV),uv pip install --quiet --python $(VENV)/bin/python,$(RUN) pip install --quiet --disable-pip-version-check)
+$(VENV)/.with-%: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing jaxopt_keras[$*] into $(VENV) (a minute or two, once)"
+	@$(INSTALL) --editable '.[$*]' $(if $(JAX),'jax==$(JAX).*')
+	@touch $@

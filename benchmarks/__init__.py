@@ -1,0 +1,1 @@
+"""Benchmarks. Each checks that the implementations agree before it times them."""

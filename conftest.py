@@ -1,0 +1,45 @@
+"""How the tests and the docstrings' examples run: strictly, on a CPU that pretends to be eight devices."""
+
+import os
+
+# Read when the libraries are imported, so set first. JAXOPT_KERAS_TEST_DEVICE=cuda runs the suite on that platform.
+os.environ["JAX_PLATFORMS"] = ",".join(dict.fromkeys([os.environ.get("JAXOPT_KERAS_TEST_DEVICE", "cpu"), "cpu"]))
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["MPLBACKEND"] = "Agg"
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+# The library must not lean on implicit promotion: it hides a float64 that should be float32, and a (n,) that should be
+# an (n, 1).
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A case takes as long as its compilation, hence no deadline. CI draws the same cases each time: what fails there is the
+# change's doing.
+hypothesis.settings.register_profile(
+    "jaxopt_keras", deadline=None, derandomize="CI" in os.environ, max_examples=25, print_blob=True
+)
+hypothesis.settings.load_profile("jaxopt_keras")
+
+
+@pytest.fixture
+def x64():
+    """Run one test with 64-bit types enabled."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def jax_defaults():
+    """Run one test with JAX's own promotion rules: for a user's code, and for libraries that rely on them."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _docstrings_run_as_a_user_would(request: pytest.FixtureRequest):
+    if isinstance(request.node, pytest.DoctestItem):
+        request.getfixturevalue("jax_defaults")

@@ -1,0 +1,203 @@
+"""LeNet-5 in plain JAX, trained with an optimizer of your choice: by default, with a custom one of TensorFlow 2's time.
+
+The data are scikit-learn's handwritten digits: 1797 real scans of 8 x 8 pixels, enlarged to MNIST's 28 x 28. With
+`--mnist PATH` they are MNIST itself, from Keras's `mnist.npz` (x_train, y_train, x_test, y_test).
+"""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from matplotlib.figure import Figure
+
+import jaxopt_keras as jk
+from examples import common
+from examples.common import Digits
+from examples.custom_optimizers import TestGD
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network
+
+SHAPES = {
+    "conv_1/kernel": (5, 5, 1, 6),  # height, width, channels in, channels out
+    "conv_1/bias": (6,),
+    "conv_2/kernel": (5, 5, 6, 16),
+    "conv_2/bias": (16,),
+    "dense_1/kernel": (256, 120),
+    "dense_1/bias": (120,),
+    "dense_2/kernel": (120, 84),
+    "dense_2/bias": (84,),
+    "dense_3/kernel": (84, 10),
+    "dense_3/bias": (10,),
+}
+assert sum(map(math.prod, SHAPES.values())) == 44_426
+
+Params = Mapping[str, Array]
+
+
+def init(seed: int = 0) -> dict[str, Array]:
+    """Fresh parameters, as Keras draws them: kernels uniform after Glorot & Bengio 2010, biases zero."""
+    keys = jax.random.split(jax.random.key(seed), len(SHAPES))
+    glorot = jax.nn.initializers.glorot_uniform()
+    return {
+        name: glorot(key, shape, jnp.float32) if name.endswith("kernel") else jnp.zeros(shape)
+        for key, (name, shape) in zip(keys, SHAPES.items(), strict=True)
+    }
+
+
+def conv(x: Array, kernel: Array, bias: Array) -> Array:
+    """A convolution without padding, and relu."""
+    out = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.nn.relu(out + bias[None, None, None, :])
+
+
+def max_pool(x: Array) -> Array:
+    """The greatest of each 2 x 2 pixels."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+
+
+def dense(x: Array, kernel: Array, bias: Array) -> Array:
+    return x @ kernel + bias[None, :]
+
+
+def logits(params: Params, x: Array) -> Array:
+    """For each picture of `x`, (n, 28, 28, 1), ten numbers whose softmax is the probability of each digit."""
+    x = max_pool(conv(x, params["conv_1/kernel"], params["conv_1/bias"]))
+    x = max_pool(conv(x, params["conv_2/kernel"], params["conv_2/bias"]))
+    x = x.reshape(x.shape[0], -1)
+    x = jax.nn.relu(dense(x, params["dense_1/kernel"], params["dense_1/bias"]))
+    x = jax.nn.relu(dense(x, params["dense_2/kernel"], params["dense_2/bias"]))
+    return dense(x, params["dense_3/kernel"], params["dense_3/bias"])
+
+
+def loss(params: Params, x: Array, y: Array) -> Array:
+    """The mean cross-entropy of the batch."""
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits(params, x)), y[:, None], axis=1))
+
+
+@jax.jit
+def predict(params: Params, x: Array) -> Array:
+    return jnp.argmax(logits(params, x), axis=1)
+
+
+def recognised(params: Params, x: np.ndarray) -> np.ndarray:
+    """The digits that are seen, a thousand pictures at a time."""
+    return np.concatenate([predict(params, x[i : i + 1000]) for i in range(0, len(x), 1000)])
+
+
+def accuracy(params: Params, x: np.ndarray, y: np.ndarray) -> float:
+    """The fraction that is recognised."""
+    return float(np.mean(recognised(params, x) == y))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The data
+
+
+def load(mnist: Path | None = None) -> Digits:
+    """Pictures of (28, 28, 1), of mean 0 and variance 1: MNIST, or scikit-learn's digits enlarged."""
+    data = enlarged_digits() if mnist is None else read_mnist(mnist)
+    mean, deviation = data.x_train.mean(), data.x_train.std()
+    return data._replace(x_train=(data.x_train - mean) / deviation, x_test=(data.x_test - mean) / deviation)
+
+
+def enlarged_digits() -> Digits:
+    small = common.digits()
+
+    def enlarged(x: np.ndarray) -> np.ndarray:
+        return np.asarray(jax.image.resize(x[..., None], (len(x), 28, 28, 1), "bilinear"))
+
+    return small._replace(x_train=enlarged(small.x_train), x_test=enlarged(small.x_test))
+
+
+def read_mnist(path: Path) -> Digits:
+    """Keras's `mnist.npz`.
+
+    Raises:
+        ValueError: if the file is none.
+    """
+    with np.load(path) as file:
+        missing = sorted({"x_train", "y_train", "x_test", "y_test"} - set(file))
+        if missing:
+            raise ValueError(f"`{path}` must be Keras's mnist.npz. Received: a file without {missing}")
+        x_train, x_test = ((file[name] / 255).astype(np.float32)[..., None] for name in ("x_train", "x_test"))
+        return Digits(x_train, file["y_train"].astype(np.int32), x_test, file["y_test"].astype(np.int32))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The training
+
+
+def train(optimizer: jk.Optimizer, data: Digits, epochs: int, seed: int = 0) -> tuple[dict[str, Array], list[float]]:
+    """The parameters that `optimizer` finds, and the loss of each step."""
+    variables = {name: jk.Variable(array, name=name) for name, array in init(seed).items()}
+    trainable = list(variables.values())
+
+    def loss_fn(x: Array, y: Array) -> Array:
+        return loss({name: v.value for name, v in variables.items()}, x, y)
+
+    rng = np.random.default_rng(seed)
+    losses: list[float] = []
+    for epoch in range(1, epochs + 1):
+        for x, y in common.batches(data.x_train, data.y_train, 64, rng):
+            value, gradients = jk.value_and_grad(loss_fn, trainable, x, y)
+            optimizer.apply_gradients(zip(gradients, trainable, strict=True))
+            losses.append(float(value))
+        print(f"Epoch {epoch:2d}: loss {losses[-1]:.4f}")
+    return {name: v.value for name, v in variables.items()}, losses
+
+
+def draw(losses: list[float], found: np.ndarray, data: Digits, who: str, out: Path) -> None:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(np.arange(1, len(losses) + 1), losses, linewidth=1, label=f"{who}, of each batch")
+    left.set(title="Training loss of LeNet-5", xlabel="step", ylabel="cross-entropy (nats)", yscale="log")
+    left.legend()
+
+    rows, columns, size = 4, 6, 28
+    pictures = data.x_test[: rows * columns].reshape(rows, columns, size, size)
+    right.imshow(pictures.swapaxes(1, 2).reshape(rows * size, columns * size), cmap="gray_r")
+    for i, (seen, true) in enumerate(zip(found[: rows * columns], data.y_test, strict=False)):
+        place = (i % columns * size + 1, i // columns * size + 1)
+        right.annotate(str(seen), place, color="C2" if seen == true else "red", weight="bold", va="top")
+    right.set(title="Test pictures, and what is seen (red: wrongly)", xticks=[], yticks=[])
+    common.save(figure, out, "lenet.png")
+
+
+def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options of all that trains this network."""
+    parser.add_argument(
+        "--mnist", type=Path, metavar="PATH", help="Keras's mnist.npz, instead of scikit-learn's digits"
+    )
+    parser.add_argument("--epochs", type=int, help="how many times to go through the data")
+    parser.add_argument("--seed", type=int, default=0, help="of the parameters and of the order of the data")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = options(common.parser(__doc__))
+    parser.add_argument(
+        "--optimizer", metavar="NAME", help="adam, sgd, lion, ... (default: TestGD of custom_optimizers)"
+    )
+    arguments = parser.parse_args(argv)
+    optimizer = TestGD() if arguments.optimizer is None else jk.get(arguments.optimizer)
+    data = load(arguments.mnist)
+    if arguments.quick:
+        data = data._replace(x_train=data.x_train[:320], y_train=data.y_train[:320])
+    epochs = arguments.epochs or (1 if arguments.quick else 5 if arguments.mnist else 40)
+
+    print(f"{len(data.x_train)} pictures to train on, {len(data.x_test)} to test with, 44,426 parameters, {optimizer}")
+    params, losses = train(optimizer, data, epochs, arguments.seed)
+    found = recognised(params, data.x_test)
+    print(f"Test accuracy: {np.mean(found == data.y_test):.4f}")
+    draw(losses, found, data, type(optimizer).__name__, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

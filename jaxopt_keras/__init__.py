@@ -1,0 +1,15 @@
+"""Optimizers for JAX: pure kernels and Keras-style classes over one implementation."""
+
+from jaxopt_keras import optimizers as optimizers
+from jaxopt_keras import schedules as schedules
+from jaxopt_keras.functional import Kernel as Kernel
+from jaxopt_keras.gradients import value_and_grad as value_and_grad
+from jaxopt_keras.optimizer import Optimizer as Optimizer
+from jaxopt_keras.optimizers import *  # noqa: F403  # one name for each rule, and none is written twice
+from jaxopt_keras.options import Options as Options
+from jaxopt_keras.rule import Rule as Rule
+from jaxopt_keras.serialization import deserialize as deserialize
+from jaxopt_keras.serialization import get as get
+from jaxopt_keras.serialization import serialize as serialize
+from jaxopt_keras.sparse import IndexedSlices as IndexedSlices
+from jaxopt_keras.variable import Variable as Variable

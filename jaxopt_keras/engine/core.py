@@ -1,0 +1,113 @@
+"""What the pipeline and what it runs agree on: the static layout of a tree, the moment, and the core's protocol."""
+
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.options import Options
+
+Slots = dict[str, Any]  # of one parameter: slot name -> array
+
+
+class Leaf(NamedTuple):
+    """The static facts on one parameter."""
+
+    path: str  # "dense/kernel"
+    decays: bool  # False: excluded from weight decay
+
+
+class Layout(NamedTuple):
+    """The static facts on a tree of parameters."""
+
+    treedef: Any
+    leaves: tuple[Leaf, ...]
+
+    @classmethod
+    def read(cls, params: Any, options: Options) -> tuple["Layout", list[Any]]:
+        """The layout of `params`, and its arrays in a list.
+
+        Raises:
+            TypeError: for a leaf that is not a float or complex array.
+        """
+        keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+        leaves = []
+        for key, p in keyed:
+            path = jax.tree_util.keystr(key, simple=True, separator="/")
+            dtype = getattr(p, "dtype", None)
+            if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+                raise TypeError(
+                    f"Every parameter must be an array of floats or complex numbers. Received: `{path}` = "
+                    f"{type(p).__name__} of dtype {dtype}. Take such leaves out, or put None in their place."
+                )
+            leaves.append(Leaf(path, options.decays(path, p)))
+        return cls(treedef, tuple(leaves)), [p for _, p in keyed]
+
+    def flatten(self, tree: Any, name: str) -> list[Any]:
+        """The subtrees of `tree` where the parameters have their leaves; None stays None.
+
+        Raises:
+            ValueError: if `tree` has another structure.
+        """
+        try:
+            return self.treedef.flatten_up_to(tree)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"`{name}` must have the structure of the parameters it goes with. Received: {name} of "
+                f"{jax.tree.structure(tree)} for parameters of {self.treedef}"
+            ) from error
+
+    def unflatten(self, flat: list[Any]) -> Any:
+        return jax.tree.unflatten(self.treedef, flat)
+
+
+class Now(NamedTuple):
+    """The moment of one update."""
+
+    t: Array  # a float, 1 at the first update
+    lr: Any  # None for a core that has no learning rate of its own
+    weight_decay: Any  # None: off
+    hyper: dict[str, Any]
+
+    def cast(self, dtype: Any) -> "Now":
+        """The same in the dtype of one parameter's arithmetic (an array or a `Complemented` each)."""
+        return jax.tree.map(lambda x: x.astype(dtype), self)
+
+
+class Core(Protocol):
+    """Runs one update over a list of parameters. Static and hashable: its numbers arrive in `Now.hyper`."""
+
+    whole: ClassVar[bool]  # every update needs all parameters, also those without gradient
+    takes_rows: ClassVar[bool]  # a sparse gradient may reach it as `Rows`
+
+    def arrays(self) -> dict[str, Any]:
+        """The initial run-time hyperparameters."""
+        ...
+
+    def skeleton(self) -> "Core":
+        """The static rest."""
+        ...
+
+    @property
+    def schedule(self) -> Any:
+        """The learning rate as a function of the step; None where it is a number in `Now.hyper`."""
+        ...
+
+    def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
+        """The slots of every parameter, and the scalars kept once."""
+        ...
+
+    def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
+        """The coefficient of the decay that the pipeline applies before the update, or None."""
+        ...
+
+    def update(
+        self, layout: Layout, grads: list[Any], params: list[Any], slots: list[Slots], scalars: Slots, now: Now
+    ) -> tuple[list[Any], list[Slots], Slots]:
+        """The amounts to add to the parameters (None where there is no gradient), the new slots, the new scalars."""
+        ...
+
+    def averaged(self, leaf: Leaf, p: Array, slots: Slots, hyper: dict[str, Any]) -> Array:
+        """The parameter to evaluate."""
+        ...

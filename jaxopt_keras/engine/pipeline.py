@@ -1,0 +1,224 @@
+"""One call of an optimizer, from gradients to parameters.
+
+The order of the stages, stated here once: sum over the mapped axis, unscale, accumulate, clip, decay, rule, average,
+constrain.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxopt_keras.engine import rows
+from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
+from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.numerics import compute_dtype
+from jaxopt_keras.options import Options
+from jaxopt_keras.sparse import densify, fits, is_sparse, rows_of, shape_of
+from jaxopt_keras.transforms import accumulate, average
+from jaxopt_keras.transforms.accumulate import without
+from jaxopt_keras.transforms.average import AVERAGE
+from jaxopt_keras.transforms.clip import clip
+
+
+class State(NamedTuple):
+    """All that an optimizer keeps: arrays only, none of them shared, of types that a step does not change.
+
+    `slots` mirrors the parameter tree, with a dict of arrays by slot name in the place of each parameter.
+    """
+
+    step: Any  # int32: the number of updates made
+    hyper: dict[str, Any]  # run-time hyperparameters by name: put another value in, and nothing compiles anew
+    scalars: dict[str, Any]  # what is kept once for all parameters
+    slots: Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """The static half of an optimizer. Two that are equal compile to the same code.
+
+    `hyper` travels beside the state that moves, so that the compiled step need not hand it back.
+    """
+
+    core: Core
+    options: Options
+
+    def init(self, params: Any, hyper: dict[str, Any]) -> State:
+        """The state of fresh `params`."""
+        layout, stored = Layout.read(params, self.options)
+        work = [wide(p) for p in stored]
+        slots, scalars = self.core.init(layout, work, hyper)
+        if self.options.use_ema:
+            slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
+        if self.options.gradient_accumulation_steps:
+            accumulate.init(slots, scalars, work)
+        state = State(jnp.zeros((), jnp.int32), hyper, scalars, layout.unflatten(slots))
+        return jax.tree.map(jnp.copy, state)  # a slot that is the parameter itself could not be donated with it
+
+    def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+        """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""
+        layout, stored = Layout.read(params, self.options)
+        new, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=True)
+        return layout.unflatten([q.astype(p.dtype) for q, p in zip(new, stored, strict=True)]), state
+
+    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any]) -> Any:
+        """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
+        layout, stored = Layout.read(grads if params is None else params, self.options)
+        if params is None:
+            return self._update_without_params(layout, grads, state, hyper)
+        deltas, state = self._call(layout, stored, state, grads, hyper, reduce=True, write=False)
+        return layout.unflatten(deltas), state
+
+    def _update_without_params(self, layout: Layout, grads: Any, state: State, hyper: dict[str, Any]) -> Any:
+        """As `update`, where neither the options nor the rule read the parameters."""
+        for name in ("weight_decay", "use_ema", "constraints"):
+            if getattr(self.options, name):
+                raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
+        try:
+            nothing = [None] * len(layout.leaves)
+            deltas, state = self._call(layout, nothing, state, grads, hyper, reduce=True, write=False)
+        except (TypeError, AttributeError) as error:  # arithmetic with None
+            raise ValueError("This optimizer needs the parameters: call `update(grads, state, params)`.") from error
+        return layout.unflatten(deltas), state
+
+    def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
+        """The parameters to evaluate, in their own dtypes."""
+        layout, stored = Layout.read(params, self.options)
+        slots = layout.flatten(state.slots, "state")
+        out = [
+            s[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, wide(p), s, hyper)
+            for leaf, p, s in zip(layout.leaves, stored, slots, strict=True)
+        ]
+        return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)])
+
+    def _call(
+        self, layout: Layout, stored: list[Any], state: State, grads: Any, hyper: Any, *, reduce: bool, write: bool
+    ) -> tuple[list[Any], State]:
+        """One call; with `write` the new parameters, else what to add to them."""
+        slots, scalars = layout.flatten(state.slots, "state"), state.scalars
+        gradients = [self._read(*x) for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)]
+        if self.options.axis_name is not None and reduce:
+            gradients = jax.lax.psum(gradients, self.options.axis_name)
+        if "loss_scale_factor" in hyper:
+            gradients = [_divided(g, hyper["loss_scale_factor"]) for g in gradients]
+
+        def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
+            out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.step, hyper, write)
+            return (out, state.step + 1), slots, scalars
+
+        def idle(slots: list[Slots], scalars: Slots) -> Any:
+            like = [wide(g if p is None else p) for g, p in zip(gradients, stored, strict=True)]
+            return (like if write else [jnp.zeros_like(x) for x in like], state.step), slots, scalars
+
+        if k := self.options.gradient_accumulation_steps:
+            (out, step), slots, scalars = accumulate.every(k, gradients, slots, scalars, update, idle)
+        else:
+            (out, step), slots, scalars = update(gradients, slots, scalars)
+        return out, State(step, {}, scalars, layout.unflatten(slots))
+
+    @property
+    def _keeps_rows(self) -> bool:
+        """Whether a sparse gradient reaches the core as rows; where sums are in the way, it cannot."""
+        summed = self.options.gradient_accumulation_steps or self.options.axis_name is not None
+        return self.options.sparse == "lazy" or (self.core.takes_rows and not summed)
+
+    def _read(self, g: Any, p: Any, leaf: Leaf) -> Any:
+        """A gradient in the dtype of the arithmetic: an array, `Rows` under `sparse="lazy"`, or None.
+
+        Raises:
+            ValueError: if its shape is not the parameter's. TypeError: if it is complex and the parameter is not.
+        """
+        if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
+            return None
+        like = g if p is None else p
+        shape, dtype = np.shape(like), compute_dtype(like.dtype)
+        if np.shape(g) != shape if not is_sparse(g) else not fits(g, shape):
+            raise ValueError(
+                f"The gradient of `{leaf.path}` must have the parameter's shape {shape}. Received: {shape_of(g)}"
+            )
+        slices = rows_of(g) if self._keeps_rows else None
+        g = rows.merge(slices, shape) if slices else jnp.asarray(densify(g, shape))
+        if jnp.iscomplexobj(jax.tree.leaves(g)[0]) and not jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"The gradient of `{leaf.path}` must be real, as the parameter is. Received: a complex one")
+        return Rows(g.values.astype(dtype), g.indices) if isinstance(g, Rows) else g.astype(dtype)
+
+    def _update(
+        self,
+        layout: Layout,
+        gradients: list[Any],
+        stored: list[Any],
+        slots: list[Slots],
+        scalars: Slots,
+        step: Array,
+        hyper: dict[str, Any],
+        write: bool,
+    ) -> tuple[list[Any], list[Slots], Slots]:
+        """One real update."""
+        now = self._now(step, hyper)
+        averages = [s.get(AVERAGE) for s in slots]
+        slots = [without(s, AVERAGE) for s in slots]
+
+        # The rule sees the touched rows of a lazy gradient as if they were the whole array.
+        touched = [g if isinstance(g, Rows) and not self.core.takes_rows else None for g in gradients]
+        grads = clip([g.values if isinstance(g, Rows) else g for g in gradients], hyper)
+        if self.core.takes_rows:
+            grads = [r._replace(values=g) if isinstance(r, Rows) else g for g, r in zip(grads, gradients, strict=True)]
+        params = [wide(rows.gather(p, r)) for p, r in zip(stored, touched, strict=True)]
+        before = [rows.gather(s, r) for s, r in zip(slots, touched, strict=True)]
+        shrinks = [self._shrink(*x, now) for x in zip(layout.leaves, grads, params, strict=True)]
+        decayed = [p if d is None else p - d for p, d in zip(params, shrinks, strict=True)]
+        deltas, after, scalars = self.core.update(layout, grads, decayed, before, scalars, now)
+        deltas = [x if d is None else x - d for x, d in zip(deltas, shrinks, strict=True)]
+        slots = [rows.scatter(*x) for x in zip(slots, after, touched, strict=True)]
+
+        rewrites = self.options.use_ema or self.options.constraints
+        if not write and not rewrites:  # the exact amounts, which need no parameters
+            like = [jnp.zeros_like(wide(g if p is None else p)) for g, p in zip(gradients, stored, strict=True)]
+            return [_put(z, d, r) for z, d, r in zip(like, deltas, touched, strict=True)], slots, scalars
+        sums = [d if d is None else p + d for p, d in zip(params, deltas, strict=True)]
+        new = [wide(_put(p, q, r)) for p, q, r in zip(stored, sums, touched, strict=True)]
+        if self.options.use_ema:
+            frequency = self.options.ema_overwrite_frequency
+            new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
+            slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
+        new = [self._constrained(*x) for x in zip(layout.leaves, new, grads, strict=True)]
+        out = new if write else [q - wide(p) for q, p in zip(new, stored, strict=True)]
+        return out, slots, scalars
+
+    def _now(self, step: Array, hyper: dict[str, Any]) -> Now:
+        dtype = jnp.result_type(float)
+        schedule = self.core.schedule
+        lr = hyper.get("learning_rate") if schedule is None else jnp.asarray(schedule(step), dtype)
+        return Now((step + 1).astype(dtype), lr, hyper.get("weight_decay"), hyper)
+
+    def _shrink(self, leaf: Leaf, g: Any, p: Any, now: Now) -> Any:
+        """The amount that decoupled weight decay takes off `p` before the rule sees it, or None."""
+        if g is None or not leaf.decays:
+            return None
+        now = now.cast(g.real.dtype)
+        rate = self.core.decoupled(leaf, p, now)
+        return None if rate is None else p * rate * now.lr
+
+    def _constrained(self, leaf: Leaf, p: Array, g: Any) -> Array:
+        constraint = None if g is None else self.options.constraint(leaf.path)
+        return p if constraint is None else jnp.asarray(constraint(p), p.dtype)
+
+
+def wide(p: Any) -> Any:
+    """A parameter in the dtype of the arithmetic."""
+    return p if p is None else p.astype(compute_dtype(p.dtype))
+
+
+def _put(old: Array, new: Any, touched: Any) -> Array:
+    return old if new is None else rows.scatter(old, new, touched)
+
+
+def _divided(g: Any, scale: Array) -> Any:
+    if g is None:
+        return None
+    if isinstance(g, Rows):
+        return Rows(_divided(g.values, scale), g.indices)
+    return g / scale.astype(g.real.dtype)

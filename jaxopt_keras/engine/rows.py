@@ -1,0 +1,50 @@
+"""Touched rows only: the same update, on the rows of a sparse gradient gathered out of the parameter and its slots.
+
+The work is in proportion to the rows, provided that parameter and slots are donated: the scatter is then in place.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.sparse import IndexedSlices
+
+
+class Rows(NamedTuple):
+    """Distinct rows in ascending order. Unused places hold zeros and indices past the end, which nothing reads."""
+
+    values: Array  # (n, ...)
+    indices: Array  # (n,)
+
+
+def merge(slices: IndexedSlices, shape: tuple[int, ...]) -> Rows:
+    """The rows of `slices`, each index once, duplicates summed."""
+    values = jnp.asarray(slices.values).reshape(-1, *shape[1:])
+    indices = jnp.asarray(slices.indices).reshape(-1)
+    count, n = shape[0], len(indices)
+    indices = jnp.where(indices < 0, indices + count, indices)
+    indices = jnp.where((indices < 0) | (indices >= count), count, indices)
+    distinct, place = jnp.unique(indices, return_inverse=True, size=n, fill_value=count)
+    sums = jnp.zeros_like(values).at[place.reshape(-1)].add(values)
+    unused = distinct >= count
+    past_the_end = count + jnp.arange(n, dtype=distinct.dtype)  # keeps the indices distinct and ascending
+    mask = unused.reshape(-1, *[1] * (values.ndim - 1))
+    return Rows(jnp.where(mask, 0, sums), jnp.where(unused, past_the_end, distinct))
+
+
+def gather(x: Any, rows: Rows | None) -> Any:
+    """The rows of an array, or of every array in a dict of slots; all of it where `rows` is None."""
+    return x if rows is None else jax.tree.map(lambda a: a.at[rows.indices].get(mode="clip"), x)
+
+
+def scatter(old: Any, new: Any, rows: Rows | None) -> Any:
+    """`old` with its touched rows replaced by `new`; all of it where `rows` is None."""
+    if rows is None:
+        return new
+
+    def put(a: Array, b: Array) -> Array:
+        return a.at[rows.indices].set(b.astype(a.dtype), mode="drop", unique_indices=True, indices_are_sorted=True)
+
+    return jax.tree.map(put, old, new)

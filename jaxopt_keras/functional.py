@@ -1,0 +1,188 @@
+"""The pure face: an optimizer as three pure, jitted functions, `init`, `update` and `step`."""
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxopt_keras.engine.core import Core
+from jaxopt_keras.engine.foreign import Foreign
+from jaxopt_keras.engine.leafwise import Leafwise
+from jaxopt_keras.engine.pipeline import Program, State
+from jaxopt_keras.options import Options
+from jaxopt_keras.rule import Rule, as_scalar, fields_of
+from jaxopt_keras.schedules import is_schedule
+
+
+class Compiled(NamedTuple):
+    """The jitted forms of one program, shared by all optimizers that differ only in run-time values."""
+
+    init: Any
+    update: Any
+    step: Any
+    step_donating: Any
+    averaged: Any
+
+
+def compiled(program: Program) -> Compiled:
+    # Donated arguments come in the order of the outputs: jit pairs buffers in that order, and would copy otherwise.
+    return Compiled(
+        init=jax.jit(program.init),
+        update=jax.jit(program.update),
+        step=jax.jit(program.step, static_argnames="reduce"),
+        step_donating=jax.jit(program.step, static_argnames="reduce", donate_argnums=(0, 1)),
+        averaged=jax.jit(program.averaged),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _interned(program: Program) -> Compiled:
+    return compiled(program)
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """An optimizer as pure functions over pytrees, wherever an `optax.GradientTransformation` goes.
+
+    Args:
+        rule: what it does to one array.
+        options: what surrounds the rule: decay, clipping, averaging, accumulation (`Options`).
+
+    Two kernels that differ only in numbers (rates, betas, decays) share one compiled program: the numbers live in
+    `state.hyper`, where they can be replaced at any time.
+
+    >>> import jax.numpy as jnp, jaxopt_keras as jk
+    >>> kernel = jk.adam(learning_rate=0.1)
+    >>> params = {"w": jnp.array([1.0, -2.0])}
+    >>> state = kernel.init(params)
+    >>> for _ in range(100):
+    ...     grads = jax.grad(lambda p: jnp.sum(p["w"] ** 2))(params)
+    ...     params, state = kernel.step(params, state, grads)
+    >>> bool(jnp.all(jnp.abs(params["w"]) < 0.2)), int(state.step)
+    (True, 100)
+    """
+
+    rule: Rule | Foreign | Core
+    options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, Options):
+            raise TypeError(f"`options` must be `Options`. Received: options={self.options!r}")
+        rule = self.rule
+        if isinstance(rule, type) or not (isinstance(rule, Rule) or hasattr(rule, "skeleton")):
+            raise TypeError(f"`rule` must be an instance of a `Rule`. Received: rule={rule!r}")
+        if self.core.schedule is not None and not is_schedule(self.core.schedule):
+            raise TypeError(
+                "`learning_rate` must be a number or a function of the step. Received: a function without arguments, "
+                "which only the stateful face can call before each step."
+            )
+        if self.options.sparse == "lazy" and getattr(rule, "grain", "") != "element":
+            raise ValueError(
+                f'`sparse="lazy"` works on single rows, and {type(rule).__name__} may need whole arrays. '
+                'Use `sparse="dense"`.'
+            )
+
+    @classmethod
+    def from_optax(cls, tx: Any, **options: Any) -> "Kernel":
+        """Any optax transformation with this library's `step` and options.
+
+        Args:
+            tx: an object with `init(params)` and `update(updates, state, params)`.
+            **options: of `Options`, except `weight_decay`, which needs a rate of ours.
+
+        Raises:
+            TypeError: if `tx` has not those two methods.
+        """
+        return cls(Foreign(tx), Options(**options))
+
+    @property
+    def core(self) -> Core:
+        return Leafwise(self.rule) if isinstance(self.rule, Rule) else self.rule
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """What is compiled: all but the numbers."""
+        return Program(self.core.skeleton(), self.options.skeleton())
+
+    @functools.cached_property
+    def compiled(self) -> Compiled:
+        try:
+            return _interned(self.program)
+        except TypeError:  # a rule with an unhashable field: its programs are its own
+            return compiled(self.program)
+
+    def hyper(self) -> dict[str, Any]:
+        """The run-time hyperparameters by name, as fresh scalars."""
+        return self.core.arrays() | self.options.arrays()
+
+    def init(self, params: Any) -> State:
+        """The state for `params`, a pytree of arrays. Of `jax.ShapeDtypeStruct`s: the state's own.
+
+        Raises:
+            TypeError: for a leaf that is neither float nor complex.
+        """
+        hyper = self.hyper()
+        if any(isinstance(p, jax.ShapeDtypeStruct) for p in jax.tree.leaves(params)):
+            return jax.eval_shape(self.compiled.init, params, hyper)
+        return self.compiled.init(params, hyper)
+
+    def update(self, grads: Any, state: State, params: Any = None, **extra: Any) -> tuple[Any, State]:
+        """The optax protocol: amounts to add to `params`, and the next state.
+
+        Args:
+            grads: a pytree like `params`; None for a leaf that is not to move; `IndexedSlices` or `BCOO` leaves too.
+            state: of `init` or the last call; not donated.
+            params: may be left out where neither rule nor options read them.
+            **extra: accepted and ignored, as callers of `optax.GradientTransformationExtraArgs` expect.
+
+        The updates are float32 for bfloat16 and float16 parameters, so that `optax.apply_updates` rounds once.
+        """
+        del extra
+        updates, moved = self.compiled.update(grads, state._replace(hyper={}), params, state.hyper)
+        return updates, moved._replace(hyper=state.hyper)
+
+    def step(self, params: Any, state: State, grads: Any, *, donate: bool = True) -> tuple[Any, State]:
+        """New `params` and `state` in one fused pass. Both arguments are donated: do not use them afterwards.
+
+        Args:
+            params: a pytree of arrays.
+            state: of `init` or the last call.
+            grads: as in `update`.
+            donate: False keeps `params` and `state` usable, at the cost of a copy.
+
+        Raises:
+            ValueError: if the structure or a shape does not fit. TypeError: for a leaf of a wrong kind.
+        """
+        run = self.compiled.step_donating if donate else self.compiled.step
+        params, moved = run(params, state._replace(hyper={}), grads, state.hyper)
+        return params, moved._replace(hyper=state.hyper)
+
+    def averaged(self, params: Any, state: State) -> Any:
+        """The parameters to evaluate: their moving average under `use_ema`, else the rule's own (ScheduleFree's x).
+
+        Where there is neither, they are `params`. A pure function; nothing is donated.
+        """
+        return self.compiled.averaged(params, state._replace(hyper={}), state.hyper)
+
+    def replaced(self, state: State, **hyper: Any) -> State:
+        """`state` with other hyperparameters, without a new compilation.
+
+        >>> import jax.numpy as jnp, jaxopt_keras as jk
+        >>> kernel = jk.sgd(0.1)
+        >>> state = kernel.replaced(kernel.init(jnp.zeros(2)), learning_rate=0.5)
+        >>> float(state.hyper["learning_rate"])
+        0.5
+
+        Raises:
+            ValueError: for a name that `state.hyper` has not, or a value out of its range.
+        """
+        fields = fields_of(Options) | (fields_of(type(self.rule)) if isinstance(self.rule, Rule) else {})
+        for name in hyper:
+            if name not in state.hyper:
+                raise ValueError(f"`{name}` is no run-time hyperparameter here. There are {sorted(state.hyper)}")
+        values = {n: as_scalar(fields[n], fields[n].check(n, value)) for n, value in hyper.items()}
+        return state._replace(hyper=state.hyper | values)
+
+    def __reduce__(self) -> Any:
+        return Kernel, (self.rule, self.options)

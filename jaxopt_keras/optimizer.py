@@ -1,0 +1,734 @@
+"""The stateful face: a Keras-style optimizer that owns its state and updates variables in place.
+
+It adds nothing to the arithmetic. Variables become a dict of arrays by path, one compiled and donated call of the pure
+pipeline makes the step, and the results are written back.
+"""
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from types import NoneType
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxopt_keras import schedules, sparse
+from jaxopt_keras.copies import Copies, rebound, unique
+from jaxopt_keras.custom import EXTRAS, HOOKS, Custom
+from jaxopt_keras.engine.foreign import Foreign
+from jaxopt_keras.engine.hooks import Hooks
+from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.gradients import pullback
+from jaxopt_keras.handles import Handle, handle
+from jaxopt_keras.options import Options
+from jaxopt_keras.rule import Count, Field, Rate, Rule, as_scalar, fields_of
+from jaxopt_keras.transforms.accumulate import MICRO_STEP
+from jaxopt_keras.transforms.average import AVERAGE
+from jaxopt_keras.variable import several, unique_name, value_of
+from jaxopt_keras.views import RATE, STEP, Place, View, view
+from jaxopt_keras.weights import Weights
+
+OPTIONS = fields_of(Options)
+RATE_FIELD = Field.read(Rate)
+COUNT = Field.read(Count)
+
+
+class Excluded(NamedTuple):
+    """The paths of variables that do not decay, as a function that `Options` takes; equal sets are equal programs."""
+
+    paths: frozenset[str]
+
+    def __call__(self, path: str, p: Any) -> bool:
+        return path in self.paths
+
+
+class Exclusion(NamedTuple):
+    """What `exclude_from_weight_decay` was told."""
+
+    variables: tuple[Any, ...] = ()
+    pattern: str | None = None  # of names
+    paths: frozenset[str] = frozenset()  # of excluded variables that a copy has not met yet
+
+
+class Optimizer(Custom, Copies, Weights):
+    """A Keras-style optimizer. The named classes (`Adam`, `SGD`, ...) are made from rules; see `optimizers`.
+
+    To write one's own there are three ways, all of which run compiled and inside the same pipeline (clipping, decay,
+    averaging, accumulation):
+
+    - a `Rule`, and `Optimizer.from_rule(MyRule(...))`;
+    - a subclass with `build(variables)` and `update_step(gradient, variable, learning_rate)`, as in Keras 3;
+    - a subclass with `_create_slots(var_list)` and `_resource_apply_dense(grad, var)`, as in TF 2, which passes its
+      name first: `super().__init__(name, **kwargs)`.
+
+    Args:
+        learning_rate: a number, a schedule of the step, or a function without arguments, called before each step.
+        Others: see `Options`.
+
+    >>> import jaxopt_keras as jk
+    >>> w = jk.Variable([1.0, 2.0], name="w")
+    >>> class Plain(jk.Optimizer):
+    ...     def update_step(self, gradient, variable, learning_rate):
+    ...         variable.assign_sub(learning_rate * gradient)
+    >>> int(Plain(learning_rate=0.5).apply_gradients([([1.0, 1.0], w)]))
+    1
+    >>> w.numpy().tolist()
+    [0.5, 1.5]
+    """
+
+    name: str
+    built: bool
+    _state: State
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        weight_decay: Any = None,
+        clipnorm: Any = None,
+        clipvalue: Any = None,
+        global_clipnorm: Any = None,
+        use_ema: bool = False,
+        ema_momentum: Any = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: Any = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = dict(
+            weight_decay=weight_decay,
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            name=name,
+        )
+        if isinstance(learning_rate, str):  # TF 2: the name came first
+            learning_rate, options["name"] = self._tf2_rate(kwargs), learning_rate
+        options |= self._extras(kwargs)
+        self._start(Hooks(self), Options(**options), learning_rate)
+
+    @classmethod
+    def from_rule(cls, rule: Rule, **options: Any) -> "Optimizer":
+        """An optimizer that runs `rule`, a `Rule` instance, with the given `Options`."""
+        if not isinstance(rule, Rule):
+            raise TypeError(f"`rule` must be an instance of a `Rule`. Received: rule={rule!r}")
+        return Optimizer.__new__(Optimizer)._start(rule, Options(**options), rule.learning_rate)
+
+    @classmethod
+    def from_optax(cls, tx: Any, **options: Any) -> "Optimizer":
+        """An optimizer that runs an optax transformation, which keeps its own learning rate."""
+        return Optimizer.__new__(Optimizer)._start(Foreign(tx), Options(**options), None)
+
+    def _start(self, rule: Any, options: Options, learning_rate: Any) -> Self:
+        hook = next((h for h in HOOKS if hasattr(type(self), h)), None)
+        if hook and not isinstance(rule, Hooks):
+            raise TypeError(
+                f"`{hook}` of {type(self).__name__} would never run: {type(rule).__name__} has its own update. Derive "
+                "the class from `jaxopt_keras.Optimizer`."
+            )
+        stem = type(rule).__name__ if type(self) is Optimizer else type(self).__name__
+        fresh = dict(
+            name=options.name or unique_name(snake_case(stem)),
+            built=False,
+            _rule=rule,
+            _options=options,
+            _rate=None,  # a schedule, or a function without arguments; None: the number in state.hyper
+            _paths=[],  # of the variables, in the order of arrival
+            _handles={},  # path -> Handle
+            _keys={},  # id of a variable -> path
+            _unbound={},  # path -> shape: slots that came with a copy or a pickle, and wait for their variables
+            _excluded=Exclusion(),
+            _own=[],  # names of slots and variables that a user made, in that order
+            _in_hooks=False,
+            _kernel_cache=None,
+        )
+        for name, value in fresh.items():
+            object.__setattr__(self, name, value)
+        if learning_rate is not None:
+            self._take_rate(learning_rate)
+        kernel = self._kernel()
+        self._set_state(kernel.program.init({}, kernel.hyper()))
+        return self
+
+    @property
+    def state(self) -> State:
+        """A copy of the state: the next step consumes what is inside."""
+        return jax.tree.map(jnp.copy, self._state)
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._set_state(jax.tree.map(jnp.copy, state))
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        name: str | None = None,
+        skip_gradients_aggregation: bool = False,
+        *,
+        experimental_aggregate_gradients: bool = True,
+    ) -> View:
+        """Updates variables by their gradients: all of them, or, where it raises, none.
+
+        Args:
+            grads_and_vars: pairs (gradient, variable); a `zip` will do. A gradient is an array of the variable's shape,
+                `IndexedSlices`, a BCOO of rows, or None.
+            name: accepted for TF's sake.
+            skip_gradients_aggregation, experimental_aggregate_gradients: accepted. Gradients are summed over
+                `axis_name` only inside a mapped function, which runs `stateless_apply`.
+
+        Returns:
+            `iterations`.
+
+        Raises:
+            TypeError: if they are no pairs, or something is no variable. ValueError: if there is no gradient at all, a
+            shape does not fit, or a variable occurs twice.
+        """
+        grads, variables = _pairs(grads_and_vars)
+        if grads:
+            self._apply(grads, variables)
+        return self.iterations
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> View:
+        """As `apply_gradients`, with two lists; without the second, for all variables in the order of `build`."""
+        grads = list(several("grads", grads))
+        if trainable_variables is None:
+            if not self._handles:
+                raise ValueError(
+                    "`apply(grads)` without variables needs a built optimizer. Call `build(variables)` first, or pass "
+                    "the variables."
+                )
+            trainable_variables = [self._handles[path].variable for path in self._paths if path in self._handles]
+        variables = list(several("trainable_variables", trainable_variables))
+        if len(grads) != len(variables):
+            raise ValueError(
+                f"`grads` must hold one gradient for each variable. Received: {len(grads)} gradients for "
+                f"{len(variables)} variables"
+            )
+        if grads:
+            self._apply(grads, variables)
+        return self.iterations
+
+    def _apply(self, grads: list[Any], variables: list[Any]) -> None:
+        handles = [self._handle(v) for v in variables]
+        grads = [_checked(g, h) for g, h in zip(grads, handles, strict=True)]
+        self._check_pairs(grads, handles)
+        before = self._ensure(variables)
+        try:
+            self._step({self._keys[id(v)]: g for v, g in zip(variables, grads, strict=True) if g is not None})
+        except BaseException:
+            self._restore(before)
+            raise
+
+    def _step(self, given: dict[str, Any]) -> None:
+        kernel, state = self._kernel(), self._state
+        everything = self._options.use_ema or kernel.core.whole
+        handles = self._handles if everything else {k: self._handles[k] for k in given}
+        grads = {k: given.get(k) for k in handles}
+        hyper = self._hyper(state)
+        params = {k: h.take() for k, h in handles.items()}
+        moving = state._replace(hyper={}, slots={k: state.slots[k] for k in handles})
+        params, moved = kernel.compiled.step_donating(params, moving, grads, hyper, reduce=False)
+        refuse_traced(moved.step)
+        self._set_state(moved._replace(hyper=state.hyper, slots=state.slots | moved.slots))
+        for k, h in handles.items():
+            h.write(params[k])
+
+    def _check_pairs(self, grads: list[Any], handles: list[Handle]) -> None:
+        ids = [id(h.variable) for h in handles]
+        if len(set(ids)) != len(ids):
+            twice = next(h.path for i, h in enumerate(handles) if ids[i] in ids[:i])
+            raise ValueError(f"Each variable may occur once. Received: `{twice}` twice. Add its gradients up.")
+        missing = [h.path for g, h in zip(grads, handles, strict=True) if g is None]
+        if len(missing) == len(handles):
+            raise ValueError(f"No gradients provided for any variable. Received: None for each of {missing}")
+        if missing:
+            warnings.warn(f"Gradients do not exist for variables {missing}: they stay as they are.", stacklevel=4)
+
+    def stateless_apply(
+        self,
+        optimizer_variables: Sequence[Any],
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any],
+        skip_gradients_aggregation: bool = False,
+    ) -> tuple[list[Any], list[Any]]:
+        """One step as a pure function of lists of arrays, for use inside `jit`, `shard_map` or `pmap`.
+
+        Args:
+            optimizer_variables: the values of `variables`, in that order.
+            grads: one for each variable that the optimizer was built with, or None.
+            trainable_variables: the values of those variables.
+            skip_gradients_aggregation: True where gradients have been summed over `axis_name` already.
+
+        Returns:
+            (new trainable_variables, new optimizer_variables), as Keras returns them.
+
+        Raises:
+            ValueError: if the optimizer is not built, or a list has another length.
+        """
+        paths, places = self._paths, self.places()
+        if not paths:
+            raise ValueError("`stateless_apply` needs a built optimizer. Call `build(variables)` first.")
+        if self._unbound and isinstance(self._rule, Hooks):
+            raise ValueError(
+                f"`stateless_apply` needs the variables {[*self._unbound]}. Call `build(variables)` first."
+            )
+        for name, got, expected in (
+            ("optimizer_variables", optimizer_variables, len(places)),
+            ("grads", grads, len(paths)),
+            ("trainable_variables", trainable_variables, len(paths)),
+        ):
+            if len(got) != expected:
+                raise ValueError(f"`{name}` must have {expected} elements. Received: {len(got)}")
+        state = self._assembled(places, [value_of(v) for v in optimizer_variables])
+        params = dict(zip(paths, (value_of(v) for v in trainable_variables), strict=True))
+        kernel = self._kernel()
+        params, moved = kernel.compiled.step(
+            params,
+            state._replace(hyper={}),
+            dict(zip(paths, map(value_of, grads), strict=True)),
+            self._hyper(state),
+            reduce=not skip_gradients_aggregation,
+        )
+        moved = moved._replace(hyper=state.hyper)
+        return [params[path] for path in paths], self._listed(moved, places)
+
+    # --- losses -----------------------------------------------------------------------------------------------------
+
+    def minimize(self, loss: Callable[[], Any], var_list: Any, grad_loss: Any = None, name: str | None = None) -> View:
+        """One step down the gradient of `loss`.
+
+        Args:
+            loss: a function without arguments that reads variables and returns a scalar (of any shape with grad_loss).
+            var_list: a list of variables, or a function that returns it. The function is called after `loss` was, which
+                may make them; `loss` is called once more for the gradient.
+            grad_loss: the gradient of what is minimised with respect to the loss; None: 1.
+            name: accepted for TF's sake.
+        """
+        self.apply_gradients(zip(*self._gradients(loss, var_list, grad_loss), strict=True))
+        return self.iterations
+
+    def get_gradients(self, loss: Callable[[], Any], params: Any) -> list[Any]:
+        """The gradients of `loss` with respect to the variables `params`.
+
+        Raises:
+            ValueError: if the loss does not read one of them.
+        """
+        grads, variables = self._gradients(loss, params, None)
+        missing = [handle(v).path for g, v in zip(grads, variables, strict=True) if g is None]
+        if missing:
+            raise ValueError(f"There is no gradient for {missing}: the loss does not read them.")
+        return grads
+
+    def get_updates(self, loss: Callable[[], Any], params: Any) -> list[Any]:
+        """Applies the gradients of `loss`; the list of what was done, as legacy Keras had it."""
+        variables = _variables("params", params)
+        return [self.apply_gradients(zip(self.get_gradients(loss, variables), variables, strict=True))]
+
+    def _gradients(self, loss: Any, var_list: Any, grad_loss: Any) -> tuple[list[Any], list[Any]]:
+        if not callable(loss):
+            raise TypeError(
+                f"`loss` must be a function without arguments. Received: {type(loss).__name__}. There is no tape: wrap "
+                "the computation, `lambda: ...`, or see `jaxopt_keras.value_and_grad`."
+            )
+        if callable(var_list):
+            loss()
+        variables = _variables("var_list", var_list)
+        _, grads = pullback(loss, variables, grad_loss)
+        return grads, variables
+
+    def scale_loss(self, loss: Any) -> Any:
+        """The loss times `loss_scale_factor`, which the step divides gradients by."""
+        factor = self._options.loss_scale_factor
+        return loss if factor is None else loss * factor
+
+    # --- hyperparameters --------------------------------------------------------------------------------------------
+
+    @property
+    def learning_rate(self) -> Any:
+        """The rate of the next step: an assignable view of it, or what the schedule or function gives now."""
+        if self._rate is not None and not self._in_hooks:  # hooks find the rate of their step in its place
+            return self._hyper(self._state)["learning_rate"]
+        if "learning_rate" not in self._state.hyper:
+            raise AttributeError(
+                f"{self.name} keeps its learning rate to itself: an optax transformation sets it where it is made "
+                "(`optax.inject_hyperparams` makes it settable)."
+            )
+        return self.view(RATE)
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if isinstance(self._rule, Foreign):
+            raise AttributeError(f"{self.name} keeps its learning rate to itself. Received: learning_rate={value!r}")
+        rate = self._take_rate(value)
+        if rate is not None:
+            hyper = self._state.hyper | {"learning_rate": as_scalar(RATE_FIELD, rate)}
+            self._set_state(self._state._replace(hyper=hyper))
+
+    lr = learning_rate
+
+    def _take_rate(self, value: Any) -> Any:
+        """Notes a schedule or function; a number goes into the rule, and is returned."""
+        value = value_of(value)
+        if callable(value):
+            rate = jax.jit(lambda step: jnp.asarray(value(step), jnp.result_type(float)))
+            object.__setattr__(self, "_rate", value)
+            object.__setattr__(self, "_rate_at", rate if schedules.is_schedule(value) else lambda step: value())
+            number = None
+        else:
+            number = RATE_FIELD.check("learning_rate", value)
+            object.__setattr__(self, "_rate", None)
+        if isinstance(self._rule, Rule):
+            rule = self._rule.bind({"learning_rate": 1e-3 if number is None else number})
+            object.__setattr__(self, "_rule", rule)
+        elif isinstance(self._rule, Hooks):
+            self._rule.rate = 1e-3 if number is None else number
+        return number  # the program stays: it takes the rate as an argument
+
+    def _hyper(self, state: State) -> dict[str, Any]:
+        """The hyperparameters of the next step."""
+        if self._rate is None:
+            return state.hyper
+        return state.hyper | {"learning_rate": jnp.asarray(self._rate_at(state.step), jnp.result_type(float))}
+
+    @property
+    def iterations(self) -> View:
+        """The number of updates made; under accumulation, not the number of calls."""
+        return self.view(STEP)
+
+    @iterations.setter
+    def iterations(self, value: Any) -> None:
+        self.view(STEP).assign(COUNT.check("iterations", value_of(value)))
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Takes variables out of weight decay; a second call replaces the first.
+
+        Args:
+            var_list: the variables themselves.
+            var_names: regular expressions, searched for in a variable's `name`.
+        """
+        if not isinstance(var_names, (str, list, tuple, set, frozenset, NoneType)):
+            raise TypeError(f"`var_names` must be a list of regular expressions. Received: var_names={var_names!r}")
+        variables = tuple(handle(v).variable for v in several("var_list", () if var_list is None else var_list))
+        patterns: Any = Options(exclude_from_weight_decay=var_names or ()).exclude_from_weight_decay
+        object.__setattr__(self, "_excluded", Exclusion(variables, "|".join(f"(?:{x})" for x in patterns) or None))
+        object.__setattr__(self, "_kernel_cache", None)
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Sets variables to their averages, if there are any (`use_ema`)."""
+        if self._options.use_ema:
+            averages = [self._state.slots[self._key(v)][AVERAGE] for v in var_list]
+            for v, average in zip(var_list, averages, strict=True):
+                h = self._handle(v)
+                h.write(jnp.array(average, h.dtype))
+
+    def __getattr__(self, name: str) -> Any:
+        """A hyperparameter of the rule or an option, by its name."""
+        given = getattr(type(self), name, None)
+        if isinstance(given, property):  # it raised an AttributeError, which brought us here: let it say so
+            return given.__get__(self)
+        if "_rule" in self.__dict__:
+            if isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
+                return getattr(self._rule, name)
+            if name in OPTIONS:
+                return getattr(self._options, name)
+            if name in self._hypers:
+                return self._get_hyper(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_rule" not in self.__dict__:
+            raise RuntimeError(
+                f"`{type(self).__name__}.__init__` must call `super().__init__()` first. Received: {name}={value!r}"
+            )
+        if hasattr(type(self), name) or name in self.__dict__:
+            own = name not in ("name", "built") and not isinstance(getattr(type(self), name, None), property)
+            object.__setattr__(self, name, value)
+            if own:
+                self._touched()
+        elif isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
+            self._configure(dataclasses.replace(self._rule, **{name: value_of(value)}), self._options)
+        elif name in OPTIONS:
+            self._configure(self._rule, dataclasses.replace(self._options, **{name: value_of(value)}))
+        elif name in self._hypers:
+            self._set_hyper(name, value)
+        else:
+            object.__setattr__(self, name, value)
+            self._touched()
+
+    def _configure(self, rule: Any, options: Options) -> None:
+        """Takes new settings. Numbers compile nothing; what needs new slots gets them, and keeps the others."""
+        for name in getattr(rule, "required", ()):
+            if getattr(options, name) is None:
+                raise ValueError(f"`{name}` must be a number for {type(rule).__name__}. Received: {name}=None")
+        kernel, old, state = Kernel(rule, self._effective(options)), self._kernel(), self._state
+        assigned = {n: state.hyper[n] for n in ("learning_rate", *self._hypers) if n in state.hyper}
+        hyper = kernel.hyper() | assigned
+        if kernel.program == old.program:
+            kernel = old  # what is compiled stays
+        else:
+            fresh = kernel.init({k: h.read() for k, h in self._handles.items()})
+            scalars = self._kept(fresh.scalars, state.scalars)
+            if options.gradient_accumulation_steps != self._options.gradient_accumulation_steps:
+                scalars |= {n: x for n, x in fresh.scalars.items() if n == MICRO_STEP}  # a new window begins
+            slots = {k: self._kept(s, state.slots[k]) for k, s in fresh.slots.items()}
+            state = state._replace(scalars=scalars, slots=state.slots | slots)
+        for name, value in dict(_rule=rule, _options=options, _kernel_cache=kernel).items():
+            object.__setattr__(self, name, value)
+        self._set_state(state._replace(hyper=hyper))
+
+    def _kept(self, fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+        """`fresh` with what `old` has of it, and with what a user made."""
+        own = {n: x for n, x in old.items() if n in self._own}
+        return own | {n: old[n] if n in old and _like(old[n], x) else x for n, x in fresh.items()}
+
+    # --- variables --------------------------------------------------------------------------------------------------
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Makes the slots of `variables`, which the first `apply` does otherwise. More may join later."""
+        self._register(list(several("variables", variables)))
+        object.__setattr__(self, "built", True)
+
+    def _handle(self, variable: Any) -> Handle:
+        key = self._keys.get(id(variable))
+        return handle(variable) if key is None else self._handles[key]
+
+    def _key(self, variable: Any) -> str:
+        try:
+            return self._keys[id(variable)]
+        except KeyError:
+            known = list(self._handles)
+            raise KeyError(f"`{handle(variable).path}` is not known to {self.name}. It knows {known}") from None
+
+    def _ensure(self, variables: list[Any]) -> dict[str, Any] | None:
+        """Registers new variables, if there are any. Returns what to `_restore` should the step fail."""
+        if all(id(v) in self._keys for v in variables):
+            return None
+        before = self._snapshot()
+        try:
+            self._run_build_hooks(self._register(variables), type(self).build is not Optimizer.build)
+            object.__setattr__(self, "built", True)
+        except BaseException:
+            self._restore(before)
+            raise
+        return before
+
+    def _register(self, variables: list[Any]) -> list[str]:
+        """Gives each new variable a path and slots; returns the paths of those that no slots of a copy waited for."""
+        new = {id(v): handle(v) for v in variables if id(v) not in self._keys}
+        if not new:
+            return []
+        handles, keys, unbound, paths = dict(self._handles), dict(self._keys), dict(self._unbound), [*self._paths]
+        bound, fresh = rebound(list(new.values()), unbound), []
+        for h in new.values():
+            key = bound.get(id(h.variable)) or unique(h.path, paths)
+            handles[key], keys[id(h.variable)] = h, key
+            if unbound.pop(key, None) is None:
+                fresh.append(key)
+                paths.append(key)
+        foreign, state = isinstance(self._rule, Foreign), self._state
+        if foreign and self._paths and (fresh or unbound):
+            raise ValueError(
+                f"{self.name} runs an optax transformation, which takes all its variables at once. It has "
+                f"{self._paths}. Received: {[h.path for h in new.values()]}"
+            )
+        kernel = Kernel(self._rule, self._effective(self._options, handles))
+        made = kernel.init({k: h.read() for k, h in handles.items() if id(h.variable) in new})
+        refuse_traced(made.step)
+        slots = {k: self._kept(s, state.slots.get(k, {})) for k, s in made.slots.items()}
+        scalars = made.scalars if foreign and not self._paths else made.scalars | state.scalars
+        for name, value in dict(
+            _handles=handles, _keys=keys, _unbound=unbound, _paths=paths, _kernel_cache=None
+        ).items():
+            object.__setattr__(self, name, value)
+        self._set_state(state._replace(slots=state.slots | slots, scalars=scalars))
+        return fresh
+
+    def _kernel(self) -> Kernel:
+        kernel = self._kernel_cache
+        if kernel is None:
+            kernel = Kernel(self._rule, self._effective(self._options))
+            object.__setattr__(self, "_kernel_cache", kernel)
+        return kernel
+
+    def _effective(self, options: Options, handles: dict[str, Handle] | None = None) -> Options:
+        """The options with what the variables themselves say: their constraints, and exclusions by identity or name."""
+        handles = self._handles if handles is None else handles
+        variables, pattern, paths = self._excluded
+        ids = {id(v) for v in variables}
+        excluded = frozenset(
+            key
+            for key, h in handles.items()
+            if id(h.variable) in ids
+            or key in paths
+            or (pattern and re.search(pattern, h.name))
+            or not options.decays(key, h.variable)
+        )
+        own = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles.items() if h.constraint is not None)
+        return dataclasses.replace(
+            options,
+            exclude_from_weight_decay=Excluded(excluded) if excluded else (),
+            constraints=options.constraints + own,
+        )
+
+    def view(self, place: Place) -> View:
+        """The array at `place` of the state, as an assignable variable (`views`)."""
+        return view(self, place)
+
+    # --- configs ----------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make this optimizer anew, without its state; JSON takes it.
+
+        Keras's keys in Keras's order; then ours, where they are not at their defaults. Functions (constraints, a
+        callable rate or exclusion) cannot be written down and are left out, with a warning.
+        """
+        config = {"name": self.name, "learning_rate": self._rate_config()}
+        config |= {n: getattr(self._options, n) for n in _CONFIG_OPTIONS}
+        if isinstance(self._rule, Rule):
+            config |= {
+                f.name: _listed(getattr(self._rule, f.name))
+                for f in dataclasses.fields(self._rule)
+                if f.name != "learning_rate" and (not f.kw_only or getattr(self._rule, f.name) != f.default)
+            }
+        for name in EXTRAS:
+            value = getattr(self._options, name)
+            if callable(value) or name == "constraints" and value:
+                warnings.warn(f"`{name}` holds functions, which a config cannot: it is left out.", stacklevel=2)
+            elif value != OPTION_DEFAULTS[name]:
+                config[name] = _listed(value)
+        if isinstance(self._rule, (Hooks, Foreign)) and type(self) is Optimizer:
+            raise TypeError(f"{self.name} runs code that a config cannot hold. Pickle it, or make it anew.")
+        return config
+
+    def _rate_config(self) -> Any:
+        if isinstance(self._rate, schedules.LearningRateSchedule):
+            return schedules.serialize(self._rate)
+        if self._rate is not None:
+            warnings.warn("`learning_rate` is a function, which a config cannot hold: it is left out.", stacklevel=3)
+            return None
+        if "learning_rate" not in self._state.hyper:
+            return None
+        now = float(self._state.hyper["learning_rate"])
+        given = self._rule.rate if isinstance(self._rule, Hooks) else self._rule.learning_rate
+        return given if given is not None and now == float(as_scalar(RATE_FIELD, given)) else now
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """The optimizer of `get_config`; `config` does not change. TF's `lr` is understood as `learning_rate`."""
+        return cls(**arguments_of(config, custom_objects))
+
+    def __repr__(self) -> str:
+        rate = self._rate if self._rate is not None else self._state.hyper.get("learning_rate")
+        return f"<{type(self).__name__} name={self.name!r} learning_rate={rate} iterations={int(self._state.step)}>"
+
+
+_CONFIG_OPTIONS = (
+    "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum", "ema_overwrite_frequency",
+    "loss_scale_factor", "gradient_accumulation_steps",
+)  # fmt: skip
+OPTION_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
+
+
+def _pairs(grads_and_vars: Any) -> tuple[list[Any], list[Any]]:
+    """Gradients and variables out of pairs.
+
+    Raises:
+        TypeError: if these are no pairs.
+    """
+    kind = "(gradient, variable) pairs, such as `zip(grads, variables)`"
+    grads, variables = [], []
+    for pair in several("grads_and_vars", grads_and_vars, kind):
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise TypeError(f"`grads_and_vars` must be {kind}. Received: {str(pair)[:80]} among them")
+        grads.append(pair[0])
+        variables.append(pair[1])
+    return grads, variables
+
+
+def _variables(name: str, var_list: Any) -> list[Any]:
+    """A list of variables out of one, or out of a function that returns it."""
+    return list(several(name, var_list() if callable(var_list) else var_list))
+
+
+def refuse_traced(x: Any) -> None:
+    """Raises a TypeError inside `jit` and the like, where a variable must not be written: `x` would leak."""
+    if isinstance(x, Tracer):
+        raise TypeError(
+            "Variables and state cannot be updated inside `jit`, `grad` or another transformation of JAX. Use "
+            "`stateless_apply` there, or the pure face, e.g. `jaxopt_keras.adam(...)`."
+        )
+
+
+def _checked(g: Any, h: Handle) -> Any:
+    """A gradient of the shape of its variable.
+
+    Raises:
+        TypeError: if it is not made of numbers. ValueError: if the shape is another.
+    """
+    if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
+        return None
+    g = value_of(g)
+    shape = tuple(h.shape)
+    if sparse.is_sparse(g):
+        refuse_traced(jax.tree.leaves(g)[0])
+        g = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), g)
+        right = sparse.fits(g, shape)
+    else:
+        if not isinstance(g, jax.Array):
+            g = _numbers(g, h)
+        refuse_traced(g)
+        right = g.shape == shape
+    if not right:
+        raise ValueError(
+            f"The gradient of `{h.path}` must have the variable's shape {shape}. Received: {sparse.shape_of(g)}"
+        )
+    return g
+
+
+def _numbers(g: Any, h: Handle) -> Any:
+    if hasattr(g, "__jax_array__"):
+        return jnp.asarray(g)
+    array = np.array(g)  # JAX may look at the memory of a NumPy array later, when its owner has written there
+    if array.dtype.kind in "OSUbMm":
+        raise TypeError(f"The gradient of `{h.path}` must be an array of numbers. Received: {g!r}")
+    return array
+
+
+def _like(a: Any, b: Any) -> bool:
+    return jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
+
+
+def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) -> dict[str, Any]:
+    """The arguments that a config, of ours or of any Keras, stands for."""
+    if not isinstance(config, dict):
+        raise TypeError(f"`config` must be a dict. Received: config={config!r}")
+    arguments = dict(config)
+    if "lr" in arguments:
+        arguments["learning_rate"] = arguments.pop("lr")
+    rate = arguments.pop("learning_rate", None)
+    if rate is not None:
+        arguments["learning_rate"] = schedules.deserialize(rate, custom_objects) if isinstance(rate, dict) else rate
+    return arguments
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def snake_case(name: str) -> str:
+    """As Keras makes names of classes: RMSprop -> rm_sprop, AdamW -> adam_w."""
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)).lower()

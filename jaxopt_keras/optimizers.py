@@ -1,0 +1,106 @@
+"""The named optimizers, made from the rules: a class of the stateful face and a function of the pure face for each.
+
+Names, arguments, their order and defaults are those of `keras.optimizers`; the keyword-only arguments at the end are
+ours. `optimizers.pyi` says the same for type checkers and editors; `python -m jaxopt_keras.stubs` writes it.
+"""
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from jaxopt_keras import rules
+from jaxopt_keras.custom import EXTRAS, unknown_argument
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.optimizer import Optimizer
+from jaxopt_keras.options import Options
+from jaxopt_keras.rule import Rule
+
+RULES: dict[str, type[Rule]] = {
+    name: rule for name, rule in vars(rules).items() if isinstance(rule, type) and issubclass(rule, Rule)
+}
+
+
+def parameters(rule: type[Rule]) -> list[inspect.Parameter]:
+    """The arguments of an optimizer: its rule's and the common options, merged in Keras's order."""
+    own = {f.name: f for f in dataclasses.fields(rule)}
+    common = {f.name: f for f in dataclasses.fields(Options)}
+    positional = [n for n, f in own.items() if not f.kw_only]
+    keras = [n for n in common if n not in EXTRAS]
+    order = dict.fromkeys([*rule.signature, *positional, *keras])
+    keywords = dict.fromkeys([n for n, f in own.items() if f.kw_only] + list(EXTRAS))
+
+    def parameter(name: str, kind: Any) -> inspect.Parameter:
+        field = own.get(name) or common[name]
+        return inspect.Parameter(name, kind, default=rule.defaults.get(name, field.default), annotation=field.type)
+
+    return [parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in order] + [
+        parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in keywords
+    ]
+
+
+def split(rule: type[Rule], signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> tuple[Rule, Options]:
+    """The rule and the options that the arguments of an optimizer say.
+
+    Raises:
+        TypeError: for an argument that it does not have. ValueError: for one that it cannot do without.
+    """
+    for name in kwargs:
+        if name not in signature.parameters:
+            raise unknown_argument(rule.__name__, name, signature.parameters)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    values = bound.arguments
+    for name in rule.required:
+        if values[name] is None:
+            raise ValueError(f"`{name}` must be a number for {rule.__name__}. Received: {name}=None")
+    own = {f.name for f in dataclasses.fields(rule)}
+    return (
+        rule(**{n: v for n, v in values.items() if n in own}),
+        Options(**{n: v for n, v in values.items() if n not in own}),
+    )
+
+
+def stateful(rule: type[Rule]) -> type[Optimizer]:
+    """The Keras-style class of a rule."""
+    signature = inspect.Signature(parameters(rule))
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if kwargs.pop("decay", None) is not None:
+            warnings.warn("`decay` is ignored, as in Keras 3: use a schedule.", stacklevel=2)
+        made, options = split(rule, signature, args, kwargs)
+        self._start(made, options, made.learning_rate)
+
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
+    members = {"__init__": __init__, "__doc__": _documented(rule, "optimizer"), "__module__": "jaxopt_keras"}
+    return type(rule.__name__, (Optimizer,), members)
+
+
+def pure(rule: type[Rule]) -> Callable[..., Kernel]:
+    """The function that makes a rule's kernel, named as the rule's file."""
+    signature = inspect.Signature(parameters(rule))
+
+    def make(*args: Any, **kwargs: Any) -> Kernel:
+        return Kernel(*split(rule, signature, args, kwargs))
+
+    make.__name__ = make.__qualname__ = rule.__module__.rsplit(".", 1)[-1]
+    make.__signature__ = signature  # type: ignore[attr-defined]
+    make.__doc__, make.__module__ = _documented(rule, "kernel"), "jaxopt_keras"
+    return make
+
+
+def _documented(rule: type[Rule], what: str) -> str:
+    """The rule's docstring, with the arguments and their defaults."""
+    arguments = "\n".join(f"        {p.name}: default {p.default!r}." for p in parameters(rule))
+    return (
+        f"{inspect.getdoc(rule)}\n\n    Args (see `Options` for those common to every {what}):\n{arguments}\n\n"
+        "    Raises:\n        TypeError, ValueError: for an argument of a wrong type, or out of its range.\n"
+    )
+
+
+CLASSES: dict[str, type[Optimizer]] = {rule.__name__: stateful(rule) for rule in RULES.values()}
+FUNCTIONS: dict[str, Callable[..., Kernel]] = {f.__name__: f for f in map(pure, RULES.values())}
+globals().update(CLASSES | FUNCTIONS)
+__all__ = [*CLASSES, *FUNCTIONS]

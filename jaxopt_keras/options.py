@@ -1,0 +1,124 @@
+"""What every optimizer can do around its rule: decay, clipping, averaging, accumulation, constraints."""
+
+import re
+from collections.abc import Callable
+from types import NoneType
+from typing import Annotated, Any, Literal
+
+from jaxopt_keras.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within
+
+
+class Options(Hyperparameters):
+    """The arguments common to all optimizers, in Keras's order; the last five are not Keras's.
+
+    Args:
+        weight_decay: decoupled decay `p <- p (1 - lr weight_decay)`, once before each update; None: off.
+        clipnorm: each gradient is scaled down to at most this norm. At most one of the three clips; 0 is off.
+        clipvalue: each gradient element is clipped to ±clipvalue.
+        global_clipnorm: all gradients are scaled down together to at most this joint norm.
+        use_ema: keep an exponential moving average of the parameters (slot `average`).
+        ema_momentum: its decay, in [0, 1].
+        ema_overwrite_frequency: every so many updates the parameters become their average; None: never.
+        loss_scale_factor: gradients are divided by it (the loss was multiplied: `Optimizer.scale_loss`).
+        gradient_accumulation_steps: int >= 2: one update for every so many calls, with the mean gradient. All else
+            (clip, decay, schedule, average, constraint) happens once per update. None or 0: off.
+        exclude_from_weight_decay: regular expressions, searched for in a parameter's path, or a function
+            `(path, parameter) -> bool`.
+        constraints: `{regex: function}`; the parameters whose path matches become `function(parameter)` last of all.
+        sparse: "dense": a sparse gradient means its dense equal. "lazy": it touches only its rows and their slots.
+        axis_name: gradients are summed over this mapped axis (inside `shard_map` or `pmap`) first of all.
+        name: of the optimizer.
+    """
+
+    weight_decay: Amount | None = None
+    clipnorm: Amount | None = None
+    clipvalue: Amount | None = None
+    global_clipnorm: Amount | None = None
+    use_ema: bool = False
+    ema_momentum: Annotated[float, Within(0, 1), COMPLEMENT] = 0.99
+    ema_overwrite_frequency: Count | None = None
+    loss_scale_factor: Annotated[float, Within(above=0)] | None = None
+    gradient_accumulation_steps: Count | None = None
+    name: str | None = None
+    exclude_from_weight_decay: Any = ()
+    constraints: Any = ()
+    sparse: Literal["dense", "lazy"] = "dense"
+    axis_name: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "ema_momentum"):
+            if callable(getattr(self, name)):
+                raise TypeError(f"`{name}` must be a number: only `learning_rate` may be a schedule.")
+        super().__post_init__()
+        clips = {n: getattr(self, n) for n in ("clipnorm", "clipvalue", "global_clipnorm")}
+        if sum(c is not None for c in clips.values()) > 1:
+            received = ", ".join(f"{n}={c}" for n, c in clips.items())
+            raise ValueError(
+                f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set. Received: {received}"
+            )
+        if self.gradient_accumulation_steps == 1:
+            raise ValueError(
+                "`gradient_accumulation_steps` must be an integer >= 2, or None. "
+                "Received: gradient_accumulation_steps=1"
+            )
+        if self.use_ema and self.ema_overwrite_frequency == 0:
+            raise ValueError(
+                "`ema_overwrite_frequency` must be an integer >= 1, or None. Received: ema_overwrite_frequency=0"
+            )
+        for name in ("gradient_accumulation_steps", "axis_name"):
+            if self.sparse == "lazy" and getattr(self, name):
+                raise ValueError(
+                    f'`sparse="lazy"` cannot be combined with `{name}`: the sum of several sparse gradients is dense. '
+                    'Use `sparse="dense"`.'
+                )
+        object.__setattr__(self, "exclude_from_weight_decay", _names(self.exclude_from_weight_decay))
+        object.__setattr__(self, "constraints", _pairs(self.constraints))
+
+    def _is_traced(self, name: str, field: Any) -> bool:
+        if name == "ema_momentum" and not self.use_ema:
+            return False
+        value = getattr(self, name)
+        off = "clip" in name and isinstance(value, float) and value == 0
+        return super()._is_traced(name, field) and not off
+
+    def decays(self, path: str, p: Any) -> bool:
+        """Whether the parameter at `path` decays."""
+        if callable(self.exclude_from_weight_decay):
+            return not self.exclude_from_weight_decay(path, p)
+        return not any(re.search(pattern, path) for pattern in self.exclude_from_weight_decay)
+
+    def constraint(self, path: str) -> Callable[[Any], Any] | None:
+        """The constraint of the parameter at `path`: the first that matches."""
+        return next((f for pattern, f in self.constraints if re.search(pattern, path)), None)
+
+
+def _names(value: Any) -> Any:
+    if callable(value):
+        return value
+    if not isinstance(value, (str, list, tuple, set, frozenset, NoneType)):
+        raise TypeError(
+            "`exclude_from_weight_decay` must be regular expressions, or a function of (path, parameter). Received: "
+            f"exclude_from_weight_decay={value!r}"
+        )
+    names = (value,) if isinstance(value, str) else tuple(value or ())
+    for name in names:
+        _check_pattern("exclude_from_weight_decay", name)
+    return names
+
+
+def _pairs(value: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    pairs = tuple(value.items()) if isinstance(value, dict) else tuple(value or ())
+    for pattern, function in pairs:
+        _check_pattern("constraints", pattern)
+        if not callable(function):
+            raise TypeError(f"`constraints` must map patterns to functions. Received: {pattern!r}: {function!r}")
+    return pairs
+
+
+def _check_pattern(name: str, pattern: Any) -> None:
+    if not isinstance(pattern, str):
+        raise TypeError(f"`{name}` must hold regular expressions. Received: {pattern!r} ({type(pattern).__name__})")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"`{name}` must hold regular expressions. Received: {pattern!r} ({error})") from None

@@ -1,0 +1,16 @@
+"""The optimizers, one file each. To add one: its file, its line here, its oracle in `tests/oracles`."""
+
+from jaxopt_keras.rules.adadelta import Adadelta as Adadelta
+from jaxopt_keras.rules.adafactor import Adafactor as Adafactor
+from jaxopt_keras.rules.adagrad import Adagrad as Adagrad
+from jaxopt_keras.rules.adam import Adam as Adam
+from jaxopt_keras.rules.adamax import Adamax as Adamax
+from jaxopt_keras.rules.adamw import AdamW as AdamW
+from jaxopt_keras.rules.ftrl import Ftrl as Ftrl
+from jaxopt_keras.rules.lamb import Lamb as Lamb
+from jaxopt_keras.rules.lion import Lion as Lion
+from jaxopt_keras.rules.muon import Muon as Muon
+from jaxopt_keras.rules.nadam import Nadam as Nadam
+from jaxopt_keras.rules.rmsprop import RMSprop as RMSprop
+from jaxopt_keras.rules.schedule_free_adamw import ScheduleFreeAdamW as ScheduleFreeAdamW
+from jaxopt_keras.rules.sgd import SGD as SGD

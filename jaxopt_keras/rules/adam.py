@@ -1,0 +1,51 @@
+"""Adam: adaptive moment estimation."""
+
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.numerics import ema, square
+from jaxopt_keras.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
+
+
+class Adam(Rule):
+    """Adam, with the optional AMSGrad maximum.
+
+        m <- beta_1 m + (1 - beta_1) g          v <- beta_2 v + (1 - beta_2) g²
+        amsgrad: h <- max(h, v), in the place of v below
+        p <- p - lr sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (sqrt(v) + epsilon)
+
+    Kingma & Ba 2014, arXiv:1412.6980, with the "epsilon hat" of its section 2; AMSGrad: Reddi et al. 2018,
+    arXiv:1904.09237. `variant="optax"` is the paper's Algorithm 1: epsilon joins the bias-corrected sqrt(v / (1 -
+    beta_2^t)), and AMSGrad's maximum is over bias-corrected values.
+    """
+
+    slot_groups: ClassVar = (("momentum", "velocity"), ("velocity_hat",))
+
+    learning_rate: Rate = 1e-3
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.999
+    epsilon: Amount = 1e-7
+    amsgrad: bool = False
+
+    class State(NamedTuple):
+        momentum: Signed
+        velocity: NonNegative
+        velocity_hat: NonNegative | None = None
+
+    def init(self, p: Array) -> State:
+        zeros = jnp.zeros_like(p.real)
+        return self.State(jnp.zeros_like(p), zeros, zeros if self.amsgrad else None)
+
+    def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        m = ema(s.momentum, g, self.beta_1)
+        v = ema(s.velocity, square(g), self.beta_2)
+        m_correction, v_correction = 1 - self.beta_1**at.t, 1 - self.beta_2**at.t
+        corrected = v / v_correction if self.variant == "optax" else v
+        peak = corrected if s.velocity_hat is None else jnp.maximum(s.velocity_hat, corrected)
+        root = jnp.sqrt(peak) + self.epsilon
+        if self.variant == "keras":
+            root = root / jnp.sqrt(v_correction)
+        step = -at.lr * (m / m_correction) / root
+        return step, self.State(m, v, None if s.velocity_hat is None else peak)

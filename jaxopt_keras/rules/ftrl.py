@@ -1,0 +1,49 @@
+"""FTRL-proximal: the parameter is computed anew from sums, and exactly zero where L1 says so."""
+
+from typing import Annotated, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.rule import Amount, Clock, Exact, Rate, Rule, Within
+
+
+class Ftrl(Rule):
+    """ "Follow the regularized leader", proximal form (McMahan et al. 2013, "Ad click prediction").
+
+        l2 = l2_regularization_strength + beta / (2 lr),  k = -learning_rate_power
+        n' = n + g²                     n starts as initial_accumulator_value
+        z <- z + g + 2 l2_shrinkage_regularization_strength p - (n'^k - n^k) / lr p
+        p <- (clip(z, -l1, l1) - z) / (n'^k / lr + 2 l2),  n <- n'
+
+    The initial value of p plays no part after the first update, as in Keras.
+    """
+
+    variants: ClassVar = ("keras",)
+    complex_ok: ClassVar = False
+    legacy_interleaved: ClassVar = True
+
+    learning_rate: Rate = 1e-3
+    learning_rate_power: Annotated[float, Within(high=0)] = -0.5
+    initial_accumulator_value: Amount = 0.1
+    l1_regularization_strength: Amount = 0.0
+    l2_regularization_strength: Amount = 0.0
+    l2_shrinkage_regularization_strength: Amount = 0.0
+    beta: Amount = 0.0
+
+    class State(NamedTuple):
+        accumulator: Exact
+        linear: Exact
+
+    def init(self, p: Array) -> State:
+        return self.State(jnp.full_like(p, self.initial_accumulator_value), jnp.zeros_like(p))
+
+    def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        k, l1 = -self.learning_rate_power, self.l1_regularization_strength
+        l2 = self.l2_regularization_strength + self.beta / (2 * at.lr)
+        n = s.accumulator + g * g
+        power = n**k
+        z = s.linear + g + 2 * self.l2_shrinkage_regularization_strength * p
+        z = z - (power - s.accumulator**k) / at.lr * p
+        proximal = (jnp.clip(z, -l1, l1) - z) / (power / at.lr + 2 * l2)
+        return proximal - p, self.State(n, z)

@@ -1,0 +1,128 @@
+"""Muon: momentum, orthogonalized. Matrices only; the rest goes to Adam."""
+
+import re
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.numerics import norm
+from jaxopt_keras.rule import Amount, Clock, Count, Decay, NonNegative, Number, Rate, Rule, Signed
+from jaxopt_keras.rules.adam import Adam
+from jaxopt_keras.rules.nadam import Nadam
+
+
+class Muon(Rule):
+    """Muon (Jordan et al. 2024), with the update scale of Moonlight (Liu et al. 2025, arXiv:2502.16982).
+
+        m <- momentum m + g
+        u = g + momentum m if nesterov else m
+        x = u / (|u| + 1e-7), then ns_steps times: a = x xᵀ,  x <- muon_a x + (muon_b a + muon_c a²) x
+        p <- p - lr rms_rate sqrt(max(rows, columns)) x         rms_rate None: the factor is 1
+
+    What is no matrix, has "embedding" in its path (`exclude_embeddings`) or a path that one of the regular expressions
+    `exclude_layers` finds, is updated by Adam, at the rate `lr adam_lr_ratio` and with `adam_weight_decay`.
+
+    `variant="optax"`, as optax.contrib.muon: m is an average, bias-corrected; `epsilon` in the place of 1e-7; rms_rate
+    None: sqrt(max(1, columns / rows)); the Adam part takes the paper's epsilon, and Nesterov momentum if `nesterov`.
+    """
+
+    grain: ClassVar = "matrix"
+    defaults: ClassVar = {"weight_decay": 0.004}
+    signature: ClassVar = (
+        "learning_rate", "adam_beta_1", "adam_beta_2", "adam_weight_decay", "epsilon", "weight_decay", "clipnorm",
+        "clipvalue", "global_clipnorm", "use_ema", "ema_momentum", "ema_overwrite_frequency", "loss_scale_factor",
+        "gradient_accumulation_steps", "name",
+    )  # fmt: skip
+
+    learning_rate: Rate = 1e-3
+    adam_beta_1: Decay = 0.9
+    adam_beta_2: Decay = 0.999
+    adam_weight_decay: Amount | None = 0.004
+    epsilon: Amount = 1e-7
+    exclude_layers: Any = None
+    exclude_embeddings: bool = True
+    muon_a: Number = 3.4445
+    muon_b: Number = -4.7750
+    muon_c: Number = 2.0315
+    adam_lr_ratio: Amount = 1.0
+    momentum: Decay = 0.95
+    ns_steps: Count = 5
+    nesterov: bool = True
+    rms_rate: Amount | None = 0.2
+
+    class State(NamedTuple):
+        momentum: Signed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = self.exclude_layers
+        if isinstance(layers, str) or not all(isinstance(x, str) for x in layers or ()):
+            raise TypeError(
+                f"`exclude_layers` must be a list of regular expressions. Received: exclude_layers={layers!r}"
+            )
+        object.__setattr__(self, "exclude_layers", tuple(layers or ()))
+
+    def accepts(self, path: str, p: Array) -> bool:
+        if p.ndim != 2 or (self.exclude_embeddings and "embedding" in path.lower()):
+            return False
+        return not any(re.search(pattern, path) for pattern in self.exclude_layers)
+
+    @property
+    def fallback(self) -> Rule:
+        adam = Nadam if self.variant == "optax" and self.nesterov else Adam
+        values = {"beta_1": self.adam_beta_1, "beta_2": self.adam_beta_2, "epsilon": self.epsilon}
+        part = AdamPart(inner=adam(variant=self.variant).bind(values), variant=self.variant)
+        return part.bind({"ratio": self.adam_lr_ratio, "weight_decay": self.adam_weight_decay})
+
+    def init(self, p: Array) -> State:
+        return self.State(jnp.zeros_like(p))
+
+    def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        mu, (rows, columns) = self.momentum, p.shape
+        if self.variant == "optax":
+            m = mu * s.momentum + (1 - mu) * g
+            later = m / (1 - mu ** (at.t + 1))
+            u = mu * later + (1 - mu) * g / (1 - mu**at.t) if self.nesterov else m / (1 - mu**at.t)
+        else:
+            m = mu * s.momentum + g
+            u = g + mu * m if self.nesterov else m
+        x = self.orthogonalized(u)
+        if self.rms_rate is not None:
+            x = x * (max(rows, columns) ** 0.5 * self.rms_rate)
+        elif self.variant == "optax":
+            x = x * max(1, columns / max(rows, 1)) ** 0.5
+        return -at.lr * x, self.State(m)
+
+    def orthogonalized(self, u: Array) -> Array:
+        """Newton-Schulz iterations towards the nearest (semi-)orthogonal matrix, on the shorter side."""
+        tall = u.shape[0] > u.shape[1]
+        x = u.T if tall else u
+        x = x / (norm(x) + (self.epsilon if self.variant == "optax" else 1e-7))
+        for _ in range(self.ns_steps):
+            a = x @ x.conj().T
+            x = self.muon_a * x + (self.muon_b * a + self.muon_c * a @ a) @ x
+        return x.T if tall else x
+
+
+class AdamPart(Rule):
+    """The rule for what is no matrix: `inner`, at `ratio` times the rate and with its own decay."""
+
+    inner: Any = Adam()
+    ratio: Amount = 1.0
+    weight_decay: Amount | None = None
+
+    class State(NamedTuple):
+        momentum: Signed
+        velocity: NonNegative
+
+    def decoupled(self, weight_decay: Any) -> Any:
+        own = self.weight_decay
+        return own * self.ratio if self.variant == "optax" and own is not None else own
+
+    def init(self, p: Array) -> State:
+        return self.State(*self.inner.init(p)[:2])
+
+    def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        step, new = self.inner.update(g, p, self.inner.State(*s), at)
+        return self.ratio * step, self.State(*new[:2])

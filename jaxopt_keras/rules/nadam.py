@@ -1,0 +1,57 @@
+"""Nadam: Adam with Nesterov momentum."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.numerics import ema, square
+from jaxopt_keras.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
+
+
+class Nadam(Rule):
+    """Nadam (Dozat 2016), with its warming momentum.
+
+        mu_t = beta_1 (1 - 0.96^t / 2)          U <- U mu_t, once for all arrays, from 1
+        m <- beta_1 m + (1 - beta_1) g          v <- beta_2 v + (1 - beta_2) g²
+        m' = mu_{t+1} m / (1 - U mu_{t+1}) + (1 - mu_t) g / (1 - U)
+        p <- p - lr m' / (sqrt(v / (1 - beta_2^t)) + epsilon)
+
+    `variant="optax"` has a constant momentum: m' = beta_1 m / (1 - beta_1^{t+1}) + (1 - beta_1) g / (1 - beta_1^t).
+    """
+
+    learning_rate: Rate = 1e-3
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.999
+    epsilon: Amount = 1e-7
+
+    class State(NamedTuple):
+        momentum: Signed
+        velocity: NonNegative
+
+    class Scalars(NamedTuple):
+        u_product: Array | float
+
+    def init(self, p: Array) -> State:
+        return self.State(jnp.zeros_like(p), jnp.zeros_like(p.real))
+
+    def scalars(self) -> Scalars:
+        return self.Scalars(u_product=1.0)
+
+    def momentum_at(self, t: Array) -> Array:
+        return self.beta_1 * (1 - 0.5 * 0.96**t)
+
+    def advance(self, scalars: Scalars, at: Clock) -> Scalars:
+        return self.Scalars(scalars.u_product * self.momentum_at(at.t))
+
+    def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        m = ema(s.momentum, g, self.beta_1)
+        v = ema(s.velocity, square(g), self.beta_2)
+        if self.variant == "optax":
+            ahead = self.beta_1 * m / (1 - self.beta_1 ** (at.t + 1))
+            ahead = ahead + (1 - self.beta_1) * g / (1 - self.beta_1**at.t)
+        else:
+            mu, mu_next, product = self.momentum_at(at.t), self.momentum_at(at.t + 1), at.scalars.u_product
+            ahead = mu_next * m / (1 - product * mu_next) + (1 - mu) * g / (1 - product)
+        step = -at.lr * ahead / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
+        return step, self.State(m, v)

@@ -1,0 +1,50 @@
+"""RMSprop: gradients divided by a running root mean square."""
+
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.numerics import ema, square
+from jaxopt_keras.rule import Amount, Clock, Decay, Momentum, NonNegative, Rate, Rule, Signed
+
+
+class RMSprop(Rule):
+    """RMSprop (Tieleman & Hinton 2012, lecture 6.5), with momentum, and centered by choice.
+
+        n <- rho n + (1 - rho) g²
+        centered: a <- rho a + (1 - rho) g,  d = n - a² + epsilon;  else d = n + epsilon
+        b <- momentum b + lr g / sqrt(d)
+        p <- p - b
+
+    Centered: Graves 2013, arXiv:1308.0850. `variant="optax"` is the same (its `eps_in_sqrt=True`).
+    """
+
+    slot_groups: ClassVar = (("velocity",), ("momentum",), ("average_gradient",))
+
+    learning_rate: Rate = 1e-3
+    rho: Decay = 0.9
+    momentum: Momentum = 0.0
+    epsilon: Amount = 1e-7
+    centered: bool = False
+
+    class State(NamedTuple):
+        velocity: NonNegative
+        momentum: Signed | None
+        average_gradient: Signed | None
+
+    def init(self, p: Array) -> State:
+        zeros = jnp.zeros_like(p)
+        return self.State(jnp.zeros_like(p.real), zeros if self.momentum else None, zeros if self.centered else None)
+
+    def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        n, a = ema(s.velocity, square(g), self.rho), s.average_gradient
+        d = n + self.epsilon
+        if a is not None:
+            a = ema(a, g, self.rho)
+            d = d - square(a)
+        b = at.lr * g / jnp.sqrt(d)
+        if s.momentum is None:
+            return -b, self.State(n, None, a)
+        b = self.momentum * s.momentum + b
+        return -b, self.State(n, b, a)

@@ -1,0 +1,89 @@
+"""Gradients that touch only some rows of a parameter, as an embedding's do."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental.sparse import BCOO
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True)
+class IndexedSlices:
+    """Rows of a gradient: `dense[indices[i]] += values[i]`; an index may occur more than once.
+
+    Args:
+        values: `(n, *dense_shape[1:])`, the rows.
+        indices: `(n,)` integers in `[0, dense_shape[0])`; what lies outside is dropped.
+        dense_shape: shape of the parameter; may be left out where the parameter is at hand.
+
+    >>> rows = IndexedSlices(jnp.ones((2, 3)), jnp.array([1, 1]), (4, 3))
+    >>> rows.todense()[1].tolist()
+    [2.0, 2.0, 2.0]
+    """
+
+    values: Any
+    indices: Any
+    dense_shape: tuple[int, ...] | None = None
+
+    def tree_flatten_with_keys(self) -> Any:
+        key = jax.tree_util.GetAttrKey
+        return ((key("values"), self.values), (key("indices"), self.indices)), self.dense_shape
+
+    def tree_flatten(self) -> Any:
+        return (self.values, self.indices), self.dense_shape
+
+    @classmethod
+    def tree_unflatten(cls, dense_shape: Any, children: Any) -> "IndexedSlices":
+        values, indices = children
+        return cls(values, indices, dense_shape)
+
+    def todense(self) -> Array:
+        """The dense gradient, duplicates summed."""
+        if self.dense_shape is None:
+            raise ValueError("`todense` needs `dense_shape`. Received: dense_shape=None")
+        return scatter_sum(self.values, self.indices, tuple(self.dense_shape))
+
+
+def is_sparse(g: Any) -> bool:
+    return isinstance(g, (IndexedSlices, BCOO))
+
+
+def fits(g: Any, shape: tuple[int, ...]) -> bool:
+    """Whether the sparse gradient `g` is of a parameter of `shape`."""
+    if isinstance(g, BCOO):
+        return tuple(g.shape) == shape
+    if not shape or tuple(g.dense_shape or shape) != shape:
+        return False
+    return np.shape(g.values) == (*np.shape(g.indices), *shape[1:])
+
+
+def shape_of(g: Any) -> str:
+    """What the shape of a gradient is, for an error message."""
+    if isinstance(g, IndexedSlices):
+        return (
+            f"IndexedSlices of values {np.shape(g.values)}, indices {np.shape(g.indices)}, dense_shape {g.dense_shape}"
+        )
+    return str(tuple(np.shape(g)))
+
+
+def scatter_sum(values: Any, indices: Any, shape: tuple[int, ...]) -> Array:
+    rows = jnp.asarray(values).reshape(-1, *shape[1:])
+    return jnp.zeros(shape, rows.dtype).at[jnp.asarray(indices).reshape(-1)].add(rows)
+
+
+def densify(g: Any, shape: tuple[int, ...]) -> Any:
+    """The dense gradient of a parameter of `shape`."""
+    if isinstance(g, BCOO):
+        return g.todense()
+    return scatter_sum(g.values, g.indices, shape) if isinstance(g, IndexedSlices) else g
+
+
+def rows_of(g: Any) -> IndexedSlices | None:
+    """`g` as rows; None where it is dense, or a BCOO that is not made of rows (`n_sparse=1`, `n_batch=0`)."""
+    if isinstance(g, BCOO) and g.n_sparse == 1 and g.n_batch == 0:
+        return IndexedSlices(g.data, g.indices[:, 0], tuple(g.shape))
+    return g if isinstance(g, IndexedSlices) else None

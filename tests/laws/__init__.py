@@ -1,0 +1,1 @@
+"""What holds for every rule, whoever wrote it: one law per file."""

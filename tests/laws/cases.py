@@ -1,0 +1,180 @@
+"""What the laws run over: every rule and variant, as it comes and with its switches thrown; and trees to run it on."""
+
+import dataclasses
+from collections.abc import Iterator
+from types import NoneType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_keras import Kernel, Options, Rule, rules
+from jaxopt_keras.engine.core import Now
+from jaxopt_keras.engine.leafwise import At, route
+from jaxopt_keras.rule import fields_of
+
+RULES = [x for x in vars(rules).values() if isinstance(x, type) and issubclass(x, Rule)]
+RATE = 0.0625  # exact in every dtype, and large enough for a step to show in bfloat16
+
+
+class Case(NamedTuple):
+    """A rule and the options that it comes with."""
+
+    rule: Rule
+    options: Options
+    setting: str
+
+    def __str__(self) -> str:
+        return f"{type(self.rule).__name__}-{self.rule.variant}-{self.setting}"
+
+    def kernel(self, learning_rate: Any = RATE, **options: Any) -> Kernel:
+        """The case with another rate, and with more options."""
+        rule = dataclasses.replace(self.rule, learning_rate=learning_rate)
+        return Kernel(rule, dataclasses.replace(self.options, **options))
+
+
+def switched(cls: type[Rule]) -> dict[str, Any]:
+    """Hyperparameters with which everything that is off by default is on, and the other way round."""
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        field = fields_of(cls)[f.name]
+        if field.off_at_zero:
+            values[f.name] = 0.9
+        elif field.types == (bool,):
+            values[f.name] = not f.default
+        elif field.traced or int in field.types:
+            if f.default is None or f.default == 0:
+                values[f.name] = 0.125 if field.traced else 2
+            elif NoneType in field.types:
+                values[f.name] = None
+    return values
+
+
+PLAIN, SWITCHED = [
+    [
+        Case(cls(**values, learning_rate=RATE, variant=variant), Options(**options), setting)
+        for cls in RULES
+        for variant in cls.variants
+        for values, options in [
+            (switched(cls), {"weight_decay": 0.01}) if setting == "switched" else ({}, cls.defaults)
+        ]
+    ]
+    for setting in ("plain", "switched")
+]
+CASES = PLAIN + SWITCHED
+
+# Compilation takes most of the time. Half of the cases will do where a law is about the engine as much as about the rule,
+# and the rules with the fewest and the most slots where it is about the engine alone.
+FEW = [pick(SWITCHED, key=lambda case: len(case.rule.slots())) for pick in (min, max)]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+switched_cases = pytest.mark.parametrize("case", SWITCHED, ids=str)
+few_cases = pytest.mark.parametrize("case", FEW, ids=str)
+
+SMALL = {"kernel": (4, 3), "bias": (3,)}
+AWKWARD = {
+    "dense": {"kernel": (4, 3), "bias": (3,)},
+    "list": [(), (0, 2), (2, 3, 5)],
+    "embedding": (5, 2),
+    "half": (5,),
+}
+
+
+def draw(shapes: Any, seed: int, dtype: Any = jnp.float32, scale: float = 1.0) -> Any:
+    """A tree of normal numbers, for a tree of shapes. `half` is bfloat16 beside float32."""
+    rng = np.random.default_rng(seed)
+
+    def one(path: Any, shape: tuple[int, ...]) -> jax.Array:
+        x = rng.normal(size=shape) * scale
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            x = x + 1j * rng.normal(size=shape) * scale
+        half = dtype == jnp.float32 and "half" in jax.tree_util.keystr(path)
+        return jnp.asarray(x, jnp.bfloat16 if half else dtype)
+
+    return jax.tree_util.tree_map_with_path(one, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def parameters(shapes: Any = SMALL, dtype: Any = jnp.float32) -> Any:
+    """Fresh parameters; biases are zero, as they are at the start of a training."""
+    drawn = draw(shapes, 0, dtype)
+    zero = lambda path, x: jnp.zeros_like(x) if "bias" in jax.tree_util.keystr(path) else x  # noqa: E731
+    return jax.tree_util.tree_map_with_path(zero, drawn)
+
+
+def gradients(count: int, shapes: Any = SMALL, dtype: Any = jnp.float32) -> list[Any]:
+    """Different ones for every step, of size 1, 0.1, 0.01, 1, ..."""
+    return [draw(shapes, 1 + i, dtype, 0.1 ** (i % 3)) for i in range(count)]
+
+
+def run(kernel: Kernel, params: Any, grads: list[Any], state: Any = None) -> tuple[Any, Any]:
+    """The parameters and the state after all `grads`."""
+    state = kernel.init(params) if state is None else state
+    for g in grads:
+        params, state = kernel.step(params, state, g, donate=False)
+    return params, state
+
+
+def by_hand(case: Case, path: str, p: Any, grads: list[Any]) -> np.ndarray:
+    """The rule itself on one parameter, in float64, every hyperparameter a Python float: no engine, nothing traced."""
+    with jax.enable_x64(True):
+        p, grads = jnp.asarray(p, float), [jnp.asarray(g, float) for g in grads]
+        rule = route(case.rule, path, p)
+        s, scalars, decay = rule.init(p), rule.scalars(), case.options.weight_decay
+        shrink = rule.decoupled(decay)
+        for i, g in enumerate(grads):
+            now = Now(jnp.asarray(i + 1.0), RATE, decay, {})
+            scalars = None if scalars is None else case.rule.advance(scalars, At(now, scalars))
+            p = p if shrink is None else p * (1 - RATE * shrink)
+            step, s = rule.update(g, p, s, At(now, scalars))
+            p = p + step
+        return np.asarray(p)
+
+
+def types(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types."""
+    aval = lambda x: (x.shape, x.dtype, x.weak_type)  # noqa: E731
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [aval(x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)) for x in leaves]
+
+
+def operations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr and of all that it calls."""
+    for eqn in jaxpr.eqns:
+        inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+        inner = [x for x in inner if hasattr(x, "eqns")]
+        for x in inner:
+            yield from operations(x)
+        if not inner:
+            yield eqn
+
+
+def pairs(actual: Any, expected: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The leaves of both, with their paths, as NumPy arrays."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype, jax.tree_util.keystr(path)
+        yield jax.tree_util.keystr(path), np.asarray(a), np.asarray(e)
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    for path, a, e in pairs(actual, expected):
+        assert a.tobytes() == e.tobytes() and a.shape == e.shape, f"{path}: {a} is not {e}"
+
+
+def assert_close(actual: Any, expected: Any, steps: int) -> None:
+    """Equal but for the rounding of `steps` steps, in two programs of the same formulas."""
+    for path, a, e in pairs(actual, expected):
+        assert_rounded(a, e, rounding(e.dtype, steps), path)
+
+
+def rounding(dtype: Any, steps: int) -> float:
+    """A few roundings in each step; they are as good as independent, so that their sum grows with the root."""
+    return 4 * steps**0.5 * float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.inexact) else 0.0
+
+
+def assert_rounded(a: Any, e: Any, tolerance: float, message: str) -> None:
+    """Within `tolerance` of the largest element."""
+    assert np.shape(a) == np.shape(e), message
+    a, e = (np.asarray(x).astype(complex if np.iscomplexobj(x) else float) for x in (a, e))
+    np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.max(np.abs(e), initial=0), err_msg=message)

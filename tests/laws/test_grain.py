@@ -1,0 +1,91 @@
+"""Grain holds: a rule needs of its array what it says it needs, no more and no less.
+
+An `element` rule may be packed with others into one buffer, run on single rows or on a shard; a `leaf` rule may be too,
+if its norms are taken elsewhere; a `matrix` rule may not. The engine believes the declaration: a rule that claims too
+little structure would be wrong there, in silence, and one that claims too much would be slow.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxopt_keras.engine.core import Now
+from jaxopt_keras.engine.leafwise import At, route
+from tests.laws.cases import RATE, assert_close, draw, every_case
+
+STEPS = 3
+ARRAYS = {"a": (4, 3), "b": (5,), "c": ()}
+LARGE = {"matrix": (130, 129)}  # beyond any size from which on a rule might take notice of the shape
+
+
+class WithoutReductions(At):
+    def norm(self, x):
+        raise LookupError("norm")
+
+    def rms(self, x):
+        raise LookupError("rms")
+
+
+class Packed(At):
+    """The norms of several arrays in one buffer, each at the elements of its array."""
+
+    def __init__(self, now, scalars, parts):
+        super().__init__(now, scalars)
+        self.parts = parts
+
+    def norm(self, x):
+        return jnp.sqrt(self.sums(x))
+
+    def rms(self, x):
+        return jnp.sqrt(self.sums(x) / self.sums(jnp.ones_like(x)))
+
+    def sums(self, x):
+        return jax.ops.segment_sum(jnp.abs(x) ** 2, self.parts, num_segments=len(ARRAYS))[self.parts]
+
+
+def steps(case, rule, clock, p, grads):
+    """The parameter and the slots after some updates by the bare rule."""
+    s, scalars = rule.init(p), rule.scalars()
+    for i, g in enumerate(grads):
+        now = Now(jnp.float32(i + 1), RATE, case.options.weight_decay, {})
+        scalars = None if scalars is None else rule.advance(scalars, At(now, scalars))
+        step, s = rule.update(g, p, s, clock(now, scalars))
+        p = p + step
+    return p, s
+
+
+def flat(tree):
+    return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
+
+
+def of_shape(case, shape):
+    """The rule, or the one that it leaves such arrays to."""
+    return route(case.rule, "", jnp.zeros(shape))
+
+
+@every_case
+def test_grain_is_enough(case):
+    rule = of_shape(case, (1,))
+    assert rule.grain != "matrix" or rule is case.rule
+    if rule.grain == "matrix":
+        pytest.skip("claims nothing")
+    params, grads = draw(ARRAYS, 0), [draw(ARRAYS, 1 + i) for i in range(STEPS)]
+    single = {n: steps(case, rule, At, params[n], [g[n] for g in grads]) for n in ARRAYS}
+    expected = jax.tree.map(lambda *parts: flat(parts), *single.values())
+
+    parts = jnp.concatenate([jnp.full(params[n].size, i) for i, n in enumerate(ARRAYS)])
+    clock = WithoutReductions if rule.grain == "element" else lambda *x: Packed(*x, parts)
+    assert_close(steps(case, rule, clock, flat(params), [flat(g) for g in grads]), expected, STEPS)
+
+
+@every_case
+def test_grain_is_needed(case):
+    rule = of_shape(case, LARGE["matrix"])
+    p, grads = draw(LARGE, 0)["matrix"], [draw(LARGE, 1)["matrix"]]
+    if rule.grain == "leaf":
+        with pytest.raises(LookupError):
+            steps(case, rule, WithoutReductions, p, grads)
+    if rule.grain == "matrix":
+        as_vector, _ = steps(case, of_shape(case, p.size), At, p.ravel(), [g.ravel() for g in grads])
+        as_matrix, _ = steps(case, rule, At, p, grads)
+        assert jnp.max(jnp.abs(as_vector - as_matrix.ravel())) > 1e-3 * RATE

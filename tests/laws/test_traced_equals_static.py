@@ -1,0 +1,115 @@
+"""Traced equals static: a run-time hyperparameter gives what the same number, written into the program, gives.
+
+Ten learning rates, or ten betas, are to share one compiled program, so numbers reach it as arguments. That may cost no
+accuracy (a float32 beta has a wrong `1 - beta`), and it must really be the argument that counts: a value baked in at
+construction would be deaf to `state.hyper`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxopt_keras import Kernel
+from jaxopt_keras.rule import fields_of
+from tests.laws.cases import (
+    SMALL,
+    assert_close,
+    assert_rounded,
+    assert_same_bits,
+    by_hand,
+    every_case,
+    few_cases,
+    gradients,
+    parameters,
+    rounding,
+    run,
+    switched_cases,
+)
+
+STEPS = 30
+OPTIONS = [
+    {"clipnorm": 0.5, "use_ema": True, "ema_overwrite_frequency": 2},
+    {"clipvalue": 0.5, "loss_scale_factor": 4.0},
+    {"global_clipnorm": 0.5},
+]
+
+
+@switched_cases
+def test_as_constants_of_the_program(case):
+    kernel = case.kernel()
+    constants = jax.tree.map(np.asarray, kernel.hyper())
+
+    @jax.jit
+    def static(params, state, grads):
+        params, state = kernel.step(params, state._replace(hyper=constants), grads)
+        return params, state._replace(hyper={})
+
+    params, grads = parameters(), gradients(STEPS)
+    p, s = params, kernel.init(params)._replace(hyper={})
+    for g in grads:
+        p, s = static(p, s, g)
+    traced, state = run(kernel, params, grads)
+    assert_close((traced, state._replace(hyper={})), (p, s), STEPS)
+
+
+@every_case
+def test_as_python_floats(case):
+    """So a hyperparameter loses no more in float32 than any other number."""
+    params, grads = parameters(), gradients(STEPS)
+    final, _ = run(case.kernel(), params, grads)
+    for name in SMALL:
+        expected = by_hand(case, name, params[name], [g[name] for g in grads])
+        assert_rounded(final[name], expected, rounding(jnp.float32, STEPS), name)
+
+
+def redrawn(kernel, draw):
+    """The kernel with every number that the compiled step takes replaced by another legal one."""
+
+    def other(group):
+        ranges = {name: fields_of(type(group))[name].range for name in group.traced()}
+        numbers = {n: draw(st.floats(-1, 1).filter(lambda x, r=r: x and x in r), label=n) for n, r in ranges.items()}
+        return dataclasses.replace(group, **numbers)
+
+    return Kernel(other(kernel.rule), other(kernel.options))
+
+
+@switched_cases
+@settings(max_examples=5)
+@given(data=st.data())
+def test_replaced_numbers_count(case, data):
+    """A state whose `hyper` is another kernel's goes on as that kernel would."""
+    kernel = case.kernel()
+    other = redrawn(kernel, data.draw)
+    grads = gradients(4)
+    params, state = run(kernel, parameters(), grads[:2])
+    state = state._replace(hyper=other.hyper())
+    assert_same_bits(run(kernel, params, grads[2:], state), run(other, params, grads[2:], state))
+
+
+@switched_cases
+def test_every_number_counts(case):
+    """A number that is an argument but changes nothing has been baked in, or forgotten."""
+    kernel = case.kernel()
+    for name, value in kernel.rule.traced().items():
+        changed = dataclasses.replace(kernel.rule, **{name: value / 2 + 0.01})
+        assert_differ(kernel, Kernel(changed, kernel.options), f"`{name}`")
+
+
+@few_cases
+@pytest.mark.parametrize("options", OPTIONS, ids=", ".join)
+def test_every_number_of_the_options_counts(case, options):
+    kernel = case.kernel(**options)
+    for name, value in kernel.options.traced().items():
+        changed = dataclasses.replace(kernel.options, **{name: value / 2 + 0.01})
+        assert_differ(kernel, Kernel(kernel.rule, changed), f"`{name}`")
+
+
+def assert_differ(kernel, changed, name):
+    params, grads = parameters(), gradients(4)
+    after, before = (jax.tree.leaves(run(k, params, grads)[0]) for k in (changed, kernel))
+    assert any((a != b).any() for a, b in zip(after, before, strict=True)), f"{name} changes nothing"

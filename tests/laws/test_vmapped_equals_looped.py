@@ -1,0 +1,26 @@
+"""Vmapped equals looped: a batch of trainings is that many trainings, each at its own learning rate if wished.
+
+Ensembles and sweeps run so. A rule that asked for a concrete value, a condition on a batched number, or a norm over the
+batch axis would break it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tests.laws.cases import RATE, assert_close, gradients, parameters, run, switched_cases
+
+STEPS = 2
+RATES = [RATE, 2 * RATE, 0.0]
+
+
+@switched_cases
+def test_vmapped_equals_looped(case):
+    batch = [jax.tree.map(lambda x, i=i: x * (1 + i), parameters()) for i in range(len(RATES))]
+    grads = [[jax.tree.map(lambda x, i=i: x - i, g) for g in gradients(STEPS)] for i in range(len(RATES))]
+    expected = [run(case.kernel(rate), p, g) for rate, p, g in zip(RATES, batch, grads, strict=True)]
+
+    stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
+    train = jax.vmap(lambda rate, p, g: run(case.kernel(rate), p, g))
+    batched = jax.jit(train)(jnp.asarray(RATES), stack(*batch), stack(*grads))
+    for i, one in enumerate(expected):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], batched), one, STEPS)

@@ -1,0 +1,51 @@
+"""float64 parameters are trained in float64, and float32 parameters in float32, whatever else x64 switches on.
+
+One float32 number in the chain, a hyperparameter or the step count, would leave a float64 training with seven digits;
+one float64 number in the other would double its memory, or fail on hardware that has none.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.laws.cases import (
+    SMALL,
+    assert_rounded,
+    by_hand,
+    every_case,
+    gradients,
+    operations,
+    parameters,
+    rounding,
+    run,
+    switched_cases,
+)
+
+STEPS = 10
+OPTIONS = {
+    "bare": {},
+    "surrounded": {"use_ema": True, "ema_overwrite_frequency": 2, "clipnorm": 0.5, "loss_scale_factor": 4.0},
+    "accumulated": {"global_clipnorm": 0.5, "gradient_accumulation_steps": 2},
+}
+
+
+@every_case
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype, other", [(jnp.float64, jnp.float32), (jnp.float32, jnp.float64)])
+def test_no_array_of_the_other_precision(case, options, dtype, other, x64):
+    kernel, params = case.kernel(**options), parameters(dtype=dtype)
+    state, (g,) = kernel.init(params), gradients(1, dtype=dtype)
+    for f, x in ((kernel.init, (params,)), (kernel.step, (params, state, g)), (kernel.update, (g, state, params))):
+        for eqn in operations(jax.make_jaxpr(f)(*x)):
+            for v in eqn.outvars:
+                # Of a float64 training no number at all may be float32; of the other, those kept once are float64.
+                assert v.aval.dtype != other or (other == jnp.float64 and v.aval.ndim == 0), eqn
+
+
+@switched_cases
+def test_float64_digits(case, x64):
+    params, grads = parameters(dtype=jnp.float64), gradients(STEPS, dtype=jnp.float64)
+    final, _ = run(case.kernel(), params, grads)
+    for name in SMALL:
+        expected = by_hand(case, name, params[name], [g[name] for g in grads])
+        assert_rounded(final[name], expected, rounding(jnp.float64, STEPS), name)

@@ -1,0 +1,29 @@
+"""Float64 NumPy references, one module per optimizer, each written from the formulas alone.
+
+Every module has two functions on the arrays of one parameter:
+
+    init(p, **hyper) -> slots
+    update(g, p, s, t, lr, *, wd=None, variant="keras", path="", **hyper) -> (new p, new slots)
+
+`t` is 1 at the first update, `lr` the learning rate of this update, `wd` the weight decay of this parameter (`None`:
+no decay), `path` its name. `hyper` are the optimizer's own arguments with Keras's names and defaults, anything else is
+ignored. `variant` is "keras" (Keras 3.15) or "optax" (optax 0.2.8, the function of the same name). `loop` runs a whole
+optimizer.
+"""
+
+NAMES = (
+    "sgd",
+    "rmsprop",
+    "adam",
+    "adamw",
+    "adadelta",
+    "adagrad",
+    "adamax",
+    "adafactor",
+    "nadam",
+    "ftrl",
+    "lion",
+    "lamb",
+    "muon",
+    "schedule_free_adamw",
+)

@@ -1,0 +1,78 @@
+"""Imports point one way, so that the arithmetic can be read and used without what stands on it."""
+
+import ast
+import pathlib
+
+import pytest
+
+import jaxopt_keras
+
+ROOT = pathlib.Path(jaxopt_keras.__file__).parent
+
+# Each layer may import those before it, and what stands in its own line.
+LAYERS = [
+    ["numerics"],
+    ["rule"],
+    ["rules", "options", "schedules", "sparse"],
+    ["transforms"],
+    ["variable"],
+    ["engine"],
+    ["functional"],
+    ["handles", "gradients", "views"],
+    ["weights", "custom", "copies"],
+    ["optimizer"],
+    ["optimizers"],
+    ["serialization"],
+    [""],  # the package itself
+    ["interop", "parity", "stubs"],
+]
+RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def layer_of(parts: tuple[str, ...]) -> str:
+    return "" if parts in ((), ("__init__",)) else parts[0]
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """The layers that a file imports, also inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxopt_keras":
+            parts = tuple((node.module or "").split(".")[1:])
+            names = [(*parts, a.name) for a in node.names] if not parts else [parts]
+            found |= {layer_of(p) if p[0] in RANK else "" for p in names}
+        elif isinstance(node, ast.Import):
+            names = [a.name.split(".") for a in node.names]
+            found |= {layer_of(tuple(n[1:])) for n in names if n[0] == "jaxopt_keras"}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    here = layer_of(parts)
+    assert here in RANK, f"put {here} into LAYERS"
+    above = {name for name in imported(path) if RANK[name] > RANK[here]}
+    assert not above, f"{path.relative_to(ROOT)} imports {above}, which stand above it"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "engine").rglob("*.py")), ids=lambda p: p.stem)
+def test_the_engine_knows_no_optimizer_by_name(path):
+    names = {rule.__name__.lower() for rule in jaxopt_keras.optimizers.RULES.values()}
+    words = {word.lower() for word in path.read_text().replace(".", " ").replace("_", " ").split()}
+    assert not names & words
+
+
+def test_other_libraries_are_imported_only_when_used():
+    allowed = {"jax", "numpy", "jaxopt_keras"}
+    standard = set(__import__("sys").stdlib_module_names)
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:  # top level only
+            if isinstance(node, ast.Import):
+                roots = {a.name.split(".")[0] for a in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                roots = {(node.module or "").split(".")[0]}
+            else:
+                continue
+            assert roots <= allowed | standard, f"{path.relative_to(ROOT)} imports {roots}"

@@ -1,0 +1,36 @@
+"""Every optimizer beside the Keras class of its name, in float32. How, and what for: `jaxopt_keras.parity`."""
+
+import inspect
+
+import pytest
+
+from jaxopt_keras import parity
+
+keras = pytest.importorskip("keras")
+
+WRAPPERS = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer"}
+
+
+@pytest.mark.parametrize("name", parity.RULES)
+def test_the_difference_is_within_the_bar(name: str):
+    cell = parity.compare(parity.RULES[name], "keras", parity.Keras(), seeds=range(2), steps=40)
+    if cell.difference is None:
+        pytest.skip(str(cell.reason))
+    assert cell.passed, cell.settings
+
+
+def test_every_keras_optimizer_is_compared():
+    """Else a class that we misspell would be skipped above."""
+    base = keras.optimizers.Optimizer
+    theirs = {n for n, x in vars(keras.optimizers).items() if inspect.isclass(x) and issubclass(x, base)} - WRAPPERS
+    ours = {rule.__name__: rule for rule in parity.RULES.values()}
+    assert theirs and theirs <= ours.keys()
+    assert all(parity.Keras().terms(ours[name]) for name in theirs)
+
+
+def test_a_rule_of_another_name_is_not_compared():
+    class Unheard(parity.Rule):
+        pass
+
+    cell = parity.compare(Unheard, "keras", parity.Keras(), seeds=range(1), steps=1)
+    assert (cell.difference, cell.reason, str(cell)) == (None, "there is no keras.optimizers.Unheard", "-")

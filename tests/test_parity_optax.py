@@ -1,0 +1,38 @@
+"""Every rule's optax variant beside the optax function of its name, in float32; and torch's optimizers, where torch is.
+
+How, and what for: `jaxopt_keras.parity`.
+"""
+
+import pytest
+
+from jaxopt_keras import parity, rules
+
+WITHOUT = {"ftrl"}  # optax has none
+
+
+@pytest.mark.parametrize("name", parity.RULES)
+def test_the_difference_to_optax_is_within_the_bar(name: str):
+    pytest.importorskip("optax")
+    cell = parity.compare(parity.RULES[name], "optax", parity.Optax(), seeds=range(2), steps=40)
+    assert (cell.difference is None) == (name in WITHOUT), cell.reason
+    assert cell.passed, cell.settings
+
+
+@pytest.mark.parametrize("least", [None, 128, 131])
+def test_adafactor_factors_what_optax_factors(least: int | None):
+    """Arrays around the size from which optax's Adafactor factors, over their two largest axes."""
+    pytest.importorskip("optax")
+    shapes = {"tall": (130, 128), "broad": (2, 128, 133), "first": (130, 2, 128), "thin": (127, 140)}
+    peer = parity.Optax()
+    terms = peer.terms(rules.Adafactor)[0]._replace(pinned={"min_dim_size_to_factor": least})
+    case = parity.draw(rules.Adafactor, terms, seed=0, steps=10, shapes=shapes)
+    assert parity.difference(parity.run(case), peer.run(case), case) <= parity.BAR
+
+
+@pytest.mark.parametrize("name", parity.RULES)
+def test_the_difference_to_torch_is_within_the_bar(name: str):
+    pytest.importorskip("torch")
+    cell = parity.compare(parity.RULES[name], "torch", parity.Torch(), seeds=range(2), steps=40)
+    if cell.difference is None:
+        pytest.skip(str(cell.reason))
+    assert cell.passed, cell.settings

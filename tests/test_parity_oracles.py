@@ -1,0 +1,179 @@
+"""Every rule and variant beside its float64 reference, in float64, to 1e-12 of the distance travelled.
+
+Sixty-four bits leave no room for a wrong formula to pass as rounding. `tests/test_oracles.py` holds the references to
+Keras and optax; the float32 optimizers are the affair of the other parity tests. The last tests here are of the command
+`python -m jaxopt_keras.parity` itself.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxopt_keras import parity
+from jaxopt_keras.parity import RULES, Case, Oracle, Terms
+from jaxopt_keras.rule import fields_of
+
+BAR = 1e-12
+SHAPES = parity.MATRICES | {
+    "zero": (3,),
+    "one": (1,),
+    "empty": (0,),
+    "flat": (0, 3),
+    "thin": (3, 0),
+    "stack": (4, 2, 3),
+}
+VARIANTS = [(name, variant) for name, rule in RULES.items() for variant in rule.variants]
+every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS)
+
+in_float64 = pytest.mark.usefixtures("x64")
+ignoring_empty_means = pytest.mark.filterwarnings("ignore:(Mean of empty slice|invalid value)")  # NumPy's
+
+
+def draw(name: str, variant: str, seed: int = 0, steps: int = 40, dtype: Any = np.float64, **more: Any) -> Case:
+    """Random hyperparameters. `options`: the names of those that may be drawn too, all unless given."""
+    (terms,) = (terms for terms in Oracle().terms(RULES[name]) if terms.variant == variant)
+    options = more.pop("options", terms.names)
+    return parity.draw(RULES[name], Terms(variant, {*fields_of(RULES[name]), *options}), seed, steps, dtype, **more)
+
+
+def assert_equal_runs(ours: parity.History, expected: parity.History, case: Case) -> None:
+    assert all(p.dtype == case.params[name].dtype for name, p in ours[-1].items())
+    differences = {name: parity.relative(ours, expected, name, p) for name, p in case.params.items()}
+    assert max(differences.values()) <= BAR, (differences, str(case))
+
+
+@in_float64
+@ignoring_empty_means
+@every_variant
+def test_random_settings(name: str, variant: str):
+    case = draw(name, variant, shapes=SHAPES)
+    case.params["zero"][:] = 0
+    assert_equal_runs(parity.run(case), Oracle().run(case), case)
+
+
+def longer_memory(name: str) -> dict[str, float]:
+    """Every decay ten times as close to one as its default; a momentum that is off becomes 0.9."""
+    decays = {n: getattr(RULES[name], n) for n, field in fields_of(RULES[name]).items() if field.complement}
+    return {n: 1 - (1 - default) / 10 for n, default in decays.items()}
+
+
+@in_float64
+@every_variant
+def test_everything_at_once(name: str, variant: str):
+    """All options together, on 40 updates of two gradients each; the slots and the averages are the reference's too."""
+    case = draw(name, variant, steps=80, options=())
+    clip = parity.CLIPS[len(name + variant) % 3]
+    options = {
+        "weight_decay": 0.05,
+        "exclude_from_weight_decay": ("kernel", "scalar"),
+        clip: parity.typical_size(clip, case.grads) / 8,
+        "loss_scale_factor": 8.0,
+        "use_ema": True,
+        "ema_momentum": 0.75,
+        "ema_overwrite_frequency": 3,
+        "gradient_accumulation_steps": 2,
+        "constraints": {"kernel": abs, "wide": abs, "bias": abs},
+    }
+    case = replace(case, hyper=case.hyper | longer_memory(name), options=options, rate=parity.decaying(0.1))
+    reference = Oracle().optimizer(case)
+    history, state = parity.run_with_state(case)
+    assert_equal_runs(history, reference.run(case.grads), case)
+    assert int(state.step) == 40
+    for path, slots in state.slots.items():
+        assert_close(slots.pop("average"), reference.averages[path])
+        assert not slots.pop("gradient_accumulator").any()
+        # The reference has the numbers that are kept once among the slots of each parameter, and it orders the two
+        # factored axes of optax's Adafactor by place, not by size.
+        if (name, variant) != ("adafactor", "optax"):
+            scalars = {"u_product", "max_lr", "weight_sum"}
+            assert slots.keys() == reference.slots[path].keys() - scalars
+            for slot, value in slots.items():
+                assert_close(value, reference.slots[path][slot])
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=BAR * np.max(np.abs(expected)))
+
+
+@in_float64
+@pytest.mark.parametrize("least", [None, 127, 128, 131])
+@pytest.mark.parametrize("variant", RULES["adafactor"].variants)
+def test_adafactor_factors_from_a_size_on(variant: str, least: int | None):
+    """optax from 128 unless told otherwise, over the two largest axes; Keras always, over the last two."""
+    shapes = {"tall": (130, 128), "broad": (2, 128, 133), "first": (130, 2, 128), "thin": (127, 140)}
+    case = draw("adafactor", variant, steps=4, options=(), shapes=shapes)
+    case.hyper["min_dim_size_to_factor"] = least
+    assert_equal_runs(parity.run(case), Oracle().run(case), case)
+
+
+# The references of the others square without a modulus: they are real. The rules' complex forms: tests/laws.
+COMPLEX = {"sgd", "rmsprop", "adam", "adamw", "adadelta", "adagrad", "adamax", "nadam", "lamb"}
+
+
+@in_float64
+@pytest.mark.usefixtures("jax_defaults")
+@pytest.mark.parametrize(("name", "variant"), [each for each in VARIANTS if each[0] in COMPLEX])
+def test_complex_numbers(name: str, variant: str):
+    options = ("weight_decay", "clipnorm", "global_clipnorm", "loss_scale_factor", "use_ema", "schedule")
+    case = draw(name, variant, dtype=np.complex128, options=options)
+    assert_equal_runs(parity.run(case), Oracle().run(case), case)
+
+
+# --- the measure
+
+
+def history(*values: float) -> parity.History:
+    return [{"p": np.array([value])} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ((1, 2, 3), (1, 2, 3), 0.0),
+        ((1, 2.5, 3), (1, 2, 3), 0.25),  # start 1, so the way is 2
+        ((1, 2, 1), (1, 3, 1), 0.5),  # the way back is a way too
+        ((1, 1 + 2**-20), (1, 1), 2**-20),  # never moves: absolute
+        ((1, float("nan")), (1, 2), float("inf")),
+        ((1, 2), (1, float("inf")), float("inf")),
+        ((float("nan"), 1), (float("nan"), 1), float("inf")),
+    ],
+)
+def test_the_difference_is_relative_to_the_way(ours, theirs, expected):
+    assert parity.relative(history(*ours), history(*theirs), "p", np.array([1.0])) == expected
+
+
+# --- the command
+
+SHORT = ["--peer", "oracle", "--seeds", "1", "--steps", "3"]
+
+
+def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
+    files = {"--json": tmp_path / "parity.json", "--markdown": tmp_path / "parity.md"}
+    arguments = ["--optimizer", "SGD", "ftrl", *SHORT, *(str(x) for pair in files.items() for x in pair)]
+    assert parity.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("python -m jaxopt_keras.parity --optimizer SGD ftrl --peer oracle --seeds 1")
+    assert "within its bar" in printed
+    report = json.loads(files["--json"].read_text())
+    assert [cell["optimizer"] for cell in report["cells"]] == ["SGD", "Ftrl"]
+    assert report["command"] in printed and report["versions"].keys() >= {"jax", "Python", "oracle"}
+    table = [line for line in files["--markdown"].read_text().splitlines() if line.startswith("|")]
+    assert table[0] == "| optimizer | oracle | bar |" and table[2].startswith("| SGD | ") and len(table) == 4
+
+
+def test_the_command_fails_where_a_bar_is_exceeded(monkeypatch, capsys):
+    monkeypatch.setattr(parity, "BAR", 1e-12)
+    assert parity.main(["--optimizer", "adam", *SHORT]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED" in printed and "! Adam beside oracle, seed 0: " in printed and "beta_1=" in printed
+
+
+def test_the_command_says_what_it_did_not_compare(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert parity.main(["--optimizer", "sgd", "--peer", "oracle", "torch", *SHORT[2:]]) == 0
+    assert "- torch: torch is not installed" in capsys.readouterr().out
+    assert parity.main(["--optimizer", "sgd", "--peer", "torch", *SHORT[2:]]) == 1  # nothing at all
