@@ -49,12 +49,12 @@ class Choice(NamedTuple):
 
 # The rates were chosen with `--validate`, without a look at the test pictures.
 CHOICES = {
-    "adam": Choice("Adam", jk.Adam, jk.adam, {"learning_rate": 3e-3}),
-    "adamw": Choice("AdamW", jk.AdamW, jk.adamw, {"learning_rate": 3e-3, "weight_decay": 0.05}),
-    "sgd": Choice("SGD, Nesterov", jk.SGD, jk.sgd, {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True}),
-    "rmsprop": Choice("RMSprop", jk.RMSprop, jk.rmsprop, {"learning_rate": 2e-3}),
-    "lion": Choice("Lion", jk.Lion, jk.lion, {"learning_rate": 5e-4}),
-    "muon": Choice("Muon", jk.Muon, jk.muon, {"learning_rate": 0.02}),
+    "adam": Choice("Adam", jk.Adam, jk.adam, {"learning_rate": 0.005}),
+    "adamw": Choice("AdamW", jk.AdamW, jk.adamw, {"learning_rate": 0.005, "weight_decay": 0.05}),
+    "sgd": Choice("SGD, Nesterov", jk.SGD, jk.sgd, {"learning_rate": 0.02, "momentum": 0.9, "nesterov": True}),
+    "rmsprop": Choice("RMSprop", jk.RMSprop, jk.rmsprop, {"learning_rate": 0.003}),
+    "lion": Choice("Lion", jk.Lion, jk.lion, {"learning_rate": 0.0015}),
+    "muon": Choice("Muon", jk.Muon, jk.muon, {"learning_rate": 0.01}),
 }
 
 
@@ -66,7 +66,7 @@ class Run(NamedTuple):
     accuracy: float
 
 
-Batch = tuple[NDArray[np.float32], NDArray[np.int32]]
+Batch = tuple[np.ndarray, np.ndarray]
 Steps = Iterator[tuple[float, float]]  # the loss and the seconds of each step
 
 
@@ -127,7 +127,7 @@ class Pure:
 def batches(data: Digits, epochs: int, seed: int) -> Iterator[Batch]:
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
-        yield from common.batches(data.x_train, data.y_train, BATCH, rng)
+        yield from lenet.batches(data, BATCH, rng)
 
 
 def compare(
@@ -194,12 +194,13 @@ def table(runs: dict[str, tuple[Run, Run]], epochs: int, held_out: str) -> Table
 def draw(runs: dict[str, tuple[Run, Run]], epochs: int, out: Path) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    window = 1
     for title, (pure, _) in runs.items():
-        window = max(1, len(pure.losses) // epochs)
+        window = len(pure.losses) // epochs
         smooth = np.convolve(pure.losses, np.ones(window) / window, mode="valid")
         left.plot(np.arange(window, len(pure.losses) + 1), smooth, label=title)
-    left.set(title="Training loss of LeNet-5", xlabel="step", ylabel="cross-entropy, mean of an epoch (nats)")
-    left.set_yscale("log")
+    ylabel = f"cross-entropy, mean of {window} steps (nats)"
+    left.set(title="Training loss of LeNet-5", xlabel="step", ylabel=ylabel, yscale="log")
     left.legend()
 
     places = np.arange(len(runs))
@@ -208,8 +209,9 @@ def draw(runs: dict[str, tuple[Run, Run]], epochs: int, out: Path) -> None:
         right.barh(places + (i - 0.5) * 0.4, times, height=0.4, label=f"{face} face")
     right.set_yticks(places, list(runs))
     right.invert_yaxis()
+    right.margins(x=0.45)  # room for the legend
     right.set(title="Time of a training step", xlabel="median (ms)", ylabel="optimizer")
-    right.legend()
+    right.legend(loc="upper right")
     common.save(figure, out, "demo.png")
 
 

@@ -1,12 +1,12 @@
 """LeNet-5 in plain JAX, trained with an optimizer of your choice: by default, with a custom one of TensorFlow 2's time.
 
-The data are scikit-learn's handwritten digits: 1797 real scans of 8 x 8 pixels, enlarged to MNIST's 28 x 28. With
-`--mnist PATH` they are MNIST itself, from Keras's `mnist.npz` (x_train, y_train, x_test, y_test).
+The data are scikit-learn's handwritten digits: 1797 real scans of 8 x 8 pixels, laid out as MNIST's are. With `--mnist
+PATH` they are MNIST itself, from Keras's `mnist.npz` (x_train, y_train, x_test, y_test).
 """
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -101,17 +101,19 @@ def accuracy(params: Params, x: np.ndarray, y: np.ndarray) -> float:
 
 
 def load(mnist: Path | None = None) -> Digits:
-    """Pictures of (28, 28, 1), of mean 0 and variance 1: MNIST, or scikit-learn's digits enlarged."""
+    """Pictures of (28, 28, 1), of mean 0 and variance 1: MNIST, or scikit-learn's digits."""
     data = enlarged_digits() if mnist is None else read_mnist(mnist)
     mean, deviation = data.x_train.mean(), data.x_train.std()
     return data._replace(x_train=(data.x_train - mean) / deviation, x_test=(data.x_test - mean) / deviation)
 
 
 def enlarged_digits() -> Digits:
+    """scikit-learn's digits as MNIST has its own: 20 x 20 pixels, and a margin of 4 around them."""
     small = common.digits()
 
     def enlarged(x: np.ndarray) -> np.ndarray:
-        return np.asarray(jax.image.resize(x[..., None], (len(x), 28, 28, 1), "bilinear"))
+        large = jax.image.resize(x[..., None], (len(x), 20, 20, 1), "bilinear")
+        return np.pad(large, ((0, 0), (4, 4), (4, 4), (0, 0)))
 
     return small._replace(x_train=enlarged(small.x_train), x_test=enlarged(small.x_test))
 
@@ -130,6 +132,14 @@ def read_mnist(path: Path) -> Digits:
         return Digits(x_train, file["y_train"].astype(np.int32), x_test, file["y_test"].astype(np.int32))
 
 
+def batches(data: Digits, size: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One epoch, every picture of it moved by up to two pixels: the digits are few, and this makes more of them."""
+    for x, y in common.batches(data.x_train, data.y_train, size, rng):
+        wide = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+        corners = rng.integers(0, 5, (size, 2))
+        yield np.stack([picture[i : i + 28, j : j + 28] for picture, (i, j) in zip(wide, corners, strict=True)]), y
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The training
 
@@ -145,7 +155,7 @@ def train(optimizer: jk.Optimizer, data: Digits, epochs: int, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     losses: list[float] = []
     for epoch in range(1, epochs + 1):
-        for x, y in common.batches(data.x_train, data.y_train, 64, rng):
+        for x, y in batches(data, 64, rng):
             value, gradients = jk.value_and_grad(loss_fn, trainable, x, y)
             optimizer.apply_gradients(zip(gradients, trainable, strict=True))
             losses.append(float(value))

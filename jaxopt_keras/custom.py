@@ -18,7 +18,7 @@ from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.rule import Field, Number, as_scalar
 from jaxopt_keras.transforms.accumulate import SUM
 from jaxopt_keras.transforms.average import AVERAGE
-from jaxopt_keras.variable import ArrayLike, Variable, as_array, as_dtype, value_of
+from jaxopt_keras.variable import ArrayLike, Variable, as_array, as_dtype, several, value_of
 from jaxopt_keras.views import Place, View, slot_groups
 
 NUMBER = Field.read(Number)
@@ -90,6 +90,8 @@ class Custom:
 
     def add_variable(self, shape: Any, initializer: Any = "zeros", dtype: Any = None, name: str | None = None) -> View:
         """A variable of the optimizer's own, kept once."""
+        if not isinstance(name, str | None):
+            raise TypeError(f"`name` must be a string or None. Received: name={name!r}")
         name = unique(name or "variable", self._state.scalars)
         array = _initial(initializer, shape, jnp.result_type(float) if dtype is None else as_dtype(dtype))
         self._set_state(self._state._replace(scalars=self._state.scalars | {name: array}))
@@ -119,8 +121,13 @@ class Custom:
     def add_optimizer_variables(self, trainable_variables: Sequence[Any], name: Any, initializer: Any = "zeros") -> Any:
         """A list of slots, one for each variable; for a list of names a tuple of lists."""
         if isinstance(name, str):
-            return [self.add_slot(v, name, initializer) for v in trainable_variables]
+            variables = several("trainable_variables", trainable_variables)
+            return [self.add_slot(v, name, initializer) for v in variables]
+        if not (isinstance(name, (list, tuple)) and all(isinstance(n, str) for n in name)):
+            raise TypeError(f"`name` must be a string or a list of strings. Received: name={name!r}")
         each = initializer if isinstance(initializer, (list, tuple)) else [initializer] * len(name)
+        if len(each) != len(name):
+            raise ValueError(f"`initializer` must have {len(name)} elements. Received: {len(each)}")
         return tuple(self.add_optimizer_variables(trainable_variables, n, i) for n, i in zip(name, each, strict=True))
 
     def assign(self, variable: Any, value: Any) -> None:
@@ -136,12 +143,15 @@ class Custom:
         return self._paths.index(self._key(variable))
 
     def _set_state(self, state: Any) -> None:
+        self._check_outside_hooks()
+        object.__setattr__(self, "_state", state)
+
+    def _check_outside_hooks(self) -> None:
         if self._in_hooks:
             raise ValueError(
                 f"A hook of {type(self).__name__} makes a slot, a variable or a hyperparameter: it would exist in that "
                 "step only. Make it in `__init__`, `build` or `_create_slots`."
             )
-        object.__setattr__(self, "_state", state)
 
     def _note(self, name: str) -> None:
         if name not in self._own:
@@ -206,8 +216,12 @@ class Custom:
                     f"variables {new}. Build it with all of them."
                 )
             self.build(self.hook_variables(self._paths))
-        if hasattr(cls, "_create_slots"):
-            cls._create_slots(self, self.hook_variables(new))
+        self._create_slots_of(new)
+
+    def _create_slots_of(self, new: list[str]) -> None:
+        hook = getattr(self, "_create_slots", None)
+        if new and hook is not None:
+            hook(self.hook_variables(new))
 
     @contextlib.contextmanager
     def hooks_running(self) -> Iterator[None]:
@@ -252,9 +266,7 @@ class Custom:
         """
         if kwargs.pop("decay", None) is not None:
             warnings.warn("`decay` is ignored, as in Keras 3: use a schedule.", stacklevel=4)
-        unknown = kwargs.keys() - set(EXTRAS)
-        if unknown:
-            raise unknown_argument(type(self).__name__, sorted(unknown)[0], EXTRAS)
+        refuse_unknown(type(self).__name__, kwargs, EXTRAS)
         return kwargs
 
 
@@ -316,11 +328,13 @@ class Tf2DType:
         return hash(self.dtype)
 
 
-def unknown_argument(who: str, name: str, known: Any) -> TypeError:
-    """The error for an argument that `who` does not have, with the nearest that it has."""
-    close = ["learning_rate"] if name == "lr" else difflib.get_close_matches(name, list(known), n=1)
-    hint = f" Did you mean `{close[0]}`?" if close else f" It knows {list(known)}."
-    return TypeError(f"{who} has no argument `{name}`.{hint}")
+def refuse_unknown(who: str, arguments: dict[str, Any], known: Any) -> None:
+    """Raises a TypeError for the first argument that `who` does not have, with the nearest that it has."""
+    for name, value in arguments.items():
+        if name not in known:
+            close = ["learning_rate"] if name == "lr" else difflib.get_close_matches(name, list(known), n=1)
+            hint = f"Did you mean `{close[0]}`?" if close else f"It knows {list(known)}."
+            raise TypeError(f"{who} has no argument `{name}`. Received: {name}={value!r}. {hint}")
 
 
 def _initial(initializer: Any, shape: Any, dtype: Any) -> Any:
@@ -328,6 +342,8 @@ def _initial(initializer: Any, shape: Any, dtype: Any) -> Any:
         shape = tuple(operator.index(n) for n in shape)
     except TypeError:
         raise TypeError(f"`shape` must be a tuple of integers. Received: shape={shape!r}") from None
+    if any(n < 0 for n in shape):
+        raise ValueError(f"`shape` must hold no negative number. Received: shape={shape!r}")
     if isinstance(initializer, str):
         if initializer not in ("zeros", "ones"):
             raise ValueError(

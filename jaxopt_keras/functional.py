@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxopt_keras.engine.core import Core
 from jaxopt_keras.engine.foreign import Foreign
@@ -80,7 +81,7 @@ class Kernel:
         if self.options.sparse == "lazy" and getattr(rule, "grain", "") != "element":
             raise ValueError(
                 f'`sparse="lazy"` works on single rows, and {type(rule).__name__} may need whole arrays. '
-                'Use `sparse="dense"`.'
+                'Received: sparse="lazy". Use `sparse="dense"`.'
             )
 
     @classmethod
@@ -123,9 +124,12 @@ class Kernel:
             TypeError: for a leaf that is neither float nor complex.
         """
         hyper = self.hyper()
-        if any(isinstance(p, jax.ShapeDtypeStruct) for p in jax.tree.leaves(params)):
-            return jax.eval_shape(self.compiled.init, params, hyper)
-        return self.compiled.init(params, hyper)
+        try:
+            if any(isinstance(p, jax.ShapeDtypeStruct) for p in jax.tree.leaves(params)):
+                return jax.eval_shape(self.compiled.init, params, hyper)
+            return self.compiled.init(params, hyper)
+        except TypeError as error:
+            raise _explained(error, params=params) from error
 
     def update(self, grads: Any, state: State, params: Any = None, **extra: Any) -> tuple[Any, State]:
         """The optax protocol: amounts to add to `params`, and the next state.
@@ -139,7 +143,11 @@ class Kernel:
         The updates are float32 for bfloat16 and float16 parameters, so that `optax.apply_updates` rounds once.
         """
         del extra
-        updates, moved = self.compiled.update(grads, state._replace(hyper={}), params, state.hyper)
+        moving = self._moving(state)
+        try:
+            updates, moved = self.compiled.update(grads, moving, params, state.hyper)
+        except TypeError as error:
+            raise _explained(error, grads=grads, params=params) from error
         return updates, moved._replace(hyper=state.hyper)
 
     def step(self, params: Any, state: State, grads: Any, *, donate: bool = True) -> tuple[Any, State]:
@@ -154,8 +162,11 @@ class Kernel:
         Raises:
             ValueError: if the structure or a shape does not fit. TypeError: for a leaf of a wrong kind.
         """
-        run = self.compiled.step_donating if donate else self.compiled.step
-        params, moved = run(params, state._replace(hyper={}), grads, state.hyper)
+        run, moving = self.compiled.step_donating if donate else self.compiled.step, self._moving(state)
+        try:
+            params, moved = run(params, moving, grads, state.hyper)
+        except TypeError as error:
+            raise _explained(error, params=params, grads=grads) from error
         return params, moved._replace(hyper=state.hyper)
 
     def averaged(self, params: Any, state: State) -> Any:
@@ -163,7 +174,7 @@ class Kernel:
 
         Where there is neither, they are `params`. A pure function; nothing is donated.
         """
-        return self.compiled.averaged(params, state._replace(hyper={}), state.hyper)
+        return self.compiled.averaged(params, self._moving(state), state.hyper)
 
     def replaced(self, state: State, **hyper: Any) -> State:
         """`state` with other hyperparameters, without a new compilation.
@@ -177,12 +188,49 @@ class Kernel:
         Raises:
             ValueError: for a name that `state.hyper` has not, or a value out of its range.
         """
+        self._moving(state)
         fields = fields_of(Options) | (fields_of(type(self.rule)) if isinstance(self.rule, Rule) else {})
         for name in hyper:
             if name not in state.hyper:
-                raise ValueError(f"`{name}` is no run-time hyperparameter here. There are {sorted(state.hyper)}")
+                raise ValueError(
+                    f"`{name}` is no run-time hyperparameter here. Received: {name}={hyper[name]!r}. There are "
+                    f"{sorted(state.hyper)}"
+                )
         values = {n: as_scalar(fields[n], fields[n].check(n, value)) for n, value in hyper.items()}
         return state._replace(hyper=state.hyper | values)
 
+    @functools.cached_property
+    def _needs(self) -> frozenset[str]:
+        return frozenset(self.hyper())
+
+    def _moving(self, state: Any) -> State:
+        """What a step moves of `state`.
+
+        Raises:
+            TypeError: if it is no state. ValueError: if it is one of another kind of kernel.
+        """
+        if not isinstance(state, State):
+            raise TypeError(
+                "`state` must be what `init` or the last call returned. Received: a value of type "
+                f"{type(state).__name__}"
+            )
+        if not self._needs <= state.hyper.keys():
+            raise ValueError(
+                f"`state` must come from this kernel's `init`, with the hyperparameters {sorted(self._needs)}. "
+                f"Received: a state with {sorted(state.hyper)}"
+            )
+        return state._replace(hyper={})
+
     def __reduce__(self) -> Any:
         return Kernel, (self.rule, self.options)
+
+
+def _explained(error: TypeError, **trees: Any) -> TypeError:
+    """An error that names the first leaf that is no array; `error` itself if all are."""
+    arrays = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not isinstance(leaf, arrays):
+                where = jax.tree_util.keystr(path, simple=True, separator="/")
+                return TypeError(f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{where}`")
+    return error

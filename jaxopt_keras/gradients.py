@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from jaxopt_keras.handles import Handle, KerasHandle, VariableHandle, handle
@@ -43,8 +44,12 @@ def value_and_grad(loss: Callable[..., Any], variables: Sequence[Any], *args: An
     if not callable(loss):
         raise TypeError(f"`loss` must be a function. Received: {type(loss).__name__}")
     handles = readable(variables)
-    traced = _compiled(loss, handles, has_aux) if args else Traced(loss, handles, has_aux)
-    return traced.compiled(args) if args else traced.eager()
+    if not args:
+        return Traced(loss, handles, has_aux).eager()
+    for leaf in jax.tree.leaves(args):
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
+            raise TypeError(f"`args` must be pytrees of arrays. Received: {leaf!r} ({type(leaf).__name__}) among them")
+    return _compiled(loss, handles, has_aux).compiled(args)
 
 
 def pullback(loss: Callable[[], Any], variables: Sequence[Any], grad_loss: Any = None) -> tuple[Any, list[Any]]:

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.sparse import BCOO
 
 from jaxopt_keras import schedules, sparse
 from jaxopt_keras.copies import Copies, rebound, unique
-from jaxopt_keras.custom import EXTRAS, HOOKS, Custom
+from jaxopt_keras.custom import EXTRAS, HOOKS, Custom, refuse_unknown
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.hooks import Hooks
 from jaxopt_keras.engine.pipeline import State
@@ -29,7 +30,7 @@ from jaxopt_keras.options import Options
 from jaxopt_keras.rule import Count, Field, Rate, Rule, as_scalar, fields_of
 from jaxopt_keras.transforms.accumulate import MICRO_STEP
 from jaxopt_keras.transforms.average import AVERAGE
-from jaxopt_keras.variable import several, unique_name, value_of
+from jaxopt_keras.variable import as_array, several, unique_name, value_of
 from jaxopt_keras.views import RATE, STEP, Place, View, view
 from jaxopt_keras.weights import Weights
 
@@ -120,6 +121,7 @@ class Optimizer(Custom, Copies, Weights):
     @classmethod
     def from_rule(cls, rule: Rule, **options: Any) -> "Optimizer":
         """An optimizer that runs `rule`, a `Rule` instance, with the given `Options`."""
+        refuse_unknown("Optimizer.from_rule", options, OPTIONS)
         if not isinstance(rule, Rule):
             raise TypeError(f"`rule` must be an instance of a `Rule`. Received: rule={rule!r}")
         return Optimizer.__new__(Optimizer)._start(rule, Options(**options), rule.learning_rate)
@@ -127,6 +129,7 @@ class Optimizer(Custom, Copies, Weights):
     @classmethod
     def from_optax(cls, tx: Any, **options: Any) -> "Optimizer":
         """An optimizer that runs an optax transformation, which keeps its own learning rate."""
+        refuse_unknown("Optimizer.from_optax", options, OPTIONS)
         return Optimizer.__new__(Optimizer)._start(Foreign(tx), Options(**options), None)
 
     def _start(self, rule: Any, options: Options, learning_rate: Any) -> Self:
@@ -157,7 +160,9 @@ class Optimizer(Custom, Copies, Weights):
         if learning_rate is not None:
             self._take_rate(learning_rate)
         kernel = self._kernel()
-        self._set_state(kernel.program.init({}, kernel.hyper()))
+        # A foreign state is of all variables at once, and comes with them.
+        empty = State(jnp.zeros((), jnp.int32), kernel.hyper(), {}, {})
+        self._set_state(empty if isinstance(rule, Foreign) else kernel.program.init({}, kernel.hyper()))
         return self
 
     @property
@@ -167,6 +172,11 @@ class Optimizer(Custom, Copies, Weights):
 
     @state.setter
     def state(self, state: State) -> None:
+        if jax.tree.map(_aval, state) != jax.tree.map(_aval, self._state):
+            raise ValueError(
+                "`state` must be a state of this optimizer, of the same slots, shapes and dtypes. Received: "
+                f"{str(jax.tree.map(_aval, state))[:300]}"
+            )
         self._set_state(jax.tree.map(jnp.copy, state))
 
     # --- one step ---------------------------------------------------------------------------------------------------
@@ -284,20 +294,16 @@ class Optimizer(Custom, Copies, Weights):
             raise ValueError(
                 f"`stateless_apply` needs the variables {[*self._unbound]}. Call `build(variables)` first."
             )
-        for name, got, expected in (
-            ("optimizer_variables", optimizer_variables, len(places)),
-            ("grads", grads, len(paths)),
-            ("trainable_variables", trainable_variables, len(paths)),
-        ):
-            if len(got) != expected:
-                raise ValueError(f"`{name}` must have {expected} elements. Received: {len(got)}")
-        state = self._assembled(places, [value_of(v) for v in optimizer_variables])
-        params = dict(zip(paths, (value_of(v) for v in trainable_variables), strict=True))
+        optimizer_variables = _of_length("optimizer_variables", optimizer_variables, len(places))
+        grads = _of_length("grads", grads, len(paths))
+        variables = _of_length("trainable_variables", trainable_variables, len(paths))
+        state = self._assembled(places, optimizer_variables)
+        params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
         kernel = self._kernel()
         params, moved = kernel.compiled.step(
             params,
             state._replace(hyper={}),
-            dict(zip(paths, map(value_of, grads), strict=True)),
+            {path: g if g is None else _numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)},
             self._hyper(state),
             reduce=not skip_gradients_aggregation,
         )
@@ -351,6 +357,8 @@ class Optimizer(Custom, Copies, Weights):
     def scale_loss(self, loss: Any) -> Any:
         """The loss times `loss_scale_factor`, which the step divides gradients by."""
         factor = self._options.loss_scale_factor
+        if isinstance(loss, (str, list, tuple, NoneType)):
+            raise TypeError(f"`loss` must be a number or an array. Received: loss={loss!r}")
         return loss if factor is None else loss * factor
 
     # --- hyperparameters --------------------------------------------------------------------------------------------
@@ -381,10 +389,10 @@ class Optimizer(Custom, Copies, Weights):
     def _take_rate(self, value: Any) -> Any:
         """Notes a schedule or function; a number goes into the rule, and is returned."""
         value = value_of(value)
-        if callable(value):
-            rate = jax.jit(lambda step: jnp.asarray(value(step), jnp.result_type(float)))
+        if callable(value) and not isinstance(value, type):
+            rate = jax.jit(lambda step: _one_rate(value(step)))
             object.__setattr__(self, "_rate", value)
-            object.__setattr__(self, "_rate_at", rate if schedules.is_schedule(value) else lambda step: value())
+            object.__setattr__(self, "_rate_at", rate if schedules.is_schedule(value) else lambda _: _one_rate(value()))
             number = None
         else:
             number = RATE_FIELD.check("learning_rate", value)
@@ -400,7 +408,7 @@ class Optimizer(Custom, Copies, Weights):
         """The hyperparameters of the next step."""
         if self._rate is None:
             return state.hyper
-        return state.hyper | {"learning_rate": jnp.asarray(self._rate_at(state.step), jnp.result_type(float))}
+        return state.hyper | {"learning_rate": self._rate_at(state.step)}
 
     @property
     def iterations(self) -> View:
@@ -430,6 +438,7 @@ class Optimizer(Custom, Copies, Weights):
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Sets variables to their averages, if there are any (`use_ema`)."""
         if self._options.use_ema:
+            var_list = list(several("var_list", var_list))
             averages = [self._state.slots[self._key(v)][AVERAGE] for v in var_list]
             for v, average in zip(var_list, averages, strict=True):
                 h = self._handle(v)
@@ -493,13 +502,19 @@ class Optimizer(Custom, Copies, Weights):
     def _kept(self, fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
         """`fresh` with what `old` has of it, and with what a user made."""
         own = {n: x for n, x in old.items() if n in self._own}
-        return own | {n: old[n] if n in old and _like(old[n], x) else x for n, x in fresh.items()}
+        fits = lambda n: n in old and jax.tree.map(jnp.shape, old[n]) == jax.tree.map(jnp.shape, fresh[n])  # noqa: E731
+        return own | {n: old[n] if fits(n) else x for n, x in fresh.items()}
 
     # --- variables --------------------------------------------------------------------------------------------------
 
     def build(self, variables: Sequence[Any]) -> None:
         """Makes the slots of `variables`, which the first `apply` does otherwise. More may join later."""
-        self._register(list(several("variables", variables)))
+        before = self._snapshot()
+        try:
+            self._create_slots_of(self._register(list(several("variables", variables))))
+        except BaseException:
+            self._restore(before)
+            raise
         object.__setattr__(self, "built", True)
 
     def _handle(self, variable: Any) -> Handle:
@@ -531,6 +546,7 @@ class Optimizer(Custom, Copies, Weights):
         new = {id(v): handle(v) for v in variables if id(v) not in self._keys}
         if not new:
             return []
+        self._check_outside_hooks()
         handles, keys, unbound, paths = dict(self._handles), dict(self._keys), dict(self._unbound), [*self._paths]
         bound, fresh = rebound(list(new.values()), unbound), []
         for h in new.values():
@@ -683,13 +699,11 @@ def _checked(g: Any, h: Handle) -> Any:
         return None
     g = value_of(g)
     shape = tuple(h.shape)
+    g = _numbers(g, h.path)
     if sparse.is_sparse(g):
         refuse_traced(jax.tree.leaves(g)[0])
-        g = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.array(x), g)
         right = sparse.fits(g, shape)
     else:
-        if not isinstance(g, jax.Array):
-            g = _numbers(g, h)
         refuse_traced(g)
         right = g.shape == shape
     if not right:
@@ -699,17 +713,44 @@ def _checked(g: Any, h: Handle) -> Any:
     return g
 
 
-def _numbers(g: Any, h: Handle) -> Any:
+def _numbers(g: Any, path: str) -> Any:
+    """A gradient, dense or sparse, made of arrays of numbers.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if isinstance(g, jax.Array) or isinstance(g, BCOO):
+        return g
+    if isinstance(g, sparse.IndexedSlices):
+        return dataclasses.replace(g, values=_numbers(g.values, path), indices=_numbers(g.indices, path))
     if hasattr(g, "__jax_array__"):
         return jnp.asarray(g)
     array = np.array(g)  # JAX may look at the memory of a NumPy array later, when its owner has written there
     if array.dtype.kind in "OSUbMm":
-        raise TypeError(f"The gradient of `{h.path}` must be an array of numbers. Received: {g!r}")
+        raise TypeError(f"The gradient of `{path}` must be an array of numbers. Received: {g!r}")
     return array
 
 
-def _like(a: Any, b: Any) -> bool:
-    return jax.tree.map(jnp.shape, a) == jax.tree.map(jnp.shape, b)
+def _one_rate(value: Any) -> Any:
+    """What a schedule or a function gave, as the compiled step takes it."""
+    rate = as_array(value, "learning_rate")
+    if rate.shape:
+        raise ValueError(
+            f"`learning_rate` must be one number. Received: an array of shape {rate.shape} of its function"
+        )
+    return rate.astype(jnp.result_type(float))
+
+
+def _aval(x: Any) -> Any:
+    return jnp.shape(x), jnp.result_type(x)
+
+
+def _of_length(name: str, values: Any, length: int) -> list[Any]:
+    """A list of so many values."""
+    values = list(several(name, values))
+    if len(values) != length:
+        raise ValueError(f"`{name}` must have {length} elements. Received: {len(values)}")
+    return values
 
 
 def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxopt_keras import rules
-from jaxopt_keras.custom import EXTRAS, unknown_argument
+from jaxopt_keras.custom import EXTRAS, refuse_unknown
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.optimizer import Optimizer
 from jaxopt_keras.options import Options
@@ -46,9 +46,7 @@ def split(rule: type[Rule], signature: inspect.Signature, args: Any, kwargs: dic
     Raises:
         TypeError: for an argument that it does not have. ValueError: for one that it cannot do without.
     """
-    for name in kwargs:
-        if name not in signature.parameters:
-            raise unknown_argument(rule.__name__, name, signature.parameters)
+    refuse_unknown(rule.__name__, kwargs, signature.parameters)
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     values = bound.arguments
@@ -103,4 +101,4 @@ def _documented(rule: type[Rule], what: str) -> str:
 CLASSES: dict[str, type[Optimizer]] = {rule.__name__: stateful(rule) for rule in RULES.values()}
 FUNCTIONS: dict[str, Callable[..., Kernel]] = {f.__name__: f for f in map(pure, RULES.values())}
 globals().update(CLASSES | FUNCTIONS)
-__all__ = [*CLASSES, *FUNCTIONS]
+__all__ = [*CLASSES, *FUNCTIONS]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub says them one by one

@@ -48,7 +48,10 @@ class Options(Hyperparameters):
     def __post_init__(self) -> None:
         for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "ema_momentum"):
             if callable(getattr(self, name)):
-                raise TypeError(f"`{name}` must be a number: only `learning_rate` may be a schedule.")
+                raise TypeError(
+                    f"`{name}` must be a number: only `learning_rate` may be a schedule. Received: "
+                    f"{name}={getattr(self, name)!r}"
+                )
         super().__post_init__()
         clips = {n: getattr(self, n) for n in ("clipnorm", "clipvalue", "global_clipnorm")}
         if sum(c is not None for c in clips.values()) > 1:
@@ -69,10 +72,17 @@ class Options(Hyperparameters):
             if self.sparse == "lazy" and getattr(self, name):
                 raise ValueError(
                     f'`sparse="lazy"` cannot be combined with `{name}`: the sum of several sparse gradients is dense. '
-                    'Use `sparse="dense"`.'
+                    f'Received: {name}={getattr(self, name)!r}. Use `sparse="dense"`.'
                 )
         object.__setattr__(self, "exclude_from_weight_decay", _names(self.exclude_from_weight_decay))
         object.__setattr__(self, "constraints", _pairs(self.constraints))
+        axes = (self.axis_name,) if isinstance(self.axis_name, str | None) else self.axis_name
+        if not (isinstance(axes, (tuple, list)) and all(isinstance(a, str | None) and a != "" for a in axes)):
+            raise TypeError(
+                "`axis_name` must be the name of a mapped axis, or a tuple of names. Received: "
+                f"axis_name={self.axis_name!r}"
+            )
+        object.__setattr__(self, "axis_name", tuple(axes) if isinstance(self.axis_name, list) else self.axis_name)
 
     def _is_traced(self, name: str, field: Any) -> bool:
         if name == "ema_momentum" and not self.use_ema:
@@ -102,20 +112,23 @@ def _names(value: Any) -> Any:
         )
     names = (value,) if isinstance(value, str) else tuple(value or ())
     for name in names:
-        _check_pattern("exclude_from_weight_decay", name)
+        check_pattern("exclude_from_weight_decay", name)
     return names
 
 
 def _pairs(value: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-    pairs = tuple(value.items()) if isinstance(value, dict) else tuple(value or ())
+    pairs = tuple(value.items()) if isinstance(value, dict) else () if value is None else value
+    if not (isinstance(pairs, (tuple, list)) and all(isinstance(x, (tuple, list)) and len(x) == 2 for x in pairs)):
+        raise TypeError(f"`constraints` must map patterns to functions. Received: constraints={value!r}")
     for pattern, function in pairs:
-        _check_pattern("constraints", pattern)
+        check_pattern("constraints", pattern)
         if not callable(function):
             raise TypeError(f"`constraints` must map patterns to functions. Received: {pattern!r}: {function!r}")
-    return pairs
+    return tuple((pattern, function) for pattern, function in pairs)
 
 
-def _check_pattern(name: str, pattern: Any) -> None:
+def check_pattern(name: str, pattern: Any) -> None:
+    """Raises a TypeError or a ValueError if `pattern` is no regular expression."""
     if not isinstance(pattern, str):
         raise TypeError(f"`{name}` must hold regular expressions. Received: {pattern!r} ({type(pattern).__name__})")
     try:

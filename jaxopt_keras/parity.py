@@ -88,8 +88,12 @@ class Case:
 
 
 SHAPES = {"kernel": (6, 4), "bias": (7,), "scalar": ()}
-MATRICES = SHAPES | {"wide": (3, 5), "cube": (2, 3, 4), "embedding": (5, 3)}  # for rules that look at the shape
+MATRICES = {"wide": (3, 5), "cube": (2, 3, 4), "embedding": (5, 3)}  # besides, for rules that look at the shape
 CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
+
+
+def shapes_for(optimizer: type[Rule]) -> dict[str, tuple[int, ...]]:
+    return SHAPES | MATRICES if optimizer.grain == "matrix" else SHAPES
 
 
 def draw(
@@ -101,8 +105,14 @@ def draw(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Case:
     """A random case within `terms`, always the same for the same arguments."""
+    return placed(draw_settings(optimizer, terms, seed, steps, dtype, shapes or shapes_for(optimizer)), seed)
+
+
+def draw_settings(
+    optimizer: type[Rule], terms: Terms, seed: int, steps: int, dtype: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> Case:
+    """All of a case but the parameters, which are zero."""
     rng = np.random.default_rng([seed, *optimizer.__name__.encode()])
-    shapes = shapes or (MATRICES if optimizer.grain == "matrix" else SHAPES)
     hyper = {
         name: draw_value(rng, field, getattr(optimizer, name))
         for name, field in fields_of(optimizer).items()
@@ -113,7 +123,7 @@ def draw(
     grads = draw_gradients(rng, shapes, steps, dtype)
     options = draw_options(rng, optimizer, terms.names, seed, grads, scheduled)
     scale = options.get("loss_scale_factor", 1.0)
-    case = Case(
+    return Case(
         optimizer=optimizer,
         variant=terms.variant,
         hyper=hyper | dict(terms.pinned),
@@ -122,7 +132,18 @@ def draw(
         params={name: np.zeros(shape, dtype) for name, shape in shapes.items()},
         grads=[{name: (g * scale).astype(dtype) for name, g in each.items()} for each in grads],
     )
-    return replace(case, params=draw_start(rng, case))
+
+
+def placed(case: Case, seed: int) -> Case:
+    """The case with parameters of a tenth to once the size of the distance that each travels from zero."""
+    rng = np.random.default_rng(seed)
+    history = run(case)
+
+    def start(name: str, p: NDArray[Any]) -> NDArray[Any]:
+        reach = distance(history, name, p) or 1.0
+        return (reach * 10 ** rng.uniform(-1, 0) * normal(rng, p.shape, p.dtype)).astype(p.dtype)
+
+    return replace(case, params={name: start(name, p) for name, p in case.params.items()})
 
 
 def decaying(rate: float) -> Callable[[Any], Any]:
@@ -211,17 +232,6 @@ def draw_gradients(
         return (sizes[name] * kept * normal(rng, shape, dtype)).astype(dtype)
 
     return [{name: one(name, shape) for name, shape in shapes.items()} for _ in range(steps)]
-
-
-def draw_start(rng: np.random.Generator, case: Case) -> Arrays:
-    """Parameters of a tenth to once the size of the distance that each travels from zero."""
-    history = run(case)
-
-    def one(name: str, p: NDArray[Any]) -> NDArray[Any]:
-        reach = distance(history, name, p) or 1.0
-        return (reach * 10 ** rng.uniform(-1, 0) * normal(rng, p.shape, p.dtype)).astype(p.dtype)
-
-    return {name: one(name, p) for name, p in case.params.items()}
 
 
 def run(case: Case) -> History:
@@ -600,7 +610,12 @@ PEERS: dict[str, Callable[[], Peer]] = {"keras": Keras, "optax": Optax, "torch":
 
 def distance(history: History, name: str, start: NDArray[Any]) -> float:
     """How far the elements of one parameter get from their start."""
-    return max((float(np.max(np.abs(params[name] - start), initial=0.0)) for params in history), default=0.0)
+    return farthest(params[name] - start for params in history)
+
+
+def farthest(differences: Iterable[NDArray[Any]]) -> float:
+    """The greatest absolute value; NaN if there is one, which Python's max would pass over."""
+    return float(np.max([np.max(np.abs(x), initial=0.0) for x in differences], initial=0.0))
 
 
 def difference(ours: History, theirs: History, case: Case) -> float:
@@ -610,8 +625,7 @@ def difference(ours: History, theirs: History, case: Case) -> float:
 
 def relative(ours: History, theirs: History, name: str, start: NDArray[Any]) -> float:
     """The difference of one parameter: infinite if something is not finite, absolute if it never moves."""
-    pairs = [(a[name], b[name]) for a, b in zip(ours, theirs, strict=True)]
-    apart = max(float(np.max(np.abs(a - b), initial=0.0)) for a, b in pairs)
+    apart = farthest(a[name] - b[name] for a, b in zip(ours, theirs, strict=True))
     travelled = distance(theirs, name, start)
     if not np.isfinite(apart) or not np.isfinite(travelled):
         return float("inf")

@@ -112,6 +112,8 @@ class Field(NamedTuple):
             return self._number(name, value)
         if bool in self.types:
             raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r} ({type(value).__name__})")
+        if str in self.types and not isinstance(value, str):
+            raise TypeError(f"`{name}` must be a string. Received: {name}={value!r} ({type(value).__name__})")
         return value
 
     def _number(self, name: str, value: Any) -> Any:

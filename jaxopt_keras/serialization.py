@@ -73,6 +73,8 @@ def get(identifier: Any) -> Any:
 
 
 def _class(name: str, module: str | None, custom_objects: dict[str, Any]) -> Any:
+    if not isinstance(custom_objects, dict):
+        raise TypeError(f"`custom_objects` must be a dict of classes by name. Received: {custom_objects!r}")
     if name in custom_objects:
         return custom_objects[name]
     known = {cls.lower(): value for cls, value in CLASSES.items()}

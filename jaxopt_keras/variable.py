@@ -52,6 +52,13 @@ class Scope:
 _scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("scope", default=None)
 
 
+def _operator(name: str) -> Callable[..., Any]:
+    def method(self: Any, *others: Any) -> Any:
+        return getattr(self.value, name)(*(value_of(other) for other in others))
+
+    return method
+
+
 class ArrayLike:
     """What reads as its array does, and can be assigned. Subclasses say where the array is kept."""
 
@@ -85,11 +92,10 @@ class ArrayLike:
         Raises:
             ValueError: if the shape is another. TypeError: if `value` is no number, or is traced (inside `jit`, say).
         """
-        value, current = as_array(value, self.name), self._seen()
+        value, current = as_array(value, self.path), self._seen()
         if value.shape != current.shape:
             raise ValueError(f"`{self.path}` has shape {current.shape}. Received: a value of shape {value.shape}")
-        if jnp.iscomplexobj(value) and not jnp.iscomplexobj(current):
-            raise TypeError(f"`{self.path}` is real ({current.dtype}). Received: a value of dtype {value.dtype}")
+        _check_real(value, current.dtype, self.path)
         value = value.astype(current.dtype)
         scope = _scope.get()
         if scope is not None:
@@ -105,11 +111,11 @@ class ArrayLike:
 
     def assign_add(self, value: Any) -> Any:
         """Adds `value` in place."""
-        return self.assign(self.value + _like(value, self.value))
+        return self.assign(self.value + _like(value, self.value, self.path))
 
     def assign_sub(self, value: Any) -> Any:
         """Subtracts `value` in place."""
-        return self.assign(self.value - _like(value, self.value))
+        return self.assign(self.value - _like(value, self.value, self.path))
 
     def numpy(self) -> np.ndarray:
         """A NumPy copy."""
@@ -161,21 +167,22 @@ class ArrayLike:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} path={self.path!r} shape={self.shape} dtype={self.dtype} value={self.value}>"
 
-    __hash__ = object.__hash__  # by identity, although == compares elements
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    def method(self: ArrayLike, *others: Any) -> Any:
-        return getattr(self.value, name)(*(value_of(other) for other in others))
-
-    return method
-
-
-for _name in "add sub mul truediv floordiv mod pow matmul and or xor".split():
-    setattr(ArrayLike, f"__{_name}__", _operator(f"__{_name}__"))
-    setattr(ArrayLike, f"__r{_name}__", _operator(f"__r{_name}__"))
-for _name in "neg pos abs invert eq ne lt le gt ge round".split():
-    setattr(ArrayLike, f"__{_name}__", _operator(f"__{_name}__"))
+    __add__, __radd__ = _operator("__add__"), _operator("__radd__")
+    __sub__, __rsub__ = _operator("__sub__"), _operator("__rsub__")
+    __mul__, __rmul__ = _operator("__mul__"), _operator("__rmul__")
+    __truediv__, __rtruediv__ = _operator("__truediv__"), _operator("__rtruediv__")
+    __floordiv__, __rfloordiv__ = _operator("__floordiv__"), _operator("__rfloordiv__")
+    __mod__, __rmod__ = _operator("__mod__"), _operator("__rmod__")
+    __pow__, __rpow__ = _operator("__pow__"), _operator("__rpow__")
+    __matmul__, __rmatmul__ = _operator("__matmul__"), _operator("__rmatmul__")
+    __and__, __rand__ = _operator("__and__"), _operator("__rand__")
+    __or__, __ror__ = _operator("__or__"), _operator("__ror__")
+    __xor__, __rxor__ = _operator("__xor__"), _operator("__rxor__")
+    __neg__, __pos__, __abs__ = _operator("__neg__"), _operator("__pos__"), _operator("__abs__")
+    __invert__, __round__ = _operator("__invert__"), _operator("__round__")
+    __lt__, __le__, __gt__, __ge__ = (_operator(f"__{name}__") for name in ("lt", "le", "gt", "ge"))
+    __eq__, __ne__ = _operator("__eq__"), _operator("__ne__")  # elementwise
+    __hash__ = object.__hash__  # by identity
 
 
 def value_of(x: Any) -> Any:
@@ -215,6 +222,8 @@ def as_array(value: Any, name: str) -> Array:
     value = value_of(value)
     if isinstance(value, Array):
         return value
+    if value is None or isinstance(value, (str, bytes)):  # JAX may take text for a dtype
+        raise TypeError(f"`{name}` takes an array of numbers. Received: {value!r}")
     try:
         if hasattr(value, "__array__") and not hasattr(value, "__jax_array__"):
             value = np.array(
@@ -225,8 +234,22 @@ def as_array(value: Any, name: str) -> Array:
         raise TypeError(f"`{name}` takes an array of numbers. Received: {type(value).__name__} ({error})") from None
 
 
-def _like(value: Any, current: Array) -> Array:
-    return as_array(value, "value").astype(current.dtype)
+def _like(value: Any, current: Array, path: str) -> Array:
+    """An amount to add to `current`, the array of the variable at `path`.
+
+    Raises:
+        ValueError: if the shape does not fit. TypeError: if it is no number, or complex where `current` is real.
+    """
+    value = as_array(value, path)
+    if value.shape not in ((), current.shape):
+        raise ValueError(f"`{path}` has shape {current.shape}. Received: a value of shape {value.shape}")
+    _check_real(value, current.dtype, path)
+    return value.astype(current.dtype)
+
+
+def _check_real(value: Array, dtype: Any, path: str) -> None:
+    if jnp.iscomplexobj(value) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"`{path}` is real ({dtype}). Received: a value of dtype {value.dtype}")
 
 
 _names: Counter[str] = Counter()
@@ -276,7 +299,9 @@ class Variable(ArrayLike):
         if dtype is None and not hasattr(value_of(value), "dtype") and jnp.issubdtype(array.dtype, jnp.inexact):
             dtype = jnp.result_type(float) if not jnp.iscomplexobj(array) else array.dtype
         # A copy: the optimizer donates what a variable holds, and the caller keeps what was passed.
-        self._value = jnp.array(array, array.dtype if dtype is None else as_dtype(dtype), copy=True)
+        dtype = array.dtype if dtype is None else as_dtype(dtype)
+        _check_real(array, dtype, name or "initial_value")
+        self._value = jnp.array(array, dtype, copy=True)
         self.path = unique_name("variable") if name is None else name
         self.name = self.path.rsplit("/", 1)[-1]
         self.trainable = trainable

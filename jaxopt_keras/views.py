@@ -83,9 +83,9 @@ def written(state: Any, place: Place, value: Any) -> Any:
     old = getattr(state, kind)
     if kind == "scalars":
         leaves, treedef = jax.tree.flatten(old[rest[0]])
-        place = rest[1] if len(rest) > 1 else 0
-        leaf = leaves[place]
-        leaves[place] = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else value
+        i = rest[1] if len(rest) > 1 else 0
+        leaf = leaves[i]
+        leaves[i] = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else value
         value = jax.tree.unflatten(treedef, leaves)
     elif hasattr(old[rest[0]], "complement"):
         value = type(old[rest[0]])(value, 1 - value)

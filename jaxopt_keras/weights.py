@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.variable import several
+from jaxopt_keras.variable import as_array, several
 from jaxopt_keras.views import Place, View, assembled, keras_order, legacy_order, read, slot_groups
 
 
@@ -76,11 +76,15 @@ class Weights:
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Writes `variables` into a mapping, under "0", "1", ..., as Keras's `.weights.h5` has them."""
+        if not hasattr(store, "__setitem__"):
+            raise TypeError(f"`store` must be a mapping. Received: store={store!r}")
         for i, place in enumerate(self.places()):
             store[str(i)] = np.array(read(self._state, place))
 
     def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Reads what `save_own_variables` wrote. A store of another length is refused with a warning, as in Keras."""
+        if not hasattr(store, "keys"):
+            raise TypeError(f"`store` must be a mapping. Received: store={store!r}")
         places = self.places()
         if len(store.keys()) != len(places):
             warnings.warn(
@@ -93,7 +97,8 @@ class Weights:
 
     def _assembled(self, places: list[Place], values: list[Any]) -> Any:
         """The state with `values` at `places`, in the dtypes that it has."""
-        cast = [jnp.asarray(v, read(self._state, p).dtype) for p, v in zip(places, values, strict=True)]
+        arrays = [as_array(v, "optimizer_variables") for v in values]
+        cast = [v.astype(read(self._state, p).dtype) for p, v in zip(places, arrays, strict=True)]
         return assembled(self._state, places, cast)
 
     def _store_all(self, places: list[Place], values: list[np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the stateful face share: variables of every kind, and the whole of an optimizer in one comparison."""
+"""What the tests of the stateful face share: variables of every kind, and a whole optimizer in one comparison."""
 
 import contextlib
 from collections.abc import Iterator

@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import optax
 import pytest
+from jax.experimental.sparse import BCOO
 
 import jaxopt_keras as jk
-from jaxopt_keras import schedules
+from jaxopt_keras import rules, schedules
 from jaxopt_keras.rule import Decay, Rate, Rule, Signed
 from tests.facade import close, every_kind, refused, same, some_grads, two, unchanged, values
 
@@ -120,7 +121,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_all_ways_are_one(way, options):
     optimizer, variables, twins = way(0.1, **options), two(), two()
-    reference = jk.Optimizer.from_rule(jk.rules.SGD(0.1, momentum=0.9, variant="optax"), **options)
+    reference = jk.Optimizer.from_rule(rules.SGD(0.1, momentum=0.9, variant="optax"), **options)
     close(trained(optimizer, variables), trained(reference, twins), atol=1e-6)
     same(int(optimizer.iterations), int(reference.iterations))
     assert optimizer.get_slot_names() == ["m", *reference.get_slot_names()[1:]]
@@ -205,7 +206,7 @@ def test_a_sparse_hook_gets_distinct_rows():
     optimizer = Rows()
     optimizer.apply([jk.IndexedSlices(np.ones((3, 2)), np.array([2, 0, 2]))], [w])
     assert w.numpy().tolist() == [[-1, -1], [0, 0], [-2, -2]]
-    optimizer.apply([jax.experimental.sparse.BCOO.fromdense(jnp.ones((3, 2)), n_dense=1)], [w])
+    optimizer.apply([BCOO.fromdense(jnp.ones((3, 2)), n_dense=1)], [w])
     assert w.numpy().tolist() == [[-2, -2], [-1, -1], [-3, -3]]
     assert optimizer.seen == [((3, 2), (3,))] * 2
 
@@ -251,19 +252,21 @@ def test_a_hook_that_raises_leaves_everything(when, built):
     assert {k: v for k, v in vars(optimizer).items() if k in ("m", "note", "notes")} == attributes
     assert not optimizer._in_hooks
     optimizer.when = None
-    close(trained(optimizer, variables), trained(Keras3(), variables) if False else values(variables))
+    trained(optimizer, variables)
     assert optimizer.iterations == (6 if built else 3)
 
 
 def test_a_hook_may_keep_notes_without_being_traced_again():
     class Noting(Keras3):
+        traces = 0
+
         def update_step(self, gradient, variable, learning_rate):
             super().update_step(gradient, variable, learning_rate)
-            self.last = variable.name
+            self.seen = [*self.__dict__.get("seen", ()), variable.name]
 
     optimizer, variables = Noting(), two()
     trained(optimizer, variables)
-    assert Noting.traces == 2 and optimizer.last == "bias"
+    assert Noting.traces == 2 and optimizer.seen == ["kernel", "bias"]  # in the order of the variables
 
 
 def test_a_changed_attribute_is_traced_anew():
@@ -469,13 +472,9 @@ def test_dtypes_of_tf2():
 # --- the two programs that people copy --------------------------------------------------------------------------------
 
 
-class tf:  # their only import, replaced
-    keras = jk
+class tf:  # what they use of it; `interop.tensorflow` has more
     reshape = staticmethod(lambda x, shape: jnp.reshape(jnp.asarray(x), shape))
     cast = staticmethod(lambda x, dtype: jnp.asarray(x, dtype) if not hasattr(x, "value") else x.value.astype(dtype))
-
-
-jk_optimizers = jk
 
 
 class SimpleGD(jk.Optimizer):
@@ -554,7 +553,7 @@ def test_minimize_with_a_custom_optimizer():
 
 
 def test_from_rule_refuses():
-    for wrong in (jk.rules.Adam, "adam", jk.adam(), None):
+    for wrong in (rules.Adam, "adam", jk.adam(), None):
         with pytest.raises(TypeError, match="`rule` must be an instance of a `Rule`. Received: rule="):
             jk.Optimizer.from_rule(wrong)
     with pytest.raises(TypeError, match="`tx` must have `init"):
@@ -563,7 +562,7 @@ def test_from_rule_refuses():
 
 def test_a_rule_and_its_named_class_are_one():
     named, variables = jk.Adam(0.1, beta_1=0.5, clipnorm=1.0), two()
-    of_rule, twins = jk.Optimizer.from_rule(jk.rules.Adam(0.1, beta_1=0.5), clipnorm=1.0), two()
+    of_rule, twins = jk.Optimizer.from_rule(rules.Adam(0.1, beta_1=0.5), clipnorm=1.0), two()
     same(trained(named, variables), trained(of_rule, twins))
     assert of_rule.beta_1 == 0.5
     of_rule.beta_1 = named.beta_1 = 0.25
@@ -601,7 +600,7 @@ def test_from_optax_is_optax(make):
 
 def test_from_optax_with_options():
     options = {"clipnorm": 0.5, "use_ema": True, "gradient_accumulation_steps": 2, "constraints": {"kernel": jnp.abs}}
-    ours = jk.Optimizer.from_rule(jk.rules.SGD(0.1), **options)
+    ours = jk.Optimizer.from_rule(rules.SGD(0.1), **options)
     theirs, variables, twins = jk.Optimizer.from_optax(optax.sgd(0.1), **options), two(), two()
     close(trained(theirs, variables, range(5)), trained(ours, twins, range(5)))
     same(theirs.get_slot(variables[0], "average").numpy().shape, (2, 3))

@@ -132,6 +132,17 @@ def mnist_file(path: Path, leave_out: Sequence[str] = ()) -> Path:
     return path
 
 
+def test_batches_move_the_pictures():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 28, 28, 1)).astype(np.float32)
+    ((moved, y),) = lenet.batches(common.Digits(x, np.arange(64, dtype=np.int32), x, np.zeros(64, np.int32)), 64, rng)
+    assert moved.shape == x.shape and sorted(y) == list(range(64))
+    for picture, original in zip(moved, x[y], strict=True):
+        places = [(i, j) for i in range(-2, 3) for j in range(-2, 3) if original[10 + i, 10 + j] == picture[10, 10]]
+        ((i, j),) = places
+        np.testing.assert_array_equal(picture[4:-4, 4:-4], original[4 + i : 24 + i, 4 + j : 24 + j])
+
+
 def test_mnist(tmp_path: Path):
     data = lenet.load(mnist_file(tmp_path / "mnist.npz"))
     assert data.x_train.shape == (130, 28, 28, 1) and data.x_test.dtype == np.float32
@@ -150,7 +161,8 @@ def test_demo(run: Run, tmp_path: Path):
     assert_drawn(tmp_path / "demo.png")
 
 
-def run_of(losses: Sequence[float], accuracy: float) -> demo.Run:
+def run_of(last_loss: float, accuracy: float) -> demo.Run:
+    losses = [2.0] * 23 + [last_loss]
     return demo.Run(np.array(losses), np.ones(len(losses)), accuracy)
 
 
@@ -158,12 +170,12 @@ def run_of(losses: Sequence[float], accuracy: float) -> demo.Run:
     ("pure", "stateful", "message"),
     [
         (
-            run_of([2.0, 1.0], 0.99),
-            run_of([2.0, 1.1], 0.99),
+            run_of(1.0, 0.99),
+            run_of(1.1, 0.99),
             "faces of Adam must agree. Their losses differ by 1.0e-01",
         ),
-        (run_of([2.0, np.nan], 0.99), run_of([2.0, np.nan], 0.99), "faces of Adam must agree"),
-        (run_of([2.0, 1.0], 0.9), run_of([2.0, 1.0], 0.9), "Adam should recognise 97% of the digits: 90.00%"),
+        (run_of(np.nan, 0.99), run_of(np.nan, 0.99), "faces of Adam must agree"),
+        (run_of(1.0, 0.9), run_of(1.0, 0.9), "Adam should recognise 97% of the digits: 90.00%"),
     ],
 )
 def test_demo_fails_clearly(pure: demo.Run, stateful: demo.Run, message: str, tmp_path: Path, monkeypatch: Any):
@@ -173,22 +185,23 @@ def test_demo_fails_clearly(pure: demo.Run, stateful: demo.Run, message: str, tm
 
 
 def test_faces_agree(monkeypatch: pytest.MonkeyPatch):
-    """Every optimizer of the demo, for a few steps of a small network: the losses of both faces are equal to rounding."""
+    """Every optimizer of the demo, a few steps of a small network: the losses of both faces are equal to rounding."""
     rng = np.random.default_rng(0)
     start = {name: jnp.asarray(rng.normal(size=(6, 6)), jnp.float32) for name in ("first", "second")}
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.square(jnp.tanh(x @ params["first"]) @ params["second"] - y[:, None]))
+        return jnp.mean(jnp.square(jnp.tanh(x @ params["first"]) @ params["second"] - jnp.float32(y)[:, None]))
 
     monkeypatch.setattr(lenet, "init", lambda seed=0: start)
     monkeypatch.setattr(lenet, "loss", loss)
     monkeypatch.setattr(lenet, "accuracy", lambda *_: 1.0)
-    x, y = rng.normal(size=(640, 6)).astype(np.float32), rng.normal(size=640).astype(np.float32)
+    monkeypatch.setattr(lenet, "batches", lambda data, size, rng: common.batches(data.x_train, data.y_train, size, rng))
+    x, y = rng.normal(size=(640, 6)).astype(np.float32), rng.integers(0, 2, 640).astype(np.int32)
     data = common.Digits(x, y, x[:5], y[:5])
     runs = demo.compare(list(demo.CHOICES.values()), data, epochs=2, seed=0, console=Console(quiet=True))
     assert len(runs) == len(demo.CHOICES)
     for title, (pure, stateful) in runs.items():
-        assert len(pure.losses) == 20 and pure.losses[-1] < pure.losses[0], title
+        assert len(pure.losses) == 20 and np.all(np.isfinite(pure.losses)), title
         assert demo.apart(pure, stateful) <= 1e-5, title
 
 

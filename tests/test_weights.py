@@ -99,7 +99,7 @@ def test_views_show_what_is_there_and_can_be_assigned():
         momentum.assign(jnp.ones(3))
     with refused(TypeError, "is real", optimizer, kernel):
         momentum.assign(np.ones((2, 3), complex))
-    with refused(TypeError, "takes an array of numbers. Received: str", optimizer, kernel):
+    with refused(TypeError, "takes an array of numbers. Received: 'abc'", optimizer, kernel):
         momentum.assign("abc")
 
 

@@ -38,8 +38,8 @@ class Layout(NamedTuple):
             dtype = getattr(p, "dtype", None)
             if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
                 raise TypeError(
-                    f"Every parameter must be an array of floats or complex numbers. Received: `{path}` = "
-                    f"{type(p).__name__} of dtype {dtype}. Take such leaves out, or put None in their place."
+                    f"Every parameter must be an array of floats or complex numbers. Received: `{path or 'params'}` of "
+                    f"dtype {dtype}. Take such leaves out, or put None in their place."
                 )
             leaves.append(Leaf(path, options.decays(path, p)))
         return cls(treedef, tuple(leaves)), [p for _, p in keyed]

@@ -56,9 +56,10 @@ class Hooks:
         views = {place: self.optimizer.view(place) for place in values}
         scope = Scope([*variables, *views.values()], [*params, *values.values()])
         with self.optimizer.hooks_running(), scope.active():
-            for g, variable in zip(grads, variables, strict=True):
-                if g is not None:
-                    self._call(g, variable, self.optimizer.view(("hyper", "learning_rate")).value)
+            called = {k: (g, v) for k, g, v in zip(paths, grads, variables, strict=True) if g is not None}
+            for path in sorted(called, key=self.optimizer._paths.index):  # a tree of parameters has its own order
+                g, variable = called[path]
+                self._call(g, variable, self.optimizer.view(("hyper", "learning_rate")).value)
         if scope.outside:
             names = [v.path for v in scope.outside.values()]
             raise ValueError(

@@ -135,6 +135,12 @@ class Program:
             return None
         like = g if p is None else p
         shape, dtype = np.shape(like), compute_dtype(like.dtype)
+        indices = getattr(g, "indices", None)  # of `IndexedSlices`, or a BCOO
+        if is_sparse(g) and not jnp.issubdtype(getattr(indices, "dtype", float), jnp.integer):
+            raise TypeError(
+                f"The gradient of `{leaf.path}` must have arrays of values and of integer indices. Received: indices "
+                f"of {getattr(indices, 'dtype', type(indices).__name__)}"
+            )
         if np.shape(g) != shape if not is_sparse(g) else not fits(g, shape):
             raise ValueError(
                 f"The gradient of `{leaf.path}` must have the parameter's shape {shape}. Received: {shape_of(g)}"
@@ -198,13 +204,21 @@ class Program:
         """The amount that decoupled weight decay takes off `p` before the rule sees it, or None."""
         if g is None or not leaf.decays:
             return None
-        now = now.cast(g.real.dtype)
+        now = now.cast(jax.tree.leaves(g)[0].real.dtype)
         rate = self.core.decoupled(leaf, p, now)
         return None if rate is None else p * rate * now.lr
 
     def _constrained(self, leaf: Leaf, p: Array, g: Any) -> Array:
         constraint = None if g is None else self.options.constraint(leaf.path)
-        return p if constraint is None else jnp.asarray(constraint(p), p.dtype)
+        if constraint is None:
+            return p
+        q = constraint(p)
+        if getattr(q, "shape", None) != p.shape:
+            raise ValueError(
+                f"The constraint of `{leaf.path}` must return an array of its shape {p.shape}. Received: an array of "
+                f"shape {getattr(q, 'shape', None)}"
+            )
+        return jnp.asarray(q, p.dtype)
 
 
 def wide(p: Any) -> Any:

@@ -1,12 +1,14 @@
 """Muon: momentum, orthogonalized. Matrices only; the rest goes to Adam."""
 
 import re
+from types import NoneType
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.numerics import norm
+from jaxopt_keras.options import check_pattern
 from jaxopt_keras.rule import Amount, Clock, Count, Decay, NonNegative, Number, Rate, Rule, Signed
 from jaxopt_keras.rules.adam import Adam
 from jaxopt_keras.rules.nadam import Nadam
@@ -57,10 +59,12 @@ class Muon(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         layers = self.exclude_layers
-        if isinstance(layers, str) or not all(isinstance(x, str) for x in layers or ()):
+        if not isinstance(layers, (list, tuple, NoneType)):
             raise TypeError(
                 f"`exclude_layers` must be a list of regular expressions. Received: exclude_layers={layers!r}"
             )
+        for pattern in layers or ():
+            check_pattern("exclude_layers", pattern)
         object.__setattr__(self, "exclude_layers", tuple(layers or ()))
 
     def accepts(self, path: str, p: Array) -> bool:

@@ -37,18 +37,17 @@ class ScheduleFreeAdamW(Rule):
 
     class Scalars(NamedTuple):
         max_rate: Any
-        weight: Any
         weight_sum: Any
 
     def init(self, p: Array) -> State:
         return self.State(p, jnp.zeros_like(p.real))
 
     def scalars(self) -> Scalars | None:
-        return self.Scalars(0.0, 0.0, 0.0) if self.variant == "optax" else None
+        return self.Scalars(0.0, 0.0) if self.variant == "optax" else None
 
     def advance(self, scalars: Scalars, at: Clock) -> Scalars:
         max_rate = jnp.maximum(scalars.max_rate, at.lr * self.warmth(at.t))
-        return self.Scalars(max_rate, max_rate**2, scalars.weight_sum + max_rate**2)
+        return self.Scalars(max_rate, scalars.weight_sum + max_rate**2)
 
     def warmth(self, t: Any) -> Any:
         return jnp.minimum(t / self.warmup_steps, 1) if self.warmup_steps else 1
@@ -67,7 +66,7 @@ class ScheduleFreeAdamW(Rule):
             if at.weight_decay is not None:
                 u = u + at.weight_decay * p
             rate, total = at.lr * self.warmth(at.t - 1), at.scalars.weight_sum
-            c = at.scalars.weight / jnp.where(total > 0, total, 1)  # 0 as long as every rate was 0
+            c = at.scalars.max_rate**2 / jnp.where(total > 0, total, 1)  # 0 as long as every rate was 0
         else:
             rate, c = at.lr * self.warmth(at.t), 1 / at.t
         z = s.momentum - rate * u

@@ -7,7 +7,7 @@ decay, schedule, average) belongs to the update and happens once, and the sum st
 import jax
 
 from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
-from tests.laws.cases import RATE, assert_close, assert_same_bits, gradients, parameters, run, switched_cases
+from tests.laws.cases import RATE, assert_close, assert_same_bits, few_cases, gradients, parameters, run, switched_cases
 
 K, WINDOWS = 3, 3
 
@@ -16,7 +16,7 @@ def schedule(step):
     return RATE / (1 + step.astype(float))
 
 
-OPTIONS = {"clipnorm": 0.5, "use_ema": True, "ema_overwrite_frequency": 2, "learning_rate": schedule}
+OPTIONS = {"global_clipnorm": 0.5, "use_ema": True, "ema_overwrite_frequency": 2, "learning_rate": schedule}
 
 
 def without_accumulator(state):
@@ -26,7 +26,16 @@ def without_accumulator(state):
 
 @switched_cases
 def test_accumulation_equals_mean(case):
-    whole, parts = case.kernel(**OPTIONS), case.kernel(**OPTIONS, gradient_accumulation_steps=K)
+    check(case, {})
+
+
+@few_cases
+def test_every_stage_once_per_update(case):
+    check(case, OPTIONS)
+
+
+def check(case, options):
+    whole, parts = case.kernel(**options), case.kernel(**options, gradient_accumulation_steps=K)
     params, grads = parameters(), gradients(K * WINDOWS)
     windows = [grads[i : i + K] for i in range(0, len(grads), K)]
     means = [jax.tree.map(lambda *g: sum(g) / K, *window) for window in windows]

@@ -1,6 +1,6 @@
 """Any tree will do: none, one bare array, a thousand arrays.
 
-A model under construction, a single matrix, and a transformer are pytrees alike, and nothing in a step may count on more.
+A model under construction, a single matrix and a transformer are pytrees alike; nothing in a step may count on more.
 """
 
 import pytest
@@ -11,11 +11,9 @@ OPTIONS = {"use_ema": True, "global_clipnorm": 0.5, "gradient_accumulation_steps
 
 
 @switched_cases
-@pytest.mark.parametrize("empty", [{}, [], None], ids=str)
-def test_no_array(case, empty):
-    kernel = case.kernel()
-    params, state = run(kernel, empty, [empty] * 2)
-    assert params == empty and state.step == 2
+def test_no_array(case):
+    params, state = run(case.kernel(), {}, [{}] * 2)
+    assert params == {} and state.step == 2
 
 
 @few_cases
@@ -25,7 +23,7 @@ def test_no_array_and_every_stage(case, empty):
     assert params == empty and state.step == 1
 
 
-@switched_cases
+@few_cases
 def test_a_bare_array(case):
     """Equals the same array in a tree."""
     kernel, grads = case.kernel(), gradients(2)

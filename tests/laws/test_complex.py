@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.laws.cases import CASES, SMALL, assert_rounded, gradients, parameters, rounding, run, types
+from tests.laws.cases import SMALL, SWITCHED, assert_rounded, gradients, parameters, rounding, run, types
 
-# complex64 times float32 is complex64, which strict promotion does not let pass; that nothing gets wider, `types` checks.
+# complex64 times float32 is complex64, which strict promotion does not let pass; `types` checks that nothing widens.
 pytestmark = pytest.mark.usefixtures("jax_defaults")
 
 STEPS = 3
 C = jnp.complex64
-with_form = pytest.mark.parametrize("case", [c for c in CASES if c.rule.complex_ok], ids=str)
-without_form = pytest.mark.parametrize("case", [c for c in CASES if not c.rule.complex_ok], ids=str)
+with_form = pytest.mark.parametrize("case", [c for c in SWITCHED if c.rule.complex_ok], ids=str)
+without_form = pytest.mark.parametrize("case", [c for c in SWITCHED if not c.rule.complex_ok], ids=str)
 
 
 @with_form

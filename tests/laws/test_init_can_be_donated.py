@@ -7,7 +7,7 @@ the first step on, also between two states of one kernel.
 
 import jax
 
-from tests.laws.cases import AWKWARD, assert_same_bits, gradients, parameters, switched_cases
+from tests.laws.cases import AWKWARD, SMALL, assert_same_bits, few_cases, gradients, parameters, switched_cases
 
 OPTIONS = {"use_ema": True, "gradient_accumulation_steps": 2, "clipnorm": 0.5}
 
@@ -17,21 +17,23 @@ def buffers(tree):
     return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree) if x.size]
 
 
-@switched_cases
-def test_no_buffer_is_shared(case):
-    params = parameters(AWKWARD)
-    same, other = case.kernel(**OPTIONS), case.kernel(learning_rate=0.5, **OPTIONS)
-    found = buffers([params, same.init(params), same.init(params), other.init(params)])
+def check(kernels, shapes):
+    params, (g,) = parameters(shapes), gradients(1, shapes)
+    states = [k.init(params) for k in kernels]
+    found = buffers([params, states])
     assert len(found) == len(set(found))
 
+    results = [k.step(parameters(shapes), state, g) for k, state in zip(kernels, states, strict=True)]
+    assert_same_bits(results[0], results[1])
+    moved = [state._replace(hyper={}) for state in states]
+    assert all(x.is_deleted() for x in jax.tree.leaves(moved) if x.size)
+
 
 @switched_cases
-def test_params_and_state_are_donated(case):
-    kernel, other = case.kernel(**OPTIONS), case.kernel(learning_rate=0.5, **OPTIONS)
-    params, (g,) = parameters(AWKWARD), gradients(1, AWKWARD)
-    first, second, third = kernel.init(params), kernel.init(params), other.init(params)
-    a, b = kernel.step(parameters(AWKWARD), first, g), kernel.step(parameters(AWKWARD), second, g)
-    other.step(params, third, g)
-    assert_same_bits(a, b)
-    gone = [params, *(state._replace(hyper={}) for state in (first, second, third))]
-    assert all(x.is_deleted() for x in jax.tree.leaves(gone) if x.size)
+def test_init_can_be_donated(case):
+    check([case.kernel(), case.kernel(), case.kernel(learning_rate=0.5)], SMALL)
+
+
+@few_cases
+def test_every_stage_and_awkward_trees(case):
+    check([case.kernel(**OPTIONS), case.kernel(**OPTIONS), case.kernel(learning_rate=0.5, **OPTIONS)], AWKWARD)

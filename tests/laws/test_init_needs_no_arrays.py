@@ -1,4 +1,4 @@
-"""Init needs types alone: under `eval_shape`, under `jit` and on `ShapeDtypeStruct`s it gives the types of the real state.
+"""Init needs types alone: under `eval_shape`, under `jit`, on `ShapeDtypeStruct`s it gives the types of the real state.
 
 A large model's state is laid out, sharded and restored from a checkpoint before there is any array.
 """

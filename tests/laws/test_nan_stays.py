@@ -31,4 +31,4 @@ def test_nan_stays(case, bad, name, data):
         elif case.rule.grain == "element":
             clean = np.ones(SMALL[name], bool)
             clean[place] = False
-            assert_same_bits(*(jax.tree.map(lambda x: x[clean], tree) for tree in (there, expected)))
+            assert_same_bits(*(jax.tree.map(lambda x, clean=clean: x[clean], tree) for tree in (there, expected)))

@@ -10,7 +10,7 @@ import logging
 import jax
 
 from jaxopt_keras import Kernel
-from tests.laws.cases import AWKWARD, gradients, parameters, switched_cases
+from tests.laws.cases import AWKWARD, SMALL, few_cases, gradients, parameters, switched_cases
 
 OPTIONS = {"use_ema": True, "ema_overwrite_frequency": 2, "clipnorm": 0.5}
 
@@ -20,14 +20,26 @@ def with_other_numbers(kernel):
     return Kernel(other(kernel.rule), other(kernel.options))
 
 
-@switched_cases
-def test_one_compilation(case, caplog):
-    kernel, grads = case.kernel(**OPTIONS), gradients(4, AWKWARD)
-    params, state = kernel.step(parameters(AWKWARD), kernel.init(parameters(AWKWARD)), grads[0])
-    fresh = parameters(AWKWARD)
+def check(kernel, shapes, caplog):
+    grads, fresh, (params, state) = gradients(4, shapes), parameters(shapes), started(kernel, shapes)
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         params, state = kernel.step(params, state, grads[1])
         other = with_other_numbers(kernel)
         params, state = kernel.step(params, state._replace(hyper=other.hyper()), grads[2])
         other.step(fresh, other.init(fresh), grads[3])
     assert [r.getMessage() for r in caplog.records] == []
+
+
+def started(kernel, shapes):
+    params = parameters(shapes)
+    return kernel.step(params, kernel.init(params), gradients(1, shapes)[0])
+
+
+@switched_cases
+def test_one_compilation(case, caplog):
+    check(case.kernel(), SMALL, caplog)
+
+
+@few_cases
+def test_every_stage_and_awkward_trees(case, caplog):
+    check(case.kernel(**OPTIONS), AWKWARD, caplog)

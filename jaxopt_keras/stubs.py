@@ -1,0 +1,86 @@
+"""Writes `optimizers.pyi`, the types of what `optimizers.py` makes: `python -m jaxopt_keras.stubs`."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from jaxopt_keras.optimizers import FUNCTIONS, RULES, parameters
+from jaxopt_keras.options import Options
+from jaxopt_keras.rule import Rule, fields_of
+
+PATH = Path(__file__).with_name("optimizers.pyi")
+
+HEAD = '''"""Written by `python -m jaxopt_keras.stubs`, from the rules. Not by hand."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jax import Array
+
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.optimizer import Optimizer
+from jaxopt_keras.rule import Rule
+
+Rate = float | np.number[Any] | Array | Callable[..., Any]
+"""A number, or a schedule: a function of the step. The stateful face also takes a function without arguments."""
+
+RULES: dict[str, type[Rule]]
+CLASSES: dict[str, type[Optimizer]]
+FUNCTIONS: dict[str, Callable[..., Kernel]]
+
+def parameters(rule: type[Rule]) -> list[inspect.Parameter]: ...
+'''
+
+# What an annotation of a rule or of `Options` cannot say, since it is Any there.
+SPECIAL = {
+    "learning_rate": "Rate",
+    "exclude_from_weight_decay": "Sequence[str] | Callable[[str, Any], bool]",
+    "exclude_layers": "Sequence[str] | None",
+    "constraints": "dict[str, Callable[[Any], Any]] | tuple[()]",
+}
+
+
+def annotation(rule: type[Rule], name: str) -> str:
+    """The type of an argument, for a reader."""
+    if name in SPECIAL:
+        return SPECIAL[name]
+    field = (fields_of(Options) | fields_of(rule))[name]
+    if field.choices:
+        return f"Literal[{', '.join(quoted(choice) for choice in field.choices)}]"
+    return " | ".join("None" if t is type(None) else getattr(t, "__name__", "Any") for t in field.types)
+
+
+def arguments(rule: type[Rule]) -> str:
+    """The arguments of an optimizer, one a line."""
+    lines, keyword = [], False
+    for p in parameters(rule):
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and not keyword:
+            lines.append("    *,")
+            keyword = True
+        lines.append(f"    {p.name}: {annotation(rule, p.name)} = {quoted(p.default)},")
+    return "\n".join(lines)
+
+
+def quoted(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def stub() -> str:
+    """The whole file."""
+    parts: list[Any] = [HEAD]
+    for rule in RULES.values():
+        inside = arguments(rule).replace("\n", "\n    ")
+        parts.append(
+            f"class {rule.__name__}(Optimizer):\n    def __init__(\n        self,\n    {inside}\n    ) -> None: ...\n"
+        )
+    functions = zip(FUNCTIONS, RULES.values(), strict=True)
+    parts.append("".join(f"def {name}(\n{arguments(rule)}\n) -> Kernel: ...\n" for name, rule in functions))
+    names = "".join(f"    {quoted(name)},\n" for name in [*RULES, *FUNCTIONS])
+    parts.append(f"__all__ = [\n{names}]\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PATH.write_text(stub())
