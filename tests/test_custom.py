@@ -448,7 +448,7 @@ def test_tf2_rates_and_names():
     close(seen, [0.5, 0.25, 0.5 / 3], rtol=1e-5)
     with pytest.raises(TypeError, match="Named has no argument `momentum`"):
         Named(momentum=0.5)
-    with pytest.raises(TypeError, match="no argument `lr`. Did you mean `learning_rate`"):
+    with pytest.raises(TypeError, match="no argument `lr`. Received: lr=0.5. Did you mean `learning_rate`"):
         Keras3(lr=0.5)
 
 

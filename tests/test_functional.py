@@ -146,7 +146,9 @@ def test_hyperparameters_are_replaced_in_the_state():
     p, _ = kernel.step(PARAMS, state, GRADS, donate=False)
     q, _ = other.step(PARAMS, other.init(PARAMS), GRADS, donate=False)
     close(p, q, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="`clipnorm` is no run-time hyperparameter here. There are"):
+    with pytest.raises(
+        ValueError, match="`clipnorm` is no run-time hyperparameter here. Received: clipnorm=1.0. There are"
+    ):
         kernel.replaced(state, clipnorm=1.0)
     with pytest.raises(ValueError, match="`beta_1` must be in"):
         kernel.replaced(state, beta_1=2.0)
@@ -168,6 +170,6 @@ def test_structures_that_do_not_fit():
         kernel.step(PARAMS, state, {"dense": GRADS["dense"] | {"bias": jnp.ones(2)}}, donate=False)
     with pytest.raises(TypeError, match="`dense/bias` must be real"):
         kernel.step(PARAMS, state, {"dense": GRADS["dense"] | {"bias": jnp.ones(3, complex)}}, donate=False)
-    with pytest.raises(TypeError, match="Received: `i` = .* of dtype int32"):
+    with pytest.raises(TypeError, match="Received: `i` of dtype int32"):
         kernel.init({"i": jnp.arange(3)})
     close(kernel.step(PARAMS, state, GRADS, donate=False)[0], steps(kernel, n=1)[0], rtol=0)

@@ -254,7 +254,7 @@ def test_get_nothing():
         (
             lambda: jk.deserialize({"class_name": "Adam", "config": {"beta": 1}}),
             TypeError,
-            "no argument `beta`. Did you mean `beta_",
+            "no argument `beta`. Received: beta=1. Did you mean `beta_",
         ),
         (lambda: jk.serialize("adam"), TypeError, "`optimizer` must be an `Optimizer`. Received: optimizer='adam'"),
         (lambda: jk.serialize(jk.Optimizer.from_optax(optax.sgd(1))), TypeError, "code that a config cannot hold"),

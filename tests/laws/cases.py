@@ -66,7 +66,8 @@ PLAIN, SWITCHED = [
 CASES = PLAIN + SWITCHED
 
 # Compilation takes most of the time. Half of the cases will do where a law is about the engine as much as about the
-# rule; where it is about the engine alone, two of those that may go through all of it: with the fewest slots, and the most.
+# rule; where it is about the engine alone, two of those that may go through all of it: with the fewest slots, and
+# the most.
 ELEMENTWISE = [case for case in SWITCHED if case.rule.grain == "element"]
 FEW = [pick(ELEMENTWISE, key=lambda case: len(case.rule.slots())) for pick in (min, max)]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
