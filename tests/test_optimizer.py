@@ -14,9 +14,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 import jaxopt_keras as jk
-from jaxopt_keras import schedules
+from jaxopt_keras import rules, schedules
 from jaxopt_keras.functional import Compiled
-from jaxopt_keras.handles import Handle
+from jaxopt_keras.handles import Handle, handle
 from tests.facade import (
     CLASSES,
     KINDS,
@@ -420,13 +420,12 @@ def test_settings_compile_nothing():
 
 def test_take_copies_only_what_others_hold():
     w = jk.Variable(np.ones(3))
-    handle = jk.optimizer.handle(w)
-    assert handle.take() is w._value
+    one = handle(w)
+    assert isinstance(one, Handle) and one.take() is w._value
     held = w.value
-    assert handle.take() is not held
+    assert one.take() is not held
     del held
-    assert handle.take() is w._value
-    assert isinstance(handle, Handle)
+    assert one.take() is w._value
 
 
 # --- learning rates and other settings --------------------------------------------------------------------------------
@@ -731,12 +730,14 @@ def test_loss_scale():
 # --- pure equals stateful ---------------------------------------------------------------------------------------------
 
 OPTIONS = {
-    "plain": {},
-    "decay and clip": {"weight_decay": 0.1, "clipnorm": 0.5, "exclude_from_weight_decay": "bias"},
-    "average": {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2, "global_clipnorm": 1.0},
-    "accumulation": {"gradient_accumulation_steps": 2, "clipvalue": 0.3, "loss_scale_factor": 2.0},
-    "schedule": {"learning_rate": schedules.PolynomialDecay(0.1, 5), "constraints": {"kernel": jnp.abs}},
-}
+    "averaged": {
+        "learning_rate": schedules.PolynomialDecay(0.1, 5), "weight_decay": 0.1, "exclude_from_weight_decay": "bias",
+        "use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2, "global_clipnorm": 1.0,
+    },
+    "accumulated": {
+        "gradient_accumulation_steps": 2, "clipvalue": 0.3, "loss_scale_factor": 2.0, "constraints": {"kernel": jnp.abs},
+    },
+}  # fmt: skip
 BY_NAME = {
     rule.__name__: (rule, function) for rule, function in zip(RULES, jk.optimizers.FUNCTIONS.values(), strict=True)
 }
@@ -754,19 +755,23 @@ def test_pure_equals_stateful(name, options):
     optimizer, kernel, variables = CLASSES[name](**arguments), function(**arguments), two()
     params = named(values(variables))
     state = kernel.init(params)
-    listed, held = None, None
     for i in range(4):
         optimizer.apply(some_grads(i), variables)
         params, state = kernel.step(params, state, named(some_grads(i)), donate=False)
-        if i == 1:
-            listed = [v.value for v in optimizer.variables]
-            held = values(variables)
     close(values(variables), [params["kernel"], params["bias"]], rtol=1e-5, atol=1e-6)
     close(optimizer.state.slots, state.slots, rtol=1e-5, atol=1e-6)
     assert int(optimizer.iterations) == int(state.step)
 
-    for i in (2, 3):  # and so does the third way
+
+@every_class
+def test_stateless_equals_stateful(name):
+    arguments = {"learning_rate": 0.05} | switched(BY_NAME[name][0]) | {"use_ema": True, "weight_decay": 0.1}
+    optimizer, variables = CLASSES[name](**arguments), two()
+    trained(optimizer, variables, 2)
+    held, listed = values(variables), [v.value for v in optimizer.variables]
+    for i in (2, 3):
         held, listed = optimizer.stateless_apply(listed, some_grads(i), held)
+    trained(optimizer, variables, 2, first=2)
     close([np.array(x) for x in held], values(variables), rtol=1e-5, atol=1e-6)
     close([np.array(x) for x in listed], [v.numpy() for v in optimizer.variables], rtol=1e-5, atol=1e-6)
 
@@ -825,9 +830,8 @@ def test_axis_name_sums_gradients_over_the_axis(mapping, skip):
     grads = jnp.arange(n * 3.0).reshape(n, 3)
 
     def step(g, params, own):
-        if skip:  # the caller has summed them
-            g = jax.lax.psum(g, "data")
-        return optimizer.stateless_apply(own, [g[0]], params, skip_gradients_aggregation=skip)
+        summed = jax.lax.psum(g, "data") if skip else g  # the caller sums, or the optimizer
+        return optimizer.stateless_apply(own, [summed[0]], params, skip_gradients_aggregation=skip)
 
     if mapping == "shard_map":
         mesh = jax.make_mesh((n,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -854,7 +858,7 @@ def test_names():
     assert jk.SGD(name="mine").name == "mine"
     first, second = jk.RMSprop(), jk.RMSprop()
     assert first.name.startswith("rm_sprop") and first.name != second.name
-    assert jk.Optimizer.from_rule(jk.rules.Lamb()).name.startswith("lamb")
+    assert jk.Optimizer.from_rule(rules.Lamb()).name.startswith("lamb")
     assert [v.path for v in jk.SGD(name="a").variables] == ["a/iteration", "a/learning_rate"]
 
 
