@@ -61,7 +61,7 @@ test-matrix: ## test-py on Python 3.11, 3.12 and 3.13
 	$(MAKE) test-py PY=3.13
 
 clean: ## remove the environments, caches and built files
-	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis docs/_build build dist
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis .jax_cache docs/_build build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list

@@ -1,11 +1,16 @@
 """How the tests and the docstrings' examples run: strictly, on a CPU that pretends to be eight devices."""
 
 import os
+import pathlib
 
 # Read when the libraries are imported, so set first. JAXOPT_KERAS_TEST_DEVICE=cuda runs the suite on that platform.
 os.environ["JAX_PLATFORMS"] = ",".join(dict.fromkeys([os.environ.get("JAXOPT_KERAS_TEST_DEVICE", "cpu"), "cpu"]))
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
+# Compilation takes most of the time, and many tests compile the same: workers share what is compiled, and so do runs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent / ".jax_cache"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax

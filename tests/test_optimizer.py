@@ -735,7 +735,8 @@ OPTIONS = {
         "use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2, "global_clipnorm": 1.0,
     },
     "accumulated": {
-        "gradient_accumulation_steps": 2, "clipvalue": 0.3, "loss_scale_factor": 2.0, "constraints": {"kernel": jnp.abs},
+        "gradient_accumulation_steps": 2, "clipvalue": 0.3, "loss_scale_factor": 2.0,
+        "constraints": {"kernel": jnp.abs},
     },
 }  # fmt: skip
 BY_NAME = {

@@ -206,7 +206,7 @@ class Program:
             return None
         now = now.cast(jax.tree.leaves(g)[0].real.dtype)
         rate = self.core.decoupled(leaf, p, now)
-        return None if rate is None else p * rate * now.lr
+        return None if rate is None else p * (now.lr * rate)
 
     def _constrained(self, leaf: Leaf, p: Array, g: Any) -> Array:
         constraint = None if g is None else self.options.constraint(leaf.path)

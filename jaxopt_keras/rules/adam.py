@@ -41,11 +41,14 @@ class Adam(Rule):
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         m = ema(s.momentum, g, self.beta_1)
         v = ema(s.velocity, square(g), self.beta_2)
-        m_correction, v_correction = 1 - self.beta_1**at.t, 1 - self.beta_2**at.t
-        corrected = v / v_correction if self.variant == "optax" else v
-        peak = corrected if s.velocity_hat is None else jnp.maximum(s.velocity_hat, corrected)
-        root = jnp.sqrt(peak) + self.epsilon
-        if self.variant == "keras":
-            root = root / jnp.sqrt(v_correction)
-        step = -at.lr * (m / m_correction) / root
-        return step, self.State(m, v, None if s.velocity_hat is None else peak)
+        correction = 1 - self.beta_2**at.t
+        rate = at.lr * jnp.sqrt(correction) / (1 - self.beta_1**at.t)
+        epsilon = self.epsilon * jnp.sqrt(correction) if self.variant == "optax" else self.epsilon
+        peak, h = v, s.velocity_hat
+        if h is not None and self.variant == "optax":
+            h = jnp.maximum(h, v / correction)
+            peak = h * correction
+        elif h is not None:
+            peak = h = jnp.maximum(h, v)
+        step = -rate * m / (jnp.sqrt(peak) + epsilon)
+        return step, self.State(m, v, h)
