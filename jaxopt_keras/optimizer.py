@@ -4,59 +4,34 @@ It adds nothing to the arithmetic. Variables become a dict of arrays by path, on
 pipeline makes the step, and the results are written back.
 """
 
-import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from types import NoneType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jax.experimental.sparse import BCOO
 
-from jaxopt_keras import schedules, sparse
+from jaxopt_keras.configs import Configs
 from jaxopt_keras.copies import Copies, rebound, unique
-from jaxopt_keras.custom import EXTRAS, HOOKS, Custom, refuse_unknown
+from jaxopt_keras.custom import HOOKS, Custom, refuse_unknown
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.hooks import Hooks
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.gradients import pullback
 from jaxopt_keras.handles import Handle, handle
+from jaxopt_keras.inputs import checked, listed, numbers, of_length, pairs, refuse_traced
 from jaxopt_keras.options import Options
-from jaxopt_keras.rule import Count, Field, Rate, Rule, as_scalar, fields_of
-from jaxopt_keras.transforms.accumulate import MICRO_STEP
-from jaxopt_keras.transforms.average import AVERAGE
+from jaxopt_keras.rule import Rule
+from jaxopt_keras.settings import OPTIONS, Exclusion, Settings
 from jaxopt_keras.variable import as_array, several, unique_name, value_of
-from jaxopt_keras.views import RATE, STEP, Place, View, view
+from jaxopt_keras.views import Place, View, view
 from jaxopt_keras.weights import Weights
 
-OPTIONS = fields_of(Options)
-RATE_FIELD = Field.read(Rate)
-COUNT = Field.read(Count)
 
-
-class Excluded(NamedTuple):
-    """The paths of variables that do not decay, as a function that `Options` takes; equal sets are equal programs."""
-
-    paths: frozenset[str]
-
-    def __call__(self, path: str, p: Any) -> bool:
-        return path in self.paths
-
-
-class Exclusion(NamedTuple):
-    """What `exclude_from_weight_decay` was told."""
-
-    variables: tuple[Any, ...] = ()
-    pattern: str | None = None  # of names
-    paths: frozenset[str] = frozenset()  # of excluded variables that a copy has not met yet
-
-
-class Optimizer(Custom, Copies, Weights):
+class Optimizer(Settings, Configs, Custom, Copies, Weights):
     """A Keras-style optimizer. The named classes (`Adam`, `SGD`, ...) are made from rules; see `optimizers`.
 
     To write one's own there are three ways, all of which run compiled and inside the same pipeline (clipping, decay,
@@ -205,7 +180,7 @@ class Optimizer(Custom, Copies, Weights):
             TypeError: if they are no pairs, or something is no variable. ValueError: if there is no gradient at all, a
             shape does not fit, or a variable occurs twice.
         """
-        grads, variables = _pairs(grads_and_vars)
+        grads, variables = pairs(grads_and_vars)
         if grads:
             self._apply(grads, variables)
         return self.iterations
@@ -232,7 +207,7 @@ class Optimizer(Custom, Copies, Weights):
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
         handles = [self._handle(v) for v in variables]
-        grads = [_checked(g, h) for g, h in zip(grads, handles, strict=True)]
+        grads = [checked(g, h) for g, h in zip(grads, handles, strict=True)]
         self._check_pairs(grads, handles)
         before = self._ensure(variables)
         try:
@@ -294,16 +269,16 @@ class Optimizer(Custom, Copies, Weights):
             raise ValueError(
                 f"`stateless_apply` needs the variables {[*self._unbound]}. Call `build(variables)` first."
             )
-        optimizer_variables = _of_length("optimizer_variables", optimizer_variables, len(places))
-        grads = _of_length("grads", grads, len(paths))
-        variables = _of_length("trainable_variables", trainable_variables, len(paths))
+        optimizer_variables = of_length("optimizer_variables", optimizer_variables, len(places))
+        grads = of_length("grads", grads, len(paths))
+        variables = of_length("trainable_variables", trainable_variables, len(paths))
         state = self._assembled(places, optimizer_variables)
         params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
         kernel = self._kernel()
         params, moved = kernel.compiled.step(
             params,
             state._replace(hyper={}),
-            {path: g if g is None else _numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)},
+            {path: g if g is None else numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)},
             self._hyper(state),
             reduce=not skip_gradients_aggregation,
         )
@@ -339,7 +314,7 @@ class Optimizer(Custom, Copies, Weights):
 
     def get_updates(self, loss: Callable[[], Any], params: Any) -> list[Any]:
         """Applies the gradients of `loss`; the list of what was done, as legacy Keras had it."""
-        variables = _variables("params", params)
+        variables = listed("params", params)
         return [self.apply_gradients(zip(self.get_gradients(loss, variables), variables, strict=True))]
 
     def _gradients(self, loss: Any, var_list: Any, grad_loss: Any) -> tuple[list[Any], list[Any]]:
@@ -350,7 +325,7 @@ class Optimizer(Custom, Copies, Weights):
             )
         if callable(var_list):
             loss()
-        variables = _variables("var_list", var_list)
+        variables = listed("var_list", var_list)
         _, grads = pullback(loss, variables, grad_loss)
         return grads, variables
 
@@ -360,150 +335,6 @@ class Optimizer(Custom, Copies, Weights):
         if isinstance(loss, (str, list, tuple, NoneType)):
             raise TypeError(f"`loss` must be a number or an array. Received: loss={loss!r}")
         return loss if factor is None else loss * factor
-
-    # --- hyperparameters --------------------------------------------------------------------------------------------
-
-    @property
-    def learning_rate(self) -> Any:
-        """The rate of the next step: an assignable view of it, or what the schedule or function gives now."""
-        if self._rate is not None and not self._in_hooks:  # hooks find the rate of their step in its place
-            return self._hyper(self._state)["learning_rate"]
-        if "learning_rate" not in self._state.hyper:
-            raise AttributeError(
-                f"{self.name} keeps its learning rate to itself: an optax transformation sets it where it is made "
-                "(`optax.inject_hyperparams` makes it settable)."
-            )
-        return self.view(RATE)
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        if isinstance(self._rule, Foreign):
-            raise AttributeError(f"{self.name} keeps its learning rate to itself. Received: learning_rate={value!r}")
-        rate = self._take_rate(value)
-        if rate is not None:
-            hyper = self._state.hyper | {"learning_rate": as_scalar(RATE_FIELD, rate)}
-            self._set_state(self._state._replace(hyper=hyper))
-
-    lr = learning_rate
-
-    def _take_rate(self, value: Any) -> Any:
-        """Notes a schedule or function; a number goes into the rule, and is returned."""
-        value = value_of(value)
-        if callable(value) and not isinstance(value, type):
-            rate = jax.jit(lambda step: _one_rate(value(step)))
-            object.__setattr__(self, "_rate", value)
-            object.__setattr__(self, "_rate_at", rate if schedules.is_schedule(value) else lambda _: _one_rate(value()))
-            number = None
-        else:
-            number = RATE_FIELD.check("learning_rate", value)
-            object.__setattr__(self, "_rate", None)
-        if isinstance(self._rule, Rule):
-            rule = self._rule.bind({"learning_rate": 1e-3 if number is None else number})
-            object.__setattr__(self, "_rule", rule)
-        elif isinstance(self._rule, Hooks):
-            self._rule.rate = 1e-3 if number is None else number
-        return number  # the program stays: it takes the rate as an argument
-
-    def _hyper(self, state: State) -> dict[str, Any]:
-        """The hyperparameters of the next step."""
-        if self._rate is None:
-            return state.hyper
-        return state.hyper | {"learning_rate": self._rate_at(state.step)}
-
-    @property
-    def iterations(self) -> View:
-        """The number of updates made; under accumulation, not the number of calls."""
-        return self.view(STEP)
-
-    @iterations.setter
-    def iterations(self, value: Any) -> None:
-        self.view(STEP).assign(COUNT.check("iterations", value_of(value)))
-
-    def exclude_from_weight_decay(
-        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
-    ) -> None:
-        """Takes variables out of weight decay; a second call replaces the first.
-
-        Args:
-            var_list: the variables themselves.
-            var_names: regular expressions, searched for in a variable's `name`.
-        """
-        if not isinstance(var_names, (str, list, tuple, set, frozenset, NoneType)):
-            raise TypeError(f"`var_names` must be a list of regular expressions. Received: var_names={var_names!r}")
-        variables = tuple(handle(v).variable for v in several("var_list", () if var_list is None else var_list))
-        patterns: Any = Options(exclude_from_weight_decay=var_names or ()).exclude_from_weight_decay
-        object.__setattr__(self, "_excluded", Exclusion(variables, "|".join(f"(?:{x})" for x in patterns) or None))
-        object.__setattr__(self, "_kernel_cache", None)
-
-    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        """Sets variables to their averages, if there are any (`use_ema`)."""
-        if self._options.use_ema:
-            var_list = list(several("var_list", var_list))
-            averages = [self._state.slots[self._key(v)][AVERAGE] for v in var_list]
-            for v, average in zip(var_list, averages, strict=True):
-                h = self._handle(v)
-                h.write(jnp.array(average, h.dtype))
-
-    def __getattr__(self, name: str) -> Any:
-        """A hyperparameter of the rule or an option, by its name."""
-        given = getattr(type(self), name, None)
-        if isinstance(given, property):  # it raised an AttributeError, which brought us here: let it say so
-            return given.__get__(self)
-        if "_rule" in self.__dict__:
-            if isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
-                return getattr(self._rule, name)
-            if name in OPTIONS:
-                return getattr(self._options, name)
-            if name in self._hypers:
-                return self._get_hyper(name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "_rule" not in self.__dict__:
-            raise RuntimeError(
-                f"`{type(self).__name__}.__init__` must call `super().__init__()` first. Received: {name}={value!r}"
-            )
-        if hasattr(type(self), name) or name in self.__dict__:
-            own = name not in ("name", "built") and not isinstance(getattr(type(self), name, None), property)
-            object.__setattr__(self, name, value)
-            if own:
-                self._touched()
-        elif isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
-            self._configure(dataclasses.replace(self._rule, **{name: value_of(value)}), self._options)
-        elif name in OPTIONS:
-            self._configure(self._rule, dataclasses.replace(self._options, **{name: value_of(value)}))
-        elif name in self._hypers:
-            self._set_hyper(name, value)
-        else:
-            object.__setattr__(self, name, value)
-            self._touched()
-
-    def _configure(self, rule: Any, options: Options) -> None:
-        """Takes new settings. Numbers compile nothing; what needs new slots gets them, and keeps the others."""
-        for name in getattr(rule, "required", ()):
-            if getattr(options, name) is None:
-                raise ValueError(f"`{name}` must be a number for {type(rule).__name__}. Received: {name}=None")
-        kernel, old, state = Kernel(rule, self._effective(options)), self._kernel(), self._state
-        assigned = {n: state.hyper[n] for n in ("learning_rate", *self._hypers) if n in state.hyper}
-        hyper = kernel.hyper() | assigned
-        if kernel.program == old.program:
-            kernel = old  # what is compiled stays
-        else:
-            fresh = kernel.init({k: h.read() for k, h in self._handles.items()})
-            scalars = self._kept(fresh.scalars, state.scalars)
-            if options.gradient_accumulation_steps != self._options.gradient_accumulation_steps:
-                scalars |= {n: x for n, x in fresh.scalars.items() if n == MICRO_STEP}  # a new window begins
-            slots = {k: self._kept(s, state.slots[k]) for k, s in fresh.slots.items()}
-            state = state._replace(scalars=scalars, slots=state.slots | slots)
-        for name, value in dict(_rule=rule, _options=options, _kernel_cache=kernel).items():
-            object.__setattr__(self, name, value)
-        self._set_state(state._replace(hyper=hyper))
-
-    def _kept(self, fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-        """`fresh` with what `old` has of it, and with what a user made."""
-        own = {n: x for n, x in old.items() if n in self._own}
-        fits = lambda n: n in old and jax.tree.map(jnp.shape, old[n]) == jax.tree.map(jnp.shape, fresh[n])  # noqa: E731
-        return own | {n: old[n] if fits(n) else x for n, x in fresh.items()}
 
     # --- variables --------------------------------------------------------------------------------------------------
 
@@ -573,201 +404,17 @@ class Optimizer(Custom, Copies, Weights):
         self._set_state(state._replace(slots=state.slots | slots, scalars=scalars))
         return fresh
 
-    def _kernel(self) -> Kernel:
-        kernel = self._kernel_cache
-        if kernel is None:
-            kernel = Kernel(self._rule, self._effective(self._options))
-            object.__setattr__(self, "_kernel_cache", kernel)
-        return kernel
-
-    def _effective(self, options: Options, handles: dict[str, Handle] | None = None) -> Options:
-        """The options with what the variables themselves say: their constraints, and exclusions by identity or name."""
-        handles = self._handles if handles is None else handles
-        variables, pattern, paths = self._excluded
-        ids = {id(v) for v in variables}
-        excluded = frozenset(
-            key
-            for key, h in handles.items()
-            if id(h.variable) in ids
-            or key in paths
-            or (pattern and re.search(pattern, h.name))
-            or not options.decays(key, h.variable)
-        )
-        own = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles.items() if h.constraint is not None)
-        return dataclasses.replace(
-            options,
-            exclude_from_weight_decay=Excluded(excluded) if excluded else (),
-            constraints=options.constraints + own,
-        )
-
     def view(self, place: Place) -> View:
         """The array at `place` of the state, as an assignable variable (`views`)."""
         return view(self, place)
-
-    # --- configs ----------------------------------------------------------------------------------------------------
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that make this optimizer anew, without its state; JSON takes it.
-
-        Keras's keys in Keras's order; then ours, where they are not at their defaults. Functions (constraints, a
-        callable rate or exclusion) cannot be written down and are left out, with a warning.
-        """
-        config = {"name": self.name, "learning_rate": self._rate_config()}
-        config |= {n: getattr(self._options, n) for n in _CONFIG_OPTIONS}
-        if isinstance(self._rule, Rule):
-            config |= {
-                f.name: _listed(getattr(self._rule, f.name))
-                for f in dataclasses.fields(self._rule)
-                if f.name != "learning_rate" and (not f.kw_only or getattr(self._rule, f.name) != f.default)
-            }
-        for name in EXTRAS:
-            value = getattr(self._options, name)
-            if callable(value) or name == "constraints" and value:
-                warnings.warn(f"`{name}` holds functions, which a config cannot: it is left out.", stacklevel=2)
-            elif value != OPTION_DEFAULTS[name]:
-                config[name] = _listed(value)
-        if isinstance(self._rule, (Hooks, Foreign)) and type(self) is Optimizer:
-            raise TypeError(f"{self.name} runs code that a config cannot hold. Pickle it, or make it anew.")
-        return config
-
-    def _rate_config(self) -> Any:
-        if isinstance(self._rate, schedules.LearningRateSchedule):
-            return schedules.serialize(self._rate)
-        if self._rate is not None:
-            warnings.warn("`learning_rate` is a function, which a config cannot hold: it is left out.", stacklevel=3)
-            return None
-        if "learning_rate" not in self._state.hyper:
-            return None
-        now = float(self._state.hyper["learning_rate"])
-        given = self._rule.rate if isinstance(self._rule, Hooks) else self._rule.learning_rate
-        return given if given is not None and now == float(as_scalar(RATE_FIELD, given)) else now
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
-        """The optimizer of `get_config`; `config` does not change. TF's `lr` is understood as `learning_rate`."""
-        return cls(**arguments_of(config, custom_objects))
 
     def __repr__(self) -> str:
         rate = self._rate if self._rate is not None else self._state.hyper.get("learning_rate")
         return f"<{type(self).__name__} name={self.name!r} learning_rate={rate} iterations={int(self._state.step)}>"
 
 
-_CONFIG_OPTIONS = (
-    "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum", "ema_overwrite_frequency",
-    "loss_scale_factor", "gradient_accumulation_steps",
-)  # fmt: skip
-OPTION_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
-
-
-def _pairs(grads_and_vars: Any) -> tuple[list[Any], list[Any]]:
-    """Gradients and variables out of pairs.
-
-    Raises:
-        TypeError: if these are no pairs.
-    """
-    kind = "(gradient, variable) pairs, such as `zip(grads, variables)`"
-    grads, variables = [], []
-    for pair in several("grads_and_vars", grads_and_vars, kind):
-        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-            raise TypeError(f"`grads_and_vars` must be {kind}. Received: {str(pair)[:80]} among them")
-        grads.append(pair[0])
-        variables.append(pair[1])
-    return grads, variables
-
-
-def _variables(name: str, var_list: Any) -> list[Any]:
-    """A list of variables out of one, or out of a function that returns it."""
-    return list(several(name, var_list() if callable(var_list) else var_list))
-
-
-def refuse_traced(x: Any) -> None:
-    """Raises a TypeError inside `jit` and the like, where a variable must not be written: `x` would leak."""
-    if isinstance(x, Tracer):
-        raise TypeError(
-            "Variables and state cannot be updated inside `jit`, `grad` or another transformation of JAX. Use "
-            "`stateless_apply` there, or the pure face, e.g. `jaxopt_keras.adam(...)`."
-        )
-
-
-def _checked(g: Any, h: Handle) -> Any:
-    """A gradient of the shape of its variable.
-
-    Raises:
-        TypeError: if it is not made of numbers. ValueError: if the shape is another.
-    """
-    if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
-        return None
-    g = value_of(g)
-    shape = tuple(h.shape)
-    g = _numbers(g, h.path)
-    if sparse.is_sparse(g):
-        refuse_traced(jax.tree.leaves(g)[0])
-        right = sparse.fits(g, shape)
-    else:
-        refuse_traced(g)
-        right = g.shape == shape
-    if not right:
-        raise ValueError(
-            f"The gradient of `{h.path}` must have the variable's shape {shape}. Received: {sparse.shape_of(g)}"
-        )
-    return g
-
-
-def _numbers(g: Any, path: str) -> Any:
-    """A gradient, dense or sparse, made of arrays of numbers.
-
-    Raises:
-        TypeError: if it is not.
-    """
-    if isinstance(g, jax.Array) or isinstance(g, BCOO):
-        return g
-    if isinstance(g, sparse.IndexedSlices):
-        return dataclasses.replace(g, values=_numbers(g.values, path), indices=_numbers(g.indices, path))
-    if hasattr(g, "__jax_array__"):
-        return jnp.asarray(g)
-    array = np.array(g)  # JAX may look at the memory of a NumPy array later, when its owner has written there
-    if array.dtype.kind in "OSUbMm":
-        raise TypeError(f"The gradient of `{path}` must be an array of numbers. Received: {g!r}")
-    return array
-
-
-def _one_rate(value: Any) -> Any:
-    """What a schedule or a function gave, as the compiled step takes it."""
-    rate = as_array(value, "learning_rate")
-    if rate.shape:
-        raise ValueError(
-            f"`learning_rate` must be one number. Received: an array of shape {rate.shape} of its function"
-        )
-    return rate.astype(jnp.result_type(float))
-
-
 def _aval(x: Any) -> Any:
     return jnp.shape(x), jnp.result_type(x)
-
-
-def _of_length(name: str, values: Any, length: int) -> list[Any]:
-    """A list of so many values."""
-    values = list(several(name, values))
-    if len(values) != length:
-        raise ValueError(f"`{name}` must have {length} elements. Received: {len(values)}")
-    return values
-
-
-def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) -> dict[str, Any]:
-    """The arguments that a config, of ours or of any Keras, stands for."""
-    if not isinstance(config, dict):
-        raise TypeError(f"`config` must be a dict. Received: config={config!r}")
-    arguments = dict(config)
-    if "lr" in arguments:
-        arguments["learning_rate"] = arguments.pop("lr")
-    rate = arguments.pop("learning_rate", None)
-    if rate is not None:
-        arguments["learning_rate"] = schedules.deserialize(rate, custom_objects) if isinstance(rate, dict) else rate
-    return arguments
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def snake_case(name: str) -> str:

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from jaxopt_keras.optimizer import Optimizer, arguments_of
+from jaxopt_keras.configs import arguments_of
+from jaxopt_keras.optimizer import Optimizer
 from jaxopt_keras.optimizers import CLASSES, FUNCTIONS
 from jaxopt_keras.rule import Rule
 
@@ -23,7 +24,8 @@ def serialize(optimizer: Optimizer) -> dict[str, Any]:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"`optimizer` must be an `Optimizer`. Received: optimizer={optimizer!r}")
     config = optimizer.get_config()
-    cls = type(optimizer) if type(optimizer) is not Optimizer else type(optimizer._rule)  # of `from_rule`: the rule
+    of_rule = type(optimizer) is Optimizer and isinstance(optimizer._rule, Rule)  # made by `from_rule`
+    cls = type(optimizer._rule) if of_rule else type(optimizer)
     module = CLASSES[cls.__name__].__module__ if cls.__module__.startswith("jaxopt_keras.rules") else cls.__module__
     return {"module": module, "class_name": cls.__name__, "config": config, "registered_name": None}
 
