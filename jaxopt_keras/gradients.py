@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -230,13 +231,40 @@ def _real(out: Any) -> Any:
     return array
 
 
+class _Same:
+    """A tuple that is equal to another of the very same objects."""
+
+    def __init__(self, objects: tuple[Any, ...]) -> None:
+        self.objects = objects
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Same) and list(map(id, self.objects)) == list(map(id, other.objects))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(id, self.objects)))
+
+
+def _program(loss: Callable[..., Any]) -> Any:
+    """What makes a function do what it does: a lambda that a loop makes anew is the same one each time."""
+    if not isinstance(loss, types.FunctionType):
+        return loss
+    keywords = loss.__kwdefaults__ or {}
+    held = [loss.__globals__, *(loss.__defaults__ or ()), *keywords, *keywords.values()]
+    for cell in loss.__closure__ or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # empty: the name has no value yet
+            held.append(cell)
+    return loss.__code__, _Same(tuple(held))
+
+
 _cache: collections.OrderedDict[Any, Traced] = collections.OrderedDict()
 _CACHED = 128
 
 
 def _compiled(loss: Callable[..., Any], handles: list[Handle], has_aux: bool) -> Traced:
     """The traced loss of an earlier call with the same function and variables, or a new one."""
-    key = (loss, tuple(id(h.variable) for h in handles), has_aux)
+    key = (_program(loss), tuple(id(h.variable) for h in handles), has_aux)
     try:
         traced = _cache.pop(key, None) or Traced(loss, handles, has_aux)
     except TypeError:  # an unhashable callable

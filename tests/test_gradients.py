@@ -132,6 +132,19 @@ def test_a_closure_sees_what_is_there_now():
     assert float(value_and_grad(loss, [w])[1][0]) == 6
 
 
+def test_a_function_made_anew_is_traced_once():
+    w, traced = jk.Variable(1.0), []
+    for factor in (2, 2, 2, 3):
+        for x in (jnp.float32(1), jnp.float32(5)):
+
+            def loss(x, *, power=2):
+                traced.append(factor)  # noqa: B023  # called at once
+                return w * x**power * factor  # noqa: B023
+
+            assert float(value_and_grad(loss, [w], x)[0]) == factor * float(x) ** 2
+    assert traced == [2, 3]
+
+
 def test_the_cache_is_bounded():
     w = jk.Variable(1.0)
     for i in range(3):
