@@ -4,16 +4,19 @@ import inspect
 
 import pytest
 
-from jaxopt_keras import parity
+from jaxopt_keras import Rule
+from jaxopt_keras.parity.__main__ import RULES
+from jaxopt_keras.parity.comparison import compare
+from jaxopt_keras.parity.keras import Keras
 
 keras = pytest.importorskip("keras")
 
 WRAPPERS = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer"}
 
 
-@pytest.mark.parametrize("name", parity.RULES)
+@pytest.mark.parametrize("name", RULES)
 def test_the_difference_is_within_the_bar(name: str):
-    cell = parity.compare(parity.RULES[name], "keras", parity.Keras(), seeds=range(2), steps=40)
+    cell = compare(RULES[name], "keras", Keras(), seeds=range(2), steps=40)
     if cell.difference is None:
         pytest.skip(str(cell.reason))
     assert cell.passed, cell.settings
@@ -23,14 +26,14 @@ def test_every_keras_optimizer_is_compared():
     """Else a class that we misspell would be skipped above."""
     base = keras.optimizers.Optimizer
     theirs = {n for n, x in vars(keras.optimizers).items() if inspect.isclass(x) and issubclass(x, base)} - WRAPPERS
-    ours = {rule.__name__: rule for rule in parity.RULES.values()}
+    ours = {rule.__name__: rule for rule in RULES.values()}
     assert theirs and theirs <= ours.keys()
-    assert all(parity.Keras().terms(ours[name]) for name in theirs)
+    assert all(Keras().terms(ours[name]) for name in theirs)
 
 
 def test_a_rule_of_another_name_is_not_compared():
-    class Unheard(parity.Rule):
+    class Unheard(Rule):
         pass
 
-    cell = parity.compare(Unheard, "keras", parity.Keras(), seeds=range(1), steps=1)
+    cell = compare(Unheard, "keras", Keras(), seeds=range(1), steps=1)
     assert (cell.difference, cell.reason, str(cell)) == (None, "there is no keras.optimizers.Unheard", "-")

@@ -5,15 +5,20 @@ How, and what for: `jaxopt_keras.parity`.
 
 import pytest
 
-from jaxopt_keras import parity, rules
+from jaxopt_keras import rules
+from jaxopt_keras.parity.__main__ import RULES
+from jaxopt_keras.parity.cases import difference, draw, run
+from jaxopt_keras.parity.comparison import BAR, compare
+from jaxopt_keras.parity.optax import Optax
+from jaxopt_keras.parity.torch import Torch
 
 WITHOUT = {"ftrl"}  # optax has none
 
 
-@pytest.mark.parametrize("name", parity.RULES)
+@pytest.mark.parametrize("name", RULES)
 def test_the_difference_to_optax_is_within_the_bar(name: str):
     pytest.importorskip("optax")
-    cell = parity.compare(parity.RULES[name], "optax", parity.Optax(), seeds=range(2), steps=40)
+    cell = compare(RULES[name], "optax", Optax(), seeds=range(2), steps=40)
     assert (cell.difference is None) == (name in WITHOUT), cell.reason
     assert cell.passed, cell.settings
 
@@ -23,16 +28,16 @@ def test_adafactor_factors_what_optax_factors(least: int | None):
     """Arrays around the size from which optax's Adafactor factors, over their two largest axes."""
     pytest.importorskip("optax")
     shapes = {"tall": (130, 128), "broad": (2, 128, 133), "first": (130, 2, 128), "thin": (127, 140)}
-    peer = parity.Optax()
+    peer = Optax()
     terms = peer.terms(rules.Adafactor)[0]._replace(pinned={"min_dim_size_to_factor": least})
-    case = parity.draw(rules.Adafactor, terms, seed=0, steps=10, shapes=shapes)
-    assert parity.difference(parity.run(case), peer.run(case), case) <= parity.BAR
+    case = draw(rules.Adafactor, terms, seed=0, steps=10, shapes=shapes)
+    assert difference(run(case), peer.run(case), case) <= BAR
 
 
-@pytest.mark.parametrize("name", parity.RULES)
+@pytest.mark.parametrize("name", RULES)
 def test_the_difference_to_torch_is_within_the_bar(name: str):
     pytest.importorskip("torch")
-    cell = parity.compare(parity.RULES[name], "torch", parity.Torch(), seeds=range(1), steps=40)
+    cell = compare(RULES[name], "torch", Torch(), seeds=range(1), steps=40)
     if cell.difference is None:
         pytest.skip(str(cell.reason))
     assert cell.passed, cell.settings

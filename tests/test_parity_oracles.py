@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxopt_keras import Options, parity
-from jaxopt_keras.parity import RULES, Case, Oracle, Terms
+from jaxopt_keras import Options
+from jaxopt_keras.parity import cases, comparison
+from jaxopt_keras.parity.__main__ import RULES, main
+from jaxopt_keras.parity.cases import Case, Terms
+from jaxopt_keras.parity.histories import History, relative
+from jaxopt_keras.parity.oracle import Oracle
 from jaxopt_keras.rule import fields_of
 
 BAR = 1e-12
@@ -31,12 +35,12 @@ def draw(name: str, variant: str, options: Collection[str] | None = None, steps:
     """Random hyperparameters, and random options of those that are named: all by default."""
     options = {*fields_of(Options), "schedule"} if options is None else options
     terms = Terms(variant, {*fields_of(RULES[name]), *options}, more.pop("pinned", {}))
-    return parity.draw(RULES[name], terms, seed=0, steps=steps, **{"dtype": np.float64, **more})
+    return cases.draw(RULES[name], terms, seed=0, steps=steps, **{"dtype": np.float64, **more})
 
 
-def assert_equal_runs(ours: parity.History, expected: parity.History, case: Case) -> None:
+def assert_equal_runs(ours: History, expected: History, case: Case) -> None:
     assert all(p.dtype == case.params[name].dtype for name, p in ours[-1].items())
-    differences = {name: parity.relative(ours, expected, name, p) for name, p in case.params.items()}
+    differences = {name: relative(ours, expected, name, p) for name, p in case.params.items()}
     assert max(differences.values()) <= BAR, (differences, str(case))
 
 
@@ -44,9 +48,9 @@ def assert_equal_runs(ours: parity.History, expected: parity.History, case: Case
 @ignoring_empty_means
 @every_variant
 def test_random_settings(name: str, variant: str):
-    case = draw(name, variant, shapes=parity.shapes_for(RULES[name]) | ODD)
+    case = draw(name, variant, shapes=cases.shapes_for(RULES[name]) | ODD)
     case.params["zero"][:] = 0
-    assert_equal_runs(parity.run(case), Oracle().run(case), case)
+    assert_equal_runs(cases.run(case), Oracle().run(case), case)
 
 
 def longer_memory(name: str) -> dict[str, float]:
@@ -60,12 +64,12 @@ def longer_memory(name: str) -> dict[str, float]:
 def test_everything_at_once(name: str, variant: str):
     """All options together, on 40 updates of two gradients each; the slots and the averages are the reference's too."""
     rule, terms = RULES[name], Terms(variant, fields_of(RULES[name]), longer_memory(name))
-    case = parity.draw_settings(rule, terms, 0, 80, np.float64, parity.shapes_for(rule))
-    clip = parity.CLIPS[len(name + variant) % 3]
+    case = cases.draw_settings(rule, terms, 0, 80, np.float64, cases.shapes_for(rule))
+    clip = cases.CLIPS[len(name + variant) % 3]
     options = {
         "weight_decay": 0.05,
         "exclude_from_weight_decay": ("kernel", "scalar"),
-        clip: parity.typical_size(clip, case.grads) / 8,
+        clip: cases.typical_size(clip, case.grads) / 8,
         "loss_scale_factor": 8.0,
         "use_ema": True,
         "ema_momentum": 0.75,
@@ -73,9 +77,9 @@ def test_everything_at_once(name: str, variant: str):
         "gradient_accumulation_steps": 2,
         "constraints": {"kernel": abs, "wide": abs, "bias": abs},
     }
-    case = parity.placed(replace(case, options=options, rate=parity.decaying(0.1)), seed=0)
+    case = cases.placed(replace(case, options=options, rate=cases.decaying(0.1)), seed=0)
     reference = Oracle().optimizer(case)
-    history, state = parity.run_with_state(case)
+    history, state = cases.run_with_state(case)
     assert_equal_runs(history, reference.run(case.grads), case)
     assert int(state.step) == 40
     for path, slots in state.slots.items():
@@ -101,7 +105,7 @@ def test_adafactor_factors_from_a_size_on(variant: str, least: int | None):
     """optax from 128 unless told otherwise, over the two largest axes; Keras always, over the last two."""
     shapes = {"tall": (130, 128), "broad": (2, 128, 133), "first": (130, 2, 128), "thin": (127, 140)}
     case = draw("adafactor", variant, (), steps=4, shapes=shapes, pinned={"min_dim_size_to_factor": least})
-    assert_equal_runs(parity.run(case), Oracle().run(case), case)
+    assert_equal_runs(cases.run(case), Oracle().run(case), case)
 
 
 # The references of the others square without a modulus: they are real. The rules' complex forms: tests/laws.
@@ -114,13 +118,13 @@ COMPLEX = ["sgd", "rmsprop", "adam", "adadelta", "adagrad", "adamax", "nadam", "
 def test_complex_numbers(name: str):
     options = ("weight_decay", "clipnorm", "global_clipnorm", "loss_scale_factor", "use_ema", "schedule")
     case = draw(name, "optax", options, dtype=np.complex128)
-    assert_equal_runs(parity.run(case), Oracle().run(case), case)
+    assert_equal_runs(cases.run(case), Oracle().run(case), case)
 
 
 # --- the measure
 
 
-def history(*values: float) -> parity.History:
+def history(*values: float) -> History:
     return [{"p": np.array([value])} for value in values]
 
 
@@ -137,7 +141,7 @@ def history(*values: float) -> parity.History:
     ],
 )
 def test_the_difference_is_relative_to_the_way(ours, theirs, expected):
-    assert parity.relative(history(*ours), history(*theirs), "p", np.array([1.0])) == expected
+    assert relative(history(*ours), history(*theirs), "p", np.array([1.0])) == expected
 
 
 # --- the command
@@ -148,7 +152,7 @@ SHORT = ["--peer", "oracle", "--seeds", "1", "--steps", "3"]
 def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     files = {"--json": tmp_path / "parity.json", "--markdown": tmp_path / "parity.md"}
     arguments = ["--optimizer", "SGD", "ftrl", *SHORT, *(str(x) for pair in files.items() for x in pair)]
-    assert parity.main(arguments) == 0
+    assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("python -m jaxopt_keras.parity --optimizer SGD ftrl --peer oracle --seeds 1")
     assert "within its bar" in printed
@@ -157,17 +161,23 @@ def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     assert report["command"] in printed and report["versions"].keys() >= {"jax", "Python", "oracle"}
     table = [line for line in files["--markdown"].read_text().splitlines() if line.startswith("|")]
     assert table[0] == "| optimizer | oracle | bar |" and table[2].startswith("| SGD | ") and len(table) == 4
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- parity -->\nold\n<!-- parity -->\nafter\n")
+    main(["--optimizer", "SGD", *SHORT, "--markdown", str(page)])
+    lines = page.read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    assert "`python -m jaxopt_keras.parity --optimizer SGD --peer oracle --seeds 1 --steps 3`" in lines
 
 
 def test_the_command_fails_where_a_bar_is_exceeded(monkeypatch, capsys):
-    monkeypatch.setattr(parity, "BAR", 1e-12)
-    assert parity.main(["--optimizer", "adam", *SHORT]) == 1
+    monkeypatch.setattr(comparison, "BAR", 1e-12)
+    assert main(["--optimizer", "adam", *SHORT]) == 1
     printed = capsys.readouterr().out
     assert "FAILED" in printed and "! Adam beside oracle, seed 0: " in printed and "beta_1=" in printed
 
 
 def test_the_command_says_what_it_did_not_compare(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert parity.main(["--optimizer", "sgd", "--peer", "oracle", "torch", *SHORT[2:]]) == 0
+    assert main(["--optimizer", "sgd", "--peer", "oracle", "torch", *SHORT[2:]]) == 0
     assert "- torch: torch is not installed" in capsys.readouterr().out
-    assert parity.main(["--optimizer", "sgd", "--peer", "torch", *SHORT[2:]]) == 1  # nothing at all
+    assert main(["--optimizer", "sgd", "--peer", "torch", *SHORT[2:]]) == 1  # nothing at all

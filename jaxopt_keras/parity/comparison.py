@@ -1,0 +1,67 @@
+"""One optimizer beside one peer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from jaxopt_keras.parity.cases import Case, difference, draw, run
+from jaxopt_keras.parity.histories import History
+from jaxopt_keras.parity.oracle import Oracle
+from jaxopt_keras.parity.peer import Absent, Peer
+from jaxopt_keras.rule import Rule
+
+BAR = 2e-5
+BARS = {"Muon": 2e-4}  # its iteration amplifies rounding
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One optimizer beside one peer. All but the first three fields are of the worst seed."""
+
+    optimizer: str
+    peer: str
+    bar: float
+    difference: float | None = None  # None: not compared
+    reason: str | None = None  # why it is not compared
+    seed: int | None = None
+    settings: str | None = None
+    ours_to_float64: float | None = None  # whose rounding it is
+    peer_to_float64: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.difference is None or self.difference <= self.bar
+
+    def __str__(self) -> str:
+        if self.difference is None:
+            return "-"
+        return f"{self.difference:.1e}" + ("" if self.passed else " !")
+
+
+def compare(optimizer: type[Rule], name: str, peer: Peer | Absent, seeds: Iterable[int], steps: int) -> Cell:
+    """The worst of `seeds`."""
+    cell = Cell(optimizer.__name__, name, BARS.get(optimizer.__name__, BAR))
+    try:
+        if isinstance(peer, Absent):
+            raise peer
+        terms = peer.terms(optimizer)
+    except Absent as absent:
+        return replace(cell, reason=str(absent))
+    for seed in seeds:
+        for each in terms:
+            case = draw(optimizer, each, seed, steps)
+            ours, theirs = run(case), peer.run(case)
+            found = difference(ours, theirs, case)
+            if cell.difference is None or found > cell.difference:
+                cell = replace(cell, difference=found, seed=seed, settings=str(case))
+                cell = replace(cell, **third_opinion(ours, theirs, case))
+    return cell
+
+
+def third_opinion(ours: History, theirs: History, case: Case) -> dict[str, float | None]:
+    """Both sides' differences from float64, where there is a reference."""
+    try:
+        exact = Oracle().run(case)
+    except Absent:
+        return {"ours_to_float64": None, "peer_to_float64": None}
+    sides = {"ours_to_float64": ours, "peer_to_float64": theirs}
+    return {side: difference(history, exact, case) for side, history in sides.items()}

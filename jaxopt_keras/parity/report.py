@@ -1,0 +1,67 @@
+"""What was compared, as a table."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+from jaxopt_keras.parity.comparison import Cell
+
+
+class Report(NamedTuple):
+    """What was compared, and how to compare it again."""
+
+    command: str
+    versions: dict[str, str]
+    peers: list[str]
+    rows: list[list[Cell]]  # one per optimizer, in the order of `peers`
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for row in self.rows for cell in row]
+
+    @property
+    def passed(self) -> bool:
+        """No cell exceeds its bar, and there is one that could."""
+        return all(cell.passed for cell in self.cells) and any(cell.difference is not None for cell in self.cells)
+
+    @property
+    def about(self) -> str:
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items())
+
+    def notes(self) -> list[str]:
+        """Why cells are empty, and what exceeds its bar."""
+        reasons: dict[str, list[str]] = {}
+        for cell in self.cells:
+            if cell.reason:
+                reasons.setdefault(f"{cell.peer}: {cell.reason}", []).append(cell.optimizer)
+        failures = [
+            f"{c.optimizer} beside {c.peer}, seed {c.seed}: {c.difference:.1e} exceeds {c.bar:.0e}. From float64: ours "
+            f"{shown(c.ours_to_float64)}, {c.peer} {shown(c.peer_to_float64)}. {c.settings}"
+            for c in self.cells
+            if not c.passed
+        ]
+        return [f"- {reason}" for reason in reasons] + [f"! {failure}" for failure in failures]
+
+    def markdown(self) -> str:
+        header = ["optimizer", *self.peers, "bar"]
+        lines = [header, ["---"] * len(header)] + [texts(row) for row in self.rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        notes = "\n".join(self.notes())
+        return f"`{self.command}`\n\n{table}\n\n{self.about}.\n" + (f"\n{notes}\n" if notes else "")
+
+    def json(self) -> str:
+        cells = [asdict(cell) for cell in self.cells]
+        return json.dumps({"command": self.command, "versions": self.versions, "cells": cells}, indent=2) + "\n"
+
+
+def shown(x: float | None) -> str:
+    return "unknown" if x is None else f"{x:.1e}"
+
+
+def texts(row: Sequence[Cell]) -> list[str]:
+    return [row[0].optimizer, *map(str, row), f"{row[0].bar:.0e}"]
+
+
+def aligned(line: Sequence[str]) -> str:
+    return f"{line[0]:<18}" + "".join(f"{text:>10}" for text in line[1:])

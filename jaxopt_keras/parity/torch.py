@@ -1,0 +1,77 @@
+"""torch as a peer."""
+
+from typing import Any
+
+from jaxopt_keras.parity.cases import Case, Terms
+from jaxopt_keras.parity.histories import History, to_numpy
+from jaxopt_keras.parity.peer import Absent, Agreement, Dialect, load
+from jaxopt_keras.rule import Rule, fields_of
+
+
+def betas(beta_1: float, beta_2: float) -> dict[str, Any]:
+    return {"betas": (beta_1, beta_2)}
+
+
+TORCH = {
+    "SGD": Agreement(lambda momentum, nesterov: {"nesterov": nesterov and momentum > 0}),
+    "Adam": Agreement(betas, pinned={"amsgrad": False}),
+    "AdamW": Agreement(betas, pinned={"amsgrad": False}, decayed=True),
+    "Adamax": Agreement(betas),
+    # Keras's and the paper's 0.96^t; torch's default is 0.96^(t / 250).
+    "Nadam": Agreement(
+        lambda beta_1, beta_2: betas(beta_1, beta_2) | {"momentum_decay": 1.0, "decoupled_weight_decay": True},
+        variant="keras",
+        decayed=True,
+    ),
+    # Torch adds epsilon to the root, ours is inside: one and the same once it is nothing but a guard.
+    "RMSprop": Agreement(pinned={"epsilon": 1e-30}, scheduled=False),  # its rate is outside the momentum
+    "Adagrad": Agreement(pinned={"epsilon": 1e-30}),
+    "Adadelta": Agreement(decayed=True),
+    # Torch's epsilons are a lower bound, of the root.
+    "Adafactor": Agreement(
+        lambda beta_2_decay, epsilon_1, epsilon_2: {"beta2_decay": beta_2_decay, "eps": (epsilon_1**0.5, epsilon_2)},
+        pinned={"epsilon_1": 1e-30, "clip_threshold": 1.0},
+        variant="keras",
+    ),
+}
+TORCH_NAMES = {"learning_rate": "lr", "epsilon": "eps", "rho": "alpha"}
+
+
+class Torch:
+    """The class in `torch.optim`, of those that mean the same."""
+
+    def __init__(self) -> None:
+        self.torch = load("torch")
+        self.version = self.torch.__version__
+
+    def dialect(self, optimizer: type[Rule]) -> Dialect:
+        name = {"Nadam": "NAdam"}.get(optimizer.__name__, optimizer.__name__)
+        if optimizer.__name__ not in TORCH:
+            raise Absent(f"torch.optim.{name} does not exist or is another optimizer")
+        return Dialect(getattr(self.torch.optim, name), TORCH_NAMES, TORCH[optimizer.__name__])
+
+    def terms(self, optimizer: type[Rule]) -> list[Terms]:
+        dialect = self.dialect(optimizer)
+        agreement = dialect.agreement
+        names = {name for name in fields_of(optimizer) if dialect.knows(name)} | {"clipvalue"}
+        names |= {"schedule"} if agreement.scheduled else set()
+        names |= {"weight_decay"} if agreement.decayed else set()
+        return [Terms(agreement.variant, names, agreement.pinned)]
+
+    def run(self, case: Case) -> History:
+        torch, dialect = self.torch, self.dialect(case.optimizer)
+        params = {name: torch.nn.Parameter(torch.tensor(p)) for name, p in case.params.items()}
+        rate = case.rate if callable(case.rate) else lambda count: case.rate
+        decay = case.options.get("weight_decay") or 0.0
+        arguments = dialect.arguments({"learning_rate": rate(0), "weight_decay": decay} | case.hyper)
+        optimizer = dialect.function(list(params.values()), **arguments)
+        history = []
+        for count, grads in enumerate(case.grads):
+            for name, p in params.items():
+                p.grad = torch.tensor(grads[name])
+            if limit := case.options.get("clipvalue"):
+                torch.nn.utils.clip_grad_value_(list(params.values()), limit)
+            optimizer.param_groups[0]["lr"] = rate(count)
+            optimizer.step()
+            history.append(to_numpy({name: p.detach().numpy() for name, p in params.items()}))
+        return history
