@@ -21,7 +21,7 @@ demo: $(VENV)/.with-demo ## train a small model and draw it
 bench: $(VENV)/.with-bench ## step time, memory and compile time, beside the peers that are installed
 	$(RUN) benchmarks $(ARGS)
 
-parity: $(VENV)/.with-bench ## compare every optimizer with Keras and optax
+parity: $(VENV)/.with-bench ## how far every optimizer is from Keras, optax, torch and float64
 	$(RUN) jaxopt_keras.parity $(ARGS)
 
 docs: $(VENV)/.with-docs ## render the API to docs/_build/index.html

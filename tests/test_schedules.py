@@ -194,7 +194,7 @@ def test_formula_in_doubles(schedule, steps):
 
 
 def test_every_class_has_an_example_and_a_formula():
-    classes = set(schedules._CLASSES.values())
+    classes = set(schedules.configs.CLASSES.values())
     assert classes == set(ORACLES) == {type(schedule) for schedule in EXAMPLES}
     assert {kind.__name__ for kind in classes} | {"LearningRateSchedule"} <= set(schedules.__all__)
 

@@ -1,173 +1,34 @@
-"""Learning-rate schedules: functions from the step to a rate.
+"""The schedules that are built in."""
 
-`step` is the number of updates already done: 0 at the first. Any function of it is a schedule, optax's too. The classes
-here are values besides: equal ones share one compiled program, they print as the call that makes them, and they go to
-JSON and back. Arguments, defaults and rates are Keras 3's, with three differences:
-
-- An integer initial rate is a rate. (Keras then computes in integers: `ExponentialDecay(1, 10, 0.5)` is 1, 0, 0, ...)
-- Stairs, cycles and restarts come at their step, up to step 2**24 in float32. (`step / decay_steps` or a logarithm may
-  there fall just short of a whole number, or just past it; Keras, which rounds it down or up, is then a step off.)
-- A rate that is negative, or would turn NaN in the course of the training, is refused at once.
-
-Each class takes the step as an int or an integer array of any shape, and returns a float32 array of that shape (float64
-under `jax_enable_x64`). Every constructor raises a `TypeError` for an argument of the wrong type and a `ValueError` for
-one out of its range.
-"""
-
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, fields
-from functools import partial
-from os import PathLike
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = [
-    "CosineDecay",
-    "CosineDecayRestarts",
-    "ExponentialDecay",
-    "InverseSqrtDecay",
-    "InverseTimeDecay",
-    "LearningRateSchedule",
-    "PiecewiseConstantDecay",
-    "PolynomialDecay",
-    "Schedule",
-    "WarmupStableDecay",
-    "deserialize",
-    "is_schedule",
-    "plot",
-    "serialize",
-]
-
-Schedule: TypeAlias = Callable[[Any], ArrayLike]
-"""A function from the step to the learning rate."""
-
-
-class LearningRateSchedule:
-    """The base class for schedules of your own: override `__call__`, and `get_config` to make them serializable.
-
-    `__call__` runs inside the compiled update, where `step` is a traced integer: choose with `jnp.where`, not `if`.
-    Leave a schedule as it is once an optimizer has it: a program compiled with its old attributes would keep them.
-
-    >>> class Halving(LearningRateSchedule):
-    ...     def __init__(self, initial_learning_rate):
-    ...         self.initial_learning_rate = initial_learning_rate
-    ...
-    ...     def __call__(self, step):
-    ...         return self.initial_learning_rate * 0.5**step
-    ...
-    ...     def get_config(self):
-    ...         return {"initial_learning_rate": self.initial_learning_rate}
-    >>> Halving.from_config(Halving(0.1).get_config())(1)
-    0.05
-    """
-
-    def __call__(self, step: Any) -> ArrayLike:
-        """The learning rate at `step`."""
-        raise NotImplementedError(
-            f"`{type(self).__name__}` must define `__call__(self, step)`: the learning rate at that step. "
-            "For example: `return self.initial_learning_rate / (step + 1)`."
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as a dict that JSON can hold."""
-        raise NotImplementedError(
-            f"`{type(self).__name__}` must define `get_config(self)` to be serializable: its constructor's arguments. "
-            "For example: `return {'initial_learning_rate': self.initial_learning_rate}`."
-        )
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """The schedule that `get_config` described; `config` is not changed."""
-        return cls(**config)
-
-
-# The kinds of argument. Each is a type that carries its check, which also prints, so that a signature says the rule.
-
-
-@dataclass(frozen=True)
-class _Check:
-    """Turns an argument into the value to keep, or refuses it."""
-
-    kind: str
-    types: tuple[type, ...]
-    rule: str = ""
-    holds: Callable[[Any], bool] = lambda value: True
-    keep: Callable[[Any], Any] = lambda value: value
-    remedy: str = ""
-
-    def __repr__(self) -> str:
-        return self.rule or self.kind
-
-    def __call__(self, name: str, value: Any) -> Any:
-        received = f"Received: {name}={value!r}"
-        if isinstance(value, np.generic | np.ndarray | Array) and value.ndim == 0 and not isinstance(value, Tracer):
-            value = value.item()
-        if not isinstance(value, self.types) or (isinstance(value, bool) and bool not in self.types):
-            raise TypeError(f"`{name}` must be {self.kind}. {received} ({type(value).__name__})")
-        if not self.holds(value):
-            raise ValueError(f"`{name}` must be {self.rule}. {received}{self.remedy}")
-        return self.keep(value)
-
-
-@dataclass(frozen=True)
-class _Each:
-    """The same check for every entry of a list, which becomes a tuple."""
-
-    check: _Check
-
-    def __repr__(self) -> str:
-        return f"each {self.check}"
-
-    def __call__(self, name: str, value: Any) -> tuple[float, ...]:
-        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray | Array):
-            raise TypeError(f"`{name}` must be a list or tuple of numbers. Received: {name}={value!r}")
-        return tuple(self.check(f"{name}[{i}]", entry) for i, entry in enumerate(value))
-
-
-def _count(value: float) -> float:
-    # JAX takes an int for an int32; a larger one becomes here the float that the arithmetic would make of it.
-    return value if value < 2**31 else float(value)
-
-
-_number = partial(_Check, "a number", (int, float))
-_amount = _number("at least 0 and finite", lambda x: 0 <= x < math.inf, keep=float)
-_growth = _number("1, or at least 1.0001 and finite", lambda x: x == 1 or 1.0001 <= x < math.inf, keep=float)
-_delay = _number("at least 0 and finite", lambda x: 0 <= x < math.inf, keep=_count)
-_span = _number(
-    "above 0 and finite",
-    lambda x: 0 < x < math.inf,
-    keep=_count,
-    remedy=". For a rate that stays, give the number itself, not a schedule.",
+from jaxopt_keras.schedules.arguments import (
+    Check,
+    Delay,
+    Each,
+    Factor,
+    Flag,
+    Name,
+    Rate,
+    Span,
+    amount,
+    amount_or_none,
+    delay,
+    growth,
 )
-_amount_or_none = _Check(
-    "a number or None",
-    (int, float, NoneType),
-    "None, or at least 0 and finite",
-    lambda x: x is None or 0 <= x < math.inf,
-    keep=lambda x: x if x is None else float(x),
-)
-
-Rate = Annotated[float, _amount]
-Factor = Annotated[float, _amount]
-Span = Annotated[float, _span]  # a number of steps
-Delay = Annotated[float, _delay]  # a number of steps that may be 0
-Flag = Annotated[bool, _Check("True or False", (bool,))]
-Name = Annotated[str | None, _Check("a string", (str, NoneType))]
+from jaxopt_keras.schedules.base import LearningRateSchedule
 
 
-class _BuiltIn(LearningRateSchedule):
+class BuiltIn(LearningRateSchedule):
     """What the built-in schedules share. Each is a frozen dataclass that adds its arguments and `_rate`."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # for the type checker: every subclass is a dataclass
@@ -198,7 +59,7 @@ class _BuiltIn(LearningRateSchedule):
 
 
 @dataclass(frozen=True, eq=False)
-class ExponentialDecay(_BuiltIn):
+class ExponentialDecay(BuiltIn):
     """Multiplies the rate by `decay_rate` every `decay_steps` steps.
 
         p    = step / decay_steps        (rounded down if `staircase`)
@@ -230,7 +91,7 @@ class ExponentialDecay(_BuiltIn):
 
 
 @dataclass(frozen=True, eq=False)
-class PiecewiseConstantDecay(_BuiltIn):
+class PiecewiseConstantDecay(BuiltIn):
     """Steps from one constant rate to the next.
 
         rate = values[i],  i = how many of the `boundaries` are below `step`
@@ -251,8 +112,8 @@ class PiecewiseConstantDecay(_BuiltIn):
     [1.0, 0.5, 0.25]
     """
 
-    boundaries: Annotated[Sequence[float], _Each(_delay)]
-    values: Annotated[Sequence[float], _Each(_amount)]
+    boundaries: Annotated[Sequence[float], Each(delay)]
+    values: Annotated[Sequence[float], Each(amount)]
     name: Name = "PiecewiseConstant"
 
     def __post_init__(self) -> None:
@@ -273,7 +134,7 @@ class PiecewiseConstantDecay(_BuiltIn):
 
 
 @dataclass(frozen=True, eq=False)
-class PolynomialDecay(_BuiltIn):
+class PolynomialDecay(BuiltIn):
     """Goes from one rate to another along a power of the time that is left.
 
         n    = decay_steps            (if `cycle`: its first multiple that is not below `step`)
@@ -309,7 +170,7 @@ class PolynomialDecay(_BuiltIn):
 
 
 @dataclass(frozen=True, eq=False)
-class InverseTimeDecay(_BuiltIn):
+class InverseTimeDecay(BuiltIn):
     """Divides the rate by a number that grows with time.
 
         p    = step / decay_steps        (rounded down if `staircase`)
@@ -350,7 +211,7 @@ def _cosine(p: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class CosineDecay(_BuiltIn):
+class CosineDecay(BuiltIn):
     """Half a cosine wave down, after an optional straight line up.
 
         peak = warmup_target                   (initial_learning_rate, and no warm-up, if that is None)
@@ -377,7 +238,7 @@ class CosineDecay(_BuiltIn):
     decay_steps: Span
     alpha: Factor = 0.0
     name: Name = "CosineDecay"
-    warmup_target: Annotated[float | None, _amount_or_none] = None
+    warmup_target: Annotated[float | None, amount_or_none] = None
     warmup_steps: Delay = 0
 
     def _rate(self, step: Array) -> Array:
@@ -391,7 +252,7 @@ class CosineDecay(_BuiltIn):
 
 
 @dataclass(frozen=True, eq=False)
-class CosineDecayRestarts(_BuiltIn):
+class CosineDecayRestarts(BuiltIn):
     """Half a cosine wave down, again and again: each `t_mul` times longer than the last, and `m_mul` times as high.
 
         i    = the number of restarts so far
@@ -415,7 +276,7 @@ class CosineDecayRestarts(_BuiltIn):
 
     initial_learning_rate: Rate
     first_decay_steps: Span
-    t_mul: Annotated[float, _growth] = 2.0
+    t_mul: Annotated[float, growth] = 2.0
     m_mul: Factor = 1.0
     alpha: Factor = 0.0
     name: Name = "SGDRDecay"
@@ -443,11 +304,11 @@ _SHAPES: dict[str, Callable[[Array], Array]] = {
     "cosine": _cosine,
     "sqrt": lambda p: 1 - jnp.sqrt(p),
 }
-_shape = _Check("a string", (str,), f"one of {list(_SHAPES)}", lambda value: value in _SHAPES)
+_shape = Check("a string", (str,), f"one of {list(_SHAPES)}", lambda value: value in _SHAPES)
 
 
 @dataclass(frozen=True, eq=False)
-class WarmupStableDecay(_BuiltIn):
+class WarmupStableDecay(BuiltIn):
     """A straight line up, a plateau, and a short way down: the length of the training need not be known at its start.
 
         rate = initial_learning_rate + (peak_learning_rate - initial_learning_rate) * step / warmup_steps
@@ -490,7 +351,7 @@ class WarmupStableDecay(_BuiltIn):
 
 
 @dataclass(frozen=True, eq=False)
-class InverseSqrtDecay(_BuiltIn):
+class InverseSqrtDecay(BuiltIn):
     """A straight line up, then down with the square root of the step, without an end.
 
         rate = initial_learning_rate + (peak_learning_rate - initial_learning_rate) * step / warmup_steps
@@ -520,142 +381,3 @@ class InverseSqrtDecay(_BuiltIn):
     def _rate(self, step: Array) -> Array:
         peak, w = self.peak_learning_rate, self.warmup_steps
         return _warm_up(step, w, self.initial_learning_rate, peak, peak * jnp.sqrt(w / jnp.maximum(step, w)))
-
-
-def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
-    """A schedule as a dict that JSON can hold, in Keras's layout; `deserialize` reads it.
-
-    Raises:
-        TypeError: if `schedule` is a plain function, which no dict can describe.
-
-    >>> serialize(InverseSqrtDecay(1.0, 100))["class_name"]
-    'InverseSqrtDecay'
-    """
-    if not isinstance(schedule, LearningRateSchedule):
-        raise TypeError(
-            "`schedule` must be a `LearningRateSchedule` to be serialized: make your function the `__call__` of a "
-            f"subclass that defines `get_config`. Received: schedule={schedule!r}"
-        )
-    kind = type(schedule)
-    config = schedule.get_config()
-    return {"module": kind.__module__, "class_name": kind.__name__, "config": config, "registered_name": None}
-
-
-_CLASSES: dict[str, type[LearningRateSchedule]] = {
-    kind.__name__: kind
-    for kind in (
-        ExponentialDecay,
-        PiecewiseConstantDecay,
-        PolynomialDecay,
-        InverseTimeDecay,
-        CosineDecay,
-        CosineDecayRestarts,
-        WarmupStableDecay,
-        InverseSqrtDecay,
-    )
-}
-
-
-def deserialize(
-    config: Mapping[str, Any], custom_objects: Mapping[str, type[LearningRateSchedule]] | None = None
-) -> LearningRateSchedule:
-    """The schedule that `serialize` described, Keras's own `serialize` too; `config` is not changed.
-
-    Args:
-        config: `{"class_name": ..., "config": {...}}`, with or without the rest.
-        custom_objects: your own classes by name; they come first.
-
-    Raises:
-        TypeError: if `config` is no such dict. ValueError: if its class is neither built in nor among yours.
-
-    >>> deserialize({"class_name": "InverseSqrtDecay", "config": {"peak_learning_rate": 1, "warmup_steps": 100}})
-    InverseSqrtDecay(peak_learning_rate=1.0, warmup_steps=100, initial_learning_rate=0.0, name='InverseSqrtDecay')
-    """
-    if not (isinstance(config, Mapping) and isinstance(config.get("class_name"), str)):
-        raise TypeError(f"`config` must be a dict with `class_name` and `config`. Received: config={config!r}")
-    name, module = config["class_name"], config.get("module") or __name__
-    custom = custom_objects or {}
-    kind = custom.get(config.get("registered_name") or name) or custom.get(name)
-    # Another module's class may have the name of one of ours; Keras's (and tf_keras's) are the same schedules.
-    if kind is None and module.endswith((__name__, "keras.optimizers.schedules")):
-        kind = _CLASSES.get(name)
-    if kind is None:
-        raise ValueError(
-            f"`config` must describe one of {list(_CLASSES)}, or a class that you name: "
-            f"`custom_objects={{{name!r}: {name}}}`. Received: class_name={name!r}, module={module!r}"
-        )
-    return kind.from_config(dict(config.get("config") or {}))
-
-
-def is_schedule(x: Any) -> bool:
-    """Whether `x` is a schedule: a `LearningRateSchedule`, or a function that can be given the step.
-
-    A function that takes nothing is none; one whose signature cannot be read is.
-
-    >>> is_schedule(lambda step: 0.1 / (step + 1)), is_schedule(lambda: 0.1), is_schedule(0.1)
-    (True, False, False)
-    """
-    if isinstance(x, LearningRateSchedule):
-        return True
-    if not callable(x):
-        return False
-    try:
-        parameters = inspect.signature(x).parameters.values()
-    except (TypeError, ValueError):
-        return True
-    return any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL) for p in parameters)
-
-
-def plot(
-    schedule: Schedule | Mapping[str, Schedule] | Sequence[Schedule],
-    steps: int | Sequence[int] | np.ndarray,
-    ax: "Axes | None" = None,
-    path: str | PathLike[str] | None = None,
-) -> "Axes":
-    """Draws the learning rate over the steps, with matplotlib but without pyplot: no window, no global state.
-
-    Args:
-        schedule: one schedule, or several: a list, or a dict whose keys become the legend.
-        steps: how many steps to draw, from 0 on (a thousand of them if they are more), or the steps themselves.
-        ax: the axes to draw on; new ones by default.
-        path: where to save the picture; a PNG unless the name ends otherwise.
-
-    Returns:
-        The axes; their picture is `ax.figure`.
-
-    Raises:
-        ImportError: without matplotlib. TypeError: if something is no schedule. ValueError: if there are no steps.
-
-    >>> plot({"fast": ExponentialDecay(0.1, 100, 0.5), "slow": lambda step: 0.1}, steps=300).get_xlabel()
-    'step'
-    """
-    if isinstance(schedule, Mapping):
-        lines = list(schedule.items())
-    else:
-        lines = [(_title(each), each) for each in (schedule if isinstance(schedule, Sequence) else [schedule])]
-    for _, each in lines:
-        if not is_schedule(each):
-            raise TypeError(f"`schedule` must be a function of the step, or a list or dict of them. Received: {each!r}")
-    at = np.asarray(steps)
-    if at.ndim == 0:
-        at = np.linspace(0, at - 1, max(0, min(int(at), 1000))).round()
-    if at.size == 0:
-        raise ValueError(f"`steps` must be at least 1. Received: steps={steps!r}")
-    if ax is None:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("`plot` needs matplotlib: `pip install 'jaxopt_keras[plots]'`.") from error
-        ax = Figure(layout="constrained").subplots()
-    for label, each in lines:
-        ax.plot(at, np.array([each(int(step)) for step in at], float), label=label)
-    ax.set(xlabel="step", ylabel="learning rate")
-    ax.legend()
-    if path is not None:
-        ax.figure.canvas.print_figure(path)
-    return ax
-
-
-def _title(schedule: Any) -> str:
-    name = getattr(schedule, "name", None) or getattr(schedule, "__name__", None)
-    return name if isinstance(name, str) else type(schedule).__name__

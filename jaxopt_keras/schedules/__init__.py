@@ -1,0 +1,46 @@
+"""Learning-rate schedules: functions from the step to a rate.
+
+`step` is the number of updates already done: 0 at the first. Any function of it is a schedule, optax's too. The classes
+here are values besides: equal ones share one compiled program, they print as the call that makes them, and they go to
+JSON and back. Arguments, defaults and rates are Keras 3's, with three differences:
+
+- An integer initial rate is a rate. (Keras then computes in integers: `ExponentialDecay(1, 10, 0.5)` is 1, 0, 0, ...)
+- Stairs, cycles and restarts come at their step, up to step 2**24 in float32. (`step / decay_steps` or a logarithm may
+  there fall just short of a whole number, or just past it; Keras, which rounds it down or up, is then a step off.)
+- A rate that is negative, or would turn NaN in the course of the training, is refused at once.
+
+Each class takes the step as an int or an integer array of any shape, and returns a float32 array of that shape (float64
+under `jax_enable_x64`). Every constructor raises a `TypeError` for an argument of the wrong type and a `ValueError` for
+one out of its range.
+"""
+
+from jaxopt_keras.schedules.base import LearningRateSchedule, Schedule, is_schedule
+from jaxopt_keras.schedules.configs import deserialize, serialize
+from jaxopt_keras.schedules.decays import (
+    CosineDecay,
+    CosineDecayRestarts,
+    ExponentialDecay,
+    InverseSqrtDecay,
+    InverseTimeDecay,
+    PiecewiseConstantDecay,
+    PolynomialDecay,
+    WarmupStableDecay,
+)
+from jaxopt_keras.schedules.plots import plot
+
+__all__ = [
+    "CosineDecay",
+    "CosineDecayRestarts",
+    "ExponentialDecay",
+    "InverseSqrtDecay",
+    "InverseTimeDecay",
+    "LearningRateSchedule",
+    "PiecewiseConstantDecay",
+    "PolynomialDecay",
+    "Schedule",
+    "WarmupStableDecay",
+    "deserialize",
+    "is_schedule",
+    "plot",
+    "serialize",
+]
