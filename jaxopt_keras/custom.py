@@ -15,15 +15,15 @@ from jaxopt_keras.copies import unique
 from jaxopt_keras.engine.hooks import Hooks
 from jaxopt_keras.handles import handle
 from jaxopt_keras.numerics import compute_dtype
-from jaxopt_keras.rule import Field, Number, as_scalar
-from jaxopt_keras.transforms.accumulate import SUM
-from jaxopt_keras.transforms.average import AVERAGE
+from jaxopt_keras.options import Options
+from jaxopt_keras.rule import Field, Number, as_scalar, fields_of
 from jaxopt_keras.variable import ArrayLike, Variable, as_array, as_dtype, several, value_of
-from jaxopt_keras.views import Place, View, slot_groups
+from jaxopt_keras.views import AROUND, Place, View, slot_groups
 
 NUMBER = Field.read(Number)
 HOOKS = ("update_step", "_resource_apply_dense", "_resource_apply_sparse")
-EXTRAS = ("exclude_from_weight_decay", "constraints", "sparse", "axis_name")
+_NAMES = [*fields_of(Options)]
+EXTRAS = tuple(_NAMES[_NAMES.index("name") + 1 :])  # the options that Keras lacks
 
 
 class Custom:
@@ -57,9 +57,9 @@ class Custom:
             initializer: "zeros", "ones", an array, a number, or a function of (shape, dtype).
             shape: None: that of `var`.
         """
-        if not isinstance(slot_name, str) or slot_name in (AVERAGE, SUM):
+        if not isinstance(slot_name, str) or slot_name in AROUND:
             raise ValueError(
-                f"`slot_name` must be a string, and not one of {[AVERAGE, SUM]}. Received: slot_name={slot_name!r}"
+                f"`slot_name` must be a string, and not one of {[*AROUND]}. Received: slot_name={slot_name!r}"
             )
         if id(var) in self._keys and slot_name in self._state.slots[self._keys[id(var)]]:
             return self.view(("slots", self._keys[id(var)], slot_name))
@@ -86,7 +86,7 @@ class Custom:
         """The names of all slots: the optimizer's own, then those of `use_ema` and accumulation."""
         found = {name for slots in self._state.slots.values() for name in slots}
         groups = slot_groups(self._state, self._rule, self._own)
-        return [name for group in (*groups, (AVERAGE, SUM)) for name in group if name in found]
+        return [name for group in (*groups, AROUND) for name in group if name in found]
 
     def add_variable(self, shape: Any, initializer: Any = "zeros", dtype: Any = None, name: str | None = None) -> View:
         """A variable of the optimizer's own, kept once."""

@@ -11,6 +11,7 @@ from jaxopt_keras.engine.core import Core
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.leafwise import Leafwise
 from jaxopt_keras.engine.pipeline import Program, State
+from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.options import Options
 from jaxopt_keras.rule import Rule, as_scalar, fields_of
 from jaxopt_keras.schedules import is_schedule
@@ -78,11 +79,27 @@ class Kernel:
                 "`learning_rate` must be a number or a function of the step. Received: a function without arguments, "
                 "which only the stateful face can call before each step."
             )
+        self._check_forms()
         if self.options.sparse == "lazy" and getattr(rule, "grain", "") != "element":
             raise ValueError(
                 f'`sparse="lazy"` works on single rows, and {type(rule).__name__} may need whole arrays. '
                 'Received: sparse="lazy". Use `sparse="dense"`.'
             )
+
+    def _check_forms(self) -> None:
+        """Refuses forms for slots that there are not, or of which nothing is known."""
+        wanted = self.options.state_dtype
+        if wanted is None:
+            return
+        if not isinstance(self.rule, Rule):
+            raise TypeError(
+                f"`state_dtype` needs a `Rule`, which says what its slots are. Received: state_dtype={wanted!r} for "
+                f"{type(self.rule).__name__}"
+            )
+        known = self.rule.slots()
+        for slot, _ in wanted if isinstance(wanted, tuple) else ():
+            if slot not in known:
+                raise ValueError(f"`{slot}` is no slot of {type(self.rule).__name__}. It has {[*known]}")
 
     @classmethod
     def from_optax(cls, tx: Any, **options: Any) -> "Kernel":
@@ -175,6 +192,21 @@ class Kernel:
         Where there is neither, they are `params`. A pure function; nothing is donated.
         """
         return self.compiled.averaged(params, self._moving(state), state.hyper)
+
+    def describe(self, params: Any) -> Plan:
+        """What will run for `params`, arrays or `jax.ShapeDtypeStruct`s: a value that prints as a table.
+
+        Each line is a group of arrays of the same rule, dtype and storage: how many, the bytes of their state, and the
+        form of each slot, with the reason where it is not the one that `state_dtype` asked for.
+
+        >>> import jax.numpy as jnp, jaxopt_keras as jk
+        >>> plan = jk.lion(state_dtype="int8").describe({"kernel": jnp.zeros((64, 256)), "bias": jnp.zeros(256)})
+        >>> for group in plan.groups:
+        ...     print(group.paths, group.kind.slots, group.bytes)
+        ['bias'] ('momentum float32 (fewer than 4096 elements)',) 1024
+        ['kernel'] ('momentum int8 in blocks',) 16640
+        """
+        return plan(self.program, params, self.hyper())
 
     def replaced(self, state: State, **hyper: Any) -> State:
         """`state` with other hyperparameters, without a new compilation.

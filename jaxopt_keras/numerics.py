@@ -67,7 +67,8 @@ class Complemented:
         return self.complement if isinstance(other, int) and other == 1 else other - self.value
 
     def __pow__(self, t: Any) -> "Complemented":
-        log = t * jnp.log1p(-self.complement)
+        # Of the two, the one that is small is known to more digits.
+        log = t * jnp.where(self.value < 0.5, jnp.log(self.value), jnp.log1p(-self.complement))
         return Complemented(jnp.exp(log), -jnp.expm1(log))
 
     def __mul__(self, other: Any) -> Array:

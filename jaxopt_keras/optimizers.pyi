@@ -42,6 +42,10 @@ class Adadelta(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class Adafactor(Optimizer):
@@ -70,6 +74,10 @@ class Adafactor(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -94,6 +102,10 @@ class Adagrad(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -120,6 +132,10 @@ class Adam(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -145,6 +161,10 @@ class Adamax(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -171,6 +191,10 @@ class AdamW(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class Ftrl(Optimizer):
@@ -199,6 +223,10 @@ class Ftrl(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class Lamb(Optimizer):
@@ -224,6 +252,10 @@ class Lamb(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -248,6 +280,10 @@ class Lion(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -284,6 +320,10 @@ class Muon(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class Nadam(Optimizer):
@@ -309,6 +349,10 @@ class Nadam(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -335,6 +379,10 @@ class RMSprop(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
@@ -361,6 +409,10 @@ class ScheduleFreeAdamW(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -385,6 +437,10 @@ class SGD(Optimizer):
         constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
         sparse: Literal["dense", "lazy"] = "dense",
         axis_name: Any = None,
+        state_dtype: Any = None,
+        master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
     ) -> None: ...
 
 def adadelta(
@@ -407,6 +463,10 @@ def adadelta(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def adafactor(
     learning_rate: Rate = 0.001,
@@ -432,6 +492,10 @@ def adafactor(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def adagrad(
     learning_rate: Rate = 0.001,
@@ -453,6 +517,10 @@ def adagrad(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def adam(
     learning_rate: Rate = 0.001,
@@ -476,6 +544,10 @@ def adam(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def adamax(
     learning_rate: Rate = 0.001,
@@ -498,6 +570,10 @@ def adamax(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def adamw(
     learning_rate: Rate = 0.001,
@@ -521,6 +597,10 @@ def adamw(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def ftrl(
     learning_rate: Rate = 0.001,
@@ -546,6 +626,10 @@ def ftrl(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001,
@@ -568,6 +652,10 @@ def lamb(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def lion(
     learning_rate: Rate = 0.001,
@@ -589,6 +677,10 @@ def lion(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def muon(
     learning_rate: Rate = 0.001,
@@ -622,6 +714,10 @@ def muon(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def nadam(
     learning_rate: Rate = 0.001,
@@ -644,6 +740,10 @@ def nadam(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def rmsprop(
     learning_rate: Rate = 0.001,
@@ -667,6 +767,10 @@ def rmsprop(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def schedule_free_adamw(
     learning_rate: Rate = 0.0025,
@@ -690,6 +794,10 @@ def schedule_free_adamw(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 def sgd(
     learning_rate: Rate = 0.01,
@@ -711,6 +819,10 @@ def sgd(
     constraints: dict[str, Callable[[Any], Any]] | tuple[()] = (),
     sparse: Literal["dense", "lazy"] = "dense",
     axis_name: Any = None,
+    state_dtype: Any = None,
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
 ) -> Kernel: ...
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What every optimizer can do around its rule: decay, clipping, averaging, accumulation, constraints."""
+"""What every optimizer can do around its rule: decay, clipping, averaging, accumulation, constraints, storage."""
 
 import re
 from collections.abc import Callable
@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 from jaxopt_keras.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within
 
+FORMS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
+
 
 class Options(Hyperparameters):
-    """The arguments common to all optimizers, in Keras's order; the last five are not Keras's.
+    """The arguments common to all optimizers, in Keras's order; those after `name` are not Keras's.
 
     Args:
         weight_decay: decoupled decay `p <- p (1 - lr weight_decay)`, once before each update; None: off.
@@ -28,6 +30,13 @@ class Options(Hyperparameters):
         sparse: "dense": a sparse gradient means its dense equal. "lazy": it touches only its rows and their slots.
         axis_name: gradients are summed over this mapped axis (inside `shard_map` or `pmap`) first of all.
         name: of the optimizer.
+        state_dtype: how slots are kept between steps: "float32", "bfloat16", "float16", "float8", "int8", "int4", or a
+            dict of these by slot name; None: in the dtype of the arithmetic. All but the first two are codes with a
+            scale for each block (`storage.blockwise`). What a rule marks as exact stays float32, small arrays too.
+        master_weights: what bfloat16 parameters keep besides, so that small updates are not lost: "float32", or
+            "bf16+16" or "bf16+8", a correction of 16 or 8 bits (`storage.masters`). float16 ones can have "float32".
+        rounding: how a parameter of 16 bits is written: "nearest", or "stochastic", which is right on average.
+        seed: of stochastic rounding.
     """
 
     weight_decay: Amount | None = None
@@ -44,6 +53,10 @@ class Options(Hyperparameters):
     constraints: Any = ()
     sparse: Literal["dense", "lazy"] = "dense"
     axis_name: Any = None
+    state_dtype: Any = None
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed: Count = 0
 
     def __post_init__(self) -> None:
         for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "ema_momentum"):
@@ -74,6 +87,7 @@ class Options(Hyperparameters):
                     f'`sparse="lazy"` cannot be combined with `{name}`: the sum of several sparse gradients is dense. '
                     f'Received: {name}={getattr(self, name)!r}. Use `sparse="dense"`.'
                 )
+        object.__setattr__(self, "state_dtype", _forms(self.state_dtype))
         object.__setattr__(self, "exclude_from_weight_decay", _names(self.exclude_from_weight_decay))
         object.__setattr__(self, "constraints", _pairs(self.constraints))
         axes = (self.axis_name,) if isinstance(self.axis_name, str | None) else self.axis_name
@@ -125,6 +139,18 @@ def _pairs(value: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
         if not callable(function):
             raise TypeError(f"`constraints` must map patterns to functions. Received: {pattern!r}: {function!r}")
     return tuple((pattern, function) for pattern, function in pairs)
+
+
+def _forms(value: Any) -> Any:
+    """A form, or pairs of a slot and its form."""
+    pairs = tuple(sorted(value.items())) if isinstance(value, dict) else value
+    for form in (form for _, form in pairs) if isinstance(pairs, (tuple, list)) else [pairs]:
+        if form is not None and form not in FORMS:
+            raise ValueError(
+                f"`state_dtype` must be one of {list(FORMS)}, or a dict of these by slot name. "
+                f"Received: state_dtype={value!r}"
+            )
+    return tuple((slot, form) for slot, form in pairs) if isinstance(pairs, list) else pairs
 
 
 def check_pattern(name: str, pattern: Any) -> None:

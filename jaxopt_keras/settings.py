@@ -21,6 +21,7 @@ from jaxopt_keras.functional import Kernel
 from jaxopt_keras.handles import Handle, handle
 from jaxopt_keras.options import Options
 from jaxopt_keras.rule import Count, Field, Rate, Rule, as_scalar, fields_of
+from jaxopt_keras.storage import forms
 from jaxopt_keras.transforms.accumulate import MICRO_STEP
 from jaxopt_keras.transforms.average import AVERAGE
 from jaxopt_keras.variable import as_array, several, value_of
@@ -209,8 +210,7 @@ class Settings:
     def _kept(self, fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
         """`fresh` with what `old` has of it, and with what a user made."""
         own = {n: x for n, x in old.items() if n in self._own}
-        fits = lambda n: n in old and jax.tree.map(jnp.shape, old[n]) == jax.tree.map(jnp.shape, fresh[n])  # noqa: E731
-        return own | {n: old[n] if fits(n) else x for n, x in fresh.items()}
+        return own | {n: _taken_over(old.get(n), x) for n, x in fresh.items()}
 
     def _kernel(self) -> Kernel:
         kernel = self._kernel_cache
@@ -238,6 +238,16 @@ class Settings:
             exclude_from_weight_decay=Excluded(excluded) if excluded else (),
             constraints=options.constraints + own,
         )
+
+
+def _taken_over(old: Any, fresh: Any) -> Any:
+    """The old array, in the form of the fresh one, if it is of its shape; else the fresh one."""
+    if jax.tree.structure(old) == jax.tree.structure(fresh):
+        same = jax.tree.map(jnp.shape, old) == jax.tree.map(jnp.shape, fresh)
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), old, fresh) if same else fresh
+    if old is None or getattr(old, "shape", None) != getattr(fresh, "shape", ()):
+        return fresh
+    return forms.written(forms.opened(old, jnp.float32), fresh)
 
 
 def _one_rate(value: Any) -> Any:

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.storage.blockwise import Blocks, decode, encode
+from jaxopt_keras.storage.masters import MASTER
 from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.transforms.average import AVERAGE
 from jaxopt_keras.variable import ArrayLike
@@ -14,6 +16,8 @@ Place = tuple[Any, ...]
 
 STEP: Place = ("step",)
 RATE: Place = ("hyper", "learning_rate")
+AROUND = (AVERAGE, SUM, MASTER)
+"""The slots that are not the rule's."""
 
 
 class View(ArrayLike):
@@ -64,6 +68,8 @@ def read(state: Any, place: Place) -> Any:
         return jax.random.key_data(leaf) if _is_key(leaf) else leaf
     for key in rest:
         value = value[key]
+    if isinstance(value, Blocks):
+        return decode(value)
     return getattr(value, "value", value)  # of a Complemented
 
 
@@ -79,6 +85,7 @@ def written(state: Any, place: Place, value: Any) -> Any:
         return state._replace(step=value)
     if kind == "slots":
         key, name = rest
+        value = coded(value, state.slots[key].get(name))
         return state._replace(slots=state.slots | {key: state.slots[key] | {name: value}})
     old = getattr(state, kind)
     if kind == "scalars":
@@ -92,13 +99,18 @@ def written(state: Any, place: Place, value: Any) -> Any:
     return state._replace(**{kind: old | {rest[0]: value}})
 
 
+def coded(value: Any, old: Any) -> Any:
+    """`value` in the codes that `old` is kept in, if it is in codes."""
+    return encode(value, old.code) if isinstance(old, Blocks) else value
+
+
 def keras_order(state: Any, paths: list[str], groups: Any, own: list[str], scheduled: bool) -> list[Place]:
     """As Keras 3 lists `variables`: iteration, rate, averages, accumulators, slots group by group, scalars."""
     rate = [RATE] if "learning_rate" in state.hyper and not scheduled else []
     return [
         STEP,
         *rate,
-        *_grouped(state, paths, [(AVERAGE,), (SUM,)]),
+        *_grouped(state, paths, [(name,) for name in AROUND]),
         *_grouped(state, paths, groups),
         *_scalars(state, own),
     ]
@@ -108,7 +120,7 @@ def legacy_order(state: Any, paths: list[str], groups: Any, own: list[str], inte
     """As tf.keras listed `weights`: iterations, scalars, slots name by name (or interleaved); then what it lacked."""
     names = dict.fromkeys(name for group in groups for name in group)
     split = [tuple(names)] if interleaved else [(name,) for name in names]
-    ours = _grouped(state, paths, [(AVERAGE,), (SUM,)])
+    ours = _grouped(state, paths, [(name,) for name in AROUND])
     scalars = _scalars(state, own)
     micro = [p for p in scalars if p[1] == MICRO_STEP]
     return [STEP, *(p for p in scalars if p not in micro), *_grouped(state, paths, split), *ours, *micro]
@@ -121,7 +133,7 @@ def slot_groups(state: Any, rule: Any, own: list[str]) -> list[tuple[str, ...]]:
     """
     declared = list(getattr(rule, "slot_groups", None) or [])
     fields = list(getattr(getattr(rule, "State", None), "_fields", ()))
-    known = {name for group in declared for name in group} | {AVERAGE, SUM}
+    known = {name for group in declared for name in group} | set(AROUND)
     rest = [name for name in fields if name not in known]
     found = {name for slots in state.slots.values() for name in slots if name not in known and name not in rest}
     group = (*rest, *_in_order(found, own))
@@ -152,7 +164,7 @@ def assembled(state: Any, places: list[Place], values: list[Any]) -> Any:
     rest: list[tuple[Place, Any]] = []
     for place, value in zip(places, values, strict=True):
         if place[0] == "slots":
-            slots[place[1]][place[2]] = value
+            slots[place[1]][place[2]] = coded(value, slots[place[1]].get(place[2]))
         else:
             rest.append((place, value))
     state = state._replace(slots=slots)

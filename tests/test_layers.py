@@ -14,7 +14,7 @@ LAYERS = [
     ["numerics"],
     ["rule"],
     ["rules", "options", "schedules", "sparse"],
-    ["transforms"],
+    ["transforms", "storage"],
     ["variable"],
     ["engine"],
     ["functional"],

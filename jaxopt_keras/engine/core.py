@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.options import Options
+from jaxopt_keras.rule import Slot
 
 Slots = dict[str, Any]  # of one parameter: slot name -> array
 
@@ -96,6 +97,10 @@ class Core(Protocol):
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         """The slots of every parameter, and the scalars kept once."""
+        ...
+
+    def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
+        """What is known of the slots of a parameter, for storage."""
         ...
 
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:

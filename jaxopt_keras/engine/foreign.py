@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
+from jaxopt_keras.rule import Slot
 
 STATE = "transformation"  # the foreign state's place among the scalars
 
@@ -40,6 +41,9 @@ class Foreign:
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         return [{} for _ in params], {STATE: self.tx.init(layout.unflatten(params))}
+
+    def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
+        return {}
 
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
         if now.weight_decay is None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.rule import Slot
 from jaxopt_keras.variable import Scope
 
 
@@ -40,6 +41,9 @@ class Hooks:
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         return [{} for _ in params], {}
+
+    def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
+        return {}
 
     def decoupled(self, leaf: Leaf, p: Any, now: Now) -> Any:
         return now.weight_decay

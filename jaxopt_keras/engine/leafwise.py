@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxopt_keras import numerics
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
-from jaxopt_keras.rule import Rule
+from jaxopt_keras.rule import Rule, Slot
 
 
 class At:
@@ -70,6 +70,9 @@ class Leafwise:
         scalars = self.rule.scalars()
         dtype = jnp.result_type(float)
         return slots, {n: jnp.asarray(x, dtype) for n, x in present(scalars).items()} if scalars else {}
+
+    def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
+        return route(self.rule, leaf.path, p).slots()
 
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
         return route(self.rule.bind(now.hyper), leaf.path, p).decoupled(now.weight_decay)

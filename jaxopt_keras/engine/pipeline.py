@@ -1,7 +1,7 @@
 """One call of an optimizer, from gradients to parameters.
 
-The order of the stages, stated here once: sum over the mapped axis, unscale, accumulate, clip, decay, rule, average,
-constrain.
+The order of the stages, stated here once: sum over the mapped axis, unscale, accumulate, open what is stored, clip,
+decay, rule, average, constrain, store.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxopt_keras.engine import rows
+from jaxopt_keras.engine import keep, rows
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
+from jaxopt_keras.engine.keep import Kept, wide
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options
@@ -36,6 +37,15 @@ class State(NamedTuple):
     slots: Any
 
 
+class Move(NamedTuple):
+    """Where one parameter goes: all of it, or its touched rows."""
+
+    new: Any  # None: it stays
+    delta: Any  # from the old one; None where a later stage had a hand in it
+    old: Kept
+    touched: Rows | None
+
+
 @dataclass(frozen=True)
 class Program:
     """The static half of an optimizer. Two that are equal compile to the same code.
@@ -51,6 +61,8 @@ class Program:
         layout, stored = Layout.read(params, self.options)
         work = [wide(p) for p in stored]
         slots, scalars = self.core.init(layout, work, hyper)
+        everything = zip(layout.leaves, stored, slots, strict=True)
+        slots = [keep.first(self.core, self.options, leaf, p, s) for leaf, p, s in everything]
         if self.options.use_ema:
             slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
@@ -62,7 +74,7 @@ class Program:
         """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""
         layout, stored = Layout.read(params, self.options)
         new, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=True)
-        return layout.unflatten([q.astype(p.dtype) for q, p in zip(new, stored, strict=True)]), state
+        return layout.unflatten(new), state
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any]) -> Any:
         """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
@@ -74,8 +86,8 @@ class Program:
 
     def _update_without_params(self, layout: Layout, grads: Any, state: State, hyper: dict[str, Any]) -> Any:
         """As `update`, where neither the options nor the rule read the parameters."""
-        for name in ("weight_decay", "use_ema", "constraints"):
-            if getattr(self.options, name):
+        for name, off in _READ_PARAMS.items():
+            if getattr(self.options, name) not in off:
                 raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
         try:
             nothing = [None] * len(layout.leaves)
@@ -88,16 +100,17 @@ class Program:
         """The parameters to evaluate, in their own dtypes."""
         layout, stored = Layout.read(params, self.options)
         slots = layout.flatten(state.slots, "state")
+        kept = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
         out = [
-            s[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, wide(p), s, hyper)
-            for leaf, p, s in zip(layout.leaves, stored, slots, strict=True)
+            k.slots[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._opened(k), hyper)
+            for leaf, k in zip(layout.leaves, kept, strict=True)
         ]
         return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)])
 
     def _call(
         self, layout: Layout, stored: list[Any], state: State, grads: Any, hyper: Any, *, reduce: bool, write: bool
     ) -> tuple[list[Any], State]:
-        """One call; with `write` the new parameters, else what to add to them."""
+        """One call; with `write` the new parameters as they are stored, else what to add to them."""
         slots, scalars = layout.flatten(state.slots, "state"), state.scalars
         gradients = [self._read(*x) for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)]
         if self.options.axis_name is not None and reduce:
@@ -110,8 +123,8 @@ class Program:
             return (out, state.step + 1), slots, scalars
 
         def idle(slots: list[Slots], scalars: Slots) -> Any:
-            like = [wide(g if p is None else p) for g, p in zip(gradients, stored, strict=True)]
-            return (like if write else [jnp.zeros_like(x) for x in like], state.step), slots, scalars
+            nothing = [_nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
+            return (stored if write else nothing, state.step), slots, scalars
 
         if k := self.options.gradient_accumulation_steps:
             (out, step), slots, scalars = accumulate.every(k, gradients, slots, scalars, update, idle)
@@ -172,27 +185,52 @@ class Program:
         grads = clip([g.values if isinstance(g, Rows) else g for g in gradients], hyper)
         if self.core.takes_rows:
             grads = [r._replace(values=g) if isinstance(r, Rows) else g for g, r in zip(grads, gradients, strict=True)]
-        params = [wide(rows.gather(p, r)) for p, r in zip(stored, touched, strict=True)]
-        before = [rows.gather(s, r) for s, r in zip(slots, touched, strict=True)]
+        old = [Kept(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
+        opened = [self._opened(x, g) for x, g in zip(old, grads, strict=True)]
+        params, before = [p for p, _ in opened], [s for _, s in opened]
         shrinks = [self._shrink(*x, now) for x in zip(layout.leaves, grads, params, strict=True)]
         decayed = [p if d is None else p - d for p, d in zip(params, shrinks, strict=True)]
         deltas, after, scalars = self.core.update(layout, grads, decayed, before, scalars, now)
         deltas = [x if d is None else x - d for x, d in zip(deltas, shrinks, strict=True)]
-        slots = [rows.scatter(*x) for x in zip(slots, after, touched, strict=True)]
+        new = [d if d is None or p is None else p + d for p, d in zip(params, deltas, strict=True)]
+        for i, leaf in enumerate(layout.leaves):
+            if grads[i] is not None:
+                kept = keep.stored_slots(self.options, leaf, after[i], old[i].slots, step)
+                slots[i] = slots[i] | {n: rows.scatter(slots[i][n], x, touched[i]) for n, x in kept.items()}
+        moves = [Move(*x) for x in zip(new, deltas, old, touched, strict=True)]
 
-        rewrites = self.options.use_ema or self.options.constraints
-        if not write and not rewrites:  # the exact amounts, which need no parameters
-            like = [jnp.zeros_like(wide(g if p is None else p)) for g, p in zip(gradients, stored, strict=True)]
-            return [_put(z, d, r) for z, d, r in zip(like, deltas, touched, strict=True)], slots, scalars
-        sums = [d if d is None else p + d for p, d in zip(params, deltas, strict=True)]
-        new = [wide(_put(p, q, r)) for p, q, r in zip(stored, sums, touched, strict=True)]
+        if self.options.use_ema or self.options.constraints:
+            wholes = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
+            new = [_put(self._opened(k)[0], x.new, x.touched) for k, x in zip(wholes, moves, strict=True)]
+            if self.options.use_ema:
+                frequency = self.options.ema_overwrite_frequency
+                new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
+            new = [self._constrained(*x) for x in zip(layout.leaves, new, grads, strict=True)]
+            moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
+
+        everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
+        settled = [self._settled(*x, step, write) for x in everything]
+        out, slots = [p for p, _ in settled], [s for _, s in settled]
         if self.options.use_ema:
-            frequency = self.options.ema_overwrite_frequency
-            new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
             slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
-        new = [self._constrained(*x) for x in zip(layout.leaves, new, grads, strict=True)]
-        out = new if write else [q - wide(p) for q, p in zip(new, stored, strict=True)]
         return out, slots, scalars
+
+    def _settled(self, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, step: Array, write: bool) -> Any:
+        """A parameter as it is stored (without `write`: the amount to add to it), and its slots with its master."""
+        if move.new is None:
+            return p if write else _nothing(g, p), slots
+        if not write and move.delta is not None and keep.is_nearest(self.options, move.old):  # as it came from the rule
+            return rows.scatter(_nothing(g, p), move.delta, move.touched), slots
+        q, reached, master = keep.stored(self.options, leaf, move.new, move.old, step)
+        slots = slots | {n: rows.scatter(slots[n], x, move.touched) for n, x in master.items()}
+        if write:
+            return rows.scatter(p, q, move.touched), slots
+        return rows.scatter(_nothing(g, p), reached - wide(move.old.p), move.touched), slots
+
+    def _opened(self, kept: Kept, g: Any = None) -> tuple[Any, Slots]:
+        like = g if kept.p is None else kept.p
+        dtype = jnp.result_type(float) if like is None else compute_dtype(like.dtype)
+        return keep.opened(self.options, kept, dtype)
 
     def _now(self, step: Array, hyper: dict[str, Any]) -> Now:
         dtype = jnp.result_type(float)
@@ -221,13 +259,20 @@ class Program:
         return jnp.asarray(q, p.dtype)
 
 
-def wide(p: Any) -> Any:
-    """A parameter in the dtype of the arithmetic."""
-    return p if p is None else p.astype(compute_dtype(p.dtype))
+# The options that read the parameters, with the values that do not.
+_READ_PARAMS = {
+    "weight_decay": (None,), "use_ema": (False,), "constraints": ((),), "master_weights": (None,),
+    "rounding": ("nearest",),
+}  # fmt: skip
 
 
 def _put(old: Array, new: Any, touched: Any) -> Array:
     return old if new is None else rows.scatter(old, new, touched)
+
+
+def _nothing(g: Any, p: Any) -> Array:
+    """A zero amount to add to `p`, which is not known where `update` was not given it."""
+    return jnp.zeros_like(wide(g if p is None else p))
 
 
 def _divided(g: Any, scale: Array) -> Any:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.numerics import ema, square
-from jaxopt_keras.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
+from jaxopt_keras.rule import Amount, Clock, Decay, Exact, NonNegative, Rate, Rule, Signed
 
 
 class Adam(Rule):
@@ -32,7 +32,7 @@ class Adam(Rule):
     class State(NamedTuple):
         momentum: Signed
         velocity: NonNegative
-        velocity_hat: NonNegative | None = None
+        velocity_hat: Exact | None = None  # a maximum: rounding would drive it up
 
     def init(self, p: Array) -> State:
         zeros = jnp.zeros_like(p.real)

@@ -42,7 +42,7 @@ class RMSprop(Rule):
         d = n + self.epsilon
         if a is not None:
             a = ema(a, g, self.rho)
-            d = d - square(a)
+            d = jnp.maximum(d - square(a), self.epsilon)  # n and a, each rounded, may seem to contradict each other
         b = at.lr * g / jnp.sqrt(d)
         if s.momentum is None:
             return -b, self.State(n, None, a)

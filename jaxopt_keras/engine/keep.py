@@ -1,0 +1,84 @@
+"""What lies in memory between two steps: a parameter and its slots in their stored forms, and the way in and out.
+
+A parameter is stored in its own dtype, with a master weight beside it where the options say so; a slot in the form that
+was chosen for it at the start (`storage.forms`), which from then on it shows itself.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.engine.core import Core, Leaf, Slots
+from jaxopt_keras.numerics import compute_dtype
+from jaxopt_keras.options import Options
+from jaxopt_keras.rule import Slot
+from jaxopt_keras.storage import forms, noise
+from jaxopt_keras.storage.masters import MASTER, has_master, join, split
+from jaxopt_keras.storage.rounding import stochastic
+
+
+class Kept(NamedTuple):
+    """A parameter and its slots as they are stored; the parameter is None where `update` was not given it."""
+
+    p: Any
+    slots: Slots
+
+
+def wide(p: Any) -> Any:
+    """A parameter in the dtype of the arithmetic."""
+    return p if p is None else p.astype(compute_dtype(p.dtype))
+
+
+def first(core: Core, options: Options, leaf: Leaf, p: Array, slots: Slots) -> Slots:
+    """The fresh slots of `p` in the forms in which they will be kept, and its master."""
+    kinds = core.kinds(leaf, p) if options.state_dtype else {}
+    slots = {name: _formed(options, name, x, kinds.get(name, Slot())) for name, x in slots.items()}
+    if has_master(options.master_weights, p.dtype):
+        slots[MASTER] = split(wide(p), str(options.master_weights), p.dtype)[1]
+    return slots
+
+
+def _formed(options: Options, name: str, x: Any, kind: Slot) -> Any:
+    return forms.stored(x, chosen(options, name, x, kind).form, kind)
+
+
+def chosen(options: Options, name: str, x: Any, kind: Slot) -> forms.Choice:
+    """The form of the slot `name`, of which `x` tells shape and dtype."""
+    return forms.choose(x, forms.named(options.state_dtype, name), kind, lazy=options.sparse == "lazy")
+
+
+def opened(options: Options, kept: Kept, dtype: Any) -> tuple[Any, Slots]:
+    """The parameter and the slots as the rule sees them, where the arithmetic has `dtype`."""
+    slots = {name: forms.opened(x, dtype) for name, x in kept.slots.items() if name != MASTER}
+    if MASTER in kept.slots and kept.p is not None:
+        return join(kept.p, kept.slots[MASTER], str(options.master_weights)), slots
+    return wide(kept.p), slots
+
+
+def stored_slots(options: Options, leaf: Leaf, new: Slots, old: Slots, step: Array) -> Slots:
+    """What the rule returned, in the forms of `old`."""
+    return {name: forms.written(x, old[name], _salt(options, leaf, name, step)) for name, x in new.items()}
+
+
+def is_nearest(options: Options, kept: Kept) -> bool:
+    """Whether a parameter is stored as what is nearest to the result, and that is all of it."""
+    narrow = kept.p is not None and jnp.finfo(kept.p.dtype).bits < 32
+    return MASTER not in kept.slots and not (narrow and options.rounding == "stochastic")
+
+
+def stored(options: Options, leaf: Leaf, new: Array, old: Kept, step: Array) -> tuple[Array, Array, Slots]:
+    """A parameter as it is stored; what it stands for, which is what `update` must reach; its master, as a slot."""
+    dtype = new.dtype if old.p is None else old.p.dtype
+    salt = _salt(options, leaf, "", step) if options.rounding == "stochastic" else None
+    if MASTER in old.slots:
+        p, master = split(new, str(options.master_weights), dtype, salt)
+        return p, new, {MASTER: master}
+    if salt and jnp.finfo(dtype).bits < 32:
+        p = stochastic(new, dtype, salt())
+        return p, wide(p), {}
+    return new.astype(dtype), new, {}
+
+
+def _salt(options: Options, leaf: Leaf, name: str, step: Array) -> Any:
+    return lambda: noise.salt(options.seed, f"{leaf.path}/{name}", step)

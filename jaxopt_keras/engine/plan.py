@@ -1,0 +1,117 @@
+"""What will run: the parameters in groups of the same rule and the same storage, as a table with reasons."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxopt_keras.engine import keep
+from jaxopt_keras.engine.core import Layout
+from jaxopt_keras.engine.leafwise import Leafwise, route
+from jaxopt_keras.engine.pipeline import Program
+from jaxopt_keras.numerics import compute_dtype
+from jaxopt_keras.rule import Slot
+from jaxopt_keras.storage.blockwise import Blocks
+
+
+def nbytes(tree: Any) -> int:
+    """The bytes of all arrays in a pytree; `jax.ShapeDtypeStruct`s count as the arrays that they describe.
+
+    >>> import jax.numpy as jnp
+    >>> nbytes({"w": jnp.zeros((3, 2)), "b": jnp.zeros(2, jnp.bfloat16)})
+    28
+    """
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+class Kind(NamedTuple):
+    """What the parameters of a group have in common."""
+
+    rule: str
+    grain: str
+    dtype: str
+    slots: tuple[str, ...]  # "momentum int8"
+
+
+@dataclass
+class Group:
+    """Parameters of one kind."""
+
+    kind: Kind
+    paths: list[str]
+    elements: int = 0
+    bytes: int = 0  # of their state
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an optimizer will run over a tree of parameters. It prints as a table."""
+
+    groups: list[Group]
+    scalars: int  # bytes of what is kept once
+
+    @property
+    def elements(self) -> int:
+        return sum(group.elements for group in self.groups)
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole state."""
+        return sum(group.bytes for group in self.groups) + self.scalars
+
+    def __str__(self) -> str:
+        rows = [("arrays", "elements", "state", "per element", "rule", "parameters", "slots")]
+        for group in self.groups:
+            kind = group.kind
+            each = f"{group.bytes / max(group.elements, 1):.3f}"
+            rule = f"{kind.rule} ({kind.grain})"
+            slots = ", ".join(kind.slots) or "none"
+            rows.append(
+                (str(len(group.paths)), f"{group.elements:,}", size(group.bytes), each, rule, kind.dtype, slots)
+            )
+        each = f"{self.bytes / max(self.elements, 1):.3f}"
+        arrays = str(sum(len(group.paths) for group in self.groups))
+        rows.append((arrays, f"{self.elements:,}", size(self.bytes), each, "in all", "", f"{self.scalars} B kept once"))
+        widths = [max(len(row[i]) for row in rows) for i in range(6)]
+        return "\n".join("  ".join([*map(aligned, row, widths), row[6]]).rstrip() for row in rows)
+
+
+def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
+    """The plan for `params`, arrays or `jax.ShapeDtypeStruct`s; nothing is computed."""
+    state = jax.eval_shape(program.init, params, hyper)
+    layout, stored = Layout.read(params, program.options)
+    groups: dict[Kind, Group] = {}
+    for leaf, p, slots in zip(layout.leaves, stored, layout.flatten(state.slots, "state"), strict=True):
+        rule, grain, kinds = type(program.core).__name__, "tree", {}
+        if isinstance(program.core, Leafwise):
+            own = route(program.core.rule, leaf.path, p)
+            rule, grain, kinds = type(own).__name__, own.grain, own.slots()
+        names = tuple(f"{name} {form(program, name, x, kinds.get(name), p)}" for name, x in slots.items())
+        group = groups.setdefault(kind := Kind(rule, grain, str(p.dtype), names), Group(kind, []))
+        group.paths.append(leaf.path)
+        group.elements += p.size
+        group.bytes += nbytes(slots)
+    return Plan(list(groups.values()), nbytes((state.step, state.hyper, state.scalars)))
+
+
+def form(program: Program, name: str, x: Any, kind: Slot | None, p: Any) -> str:
+    """How a slot is kept, and why not as it was asked for."""
+    if isinstance(x, Blocks):
+        return f"{x.code.name} in blocks"
+    reason = ""
+    if kind is not None and program.options.state_dtype is not None:
+        fresh = jax.ShapeDtypeStruct(x.shape, compute_dtype(p.dtype))
+        reason = keep.chosen(program.options, name, fresh, kind).reason
+    return f"{x.dtype}" + (f" ({reason})" if reason else "")
+
+
+def size(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.4g} GB"
+
+
+def aligned(text: str, width: int) -> str:
+    return text.rjust(width) if text[:1].isdigit() else text.ljust(width)

@@ -1,0 +1,39 @@
+"""Cheap random numbers for rounding: a hash of the element's index, of the step and of the array's name.
+
+They need no key in the state, cost a few integer operations inside the same loop, are the same on every device and
+whatever the sharding, and a step that is run again draws the same ones.
+"""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def salt(seed: int, name: str, step: Any) -> Array:
+    """What tells the draws of one array at one step from all others."""
+    return mixed(jnp.uint32(zlib.crc32(f"{seed}/{name}".encode())) + jnp.asarray(step).astype(jnp.uint32))
+
+
+def bits(shape: tuple[int, ...], salt: Array) -> Array:
+    """32 random bits for every element."""
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return mixed(index * jnp.uint32(0x9E3779B1) + salt)
+
+
+def uniform(shape: tuple[int, ...], salt: Array) -> Array:
+    """Float32 numbers in [0, 1), multiples of 2^-24."""
+    return (bits(shape, salt) >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def mixed(x: Array) -> Array:
+    """The finalizer of MurmurHash3 (Appleby 2011): every input bit changes half of the output bits."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

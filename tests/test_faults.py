@@ -1,0 +1,15 @@
+"""The table of planted faults is of this code. That the tests catch them, `python -m tests.faults` proves."""
+
+import pytest
+
+from tests.faults import FAULTS, PAGE, ROOT, page
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.file}: {fault.meaning}")
+def test_it_can_be_planted(fault):
+    compile(fault.planted, fault.file, "exec")
+    assert (ROOT / fault.test.split()[0]).exists()
+
+
+def test_the_page_is_fresh():
+    assert page() == PAGE.read_text(), "run `python -m tests.faults --write`"
