@@ -41,8 +41,8 @@ def rms(x: Array) -> Array:
 def ema(old: Array, new: Array, beta: Any) -> Array:
     """The exponential moving average `beta old + (1 - beta) new`.
 
-    Written with the complement alone: `beta` and `1 - beta`, each rounded to float32, need not add up to one, and the
-    average of a constant would drift (by 1e-5 of its size for 0.999).
+    Written with the complement alone, so that the average of a constant is that constant: `beta` and `1 - beta`, each
+    rounded, need not add up to one.
     """
     return old + (1 - beta) * (new - old)
 

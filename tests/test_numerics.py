@@ -30,9 +30,11 @@ def test_a_complemented_decay_acts_as_a_number():
 
 
 def test_the_average_of_a_constant_does_not_drift():
-    g, beta = jnp.float32(0.1), complemented(0.999, jnp.float32)
-    last, _ = jax.lax.scan(lambda v, _: (ema(v, g, beta), None), g, None, length=10_000)
-    assert last == g
+    g = jnp.asarray(np.random.default_rng(0).normal(size=100), jnp.float32)
+    for beta in (0.9, 0.95, 0.999, 0.9999):
+        beta = complemented(beta, jnp.float32)
+        last, _ = jax.lax.scan(lambda v, _, beta=beta: (ema(v, g, beta), None), g, None, length=10_000)
+        np.testing.assert_array_equal(last, g)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,10 @@ def assert_equal_runs(ours: History, expected: History, case: Case) -> None:
     assert max(differences.values()) <= BAR, (differences, str(case))
 
 
+def both(case: Case) -> tuple[History, History, Case]:
+    return cases.run(case), Oracle().run(case), case
+
+
 @in_float64
 @ignoring_empty_means
 @every_variant
@@ -51,6 +55,17 @@ def test_random_settings(name: str, variant: str):
     case = draw(name, variant, shapes=cases.shapes_for(RULES[name]) | ODD)
     case.params["zero"][:] = 0
     assert_equal_runs(cases.run(case), Oracle().run(case), case)
+
+
+@in_float64
+@every_variant
+def test_every_switch_thrown(name: str, variant: str):
+    """What is off by default is on: Nesterov's momentum, AMSGrad, centering, ..."""
+    rule = RULES[name]
+    fields = {n: field for n, field in fields_of(rule).items() if n not in ("learning_rate", "variant")}
+    thrown = {n: not getattr(rule, n) for n, field in fields.items() if bool in field.types}
+    thrown |= {n: 0.9 for n, field in fields.items() if field.off_at_zero}
+    assert_equal_runs(*both(draw(name, variant, (), pinned=thrown)))
 
 
 def longer_memory(name: str) -> dict[str, float]:

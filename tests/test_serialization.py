@@ -503,3 +503,13 @@ def test_another_process_goes_on(tmp_path):
 
 def test_kinds_are_all_there():
     assert set(KINDS) == {"ours", "keras", "nnx", "ref"}
+
+
+def test_a_pickle_gives_no_variable_the_slots_of_another_shape():
+    old, new = jk.Variable(np.zeros(3), name="w"), jk.Variable(np.zeros(2), name="w")
+    optimizer = jk.Adam(0.5)
+    optimizer.apply_gradients([(np.ones(3), old)])
+    again = pickle.loads(pickle.dumps(optimizer))
+    again.apply_gradients([(np.ones(2), new)])
+    assert again.get_slot(new, "momentum").shape == (2,)
+    assert new.numpy().tolist() != [0, 0]

@@ -287,6 +287,14 @@ def test_slots():
     assert [v.name for v in optimizer.variables if "own" in v.name] == ["kernel_own"]
 
 
+def test_a_slot_of_ones_own_survives_a_step():
+    w = jk.Variable(np.zeros(2), name="w")
+    optimizer = jk.Adam(0.1)
+    optimizer.add_slot(w, "mine", "ones")
+    optimizer.apply_gradients([(np.ones(2), w)])
+    assert optimizer.get_slot(w, "mine").numpy().tolist() == [1, 1]
+
+
 def test_slots_of_a_new_variable():
     optimizer = jk.SGD()
     slot = optimizer.add_slot(jk.Variable(np.ones(3), name="new"), "aside")

@@ -95,7 +95,7 @@ class Leafwise:
                 at = At(local, jax.tree.map(lambda x, dtype=g.real.dtype: x.astype(dtype), shared))
                 state = rule.State(**{name: s.get(name) for name in rule.State._fields})
                 g, state = rule.update(g, p, state, at)
-                s = s | present(state)  # slots that are not the rule's own stay
+                s = present(state)
             steps.append(g)
             new.append(s)
         return steps, new, scalars

@@ -57,7 +57,7 @@ class Program:
     options: Options
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
-        """The state of fresh `params`."""
+        """The state of fresh `params`. Compiled, its arrays have buffers of their own, even one that is a parameter."""
         layout, stored = Layout.read(params, self.options)
         work = [wide(p) for p in stored]
         slots, scalars = self.core.init(layout, work, hyper)
@@ -67,8 +67,7 @@ class Program:
             slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
             accumulate.init(slots, scalars, work)
-        state = State(jnp.zeros((), jnp.int32), hyper, scalars, layout.unflatten(slots))
-        return jax.tree.map(jnp.copy, state)  # a slot that is the parameter itself could not be donated with it
+        return State(jnp.zeros((), jnp.int32), hyper, scalars, layout.unflatten(slots))
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""
@@ -196,7 +195,8 @@ class Program:
         for i, leaf in enumerate(layout.leaves):
             if grads[i] is not None:
                 kept = keep.stored_slots(self.options, leaf, after[i], old[i].slots, step)
-                slots[i] = slots[i] | {n: rows.scatter(slots[i][n], x, touched[i]) for n, x in kept.items()}
+                kept = {n: rows.scatter(slots[i][n], x, touched[i]) for n, x in kept.items()}
+                slots[i] = slots[i] | kept  # what is not the rule's own stays
         moves = [Move(*x) for x in zip(new, deltas, old, touched, strict=True)]
 
         if self.options.use_ema or self.options.constraints:
