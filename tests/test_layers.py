@@ -13,7 +13,7 @@ ROOT = pathlib.Path(jaxopt_keras.__file__).parent
 LAYERS = [
     ["numerics"],
     ["rule"],
-    ["rules", "options", "schedules", "sparse"],
+    ["rules", "options", "schedules", "sparse", "packed"],
     ["transforms", "storage"],
     ["variable"],
     ["engine"],

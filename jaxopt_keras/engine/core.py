@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.options import Options
+from jaxopt_keras.packed import Packed
 from jaxopt_keras.rule import Slot
 
 Slots = dict[str, Any]  # of one parameter: slot name -> array
@@ -33,6 +34,7 @@ class Layout(NamedTuple):
             TypeError: for a leaf that is not a float or complex array.
         """
         keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+        parts = params.parts if isinstance(params, Packed) else ()  # which all decay, or all do not
         leaves = []
         for key, p in keyed:
             path = jax.tree_util.keystr(key, simple=True, separator="/")
@@ -42,7 +44,7 @@ class Layout(NamedTuple):
                     f"Every parameter must be an array of floats or complex numbers. Received: `{path or 'params'}` of "
                     f"dtype {dtype}. Take such leaves out, or put None in their place."
                 )
-            leaves.append(Leaf(path, options.decays(path, p)))
+            leaves.append(Leaf(path, options.decays(parts[0].path, parts[0]) if parts else options.decays(path, p)))
         return cls(treedef, tuple(leaves)), [p for _, p in keyed]
 
     def flatten(self, tree: Any, name: str) -> list[Any]:
@@ -93,6 +95,11 @@ class Core(Protocol):
     @property
     def schedule(self) -> Any:
         """The learning rate as a function of the step; None where it is a number in `Now.hyper`."""
+        ...
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether every element is updated by itself, in the same way for every parameter."""
         ...
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:

@@ -39,6 +39,10 @@ class Foreign:
     def schedule(self) -> Any:
         return None
 
+    @property
+    def elementwise(self) -> bool:
+        return False
+
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         return [{} for _ in params], {STATE: self.tx.init(layout.unflatten(params))}
 

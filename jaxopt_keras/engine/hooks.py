@@ -39,6 +39,10 @@ class Hooks:
     def skeleton(self) -> "Hooks":
         return self
 
+    @property
+    def elementwise(self) -> bool:
+        return False
+
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         return [{} for _ in params], {}
 

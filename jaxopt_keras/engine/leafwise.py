@@ -56,6 +56,10 @@ class Leafwise:
     def schedule(self) -> Any:
         return self.rule.learning_rate if callable(self.rule.learning_rate) else None
 
+    @property
+    def elementwise(self) -> bool:
+        return self.rule.grain == "element" and type(self.rule).accepts is Rule.accepts
+
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         slots = []
         for leaf, p in zip(layout.leaves, params, strict=True):

@@ -18,6 +18,7 @@ from jaxopt_keras.engine.keep import Kept, wide
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options
+from jaxopt_keras.packed import Packed
 from jaxopt_keras.sparse import densify, fits, is_sparse, rows_of, shape_of
 from jaxopt_keras.transforms import accumulate, average
 from jaxopt_keras.transforms.accumulate import without
@@ -58,6 +59,8 @@ class Program:
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         """The state of fresh `params`. Compiled, its arrays have buffers of their own, even one that is a parameter."""
+        if self._cuts(params):
+            return self.init(params.unpack(), hyper)
         layout, stored = Layout.read(params, self.options)
         work = [wide(p) for p in stored]
         slots, scalars = self.core.init(layout, work, hyper)
@@ -71,12 +74,21 @@ class Program:
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""
+        if isinstance(params, Packed) and not isinstance(grads, Packed):
+            grads = params.like(grads)
+        if self._cuts(params):
+            new, state = self.step(params.unpack(), state, grads.unpack(), hyper, reduce)
+            return params.like(new), state
         layout, stored = Layout.read(params, self.options)
         new, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=True)
         return layout.unflatten(new), state
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any]) -> Any:
         """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
+        if self._cuts(grads):
+            tree = params.unpack() if isinstance(params, Packed) else params
+            deltas, state = self.update(grads.unpack(), state, tree, hyper)
+            return grads.like(deltas), state
         layout, stored = Layout.read(grads if params is None else params, self.options)
         if params is None:
             return self._update_without_params(layout, grads, state, hyper)
@@ -97,6 +109,8 @@ class Program:
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         """The parameters to evaluate, in their own dtypes."""
+        if self._cuts(params):
+            return params.like(self.averaged(params.unpack(), state, hyper))
         layout, stored = Layout.read(params, self.options)
         slots = layout.flatten(state.slots, "state")
         kept = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
@@ -105,6 +119,14 @@ class Program:
             for leaf, k in zip(layout.leaves, kept, strict=True)
         ]
         return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)])
+
+    def _cuts(self, params: Any) -> bool:
+        """Whether packed arrays must be cut out, since something looks at where one ends."""
+        if not isinstance(params, Packed):
+            return False
+        if not self.core.elementwise or self.options.clipnorm is not None or self.options.constraints:
+            return True
+        return len({self.options.decays(part.path, part) for part in params.parts}) > 1
 
     def _call(
         self, layout: Layout, stored: list[Any], state: State, grads: Any, hyper: Any, *, reduce: bool, write: bool
@@ -202,10 +224,7 @@ class Program:
         if self.options.use_ema or self.options.constraints:
             wholes = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
             new = [_put(self._opened(k)[0], x.new, x.touched) for k, x in zip(wholes, moves, strict=True)]
-            if self.options.use_ema:
-                frequency = self.options.ema_overwrite_frequency
-                new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
-            new = [self._constrained(*x) for x in zip(layout.leaves, new, grads, strict=True)]
+            new, averages = self._rewritten(layout, new, grads, averages, step, hyper)
             moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
 
         everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
@@ -214,6 +233,15 @@ class Program:
         if self.options.use_ema:
             slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
         return out, slots, scalars
+
+    def _rewritten(
+        self, layout: Layout, new: list[Any], grads: list[Any], averages: list[Any], step: Array, hyper: dict[str, Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """The stages that act on whole parameters, after the rule: the new parameters, and their averages."""
+        if self.options.use_ema:
+            frequency = self.options.ema_overwrite_frequency
+            new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
+        return [self._constrained(*x) for x in zip(layout.leaves, new, grads, strict=True)], averages
 
     def _settled(self, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, step: Array, write: bool) -> Any:
         """A parameter as it is stored (without `write`: the amount to add to it), and its slots with its master."""

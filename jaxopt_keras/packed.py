@@ -1,0 +1,94 @@
+"""Many small arrays as one buffer for each dtype: a thousand of them then cost a step what one costs.
+
+Most of the time of a step over small arrays is spent on handing the arrays over, one by one. A rule that acts on each
+element alone does not see where one array ends, so it runs on the buffers as they are. Where something does see it (a
+rule that needs norms or shapes, a clip of each array by its own norm, a constraint, decay of some arrays only) the
+arrays are cut out inside the compiled step and put together again.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Part(NamedTuple):
+    """One array in a buffer."""
+
+    path: str
+    buffer: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packed:
+    """A pytree of arrays as flat buffers, by the name of their dtype. It is a pytree with the buffers as leaves."""
+
+    buffers: dict[str, Array]
+    parts: tuple[Part, ...] = field(metadata={"static": True})
+    treedef: Any = field(metadata={"static": True})
+
+    def unpack(self) -> Any:
+        """The tree of arrays."""
+        pieces = {}
+        for name, buffer in self.buffers.items():
+            sizes = [part.size for part in self.parts if part.buffer == name]
+            pieces[name] = iter(jax.lax.split(buffer, sizes))  # its gradient is one concatenation
+        arrays = [next(pieces[part.buffer]).reshape(part.shape) for part in self.parts]
+        return jax.tree.unflatten(self.treedef, arrays)
+
+    def like(self, tree: Any) -> "Packed":
+        """A tree of the same structure and shapes, packed in the same way.
+
+        Raises:
+            ValueError: if it has another structure, or a shape is another.
+        """
+        if jax.tree.structure(tree) != self.treedef:
+            raise ValueError(f"`tree` must have the structure {self.treedef}. Received: {jax.tree.structure(tree)}")
+        return _joined(jax.tree.leaves(tree), self.parts, self.treedef)
+
+
+def pack(params: Any) -> Packed:
+    """A pytree of arrays as one flat buffer for each dtype, which any kernel takes in its place.
+
+    Differentiate with respect to it, and the gradients are packed too:
+
+    >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
+    >>> params = jk.pack({"w": jnp.ones((3, 2)), "b": jnp.zeros(2)})
+    >>> params.buffers["float32"].shape
+    (8,)
+    >>> kernel = jk.sgd(0.5)
+    >>> state = kernel.init(params)
+    >>> grads = jax.grad(lambda q: jnp.sum(q.unpack()["b"] * 3))(params)
+    >>> params, state = kernel.step(params, state, grads)
+    >>> params.unpack()["b"].tolist()
+    [-1.5, -1.5]
+
+    Raises:
+        TypeError: for a leaf that is no array.
+    """
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+    parts = []
+    for key, leaf in keyed:
+        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise TypeError(f"`params` must be a pytree of arrays. Received: {leaf!r} at `{path}`")
+        parts.append(Part(path, str(leaf.dtype), tuple(leaf.shape)))
+    return _joined([leaf for _, leaf in keyed], tuple(parts), treedef)
+
+
+def _joined(leaves: list[Any], parts: tuple[Part, ...], treedef: Any) -> Packed:
+    flat: dict[str, list[Any]] = {}
+    for part, leaf in zip(parts, leaves, strict=True):
+        if tuple(leaf.shape) != part.shape:
+            raise ValueError(f"`{part.path}` must have the shape {part.shape}. Received: {tuple(leaf.shape)}")
+        flat.setdefault(part.buffer, []).append(jnp.ravel(leaf))
+    return Packed({name: jnp.concatenate(x) for name, x in flat.items()}, parts, treedef)
