@@ -84,6 +84,21 @@ def test_from_optax_is_optax():
     assert int(state.step) == 5
 
 
+def test_from_optax_leaves_what_has_no_gradient():
+    kernel = jk.Kernel.from_optax(optax.sgd(0.5, momentum=0.9))
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    params, state = kernel.step(params, kernel.init(params), {"a": jnp.ones(2), "b": jnp.ones(2)})
+    moved = params["b"].tolist()
+    params, _ = kernel.step(params, state, {"a": jnp.ones(2), "b": None})
+    assert params["b"].tolist() == moved != params["a"].tolist()
+
+
+def test_lamb_without_a_step_stays():
+    kernel, params = jk.lamb(0.5), {"w": jnp.ones(3)}
+    params, _ = kernel.step(params, kernel.init(params), {"w": jnp.zeros(3)})
+    assert params["w"].tolist() == [1, 1, 1]
+
+
 def test_from_optax_takes_the_options_too():
     clipped = jk.Kernel.from_optax(optax.sgd(0.1), clipvalue=0.05, gradient_accumulation_steps=2)
     params, _ = steps(clipped, n=4)

@@ -37,6 +37,15 @@ def test_the_average_of_a_constant_does_not_drift():
         np.testing.assert_array_equal(last, g)
 
 
+def test_the_average_nears_a_constant_alike_from_both_sides():
+    """It stops where a step is less than half of a last place; a decay that is off in float32 would move the middle."""
+    g, beta = jnp.linspace(1, 2, 1000, dtype=jnp.float32), complemented(0.999, jnp.float32)
+    starts = jnp.stack([0.5 * g, 1.5 * g])
+    last, _ = jax.lax.scan(lambda v, _: (ema(v, g[None], beta), None), starts, None, length=20_000)
+    middle = np.mean(np.asarray(last, np.float64) / np.asarray(g, np.float64))
+    assert abs(middle - 1) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [("bfloat16", "float32"), ("float16", "float32"), ("float8_e4m3fn", "float32"), ("float32", "float32"),

@@ -179,6 +179,7 @@ def test_set_weights_refuses():
         (good[:-1], "Received: 2.*no learning rate"),
         ([*good, np.zeros(3)], "Received: 4"),
         ([good[0], good[2], good[1]], r"`kernel_velocity` must have shape \(2, 3\). Received: shape \(3,\)"),
+        ([good[0], good[1].T, good[2]], r"`kernel_velocity` must have shape \(2, 3\). Received: shape \(3, 2\)"),
         ([np.array([1]), *good[1:]], r"`iteration` must have shape \(\). Received: shape \(1,\)"),
         ([np.array(1.5), *good[1:]], "`iteration` must be of dtype int32. Received: dtype float64"),
         ([good[0], good[1] * 1j, good[2]], "`kernel_velocity` must be of dtype float32. Received: dtype complex64"),

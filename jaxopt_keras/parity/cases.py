@@ -120,7 +120,7 @@ def draw_value(rng: np.random.Generator, field: Field, default: Any) -> Any:
     if type(None) in field.types and rng.random() < 0.25:
         return None
     if int in field.types:
-        return int(default + rng.integers(-2, 3) if default else rng.integers(0, 10))
+        return int(default + rng.integers(-2, 3) if default else rng.integers(0, 5))
     if field.complement and default == 0:  # a momentum that is off
         return float(rng.choice([0.0, rng.uniform(0.5, 0.99)]))
     if field.complement:
