@@ -27,9 +27,10 @@ def test_there_and_back():
     assert jax.tree.structure(packed) == jax.tree.structure(jk.pack(tree))
 
 
-@pytest.mark.parametrize("case", PLAIN, ids=str)
-def test_packed_equals_unpacked(case):
-    check(case, {})
+# Of each grain, with numbers that are kept once, and with a fallback.
+@pytest.mark.parametrize("name", ["Adam", "Lamb", "Adafactor", "Nadam", "ScheduleFreeAdamW", "Muon"])
+def test_packed_equals_unpacked(name):
+    check(next(case for case in PLAIN if str(case) == f"{name}-keras-plain"), {})
 
 
 @pytest.mark.parametrize("options", SOME_OPTIONS.values(), ids=SOME_OPTIONS)

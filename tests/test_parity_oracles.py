@@ -18,7 +18,7 @@ from jaxopt_keras import Options
 from jaxopt_keras.parity import cases, comparison
 from jaxopt_keras.parity.__main__ import RULES, main
 from jaxopt_keras.parity.cases import Case, Terms
-from jaxopt_keras.parity.histories import History, relative
+from jaxopt_keras.parity.histories import History, distance, relative
 from jaxopt_keras.parity.oracle import Oracle
 from jaxopt_keras.rule import fields_of
 
@@ -95,10 +95,13 @@ def test_everything_at_once(name: str, variant: str):
     case = cases.placed(replace(case, options=options, rate=cases.decaying(0.1)), seed=0)
     reference = Oracle().optimizer(case)
     history, state = cases.run_with_state(case)
-    assert_equal_runs(history, reference.run(case.grads), case)
+    expected = reference.run(case.grads)
+    assert_equal_runs(history, expected, case)
     assert int(state.step) == 40
     for path, slots in state.slots.items():
-        assert_close(slots.pop("average"), reference.averages[path])
+        # An average is a parameter, and measured as one: it may end near zero after a long way.
+        travelled = distance(expected, path, case.params[path])
+        np.testing.assert_allclose(slots.pop("average"), reference.averages[path], rtol=0, atol=BAR * travelled)
         del slots["gradient_accumulator"]
         # The reference has the numbers that are kept once among the slots of each parameter, and it orders the two
         # factored axes of optax's Adafactor by place, not by size.

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from jaxopt_keras.engine.keep import Kept, opened
-from tests.laws.cases import FEW, PLAIN, Case, assert_close, draw, gradients, parameters, run, types
+from tests.laws.cases import PLAIN, Case, assert_close, draw, gradients, parameters, run, types
 
 SHAPES = {"kernel": (64, 80), "bias": (3,)}
 STEPS = 5
-keras_cases = pytest.mark.parametrize("case", [case for case in PLAIN if case.rule.variant == "keras"], ids=str)
+KERAS = [case for case in PLAIN if case.rule.variant == "keras"]
+FEW = [case for case in KERAS if type(case.rule).__name__ in ("Adam", "Lamb")]
 # How far from float32 the parameters may be, as a part of the distance travelled: twice what rounding makes of it.
 NEAR = {"bfloat16": 0.01, "int8": 0.1, "int4": 0.5}
 
@@ -29,8 +30,9 @@ def start():
     return jax.tree.map(lambda x: x.astype(jnp.float32), half(draw(SHAPES, 0)))
 
 
-@keras_cases
-@pytest.mark.parametrize("kind", ["float32", "bf16+16"])
+@pytest.mark.parametrize(
+    "kind,case", [("bf16+16", case) for case in KERAS] + [("float32", case) for case in FEW], ids=str
+)
 def test_masters_go_where_float32_goes(case: Case, kind):
     grads = gradients(STEPS, SHAPES)
     expected, _ = run(case.kernel(), start(), grads)
@@ -42,8 +44,9 @@ def test_masters_go_where_float32_goes(case: Case, kind):
         np.testing.assert_array_equal(params[name], master.astype(jnp.bfloat16), err_msg=name)
 
 
-@keras_cases
-@pytest.mark.parametrize("form", NEAR)
+@pytest.mark.parametrize(
+    "form,case", [("int8", case) for case in KERAS] + [(f, c) for f in ("bfloat16", "int4") for c in FEW], ids=str
+)
 def test_slots_go_nearly_there(case: Case, form):
     grads = gradients(STEPS, SHAPES)
     expected, _ = run(case.kernel(), start(), grads)
