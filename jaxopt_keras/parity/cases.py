@@ -120,7 +120,9 @@ def draw_value(rng: np.random.Generator, field: Field, default: Any) -> Any:
     if type(None) in field.types and rng.random() < 0.25:
         return None
     if int in field.types:
-        return int(default + rng.integers(-2, 3) if default else rng.integers(0, 5))
+        if default is None:  # a size from which something happens: of some of the arrays, not of all
+            return int(rng.integers(0, 5))
+        return int(default + rng.integers(-2, 3) if default else rng.integers(0, 10))
     if field.complement and default == 0:  # a momentum that is off
         return float(rng.choice([0.0, rng.uniform(0.5, 0.99)]))
     if field.complement:
