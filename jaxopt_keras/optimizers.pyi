@@ -46,6 +46,7 @@ class Adadelta(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class Adafactor(Optimizer):
@@ -78,6 +79,7 @@ class Adafactor(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -106,6 +108,7 @@ class Adagrad(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -136,6 +139,7 @@ class Adam(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -165,6 +169,7 @@ class Adamax(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -195,6 +200,7 @@ class AdamW(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class Ftrl(Optimizer):
@@ -227,6 +233,7 @@ class Ftrl(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class Lamb(Optimizer):
@@ -256,6 +263,7 @@ class Lamb(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -284,6 +292,7 @@ class Lion(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -324,6 +333,7 @@ class Muon(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class Nadam(Optimizer):
@@ -353,6 +363,7 @@ class Nadam(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -383,6 +394,7 @@ class RMSprop(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
@@ -413,6 +425,7 @@ class ScheduleFreeAdamW(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -441,6 +454,7 @@ class SGD(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        engine: Literal["auto", "xla", "native"] = "auto",
     ) -> None: ...
 
 def adadelta(
@@ -467,6 +481,7 @@ def adadelta(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def adafactor(
     learning_rate: Rate = 0.001,
@@ -496,6 +511,7 @@ def adafactor(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def adagrad(
     learning_rate: Rate = 0.001,
@@ -521,6 +537,7 @@ def adagrad(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def adam(
     learning_rate: Rate = 0.001,
@@ -548,6 +565,7 @@ def adam(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def adamax(
     learning_rate: Rate = 0.001,
@@ -574,6 +592,7 @@ def adamax(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def adamw(
     learning_rate: Rate = 0.001,
@@ -601,6 +620,7 @@ def adamw(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def ftrl(
     learning_rate: Rate = 0.001,
@@ -630,6 +650,7 @@ def ftrl(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001,
@@ -656,6 +677,7 @@ def lamb(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def lion(
     learning_rate: Rate = 0.001,
@@ -681,6 +703,7 @@ def lion(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def muon(
     learning_rate: Rate = 0.001,
@@ -718,6 +741,7 @@ def muon(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def nadam(
     learning_rate: Rate = 0.001,
@@ -744,6 +768,7 @@ def nadam(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def rmsprop(
     learning_rate: Rate = 0.001,
@@ -771,6 +796,7 @@ def rmsprop(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def schedule_free_adamw(
     learning_rate: Rate = 0.0025,
@@ -798,6 +824,7 @@ def schedule_free_adamw(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 def sgd(
     learning_rate: Rate = 0.01,
@@ -823,6 +850,7 @@ def sgd(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    engine: Literal["auto", "xla", "native"] = "auto",
 ) -> Kernel: ...
 
 __all__ = [

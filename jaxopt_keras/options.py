@@ -37,6 +37,9 @@ class Options(Hyperparameters):
             "bf16+16" or "bf16+8", a correction of 16 or 8 bits (`storage.masters`). float16 ones can have "float32".
         rounding: how a parameter of 16 bits is written: "nearest", or "stochastic", which is right on average.
         seed: of stochastic rounding.
+        engine: how it runs. "auto": the fastest way that is right for the platform and the sharding; on a CPU with a C
+            compiler, loops made from the rule's own arithmetic, elsewhere XLA. "xla": always XLA. "native": the loops,
+            and an error that says why where there can be none. `Kernel.describe` shows which it is.
     """
 
     weight_decay: Amount | None = None
@@ -57,6 +60,7 @@ class Options(Hyperparameters):
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: Count = 0
+    engine: Literal["auto", "xla", "native"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "ema_momentum"):

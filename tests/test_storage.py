@@ -40,7 +40,9 @@ def test_codes_of_codes_are_the_same(code, shape):
     x = numbers(shape, code)
     stored = encode(x, code, noise.salt(0, "x", 1))
     assert stored.shape == shape and decode(stored).shape == shape and decode(stored).dtype == jnp.float32
-    np.testing.assert_array_equal(decode(encode(decode(stored), code)), decode(stored))
+    again = encode(decode(stored), code)
+    np.testing.assert_array_equal(again.codes, stored.codes)
+    np.testing.assert_allclose(again.scales, stored.scales, rtol=2e-7)
 
 
 @every_code
@@ -48,10 +50,11 @@ def test_codes_are_right_on_average(code):
     x = jnp.tile(numbers((1, 64), code), (4000, 1))
     mean = decode(encode(x, code, noise.salt(0, "x", 1))).mean(0)
     # The step between codes grows with the number; positive numbers below the smallest code are rounded up to it.
-    steps = {"int8": 0.02, "int4": 0.4, "float8": 0.13, "float16": 1e-3}[code.name]
-    smallest = (1 / code.levels) ** code.power * float(x.max())
-    slack = 4 * steps * np.maximum(np.abs(x[0]), smallest) ** 0.5 * float(jnp.abs(x).max()) ** 0.5 / 4000**0.5
-    np.testing.assert_array_less(np.abs(mean - x[0]), slack + (0 if code.signed else smallest))
+    greatest = float(jnp.abs(x).max())
+    relative = {"int8": 1 / 16, "int4": 0.5 if code.signed else 1, "float8": 0.13, "float16": 1e-3}[code.name]
+    least = greatest * (1e-3 if code.is_float else code.least / code.span)
+    spread = relative * (np.abs(x[0]) + least) / 2 / 4000**0.5  # of the mean: at most half a step for one
+    np.testing.assert_array_less(np.abs(mean - x[0]), 4 * spread + (0 if code.signed else relative * least))
 
 
 @every_code
@@ -228,7 +231,8 @@ def test_the_plan_says_why():
         "b": jnp.zeros(64),
         "z": jnp.zeros((64, 64), jnp.complex64),
     }
-    plan = jk.adam(amsgrad=True, state_dtype="int8").describe(params)
+    with jax.numpy_dtype_promotion("standard"):  # complex numbers times floats
+        plan = jk.adam(amsgrad=True, state_dtype="int8").describe(params)
     slots = {path: group.kind.slots for group in plan.groups for path in group.paths}
     assert slots["w"] == ("momentum int8 in blocks", "velocity int8 in blocks", "velocity_hat float32 (exact)")
     assert slots["b"][0] == "momentum float32 (fewer than 4096 elements)"
@@ -317,9 +321,9 @@ def test_the_facade_shows_numbers():
     weights = optimizer.get_weights()
     optimizer.set_weights(weights)
     for a, b in zip(weights, optimizer.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=2e-7)
     slot.assign(jnp.ones((64, 64)))
-    np.testing.assert_array_equal(slot.value, 1)
+    np.testing.assert_allclose(slot.value, 1, rtol=2e-7)
     assert isinstance(optimizer.state.slots["w"]["momentum"], Blocks)
 
 

@@ -8,6 +8,7 @@ import jax
 from jaxopt_keras.engine import keep
 from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.leafwise import Leafwise, route
+from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.rule import Slot
@@ -31,6 +32,7 @@ class Kind(NamedTuple):
     grain: str
     dtype: str
     slots: tuple[str, ...]  # "momentum int8"
+    engine: str  # "native", "xla", or "xla (why)"
 
 
 @dataclass
@@ -60,20 +62,31 @@ class Plan:
         return sum(group.bytes for group in self.groups) + self.scalars
 
     def __str__(self) -> str:
-        rows = [("arrays", "elements", "state", "per element", "rule", "parameters", "slots")]
+        rows = [("arrays", "elements", "state", "per element", "rule", "parameters", "engine", "slots")]
         for group in self.groups:
             kind = group.kind
             each = f"{group.bytes / max(group.elements, 1):.3f}"
             rule = f"{kind.rule} ({kind.grain})"
             slots = ", ".join(kind.slots) or "none"
             rows.append(
-                (str(len(group.paths)), f"{group.elements:,}", size(group.bytes), each, rule, kind.dtype, slots)
+                (
+                    str(len(group.paths)),
+                    f"{group.elements:,}",
+                    size(group.bytes),
+                    each,
+                    rule,
+                    kind.dtype,
+                    kind.engine,
+                    slots,
+                )
             )
         each = f"{self.bytes / max(self.elements, 1):.3f}"
         arrays = str(sum(len(group.paths) for group in self.groups))
-        rows.append((arrays, f"{self.elements:,}", size(self.bytes), each, "in all", "", f"{self.scalars} B kept once"))
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        return "\n".join("  ".join([*map(aligned, row, widths), row[6]]).rstrip() for row in rows)
+        rows.append(
+            (arrays, f"{self.elements:,}", size(self.bytes), each, "in all", "", "", f"{self.scalars} B kept once")
+        )
+        widths = [max(len(row[i]) for row in rows) for i in range(7)]
+        return "\n".join("  ".join([*map(aligned, row, widths), row[7]]).rstrip() for row in rows)
 
 
 def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
@@ -81,17 +94,35 @@ def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
     state = jax.eval_shape(program.init, params, hyper)
     layout, stored = Layout.read(params, program.options)
     groups: dict[Kind, Group] = {}
-    for leaf, p, slots in zip(layout.leaves, stored, layout.flatten(state.slots, "state"), strict=True):
+    everything = zip(
+        layout.leaves, stored, layout.flatten(state.slots, "state"), engines(program, params, state), strict=True
+    )
+    for leaf, p, slots, engine in everything:
         rule, grain, kinds = type(program.core).__name__, "tree", {}
         if isinstance(program.core, Leafwise):
             own = route(program.core.rule, leaf.path, p)
             rule, grain, kinds = type(own).__name__, own.grain, own.slots()
         names = tuple(f"{name} {form(program, name, x, kinds.get(name), p)}" for name, x in slots.items())
-        group = groups.setdefault(kind := Kind(rule, grain, str(p.dtype), names), Group(kind, []))
+        group = groups.setdefault(kind := Kind(rule, grain, str(p.dtype), names, engine), Group(kind, []))
         group.paths.append(leaf.path)
         group.elements += p.size
         group.bytes += nbytes(slots)
     return Plan(list(groups.values()), nbytes((state.step, state.hyper, state.scalars)))
+
+
+def engines(program: Program, params: Any, state: Any) -> list[str]:
+    """What runs the step of each parameter: "native", "xla", or "xla (why not native)"."""
+    leaves = jax.tree.leaves(params)
+    if program.options.engine == "xla":
+        return ["xla"] * len(leaves)
+    against = unavailable() or ("" if jax.default_backend() == "cpu" else f"on {jax.default_backend()}")
+    if against:
+        return [f"xla ({against})"] * len(leaves)
+    moving = state._replace(hyper={})
+    why = reasons(program.step, params, moving, params, state.hyper)[: len(leaves)]
+    sharded = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in leaves]
+    why = ["on several devices" if many else reason for reason, many in zip(why, sharded, strict=True)]
+    return [f"xla ({reason})" if reason else "native" for reason in why]
 
 
 def form(program: Program, name: str, x: Any, kind: Slot | None, p: Any) -> str:

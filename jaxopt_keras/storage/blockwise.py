@@ -1,22 +1,28 @@
 """Slots in a few bits: each block of the last axis has one float32 scale, the greatest size in it.
 
-    c = levels (|x| / scale)^(1/power), rounded stochastically between its neighbours   stored, with the sign of x
-    x = sign(c) scale (|c| / levels)^power
+An integer code is a float with few bits, as telephony's A-law is: with y = span |x| / scale + least,
 
-The power gives small numbers the finer steps that they need: 2 for signed slots, 4 for non-negative ones, which are
-second moments: their root is in a denominator, and with equal steps most would be 0 there. For the same reason a
-positive number never becomes 0. Blocks after Dettmers et al. 2021 (arXiv:2110.02861), four bits after Li et al. 2023
-(arXiv:2309.01507), powers instead of tables after FlashOptim 2026 (arXiv:2602.23349). Rounding is stochastic, since an
-average that moves by a thousandth of itself in each step would stand still under rounding to nearest.
+    c = (bits(y) - bits(least)) >> shift, rounded stochastically        stored, with the sign of x
+    x = sign(c) scale (y - least) / span                                where bits(y) = bits(least) + (c << shift)
+
+so near zero the steps are equal, and above `least` they are in proportion to the number: from each power of two to the
+next 16 (int8) or 2 (int4; 1 for second moments). Second moments have no sign, and more range for it: their root is in a
+denominator, and with equal steps most would be 0 there. For the same reason a positive one never becomes 0. All this is
+an addition and a shift, where a root or a logarithm is a long instruction or a table. Blocks after Dettmers et al. 2021
+(arXiv:2110.02861), four bits after Li et al. 2023 (arXiv:2309.01507), formulas instead of tables after FlashOptim 2026
+(arXiv:2602.23349). Rounding is stochastic, since an average that moves by a thousandth of itself in each step would
+stand still under rounding to nearest.
 
 Blocks lie along the last axis, so that codes and scales are sharded as their parameter is, and rows remain rows.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxopt_keras.storage import noise
@@ -30,24 +36,36 @@ class Code(NamedTuple):
     signed: bool
 
     @property
-    def power(self) -> int:
-        if self.name.startswith("float"):  # these have finer steps near zero by themselves
-            return 1 if self.signed else 2
-        return 2 if self.signed else 4
-
-    @property
     def dtype(self) -> Any:
         return {"float8": jnp.float8_e4m3fn, "float16": jnp.float16}.get(self.name) or jnp.dtype(
             "int8" if self.signed else "uint8"
         )
 
     @property
-    def levels(self) -> float:
+    def is_float(self) -> bool:
+        """Whether the code is a float by itself; of second moments, the float is the root."""
+        return self.name.startswith("float")
+
+    @property
+    def levels(self) -> int:
         """The code of the greatest number in a block."""
-        if self.name.startswith("float"):
-            return float(jnp.finfo(self.dtype).max) / 2  # half, so that no rounding gets past the end
         bits = int(self.name[3:])
-        return float(2 ** (bits - 1) - 1 if self.signed else 2**bits - 1)
+        return 2 ** (bits - 1) - 1 if self.signed else 2**bits - 1
+
+    @property
+    def shift(self) -> int:
+        """How many of the 23 fraction bits of a float32 a code lacks."""
+        return 19 if self.name == "int8" else 22 if self.signed else 23
+
+    @property
+    def least(self) -> float:
+        """What code 0 stands for, before it is taken off: so many powers of two are below 1 as there are codes for."""
+        return 0.5 ** ((self.levels + 1) >> (23 - self.shift))
+
+    @property
+    def span(self) -> float:
+        """From code 0 to the last."""
+        return _float_of(_bits_of(self.least) + (self.levels << self.shift)) - self.least
 
     @property
     def block(self) -> int:
@@ -75,51 +93,61 @@ class Blocks:
 
 
 def encode(x: Array, code: Code, salt: Array | None = None) -> Blocks:
-    """`x` in codes; without a `salt` rounded to nearest, which gives back what came out of codes."""
+    """`x` in codes; without a `salt` rounded to nearest, which gives back the codes that `x` came out of."""
     n = x.shape[-1]
     blocks = _blocked(x.astype(jnp.float32), block_length(n, code.block))
-    scales = jnp.max(jnp.abs(blocks), axis=-1)
-    ratio = jnp.abs(blocks) / jnp.where(scales > 0, scales, 1)[..., None]
-    c = _code(ratio, code, salt)
-    c = _joined(jnp.where(blocks < 0, -c, c).astype(code.dtype), n)
-    return Blocks(_pairs(c) if code.name == "int4" else c, scales, code, n)
+    size = jnp.abs(blocks)
+    scales = jnp.max(size, axis=-1)
+    c = (_float_codes if code.is_float else _integer_codes)(size, scales, code, salt)
+    c = _joined((jnp.where(blocks < 0, -c, c) if code.signed else c).astype(code.dtype), n)
+    return Blocks(pairs(c) if code.name == "int4" else c, scales, code, n)
 
 
 def decode(stored: Blocks) -> Array:
     """What the codes stand for, in float32."""
     code, n = stored.code, stored.length
-    c = _unpaired(stored.codes, n, code.signed) if code.name == "int4" else stored.codes
-    blocks = _blocked(c.astype(jnp.float32), block_length(n, code.block))
-    x = _powered(jnp.abs(blocks) / code.levels, code.power) * stored.scales[..., None]
-    return _joined(jnp.where(blocks < 0, -x, x), n)
+    c = unpaired(stored.codes, n, code.signed) if code.name == "int4" else stored.codes
+    blocks, scales = _blocked(c, block_length(n, code.block)), stored.scales[..., None]
+    if code.is_float:
+        x = blocks.astype(jnp.float32) * (1 / _greatest(code))
+        return _joined((x if code.signed else x * x) * scales, n)
+    c = blocks.astype(jnp.int32)
+    size = jnp.abs(c) if code.signed else c
+    y = jax.lax.bitcast_convert_type((size << code.shift) + _bits_of(code.least), jnp.float32)
+    x = (y - code.least) * (scales * (1 / code.span))
+    return _joined(jnp.where(c < 0, -x, x) if code.signed else x, n)
 
 
-def _code(ratio: Array, code: Code, salt: Array | None) -> Array:
-    """The code, as a float32, of a number that is `ratio` times the greatest in its block."""
-    c = ratio
-    for _ in range(code.power.bit_length() - 1):
-        c = jnp.sqrt(c)
-    c = c * code.levels
-    smallest = 1.0
-    if code.name.startswith("float"):
-        smallest = float(jnp.finfo(code.dtype).smallest_subnormal)
-        c = c if salt is None else stochastic(c, code.dtype, salt).astype(jnp.float32)
-    elif salt is None:
-        c = jnp.round(c)
-    else:  # the chance is in proportion to the numbers that the codes stand for, not to the codes
-        below = jnp.floor(c)
-        low, high = (_powered(k / code.levels, code.power) for k in (below, below + 1))
-        up = noise.uniform(ratio.shape, salt) < (ratio - low) / (high - low)
-        c = below + up.astype(jnp.float32)
-    lowest = 0.0 if code.signed else jnp.where(ratio > 0, smallest, 0.0)
-    # NaN and infinity have no code: they are in the scale.
-    return jnp.clip(jnp.where(jnp.isnan(c), code.levels, c), lowest, code.levels)
+def _integer_codes(size: Array, scales: Array, code: Code, salt: Array | None) -> Array:
+    """The codes, as int32, of numbers of this size in blocks of these scales."""
+    factor = jnp.where(scales > 0, code.span / scales, jnp.where(scales == 0, 0, jnp.nan))
+    bits = jax.lax.bitcast_convert_type(size * factor[..., None] + code.least, jnp.uint32)
+    part = jnp.uint32(1 << (code.shift - 1)) if salt is None else noise.bits(size.shape, salt) >> (32 - code.shift)
+    c = (bits - jnp.uint32(_bits_of(code.least)) + part) >> code.shift
+    if not code.signed:
+        c = jnp.maximum(c, jnp.minimum(jax.lax.bitcast_convert_type(size, jnp.uint32), 1))
+    return jnp.minimum(c, code.levels).astype(jnp.int32)  # NaN and infinity have no code: they are in the scale
 
 
-def _powered(x: Array, power: int) -> Array:
-    for _ in range(power.bit_length() - 1):
-        x = x * x
-    return x
+def _float_codes(size: Array, scales: Array, code: Code, salt: Array | None) -> Array:
+    """As `_integer_codes`, for codes that are floats by themselves."""
+    c = size / jnp.where(scales > 0, scales, 1)[..., None]
+    c = (c if code.signed else jnp.sqrt(c)) * _greatest(code)
+    c = c if salt is None else stochastic(c, code.dtype, salt).astype(jnp.float32)
+    lowest = 0.0 if code.signed else jnp.where(size > 0, float(jnp.finfo(code.dtype).smallest_subnormal), 0.0)
+    return jnp.clip(jnp.where(jnp.isnan(c), _greatest(code), c), lowest, _greatest(code))
+
+
+def _greatest(code: Code) -> float:
+    return float(jnp.finfo(code.dtype).max) / 2  # half, so that no rounding gets past the end
+
+
+def _bits_of(x: float) -> int:
+    return int(np.float32(x).view(np.int32))
+
+
+def _float_of(bits: int) -> float:
+    return float(np.int32(bits).view(np.float32))
 
 
 def block_length(n: int, greatest: int) -> int:
@@ -144,7 +172,8 @@ def _joined(blocks: Array, n: int) -> Array:
     return blocks.reshape(*outer, count * length)[..., :n]
 
 
-def _pairs(c: Array) -> Array:
+@jax.jit  # by these two names the native engine knows them
+def pairs(c: Array) -> Array:
     """Codes of four bits, two in a byte: the even places in its lower half."""
     if c.shape[-1] % 2:
         c = jnp.pad(c, [(0, 0)] * (c.ndim - 1) + [(0, 1)])
@@ -152,6 +181,7 @@ def _pairs(c: Array) -> Array:
     return c[..., 0::2] | (c[..., 1::2] << 4)
 
 
-def _unpaired(pairs: Array, n: int, signed: bool) -> Array:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def unpaired(pairs: Array, n: int, signed: bool) -> Array:
     c = jnp.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*pairs.shape[:-1], 2 * pairs.shape[-1])[..., :n]
     return ((c ^ 8).astype(jnp.int8) - 8) if signed else c

@@ -60,10 +60,10 @@ def stored(x: Array, form: str | None, slot: Slot) -> Any:
 
 def opened(x: Any, dtype: Any) -> Any:
     """A stored slot as the rule sees it, where the arithmetic has `dtype`."""
+    real = jnp.finfo(dtype).dtype
     if isinstance(x, Blocks):
-        return decode(x).astype(dtype)
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(jnp.finfo(dtype).dtype) if floating else x
+        return decode(x).astype(real)
+    return x.astype(real) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def written(x: Any, like: Any, salt: Callable[[], Array] | None = None) -> Any:

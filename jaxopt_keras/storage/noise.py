@@ -4,6 +4,7 @@ They need no key in the state, cost a few integer operations inside the same loo
 whatever the sharding, and a step that is run again draws the same ones.
 """
 
+import functools
 import zlib
 from typing import Any
 
@@ -18,13 +19,23 @@ def salt(seed: int, name: str, step: Any) -> Array:
 
 
 def bits(shape: tuple[int, ...], salt: Array) -> Array:
-    """32 random bits for every element."""
+    """32 random bits for every element, the upper ones the better: use those.
+
+    One round of mixing is enough for them: the salt, which is mixed well, changes with every step.
+    """
+    x = flat_index(shape) * jnp.uint32(0x9E3779B1) + salt
+    return (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # by this name the native engine knows it
+def flat_index(shape: tuple[int, ...]) -> Array:
+    """The place of every element in a row of them all, modulo 2^32; axis by axis, so that it can be sharded."""
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
         index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
         stride *= shape[axis]
-    return mixed(index * jnp.uint32(0x9E3779B1) + salt)
+    return index
 
 
 def uniform(shape: tuple[int, ...], salt: Array) -> Array:

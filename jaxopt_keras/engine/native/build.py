@@ -1,0 +1,168 @@
+"""C source to a function that XLA can call: compiled by the system's compiler once for each machine, then from a cache.
+
+The cache is a folder of the user's own, named by `JAXOPT_KERAS_CACHE` or in the usual place for caches. A library is
+loaded only from a folder and a file that belong to the user and that nobody else can write, and only if it is what was
+once compiled there (its digest stands beside it).
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+
+import jax
+
+RUNTIME = pathlib.Path(__file__).with_name("runtime.h")
+# Strict arithmetic (no -ffast-math: NaN and infinity count), except that nobody asks for errno or traps. GCC's partial
+# redundancy elimination makes jumps out of choices between values, and a loop with jumps is not vectorized.
+FLAGS = (
+    *("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fno-tree-pre", "-fopenmp-simd"),
+    *("-fPIC", "-shared", "-w"),
+)
+log = logging.getLogger("jaxopt_keras")
+
+
+class Unavailable(RuntimeError):
+    """There is no compiler, or it fails. The message is the reason."""
+
+
+def compiler() -> list[str]:
+    """The command of the compiler: `CC`, or `cc`.
+
+    Raises:
+        Unavailable: where there is none.
+    """
+    command = shlex.split(os.environ.get("CC", "cc"))
+    if not command or shutil.which(command[0]) is None:
+        raise Unavailable(f"no C compiler: there is no `{' '.join(command)}`")
+    return command
+
+
+def unavailable() -> str:
+    """Why no loop can be compiled on this machine; "" where nothing is known against it."""
+    try:
+        compiler()
+    except Unavailable as reason:
+        return str(reason)
+    return "" if os.name == "posix" else f"no compiled loops on {platform.system()}"
+
+
+@functools.cache
+def identity(command: tuple[str, ...]) -> str:
+    """What a compiled library depends on besides its source: the compiler, the processor and XLA's interface."""
+    try:
+        version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"`{' '.join(command)} --version` fails: {error}") from None
+    processor = platform.processor() + platform.machine()
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        processor += next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    except OSError:
+        pass
+    header = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_bytes()
+    return "\n".join([version, processor, hashlib.sha256(header).hexdigest(), RUNTIME.read_text(), *FLAGS])
+
+
+def tuning(source: str = "") -> tuple[str, ...]:
+    """For this very processor. Codes of 8 or 16 bits cost arithmetic, not memory: wide vectors, where there are any."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return ("-mcpu=native",)
+    wide = ("-mprefer-vector-width=512",) if "int8_t" in source or "int16_t" in source else ()
+    return ("-march=native", *(wide if platform.machine() == "x86_64" else ()))
+
+
+def folder() -> pathlib.Path:
+    """The cache: a folder that is the user's alone; one for this process only where there can be no such folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    path = pathlib.Path(os.environ.get("JAXOPT_KERAS_CACHE") or pathlib.Path(home, "jaxopt_keras", "native"))
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if is_private(path) and os.access(path, os.W_OK | os.X_OK):
+            return path
+        reason = "it can be written by others, or not by the user"
+    except OSError as error:
+        reason = str(error)
+    return _own_folder(f"{path}: {reason}")
+
+
+@functools.cache
+def _own_folder(reason: str) -> pathlib.Path:
+    log.warning("compiled loops are not kept for later processes (%s)", reason)
+    own = tempfile.TemporaryDirectory(prefix="jaxopt_keras_")
+    _held.append(own)
+    return pathlib.Path(own.name)
+
+
+_held: list[tempfile.TemporaryDirectory[str]] = []  # until the process ends
+
+
+def is_private(path: pathlib.Path) -> bool:
+    """Whether `path` is the user's, and nobody else can write to it. A link is not looked through."""
+    found = path.lstat()
+    return found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o022
+
+
+@functools.cache
+def target(source: str) -> str:
+    """The name under which XLA knows the compiled `source`.
+
+    Raises:
+        Unavailable: where it cannot be compiled or loaded.
+    """
+    command = compiler()
+    key = hashlib.sha256("\0".join([source, identity(tuple(command)), *tuning(source)]).encode()).hexdigest()
+    path = folder() / f"{key[:32]}.so"
+    library = load(path) or load(compiled(source, path, command))
+    if library is None:
+        raise Unavailable(f"the compiled loop cannot be loaded from {path.parent}")
+    name = f"jaxopt_keras_{key[:32]}"
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library.handler), platform="cpu")
+    return name
+
+
+def load(path: pathlib.Path) -> ctypes.CDLL | None:
+    """The library at `path` if it is there, the user's own, and whole."""
+    digest = path.with_suffix(".sha256")
+    try:
+        if not (is_private(path) and is_private(digest)):
+            return None
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest.read_text().strip():
+            return None
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def compiled(source: str, path: pathlib.Path, command: list[str]) -> pathlib.Path:
+    """Compiles `source` to `path`. Many processes may do so at once: each puts whole files into their places.
+
+    Raises:
+        Unavailable: with what the compiler said.
+    """
+    library = ["-lmvec"] if "NEEDS_LIBRARY" in source and platform.machine() == "x86_64" else []
+    include = [f"-I{jax.ffi.include_dir()}", f"-I{RUNTIME.parent}"]
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            work = pathlib.Path(temporary)
+            (work / "loop.c").write_text(source)
+            run = [*command, *FLAGS, *tuning(source), *include, "loop.c", "-o", "loop.so", *library, "-lm"]
+            done = subprocess.run(run, cwd=work, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                raise Unavailable(f"`{' '.join(command)}` fails: {done.stderr.strip()[:2000]}")
+            os.chmod(work / "loop.so", 0o700)
+            (work / "digest").write_text(hashlib.sha256((work / "loop.so").read_bytes()).hexdigest())
+            os.chmod(work / "digest", 0o600)
+            os.replace(work / "loop.so", path)
+            os.replace(work / "digest", path.with_suffix(".sha256"))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"the compiler cannot run: {error}") from None
+    return path

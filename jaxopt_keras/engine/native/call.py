@@ -1,0 +1,150 @@
+"""The loops as a JAX primitive: native where it can be, and everywhere else the equations that the loops came from.
+
+It is native on a CPU and one device. On many devices XLA could not split an opaque call and would gather the arrays;
+under `vmap` and `grad` there is no loop of the batched or differentiated form; an exported program must run elsewhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+from jaxopt_keras.engine.native import build
+from jaxopt_keras.engine.native.emit import Loop, type_of
+from jaxopt_keras.engine.native.trace import Equation, Value, evaluated
+
+
+@dataclass(eq=False)
+class Call:
+    """One loop over several leaves, in which equal places have the same meaning.
+
+    Operands: `scalars`, then the inputs of each leaf. Results: the outputs of each leaf, then the sums of each leaf.
+    """
+
+    leaves: list[Loop]
+    equations: list[list[Equation]]  # what each leaf computes
+    aliases: list[dict[int, int]]  # of each leaf: input -> output that may have its memory
+    strict: bool  # an error where it cannot be native
+
+    def __post_init__(self) -> None:
+        self.scalars = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.scalars)]
+        self.inputs = [x for leaf in self.leaves for x in leaf.inputs]
+        self.outputs = [x for leaf in self.leaves for x in leaf.outputs]
+        self.sums = [x for leaf in self.leaves for x in leaf.sums]
+
+    def reference(self, *operands: Any) -> list[Any]:
+        """The same through XLA."""
+        known = dict(zip([*self.scalars, *self.inputs], operands, strict=True))
+        for equations in self.equations:
+            known = evaluated(equations, known)
+        return [known[x] for x in (*self.outputs, *self.sums)]
+
+    def native(self, *operands: Any) -> list[Any]:
+        """The compiled loop."""
+        scalars = dict(zip(self.scalars, operands, strict=False))
+        arrays = operands[len(self.scalars) :]
+        leaf, count = self.leaves[0], len(self.leaves)
+        results = [jax.ShapeDtypeStruct(x.shape, x.aval.dtype) for x in self.outputs]
+        if leaf.sums:
+            double = any(x.dtype == "float64" for x in leaf.sums)
+            results.append(jax.ShapeDtypeStruct((count, len(leaf.sums)), jnp.float64 if double else jnp.float32))
+        places = {
+            1 + i * len(leaf.inputs) + into: i * len(leaf.outputs) + out
+            for i, pairs in enumerate(self.aliases)
+            for into, out in pairs.items()
+        }
+        call = jax.ffi.ffi_call(build.target(leaf.source), results, input_output_aliases=places)
+        out = call(self._rows(scalars), *arrays)
+        sums = [
+            out[-1][i, k].astype(x.aval.dtype).reshape(x.shape)
+            for i, f in enumerate(self.leaves)
+            for k, x in enumerate(f.sums)
+        ]
+        return [*out[: len(self.outputs)], *sums]
+
+    def _rows(self, scalars: dict[Value, Any]) -> Any:
+        """The scalars as words: one row for all leaves where they are the same, or one for each."""
+        columns = [*zip(*(leaf.scalars for leaf in self.leaves), strict=True)]
+        shared = all(len(set(column)) == 1 for column in columns)
+        count = 1 if shared else len(self.leaves)
+        rows = [jnp.zeros((count, 0), jnp.uint32)]
+        for column in columns:
+            if len(set(column)) == 1:
+                rows.append(jnp.broadcast_to(words(scalars[column[0]]), (count, type_of(column[0]).words)))
+            else:
+                rows.append(jnp.stack([words(scalars[x]) for x in column]))
+        return jnp.concatenate(rows, axis=1) if columns else jnp.zeros((1, 1), jnp.uint32)
+
+
+def words(x: Any) -> Any:
+    """A scalar as words of 32 bits."""
+    if x.dtype.itemsize == 8:
+        return lax.bitcast_convert_type(x, jnp.uint32).reshape(2)
+    wide = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32
+    return lax.bitcast_convert_type(x if x.dtype == jnp.uint32 else x.astype(wide), jnp.uint32).reshape(1)
+
+
+loops_p = core.Primitive("jaxopt_keras_loops")
+loops_p.multiple_results = True
+
+
+def run(call: Call, *operands: Any) -> list[Any]:
+    return loops_p.bind(*operands, call=call)
+
+
+@loops_p.def_impl
+def _(*operands: Any, call: Call) -> list[Any]:
+    return call.reference(*operands)
+
+
+@loops_p.def_abstract_eval
+def _(*operands: Any, call: Call) -> list[Any]:
+    return [x.aval for x in (*call.outputs, *call.sums)]
+
+
+def _jvp(primals: Any, tangents: Any, call: Call) -> Any:
+    return jax.jvp(call.reference, tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents))
+
+
+def _batched(operands: Any, axes: Any, call: Call) -> Any:
+    out = jax.vmap(call.reference, axes)(*operands)
+    return out, [0] * len(out)
+
+
+ad.primitive_jvps[loops_p] = _jvp
+batching.primitive_batchers[loops_p] = _batched
+
+
+def _lowered(context: Any, *operands: Any, call: Call) -> Any:
+    reason = _against(context.module_context)
+    if not reason:
+        try:
+            build.target(call.leaves[0].source)
+        except build.Unavailable as error:
+            reason = str(error)
+            build.log.warning("XLA runs what a compiled loop could: %s", reason)
+    if reason and call.strict:
+        raise build.Unavailable(f'`engine="native"` cannot run here: {reason}. Use `engine="auto"`.')
+    function: Callable[..., Any] = call.reference if reason else call.native
+    return mlir.lower_fun(function, multiple_results=True)(context, *operands)
+
+
+def _against(module: Any) -> str:
+    """Why a program cannot have native loops; "" where it can."""
+    if tuple(module.platforms) != ("cpu",):
+        return f"it is for {', '.join(module.platforms)}"
+    if module.lowering_parameters.for_export:
+        return "it is exported, to run elsewhere"
+    where = module.axis_context
+    devices = getattr(where, "num_devices", None)
+    if devices is None and set(where.manual_axes) == set(where.mesh.axis_names):  # `shard_map`: each runs its own part
+        return ""
+    return "" if devices == 1 else "it is for several devices"
+
+
+mlir.register_lowering(loops_p, _lowered)

@@ -1,0 +1,421 @@
+"""C source for one loop over the elements of an array, from its equations.
+
+A value is per element, or per block of so many elements in a row (the scales of quantized slots). Without blocks there
+is one loop. With them the loop runs block by block; a reduction over a block ends a stage, and what a later stage needs
+of an earlier one waits in a small array. Scalars come in as data: only numbers that stand in the rule stand in the
+source.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxopt_keras.engine.native.trace import INTRINSICS, Atom, Constant, Equation, Value, is_scalar
+
+
+class Unsupported(Exception):
+    """What has no form in C here. The message is the reason, for `describe`."""
+
+
+class Type(NamedTuple):
+    memory: str  # in the buffers
+    register: str  # in the loop
+    load: str = "{}"
+    store: str = "{}"
+    rounded: str = "{}"  # the result of an operation, where the register is wider
+    words: int = 1  # of 32 bits, as a scalar
+    scalar: str = "({register})S[{k}]"
+
+
+TYPES = {
+    "float32": Type("float", "float", scalar="as_float(S[{k}])"),
+    "float64": Type("double", "double", words=2, scalar="as_double(S + {k})"),
+    "bfloat16": Type(
+        "uint16_t", "float", "from_bf16({})", "upper_half({})", "from_bf16(to_bf16({}))", scalar="as_float(S[{k}])"
+    ),
+    "float16": Type(
+        "uint16_t", "float", "from_f16({})", "to_f16({})", "from_f16(to_f16({}))", scalar="as_float(S[{k}])"
+    ),
+    "bool": Type("uint8_t", "int"),
+    **{f"{u}int{n}": Type(f"{u}int{n}_t", f"{u}int{n}_t") for n in (8, 16, 32) for u in ("", "u")},
+    **{f"{u}int64": Type(f"{u}int64_t", f"{u}int64_t", words=2, scalar="as_int64(S + {k})") for u in ("", "u")},
+}
+FLOATS = ("float32", "float64", "bfloat16", "float16")
+
+# `{f}` ends the name of a function of C's library for a float, and is nothing for a double.
+ANY = {
+    "add": "{0} + {1}", "add_any": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "neg": "-{0}",
+    "max": "MAX({0}, {1})", "min": "MIN({0}, {1})", "clamp": "MIN(MAX({1}, {0}), {2})", "square": "{0} * {0}",
+    "gt": "{0} > {1}", "lt": "{0} < {1}", "ge": "{0} >= {1}", "le": "{0} <= {1}", "eq": "{0} == {1}",
+    "ne": "{0} != {1}", "select_n": "{0} ? {2} : {1}",
+}  # fmt: skip
+FLOATING = {
+    "div": "{0} / {1}", "abs": "fabs{f}({0})", "sign": "SIGN({0})", "sqrt": "sqrt{f}({0})", "floor": "floor{f}({0})",
+    "ceil": "ceil{f}({0})", "rsqrt": "1 / sqrt{f}({0})", "is_finite": "(fabs{f}({0}) <= MAX_OF({0}))",
+    "exp": "exp{f}({0})", "log": "log{f}({0})", "expm1": "expm1{f}({0})", "log1p": "log1p{f}({0})",
+    "tanh": "tanh{f}({0})", "cbrt": "cbrt{f}({0})", "pow": "pow{f}({0}, {1})",
+}  # fmt: skip
+WHOLE = {"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "abs": "{0} < 0 ? -{0} : {0}"}
+SHIFTS = {"shift_right_logical": ">>", "shift_left": "<<", "shift_right_arithmetic": ">>"}
+LIBRARY = ("exp", "log", "expm1", "log1p", "tanh", "cbrt", "pow")  # which have vector forms in glibc
+
+CHEAP = ("abs", "neg", "min", "lt", "gt", "convert_element_type", "bitcast_convert_type")
+SAME = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "stop_gradient")
+REDUCTIONS = {"reduce_sum": "+", "reduce_max": "max", "reduce_min": "min", "reduce_and": "&", "reduce_or": "|"}
+TILE = 4096  # elements between two additions to a sum in double precision
+
+
+@dataclass
+class Loop:
+    """A loop in C, and what stands for its parameters: equal sources run as one call."""
+
+    source: str
+    inputs: list[Value]
+    scalars: list[Value]
+    outputs: list[Value]
+    sums: list[Value]
+
+
+@dataclass
+class Emitter:
+    """Writes the loop over `count` elements that computes `outputs`, and the reductions `sums` to scalars.
+
+    `block`: how many elements have one value between them; None without such values.
+    `alias`: what a value is another name for.
+    """
+
+    count: int
+    block: int | None
+    alias: dict[Value, Atom]
+    inputs: list[Value] = field(default_factory=list)
+    scalars: list[Value] = field(default_factory=list)
+    names: dict[Any, str] = field(default_factory=dict)
+    stage: dict[Value, int] = field(default_factory=dict)  # in which a value is known
+    # By stage: what is done once before the loop, at the start of its body, in its body, and once after it.
+    before: dict[int, list[str]] = field(default_factory=dict)
+    loads: dict[int, list[str]] = field(default_factory=dict)
+    body: dict[int, list[str]] = field(default_factory=dict)
+    after: dict[int, list[str]] = field(default_factory=dict)
+    reduced: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # by stage: (operator, variable)
+    tiles: dict[str, str] = field(default_factory=dict)  # small arrays and their types
+    maker: dict[Value, Equation] = field(default_factory=dict)
+    pairs: dict[Value, str] = field(default_factory=dict)  # codes, two to a byte, and the small array they are in
+    needs_library: bool = False
+
+    def loop(self, equations: list[Equation], outputs: list[Value], sums: list[Equation]) -> Loop:
+        self.maker = {equation.outputs[0]: equation for equation in equations}
+        for equation in self._needed(equations, [*outputs, *(s.inputs[0] for s in sums)]):
+            self._write(equation)
+        for k, value in enumerate(outputs):
+            self._store(k, value)
+        for k, equation in enumerate(sums):
+            self._total(k, equation)
+        return Loop(self._text(outputs, sums), self.inputs, self.scalars, outputs, [s.outputs[0] for s in sums])
+
+    # --- values -----------------------------------------------------------------------------------------------------
+
+    def base(self, x: Atom) -> Atom:
+        while isinstance(x, Value) and x in self.alias:
+            x = self.alias[x]
+        return x
+
+    def _needed(self, equations: list[Equation], targets: Iterable[Atom]) -> list[Equation]:
+        needed = {self.base(x) for x in targets}
+        kept = []
+        for equation in reversed(equations):
+            if equation.outputs[0] in needed:
+                kept.append(equation)
+                needed |= {self.base(x) for x in equation.inputs}
+        return kept[::-1]
+
+    def per_block(self, x: Atom) -> bool:
+        return self.block is not None and math.prod(x.shape) * self.block == self.count
+
+    def _known(self, x: Atom) -> int:
+        """The stage in which `x` is known."""
+        x = self.base(x)
+        return self.stage.get(x, 0) if isinstance(x, Value) else 0
+
+    def name(self, x: Atom, stage: int) -> str:
+        """How the source calls `x` in the loop of `stage`."""
+        x = self.base(x)
+        if isinstance(x, Constant):
+            return literal(x.value)
+        if x not in self.names:
+            self._enter(x)
+        if is_scalar(x) or self.per_block(x) or self.stage[x] == stage:
+            return self.names[x]
+        return self._repeated(x, stage) if self._is_cheap(x) else self._kept(x, stage)
+
+    def _enter(self, x: Value) -> None:
+        """A value that comes from outside."""
+        type_of(x)
+        if is_scalar(x):
+            self.names[x] = f"s{len(self.scalars)}"
+            self.scalars.append(x)
+            return
+        k = len(self.inputs)
+        self.inputs.append(x)
+        self.names[x], self.stage[x] = f"x{k}", 0
+        where, place = (self.before, "o / BLOCK") if self.per_block(x) else (self.loads, "o + j")
+        add(where, 0, f"const {type_of(x).register} x{k} = {type_of(x).load.format(f'X{k}[{place}]')};")
+
+    def _is_cheap(self, x: Value) -> bool:
+        """Whether it costs less to compute `x` once more than to keep it: it comes of one array at most."""
+        maker = self.maker.get(x)
+        arrays = [self.base(a) for a in maker.arrays] if maker else []
+        if (
+            maker is None
+            or maker.name in (*INTRINSICS[1:], *REDUCTIONS)
+            or any(not is_scalar(a) and self.per_block(a) for a in arrays)
+        ):
+            return False
+        return (maker.name in CHEAP and len(arrays) == 1) or all(is_scalar(a) or self._is_index(a) for a in arrays)
+
+    def _is_index(self, x: Atom) -> bool:
+        """Whether `x` comes of the element's place and scalars alone."""
+        maker = self.maker.get(x) if isinstance(x, Value) else None
+        return maker is not None and all(is_scalar(a) or self._is_index(a) for a in map(self.base, maker.arrays))
+
+    def _repeated(self, x: Value, stage: int) -> str:
+        """A value of an earlier stage, computed once more."""
+        text = f"const {type_of(x).register} {self.names[x]} = {self._expression(self.maker[x], stage)};"
+        if text not in self.body.get(stage, []):
+            add(self.body, stage, text)
+        return self.names[x]
+
+    def _kept(self, x: Value, stage: int) -> str:
+        """A value of an earlier stage: it waits in a small array."""
+        name, register = self.names[x], type_of(x).register
+        if f"{name}_" not in self.tiles:
+            self.tiles[f"{name}_"] = register
+            add(self.body, self.stage[x], f"{name}_[j] = {name};")
+        line = f"const {register} {name} = {name}_[j];"
+        if line not in self.loads.get(stage, []):
+            add(self.loads, stage, line)
+        return name
+
+    # --- equations --------------------------------------------------------------------------------------------------
+
+    def _write(self, equation: Equation) -> None:
+        out, name = equation.outputs[0], f"v{len(self.names)}"
+        stage = max((self._known(x) for x in equation.inputs), default=0)
+        if equation.name == "pairs":
+            self._pair(equation, name, stage)
+        elif equation.name == "unpaired":
+            self._unpair(equation, name)
+        elif equation.name in REDUCTIONS:
+            read = self._accumulate(equation, name, stage)
+            stage += 1
+            add(self.before, stage, f"const {type_of(out).register} {name} = {read};")
+        else:
+            text = f"const {type_of(out).register} {name} = {self._expression(equation, stage)};"
+            add(self.before if self.per_block(out) else self.body, stage, text)
+        self.names[out], self.stage[out] = name, stage
+
+    def _expression(self, equation: Equation, stage: int) -> str:
+        out, name = equation.outputs[0], equation.name
+        if name == "flat_index":
+            return "(uint32_t)(start + o + j)"
+        dtype = equation.inputs[0].dtype
+        suffix = "" if dtype == "float64" else "f"
+        args = [self.name(x, stage) for x in equation.inputs]
+        if name == "convert_element_type":
+            return converted(args[0], dtype, out.dtype)
+        if name == "bitcast_convert_type":
+            return bitcast(args[0], dtype, out.dtype)
+        if name == "integer_pow" and dtype in FLOATS and 0 < abs(equation.params["y"]) <= 4:
+            product = " * ".join([args[0]] * abs(equation.params["y"]))
+            text = product if equation.params["y"] > 0 else f"1 / ({product})"
+        elif name == "round" and dtype in FLOATS:
+            nearest_even = int(equation.params["rounding_method"]) == 1
+            text = f"{'rint' if nearest_even else 'round'}{suffix}({args[0]})"
+        elif name in ANY or (name in FLOATING and dtype in FLOATS):
+            text = (ANY | FLOATING)[name].format(*args, f=suffix)
+            self.needs_library |= name in LIBRARY
+        elif name in WHOLE:
+            text = WHOLE[name].format(*args)
+        elif name == "not":
+            text = f"!{args[0]}" if dtype == "bool" else f"~{args[0]}"
+        elif name in SHIFTS:
+            text = self._shift(equation, args)
+        else:
+            raise Unsupported(f"{name} of {dtype}")
+        return type_of(out).rounded.format(text)
+
+    def _shift(self, equation: Equation, args: list[str]) -> str:
+        by, dtype = self.base(equation.inputs[1]), equation.outputs[0].dtype
+        if not isinstance(by, Constant) or not 0 <= int(by.value) < 8 * np.dtype(dtype).itemsize:
+            raise Unsupported("shift by a number that is not known")
+        logical = equation.name == "shift_right_logical" and not dtype.startswith("u")
+        left = f"(u{dtype}_t){args[0]}" if logical else args[0]
+        return f"{left} {SHIFTS[equation.name]} {int(by.value)}"
+
+    def _accumulate(self, equation: Equation, name: str, stage: int) -> str:
+        """Reduces over the loop of `stage`; how the result is read after it."""
+        x, operator, dtype = self.base(equation.inputs[0]), REDUCTIONS[equation.name], equation.inputs[0].dtype
+        value, result = self.name(x, stage), f"{name}_a"
+        maker = self.maker.get(x) if isinstance(x, Value) else None
+        if dtype == "bool" and operator in ("&", "|"):
+            kind, start, text, read = "int", int(operator == "&"), f"{result} {operator}= {value};", result
+        elif dtype in ("float32", "float64") and operator == "+":
+            kind, start, text, read = TYPES[dtype].register, 0, f"{result} += {value};", result
+        elif dtype == "float32" and operator == "max" and maker is not None and maker.name == "abs":
+            # Without signs the order of floats is the order of their bits, and NaN is the greatest.
+            kind, start, read = "uint32_t", 0, f"as_float({result})"
+            text = f"{result} = MAX(as_bits({value}), {result});"
+        else:
+            raise Unsupported(f"{equation.name} of {dtype}")
+        add(self.before, stage, f"{kind} {result} = {start};")
+        add(self.body, stage, text)
+        self.reduced.setdefault(stage, []).append((operator, result))
+        return read
+
+    def _unpair(self, equation: Equation, name: str) -> None:
+        """Codes of four bits out of bytes, into a small array."""
+        x = self.base(equation.inputs[0])
+        if x in self.names or not isinstance(x, Value):
+            raise Unsupported("unpaired codes that are used otherwise")
+        k, signed = len(self.inputs), equation.outputs[0].dtype == "int8"
+        self.inputs.append(x)
+        self.names[x], self.pairs[x] = f"x{k}", f"{name}_"
+        self.tiles[f"{name}_"] = "int8_t"
+        low, high = (f"({half} ^ 8) - 8" if signed else half for half in ("(c & 15)", "(c >> 4)"))
+        add(self.before, 0, "for (int k = 0; k < BLOCK / 2; k++) {")
+        add(self.before, 0, f"  const uint8_t c = X{k}[o / 2 + k];")
+        add(self.before, 0, f"  {name}_[2 * k] = {low}, {name}_[2 * k + 1] = {high};")
+        add(self.before, 0, "}")
+        add(self.loads, 0, f"const {type_of(equation.outputs[0]).register} {name} = {name}_[j];")
+
+    def _pair(self, equation: Equation, name: str, stage: int) -> None:
+        """Codes of four bits into a small array, from where `_store` puts them into bytes."""
+        self.tiles[f"{name}_"] = "uint8_t"
+        self.pairs[equation.outputs[0]] = f"{name}_"
+        add(self.body, stage, f"{name}_[j] = {self.name(equation.inputs[0], stage)} & 15;")
+
+    # --- results ----------------------------------------------------------------------------------------------------
+
+    def _store(self, k: int, value: Value) -> None:
+        x = self.base(value)
+        stage, store = self._known(x), type_of(value).store
+        if x in self.pairs:
+            tile = self.pairs[x]
+            both = f"{tile}[2 * k] | {tile}[2 * k + 1] << 4"
+            add(self.after, stage, f"for (int k = 0; k < BLOCK / 2; k++) Y{k}[o / 2 + k] = {both};")
+            return
+        where, place = (self.before, "o / BLOCK") if self.per_block(value) else (self.body, "o + j")
+        add(where, stage, f"Y{k}[{place}] = {store.format(self.name(x, stage))};")
+
+    def _total(self, k: int, equation: Equation) -> None:
+        """A reduction over the whole array: each tile adds its own to what the runtime combines."""
+        stage = self._known(equation.inputs[0])
+        read = self._accumulate(equation, f"t{k}", stage)
+        operator = REDUCTIONS[equation.name]
+        combined = {"+": "R[{k}] + {x}", "max": "MAX({x}, R[{k}])", "&": "R[{k}] && {x}", "|": "R[{k}] || {x}"}
+        add(self.after, stage, f"R[{k}] = {combined[operator].format(k=k, x=f'(double){read}')};")
+
+    def _text(self, outputs: list[Value], sums: list[Equation]) -> str:
+        words = sum(type_of(x).words for x in self.scalars)
+        tile = "BLOCK" if self.block else str(TILE) if sums else "n"
+        layout = {"X": self.inputs, "Y": outputs}
+        lines = [f"#define BLOCK {self.block or 1}", f"#define UNIT {self.block or TILE}"]
+        lines += [f"enum {{ NX = {len(self.inputs)}, NY = {len(outputs)}, NS = {words}, NR = {len(sums)} }};"]
+        for side, values in layout.items():
+            sizes = ", ".join(f"sizeof({type_of(x).memory})" for x in values) or "0"
+            items = ", ".join(str(self._elements_of_an_item(x)) for x in values) or "1"
+            lines.append(f"#define SIZES_{side} {{ {sizes} }}\n#define ITEMS_{side} {{ {items} }}")
+        operators = [REDUCTIONS[e.name] for e in sums]
+        starts = {"+": "0", "max": "-INFINITY", "&": "1", "|": "0"}
+        combine = {"+": "SUM", "max": "GREATEST", "&": "ALL", "|": "SOME"}
+        lines.append(f"#define STARTS {{ {', '.join(starts[o] for o in operators) or '0'} }}")
+        lines.append(f"#define COMBINE {{ {', '.join(combine[o] for o in operators) or 'SUM'} }}")
+        double = any(e.outputs[0].dtype == "float64" for e in sums)
+        lines.append(f"typedef {'double' if double else 'float'} result_t;")
+        lines += ["#define NEEDS_LIBRARY"] if self.needs_library else []
+        lines += ['#include "runtime.h"', ""]
+        lines.append("static void loop(int64_t n, int64_t start, const uint32_t* S, char** X, char** Y, double* R) {")
+        lines += [f"  {text}" for text in self._parameters()]
+        lines += [
+            f"  const {type_of(x).memory}* X{k} = (const {type_of(x).memory}*)X[{k}];"
+            for k, x in enumerate(self.inputs)
+        ]
+        lines += [f"  {type_of(y).memory}* Y{k} = ({type_of(y).memory}*)Y[{k}];" for k, y in enumerate(outputs)]
+        lines.append(f"  for (int64_t o = 0; o < n; o += {tile}) {{")
+        lines.append(
+            "    enum { h = BLOCK };" if self.block else f"    const int64_t h = n - o < {tile} ? n - o : {tile};"
+        )
+        lines += [f"    {kind} {name}[BLOCK] __attribute__((aligned(64)));" for name, kind in self.tiles.items()]
+        for stage in sorted({*self.before, *self.body, *self.after}):
+            lines += [f"    {text}" for text in self.before.get(stage, [])]
+            if stage in self.body:
+                clauses = "".join(f" reduction({operator}:{name})" for operator, name in self.reduced.get(stage, []))
+                lines.append(f"    PRAGMA(omp simd{clauses})")
+                lines.append("    for (int64_t j = 0; j < h; j++) {")
+                lines += [f"      {text}" for text in (*self.loads.get(stage, []), *self.body[stage])]
+                lines.append("    }")
+            lines += [f"    {text}" for text in self.after.get(stage, [])]
+        return "\n".join([*lines, "  }", "}", ""])
+
+    def _elements_of_an_item(self, x: Value) -> int:
+        return 2 if self.base(x) in self.pairs else (self.block or 1) if self.per_block(x) else 1
+
+    def _parameters(self) -> Iterable[str]:
+        k = 0
+        for i, x in enumerate(self.scalars):
+            kind = type_of(x)
+            yield f"const {kind.register} s{i} = {kind.scalar.format(register=kind.register, k=k)};"
+            k += kind.words
+
+
+def add(lines: dict[int, list[str]], stage: int, text: str) -> None:
+    lines.setdefault(stage, []).append(text)
+
+
+def type_of(x: Atom) -> Type:
+    if x.dtype not in TYPES:
+        raise Unsupported(x.dtype)
+    return TYPES[x.dtype]
+
+
+def literal(value: Any) -> str:
+    """A number as C writes it, exactly."""
+    kind = TYPES.get(str(value.dtype))
+    if kind is None:
+        raise Unsupported(str(value.dtype))
+    if str(value.dtype) not in FLOATS:
+        return f"(({kind.register}){int(value)}{'LL' if kind.words == 2 else 'u' if value > 0 else ''})"
+    number = float(value)
+    if math.isnan(number):
+        return "NAN"
+    if math.isinf(number):
+        return "INFINITY" if number > 0 else "(-INFINITY)"
+    return f"({number.hex()}{'' if kind.words == 2 else 'f'})"
+
+
+def converted(x: str, old: str, new: str) -> str:
+    """A conversion, which in XLA saturates and takes NaN to 0."""
+    kind = TYPES[new]
+    if new == "bool":
+        return f"{x} != 0"
+    if old in FLOATS and new not in FLOATS:
+        bits = 8 * np.dtype(new).itemsize
+        if bits > 16:
+            raise Unsupported(f"conversion of {old} to {new}")
+        low, high = (0, 2**bits - 1) if new.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        return f"({kind.register})TO_INT({x}, {low}, {high})"
+    return kind.rounded.format(f"({kind.register}){x}") if new in FLOATS else f"({kind.register}){x}"
+
+
+def bitcast(x: str, old: str, new: str) -> str:
+    forms = {
+        ("float32", "uint32"): "as_bits({})", ("float32", "int32"): "(int32_t)as_bits({})",
+        ("uint32", "float32"): "as_float({})", ("int32", "float32"): "as_float((uint32_t){})",
+        ("uint16", "bfloat16"): "from_bf16({})", ("bfloat16", "uint16"): "upper_half({})",
+        ("uint32", "int32"): "(int32_t){}", ("int32", "uint32"): "(uint32_t){}",
+    }  # fmt: skip
+    if (old, new) not in forms:
+        raise Unsupported(f"bitcast of {old} to {new}")
+    return forms[old, new].format(x)

@@ -1,0 +1,109 @@
+"""A pure step with its loops over elements made native."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxopt_keras.engine.native.build import Unavailable
+from jaxopt_keras.engine.native.call import Call, run
+from jaxopt_keras.engine.native.regions import Phase, Region, Split, plain
+from jaxopt_keras.engine.native.trace import Constant, Equation, Trace, Value, evaluated, is_scalar, trace_of, traced
+
+# Leaves of one call. XLA's time to pair the memory of inputs and outputs grows faster than their number.
+TOGETHER = 64
+
+
+def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., Any]:
+    """`function`, a pure function of pytrees of arrays, with its loops over elements native where they can be.
+
+    Its k-th result has the memory of its k-th argument, counted in arrays, where both are of the same type and the
+    argument is donated, as `jit` pairs donated arguments.
+
+    Args:
+        strict: raise where a loop cannot be native, instead of leaving it to XLA.
+    """
+
+    @functools.wraps(function)
+    def lowered(*args: Any, **static: Any) -> Any:
+        trace, structure = trace_of(functools.partial(function, **static), *args)
+        partners = dict(zip(trace.outputs, trace.inputs, strict=False))
+        return jax.tree.unflatten(structure, evaluate(trace, jax.tree.leaves(args), partners, strict))
+
+    return lowered
+
+
+def reasons(function: Callable[..., Any], *args: Any) -> list[str]:
+    """Why XLA runs what `function` does with each of the arrays in `args`; "" for those that loops run."""
+    trace, _ = trace_of(function, *args)
+    found = {x: region.reason for region in Split(trace).regions for x in region.values}
+    return ["one element" if is_scalar(x) else found.get(x, "") for x in trace.inputs]
+
+
+def evaluate(trace: Trace, args: list[Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
+    """The results of a trace. `partners`: the input whose memory a result may have."""
+    split = Split(trace)
+    refused = [region.reason for region in split.regions if region.reason and region.count]
+    if strict and refused:
+        raise Unavailable(f'`engine="native"` has no loop for this: {refused[0]}. Use `engine="auto"`.')
+    known: dict[Value, Any] = dict(zip(trace.inputs, args, strict=True)) | trace.constants
+    steps: list[tuple[Any, Any]] = [((*split.starts[id(e)], 0), e) for e in plain(split)]
+    steps += [((depth, level, 1), call) for depth, level, call in calls(split.regions, partners, strict)]
+    for _, step in sorted(steps, key=lambda x: x[0]):
+        if isinstance(step, Call):
+            results = run(step, *(known[x] for x in (*step.scalars, *step.inputs)))
+            known.update(zip([*step.outputs, *step.sums], results, strict=True))
+        elif step.name == "cond":
+            known.update(zip(step.outputs, conditional(step, known, partners, strict), strict=True))
+        else:
+            evaluated([step], known)
+    return [x.value if isinstance(x, Constant) else known[x] for x in trace.outputs]
+
+
+def calls(regions: Iterable[Region], partners: dict[Any, Value], strict: bool) -> Iterable[tuple[int, int, Call]]:
+    """The loops of all regions, equal ones together, with when they run."""
+    groups: dict[Any, list[Phase]] = {}
+    for region in regions:
+        for level, phase in region.phases.items() if not region.reason else ():
+            groups.setdefault((region.depth, level, phase.loop.source), []).append(phase)
+    for (depth, level, _), members in groups.items():
+        for i in range(0, len(members), TOGETHER):
+            some = members[i : i + TOGETHER]
+            aliases = [in_place(phase.loop.inputs, phase.loop.outputs, partners) for phase in some]
+            yield (
+                depth,
+                level,
+                Call([phase.loop for phase in some], [phase.equations for phase in some], aliases, strict),
+            )
+
+
+def in_place(inputs: list[Value], outputs: list[Value], partners: dict[Any, Value]) -> dict[int, int]:
+    """Which input's memory each output takes: its partner's, if the loop reads it."""
+    pairs = {}
+    for k, x in enumerate(outputs):
+        partner = partners.get(x)
+        if partner in inputs and (partner.shape, partner.dtype) == (x.shape, x.dtype):
+            pairs.setdefault(inputs.index(partner), k)
+    return pairs
+
+
+def conditional(equation: Equation, known: dict[Value, Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
+    """A `cond` whose branches are lowered too."""
+    index, *operands = [x.value if isinstance(x, Constant) else known[x] for x in equation.inputs]
+
+    def branch(closed: Any) -> Callable[..., Any]:
+        def lowered(*args: Any) -> list[Any]:
+            trace = traced(closed)
+            outer = dict(zip(equation.inputs[1:], trace.inputs, strict=True))
+            mine = {
+                x: outer[partners[y]]
+                for x, y in zip(trace.outputs, equation.outputs, strict=True)
+                if partners.get(y) in outer
+            }
+            return evaluate(trace, list(args), mine, strict)
+
+        return lowered
+
+    return lax.switch(index, [branch(closed) for closed in equation.params["branches"]], *operands)

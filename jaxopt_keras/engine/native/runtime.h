@@ -1,0 +1,228 @@
+// The runtime of a generated loop: arithmetic that C lacks, and one call of XLA's FFI that runs the loop over many
+// arrays in chunks, on XLA's own threads. The generated file says before it includes this how many arrays come in (NX)
+// and go out (NY) for each leaf, how many words of scalars (NS) and reductions (NR) there are, how large an item of
+// each array is and for how many elements it stands; and defines loop() after.
+#include <float.h>
+#include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include "xla/ffi/api/c_api.h"
+
+#if XLA_FFI_API_MINOR < 5
+typedef XLA_FFI_Extension_Base Extension;
+#else
+typedef XLA_FFI_InternalExtension Extension;
+#endif
+
+#define PRAGMA(x) _Pragma(#x)
+#define MAX(a, b) ({ __typeof__(a) _a = (a), _b = (b); (_a >= _b || _a != _a) ? _a : _b; })
+#define MIN(a, b) ({ __typeof__(a) _a = (a), _b = (b); (_a <= _b || _a != _a) ? _a : _b; })
+#define SIGN(a) ({ __typeof__(a) _s = (a); _s > 0 ? 1 : _s < 0 ? -1 : _s; })
+#define MAX_OF(a) _Generic((a), double: DBL_MAX, default: FLT_MAX)
+// To an integer of 16 bits at most: clamped while it is a float, NaN as 0.
+#define TO_INT(a, low, high) ({ __typeof__(a) _f = (a), _n = _f == _f ? _f : 0, _l = _n > (low) ? _n : (low); \
+  (int32_t)(_l < (high) ? _l : (high)); })
+
+static inline float as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+static inline uint32_t as_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+static inline double as_double(const uint32_t* s) { double d; memcpy(&d, s, 8); return d; }
+static inline int64_t as_int64(const uint32_t* s) { int64_t i; memcpy(&i, s, 8); return i; }
+static inline float from_bf16(uint16_t h) { return as_float((uint32_t)h << 16); }
+static inline uint16_t upper_half(float f) { return (uint16_t)(as_bits(f) >> 16); }
+static inline uint16_t to_bf16(float f) {  // to nearest, ties to even; NaN stays NaN
+  uint32_t u = as_bits(f);
+  return f != f ? (uint16_t)(u >> 16 | 0x40) : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+static inline float from_f16(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000) << 16, size = (uint32_t)(h & 0x7fff) << 13;
+  float normal = as_float(size + (112u << 23)), small = (float)(int32_t)(size >> 13) * 0x1p-24f;
+  uint32_t bits = size >= 31u << 23 ? size + (224u << 23) : size < 1u << 23 ? as_bits(small) : as_bits(normal);
+  return as_float(sign | bits);
+}
+static inline uint16_t to_f16(float f) {  // to nearest, ties to even
+  uint32_t sign = as_bits(f) >> 16 & 0x8000, size = as_bits(f) & 0x7fffffff;
+  uint32_t normal = (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+  uint32_t small = as_bits(as_float(size) + 0.5f) - as_bits(0.5f);  // in units of 2^-24
+  uint32_t large = size > 255u << 23 ? 0x7e00 | (size >> 13 & 0x3ff) : 0x7c00;
+  return (uint16_t)(sign | (size >= 0x477ff000 ? large : size < 113u << 23 ? small : normal));
+}
+
+#if defined(NEEDS_LIBRARY) && defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#define VECTOR __attribute__((simd("notinbranch"), const))
+VECTOR float expf(float);
+VECTOR float logf(float);
+VECTOR float powf(float, float);
+VECTOR double exp(double);
+VECTOR double log(double);
+VECTOR double pow(double, double);
+#endif
+
+static void loop(int64_t n, int64_t start, const uint32_t* S, char** X, char** Y, double* R);
+
+enum { SUM, GREATEST, ALL, SOME };
+static const int64_t size_x[] = SIZES_X, item_x[] = ITEMS_X, size_y[] = SIZES_Y, item_y[] = ITEMS_Y;
+static const double starts[] = STARTS;
+static const int combine[] = COMBINE;
+
+typedef struct {
+  int64_t n;      // elements
+  int64_t first;  // its first unit among those of all leaves; a unit is UNIT elements, the last one may be shorter
+  const uint32_t* scalars;
+  char *x[NX + 1], *y[NY + 1];
+} Leaf;
+
+typedef struct {
+  atomic_int holders, arrived;
+  atomic_llong done;
+  int64_t leaves, units, chunks, size;  // size: units of a chunk
+  int threads;
+  Leaf* leaf;
+  double* partial;  // of chunk c and leaf l at (c + l) * NR: chunks follow the leaves, so no two meet
+  atomic_llong* next;
+} Work;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void run_chunk(Work* w, int64_t c) {
+  int64_t low = c * w->size, high = least(low + w->size, w->units), a = 0, b = w->leaves;
+  while (b - a > 1) {  // the last leaf that starts at `low` or before
+    int64_t middle = (a + b) / 2;
+    if (w->leaf[middle].first <= low) a = middle; else b = middle;
+  }
+  for (; a < w->leaves && w->leaf[a].first < high; a++) {
+    Leaf* l = w->leaf + a;
+    int64_t start = (low > l->first ? low - l->first : 0) * UNIT, end = least((high - l->first) * UNIT, l->n);
+    if (end <= start) continue;
+    char *x[NX + 1], *y[NY + 1];
+    for (int k = 0; k < NX; k++) x[k] = l->x[k] + start / item_x[k] * size_x[k];
+    for (int k = 0; k < NY; k++) y[k] = l->y[k] + start / item_y[k] * size_y[k];
+    loop(end - start, start, l->scalars, x, y, w->partial + (c + a) * NR);
+  }
+}
+
+static void release(Work* w) {
+  if (atomic_fetch_sub(&w->holders, 1) == 1) free(w);
+}
+
+static void drain(void* data) {  // each thread takes its own range first, then what the others have left
+  Work* w = data;
+  int me = atomic_fetch_add(&w->arrived, 1) % w->threads;
+  for (int k = 0; k < w->threads; k++) {
+    int r = (me + k) % w->threads;
+    int64_t end = w->chunks * (r + 1) / w->threads, c;
+    while ((c = atomic_fetch_add(&w->next[r], 1)) < end) {
+      run_chunk(w, c);
+      atomic_fetch_add_explicit(&w->done, 1, memory_order_release);
+    }
+  }
+  release(w);
+}
+
+static XLA_FFI_Error* failure(const XLA_FFI_CallFrame* f, const char* why) {
+  XLA_FFI_Error_Create_Args a = {.struct_size = sizeof a, .message = why, .errc = XLA_FFI_Error_Code_INVALID_ARGUMENT};
+  return f->api->XLA_FFI_Error_Create(&a);
+}
+
+static void forget(const XLA_FFI_CallFrame* f, XLA_FFI_Error* error) {
+  XLA_FFI_Error_Destroy_Args a = {.struct_size = sizeof a, .error = error};
+  f->api->XLA_FFI_Error_Destroy(&a);
+}
+
+static int threads_of(const XLA_FFI_CallFrame* f) {
+  int64_t n = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args a = {.struct_size = sizeof a, .ctx = f->ctx, .num_threads = &n};
+  XLA_FFI_Error* error = f->api->XLA_FFI_ThreadPool_NumThreads(&a);
+  if (error) return forget(f, error), 1;
+  return n < 1 ? 1 : n > 1024 ? 1024 : (int)n;
+}
+
+static int64_t items(const XLA_FFI_Buffer* b) {
+  int64_t n = 1;
+  for (int64_t i = 0; i < b->rank; i++) n *= b->dims[i];
+  return n;
+}
+
+static void run(const XLA_FFI_CallFrame* f, Work* w) {
+  if (w->threads == 1) {
+    for (int64_t c = 0; c < w->chunks; c++) run_chunk(w, c);
+    return;
+  }
+  for (int k = 1; k < w->threads; k++) {
+    atomic_fetch_add(&w->holders, 1);
+    XLA_FFI_ThreadPool_Schedule_Args a = {.struct_size = sizeof a, .ctx = f->ctx, .task = drain, .data = w};
+    XLA_FFI_Error* error = f->api->XLA_FFI_ThreadPool_Schedule(&a);
+    if (error) forget(f, error), release(w);
+  }
+  atomic_fetch_add(&w->holders, 1);
+  drain(w);
+  for (int spins = 0; atomic_load_explicit(&w->done, memory_order_acquire) < w->chunks;)
+    if (++spins > 1000) sched_yield();
+}
+
+// Operands: the scalars, one row for all leaves or one for each; then NX arrays for each leaf. Results: NY arrays for
+// each leaf; then, if there are reductions, a row of them for each leaf.
+XLA_FFI_Error* handler(XLA_FFI_CallFrame* f) {
+  for (Extension* e = f->extension_start; e; e = e->next)
+    if (e->type == XLA_FFI_Extension_Metadata) {
+      XLA_FFI_Metadata* m = ((XLA_FFI_Metadata_Extension*)e)->metadata;
+      m->api_version.major_version = XLA_FFI_API_MAJOR;
+      m->api_version.minor_version = XLA_FFI_API_MINOR;
+      return 0;
+    }
+  XLA_FFI_Buffer **in = (XLA_FFI_Buffer**)f->args.args, **out = (XLA_FFI_Buffer**)f->rets.rets;
+  int64_t leaves = (f->args.size - 1) / (NX ? NX : 1);
+  if (f->args.size != 1 + NX * leaves || f->rets.size != NY * leaves + (NR > 0))
+    return failure(f, "jaxopt_keras: the compiled loop does not fit its call");
+
+  int64_t units = 0;
+  for (int64_t i = 0; i < leaves; i++) units += (items(in[1 + i * NX]) * item_x[0] + UNIT - 1) / UNIT;
+  int threads = threads_of(f);
+  int64_t least_size = 16384 / UNIT + 1, size = units / (threads * 8);
+  size = size < least_size ? least_size : least(size, (1 << 20) / UNIT + 1);
+  int64_t chunks = (units + size - 1) / size;
+  if (chunks < 2) threads = 1;
+
+  size_t at_next = (sizeof(Work) + 63) / 64 * 64, at_leaf = at_next + 64 * (threads / 8 + 1);
+  size_t at_partial = at_leaf + (sizeof(Leaf) * leaves + 63) / 64 * 64;
+  size_t partials = NR * (size_t)(chunks + leaves);
+  char* memory = aligned_alloc(64, (at_partial + sizeof(double) * partials + 63) / 64 * 64);
+  if (!memory) return failure(f, "jaxopt_keras: out of memory");
+  Work* w = (Work*)memory;
+  *w = (Work){.leaves = leaves, .units = units, .chunks = chunks, .size = size, .threads = threads};
+  atomic_init(&w->holders, 1);
+  w->next = (atomic_llong*)(memory + at_next), w->leaf = (Leaf*)(memory + at_leaf);
+  w->partial = (double*)(memory + at_partial);
+  for (int r = 0; r < threads; r++) atomic_init(&w->next[r], chunks * r / threads);
+  for (size_t i = 0; i < partials; i++) w->partial[i] = starts[i % (NR ? NR : 1)];
+
+  int64_t rows = in[0]->dims[0], first = 0;
+  for (int64_t i = 0; i < leaves; i++) {
+    Leaf* l = w->leaf + i;
+    l->n = items(in[1 + i * NX]) * item_x[0], l->first = first;
+    l->scalars = (const uint32_t*)in[0]->data + (rows > 1 ? i * (NS ? NS : 1) : 0);
+    for (int k = 0; k < NX; k++) l->x[k] = in[1 + i * NX + k]->data;
+    for (int k = 0; k < NY; k++) l->y[k] = out[i * NY + k]->data;
+    first += (l->n + UNIT - 1) / UNIT;
+  }
+  run(f, w);
+
+  if (NR) {
+    result_t* row = out[NY * leaves]->data;
+    for (int64_t i = 0; i < leaves; i++) {
+      int64_t from = w->leaf[i].first, to = i + 1 < leaves ? w->leaf[i + 1].first : units;
+      for (int k = 0; k < NR; k++) {
+        double a = starts[k];
+        for (int64_t c = from / size; to > from && c <= (to - 1) / size; c++) {
+          double b = w->partial[(c + i) * NR + k];
+          a = combine[k] == SUM ? a + b : combine[k] == GREATEST ? MAX(b, a) : combine[k] == ALL ? a && b : a || b;
+        }
+        row[i * NR + k] = (result_t)a;
+      }
+    }
+  }
+  release(w);
+  return 0;
+}

@@ -1,0 +1,84 @@
+"""The native loops are made from the rule's own equations: they give what XLA gives for them.
+
+Most operations are the same ones, to the bit. Where XLA contracts or orders them in another way, either may be nearer
+to the exact number: the loops are at most two units in the last place farther from it than XLA is, or, where a
+difference of two nearly equal numbers magnifies rounding for both, twice as far. What is not finite is so in the same
+places.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_keras.engine.keep import Kept, opened
+from jaxopt_keras.engine.native import unavailable
+from tests.laws.cases import PLAIN, SWITCHED, draw, gradients, pairs, run
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+
+SHAPES = {"w": (33, 128), "half": (64, 80), "b": (17,), "one": (1,), "scalar": (), "empty": (0, 3)}
+STRANGE = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-41, -1e-41, 3e38]
+CLIPS = [{}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}, {"clipvalue": 0.01, "use_ema": True}]
+
+
+def strange(grads):
+    """Gradients with numbers at the edges in them; not all arrays, since a norm spreads them."""
+    return grads | {"w": grads["w"].at[3, :8].set(jnp.asarray(STRANGE, jnp.float32))}
+
+
+def error(found, exact, old):
+    """The greatest error, in last places of the result or of what it was made of, whichever is larger."""
+    size = np.maximum(np.abs(exact), np.abs(old))
+    info = np.finfo(np.float32)
+    place = np.spacing(np.clip(size, info.tiny, info.max / 4).astype(np.float32)).astype(float)
+    finite = np.isfinite(exact) & np.isfinite(found)
+    return np.max(np.where(finite, np.abs(found - np.where(finite, exact, 0)) / place, 0), initial=0)
+
+
+def wide(tree):
+    floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if floating(x) else x, tree)
+
+
+@pytest.mark.parametrize("number,case", [*enumerate(SWITCHED)], ids=str)
+def test_as_near_to_the_exact_step(number, case):
+    options = CLIPS[number % len(CLIPS)]
+    kernels = {engine: case.kernel(engine=engine, **options) for engine in ("auto", "xla")}
+    if case.rule.grain != "matrix":
+        engines = {path: g.kind.engine for g in kernels["auto"].describe(draw(SHAPES, 0)).groups for path in g.paths}
+        assert engines["w"] == engines["half"] == engines["b"] == "native"
+    params, state = run(kernels["xla"], draw(SHAPES, 0), gradients(2, SHAPES))
+    for g in (draw(SHAPES, 9, scale=0.1), strange(draw(SHAPES, 9, scale=0.1))):
+        found, expected = (k.step(params, state, g, donate=False) for k in kernels.values())
+        with jax.enable_x64(True):
+            exact = kernels["xla"].step(wide(params), wide(state), wide(g), donate=False)
+        old = jax.tree.leaves((params, state))
+        for (path, a, b), c, o in zip(pairs(found, expected), jax.tree.leaves(exact), old, strict=True):
+            a, b, c, o = (np.asarray(x, float) for x in (a, b, c, o))
+            np.testing.assert_array_equal(np.isfinite(a), np.isfinite(b), err_msg=path)
+            np.testing.assert_array_equal(np.isnan(a), np.isnan(b), err_msg=path)
+            ties = 2**16 if "half" in path else 0  # one last place before can be one of bfloat16 after
+            assert error(a, c, o) <= 2 + 2 * error(b, c, o) + ties, path
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", [case for case in PLAIN if case.rule.variant == "keras"], ids=str)
+def test_stored_in_the_same_codes(case, form):
+    if form != "int8" and type(case.rule).__name__ not in ("Adam", "Lamb"):
+        pytest.skip("one form for every rule, every form for two")
+    options = {"state_dtype": form, "rounding": "stochastic", "master_weights": "bf16+8"}
+    native, xla = (case.kernel(engine=engine, **options) for engine in ("auto", "xla"))
+    params = draw(SHAPES, 0)
+    state = xla.init(params)
+    for g in gradients(3, SHAPES):
+        (found, mine), (params, state) = (k.step(params, state, g, donate=False) for k in (native, xla))
+        for path, a, b in pairs(*(shown(*x) for x in ((native, found, mine), (xla, params, state)))):
+            # One last place before it is rounded can be one code after it: seldom.
+            a, b = (x.astype(float) for x in (a, b))
+            assert np.sum(np.abs(a - b) > 1e-5 * np.max(np.abs(b), initial=0)) <= 1e-3 * b.size + 1, path
+
+
+def shown(kernel, params, state):
+    """What is stored, in the dtype of the arithmetic."""
+    return {k: opened(kernel.options, Kept(p, state.slots[k]), jnp.float32) for k, p in params.items()}
