@@ -10,7 +10,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # One environment: two installs at once would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo test check format format-check lint types bench docs parity test-py test-matrix clean
+.PHONY: help demo test check format format-check lint types sanitize bench docs parity test-py test-matrix clean
 
 RUN := $(VENV)/bin/python -m
 
@@ -28,6 +28,13 @@ docs: $(VENV)/.with-docs ## render the API to docs/_build/index.html
 	KERAS_BACKEND=jax $(RUN) pdoc --docformat google --output-directory docs/_build jaxopt_keras
 
 ##@ Develop
+# Two compilers' checks: the first needs its runtime, and that of C++, loaded before Python.
+SANITIZED := $(RUN) pytest -q -p no:cacheprovider tests/laws/test_native_equals_xla.py
+sanitize: $(VENV)/.with-dev ## the native loops under the sanitizers for addresses and for undefined behaviour
+	JAXOPT_KERAS_CACHE=$$(mktemp -d) CC="cc -g -fno-sanitize-recover=all -fsanitize=undefined" $(SANITIZED)
+	JAXOPT_KERAS_CACHE=$$(mktemp -d) CC="cc -g -fno-sanitize-recover=all -fsanitize=address" ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" $(SANITIZED)
+
 test: $(VENV)/.with-dev ## the test suite; ARGS="-k adam" narrows it, WORKERS=8 widens it
 	$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 

@@ -118,15 +118,21 @@ def target(source: str) -> str:
     Raises:
         Unavailable: where it cannot be compiled or loaded.
     """
-    command = compiler()
-    key = hashlib.sha256("\0".join([source, identity(tuple(command)), *tuning(source)]).encode()).hexdigest()
-    path = folder() / f"{key[:32]}.so"
-    library = load(path) or load(compiled(source, path, command))
-    if library is None:
-        raise Unavailable(f"the compiled loop cannot be loaded from {path.parent}")
-    name = f"jaxopt_keras_{key[:32]}"
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library.handler), platform="cpu")
+    key, loaded = library(source)
+    name = f"jaxopt_keras_{key}"
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(loaded.handler), platform="cpu")
     return name
+
+
+def library(source: str) -> tuple[str, ctypes.CDLL]:
+    """The compiled `source`, from the cache or by the compiler, and its name there."""
+    command = compiler()
+    key = hashlib.sha256("\0".join([source, identity(tuple(command)), *tuning(source)]).encode()).hexdigest()[:32]
+    path = folder() / f"{key}.so"
+    loaded = load(path) or load(compiled(source, path, command))
+    if loaded is None:
+        raise Unavailable(f"the compiled loop cannot be loaded from {path.parent}")
+    return key, loaded
 
 
 def load(path: pathlib.Path) -> ctypes.CDLL | None:
@@ -148,13 +154,13 @@ def compiled(source: str, path: pathlib.Path, command: list[str]) -> pathlib.Pat
     Raises:
         Unavailable: with what the compiler said.
     """
-    library = ["-lmvec"] if "NEEDS_LIBRARY" in source and platform.machine() == "x86_64" else []
+    vectors = ["-lmvec"] if "NEEDS_LIBRARY" in source and platform.machine() == "x86_64" else []
     include = [f"-I{jax.ffi.include_dir()}", f"-I{RUNTIME.parent}"]
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
             work = pathlib.Path(temporary)
             (work / "loop.c").write_text(source)
-            run = [*command, *FLAGS, *tuning(source), *include, "loop.c", "-o", "loop.so", *library, "-lm"]
+            run = [*command, *FLAGS, *tuning(source), *include, "loop.c", "-o", "loop.so", *vectors, "-lm"]
             done = subprocess.run(run, cwd=work, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 raise Unavailable(f"`{' '.join(command)}` fails: {done.stderr.strip()[:2000]}")

@@ -65,7 +65,7 @@ LIBRARY = ("exp", "log", "expm1", "log1p", "tanh", "cbrt", "pow")  # which have 
 CHEAP = ("abs", "neg", "min", "lt", "gt", "convert_element_type", "bitcast_convert_type")
 SAME = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "stop_gradient")
 REDUCTIONS = {"reduce_sum": "+", "reduce_max": "max", "reduce_min": "min", "reduce_and": "&", "reduce_or": "|"}
-TILE = 4096  # elements between two additions to a sum in double precision
+UNIT = 4096  # elements that one thread takes at least
 
 
 @dataclass
@@ -262,7 +262,7 @@ class Emitter:
         if dtype == "bool" and operator in ("&", "|"):
             kind, start, text, read = "int", int(operator == "&"), f"{result} {operator}= {value};", result
         elif dtype in ("float32", "float64") and operator == "+":
-            kind, start, text, read = TYPES[dtype].register, 0, f"{result} += {value};", result
+            kind, start, text, read = "double", 0, f"{result} += (double){value};", result
         elif dtype == "float32" and operator == "max" and maker is not None and maker.name == "abs":
             # Without signs the order of floats is the order of their bits, and NaN is the greatest.
             kind, start, read = "uint32_t", 0, f"as_float({result})"
@@ -319,9 +319,9 @@ class Emitter:
 
     def _text(self, outputs: list[Value], sums: list[Equation]) -> str:
         words = sum(type_of(x).words for x in self.scalars)
-        tile = "BLOCK" if self.block else str(TILE) if sums else "n"
+        tile = "BLOCK" if self.block else "n"
         layout = {"X": self.inputs, "Y": outputs}
-        lines = [f"#define BLOCK {self.block or 1}", f"#define UNIT {self.block or TILE}"]
+        lines = [f"#define BLOCK {self.block or 1}", f"#define UNIT {self.block or UNIT}"]
         lines += [f"enum {{ NX = {len(self.inputs)}, NY = {len(outputs)}, NS = {words}, NR = {len(sums)} }};"]
         for side, values in layout.items():
             sizes = ", ".join(f"sizeof({type_of(x).memory})" for x in values) or "0"
@@ -344,9 +344,7 @@ class Emitter:
         ]
         lines += [f"  {type_of(y).memory}* Y{k} = ({type_of(y).memory}*)Y[{k}];" for k, y in enumerate(outputs)]
         lines.append(f"  for (int64_t o = 0; o < n; o += {tile}) {{")
-        lines.append(
-            "    enum { h = BLOCK };" if self.block else f"    const int64_t h = n - o < {tile} ? n - o : {tile};"
-        )
+        lines.append(f"    const int64_t h = {tile};")
         lines += [f"    {kind} {name}[BLOCK] __attribute__((aligned(64)));" for name, kind in self.tiles.items()]
         for stage in sorted({*self.before, *self.body, *self.after}):
             lines += [f"    {text}" for text in self.before.get(stage, [])]

@@ -56,7 +56,7 @@ class Split:
         self.starts = {id(e): self._moment(e) for e in trace.equations}
         self.spread: dict[Value, Equation] = {}  # arrays that are one scalar throughout
         for e in trace.equations:
-            if e.name in SAME and not is_scalar(e.outputs[0]) and all(x in self.spread for x in e.arrays):
+            if is_same(e) and not is_scalar(e.outputs[0]) and all(x in self.spread for x in e.arrays):
                 self.spread[e.outputs[0]] = e
         self.regions = self._connected()
         self.users = self._users()
@@ -166,6 +166,12 @@ def is_barrier(equation: Equation) -> bool:
     return equation.name in BARRIERS and not all(is_scalar(x) for x in (*equation.inputs, *equation.outputs))
 
 
+def is_same(equation: Equation) -> bool:
+    """Whether the result has the numbers of its input, in another shape or with a firmer type."""
+    to = equation.outputs[0].dtype
+    return equation.name in SAME or (equation.name == "convert_element_type" and equation.inputs[0].dtype == to)
+
+
 def is_total(equation: Equation) -> bool:
     """Whether it reduces a whole array to a scalar."""
     return equation.name.startswith(("reduce_", "arg")) and bool(equation.arrays) and is_scalar(equation.outputs[0])
@@ -191,7 +197,7 @@ def checked(region: Region) -> tuple[dict[Value, Atom], int | None]:
         raise Unsupported("pairs across blocks")
     for e in region.equations:
         check(e, packed)
-        if e.name in SAME:
+        if is_same(e):
             alias[e.outputs[0]] = e.inputs[0]
     return alias, block
 
@@ -219,7 +225,7 @@ def check(e: Equation, packed: set[Any]) -> None:
         (shape,) = arrays
         if tuple(e.params["broadcast_dimensions"]) != (*range(len(shape)),) or not leads(shape, out):
             raise Unsupported("broadcast along outer axes")
-    elif e.name in SAME:
+    elif is_same(e):
         if math.prod(arrays[0]) != math.prod(out) or e.params.get("dimensions") and e.name == "reshape":
             raise Unsupported(e.name)
     elif not all(leads(shape, out) for shape in arrays):

@@ -1,0 +1,254 @@
+"""The native engine around its loops: where it runs, where XLA runs instead, and what it loads."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxopt_keras as jk
+from jaxopt_keras.engine.native import Unavailable, build, unavailable
+from jaxopt_keras.numerics import ema
+from jaxopt_keras.rule import Decay, Rate, Rule, Signed
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+
+PARAMS = {"w": jnp.arange(24.0).reshape(4, 6) / 7, "b": jnp.ones(3)}
+GRADS = {"w": jnp.cos(jnp.arange(24.0)).reshape(4, 6), "b": jnp.full(3, 0.1)}
+NATIVE, XLA = (jk.adamw(0.1, global_clipnorm=1.0, engine=engine) for engine in ("auto", "xla"))
+
+
+def loops(function, *args):
+    """How many calls of compiled loops a function makes."""
+    return jax.jit(function).lower(*args).compile().as_text().count('custom_call_target="jaxopt_keras_')
+
+
+def one_step(kernel, params, grads):
+    return kernel.step(params, kernel.init(params), grads, donate=False)
+
+
+def assert_near(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), a, b)
+
+
+def test_a_step_is_native_and_in_place():
+    state = NATIVE.init(PARAMS)._replace(hyper={})
+    lowered = NATIVE.compiled.step_donating.lower(PARAMS, state, GRADS, NATIVE.hyper())
+    text = lowered.compile().as_text()
+    assert text.count('custom_call_target="jaxopt_keras_') == 2  # the norm of both arrays, then the step of both
+    assert not re.search(r"f32\[[^]].* copy\(", text)
+    assert_near(one_step(NATIVE, PARAMS, GRADS), one_step(XLA, PARAMS, GRADS))
+
+
+def test_what_is_not_donated_stays():
+    before = jax.tree.map(np.array, PARAMS)
+    one_step(NATIVE, PARAMS, GRADS)
+    jax.tree.map(np.testing.assert_array_equal, before, PARAMS)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "scan", "cond", "while"])
+def test_inside_transformations(transform):
+    def run(kernel):
+        step = lambda p, g: one_step(kernel, p, g)[0]  # noqa: E731
+        loss = lambda g: jnp.sum(step(PARAMS, g)["w"] ** 2)  # noqa: E731
+        if transform == "vmap":
+            return jax.vmap(step, (None, 0))(PARAMS, jax.tree.map(lambda g: jnp.stack([g, -g, 2 * g]), GRADS))
+        if transform == "grad":
+            return jax.grad(loss)(GRADS)
+        if transform == "jvp":
+            return jax.jvp(loss, (GRADS,), (GRADS,))
+        if transform == "scan":
+            return jax.lax.scan(lambda p, _: (step(p, GRADS), None), PARAMS, None, 3)[0]
+        if transform == "cond":
+            return jax.jit(lambda x: jax.lax.cond(x > 0, lambda: step(PARAMS, GRADS), lambda: PARAMS))(1.0)
+        return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, step(c[1], GRADS)), (0, PARAMS))[1]
+
+    assert_near(run(NATIVE), run(XLA))
+
+
+def test_a_cond_of_the_optimizer_itself():
+    kernel = jk.adam(0.1, gradient_accumulation_steps=2, use_ema=True)
+    state = kernel.init(PARAMS)._replace(hyper={})
+    assert loops(kernel.program.step, PARAMS, state, GRADS, kernel.hyper()) == 0  # the plain program has none
+    assert loops(lambda *x: kernel.compiled.step(*x), PARAMS, state, GRADS, kernel.hyper()) >= 2
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_several_devices_nothing_is_gathered(kind):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))
+    params, grads = (jax.device_put({"w": x["w"]}, NamedSharding(mesh, PartitionSpec("x"))) for x in (PARAMS, GRADS))
+    kernel = jk.adamw(0.1, global_clipnorm=1.0)
+    with jax.set_mesh(mesh):
+        state = kernel.init(params)
+        found, _ = kernel.step(params, state, grads, donate=False)
+        moving = state._replace(hyper={})
+        text = kernel.compiled.step.lower(params, moving, grads, state.hyper).compile().as_text()
+    assert "all-gather" not in text and "jaxopt_keras_" not in text
+    assert found["w"].sharding.is_equivalent_to(params["w"].sharding, 2)
+    assert_near(found, one_step(kernel, {"w": PARAMS["w"]}, {"w": GRADS["w"]})[0])
+    assert all(group.kind.engine == "xla (on several devices)" for group in kernel.describe(params).groups)
+
+
+def test_inside_shard_map_each_device_runs_its_own():
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+    kernel, params, grads = jk.adamw(0.1), {"w": PARAMS["w"]}, {"w": GRADS["w"]}
+    spec = PartitionSpec("x")
+    function = lambda p, g: one_step(kernel, p, g)[0]  # noqa: E731
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert loops(mapped, params, grads) == 1
+    assert_near(jax.jit(mapped)(params, grads), function(params, grads))
+
+
+def test_an_export_is_portable():
+    exported = export.export(jax.jit(lambda p, g: one_step(NATIVE, p, g)[0]))(PARAMS, GRADS)
+    assert "jaxopt_keras_" not in exported.mlir_module().replace('sym_name = "jaxopt_keras', "")
+    assert_near(exported.call(PARAMS, GRADS), one_step(XLA, PARAMS, GRADS)[0])
+
+
+def test_a_rule_of_ten_lines():
+    class Signum(Rule):
+        learning_rate: Rate = 1e-3
+        beta: Decay = 0.9
+
+        class State(NamedTuple):
+            momentum: Signed
+
+        def init(self, p):
+            return self.State(jnp.zeros_like(p))
+
+        def update(self, g, p, s, at):
+            m = ema(s.momentum, g, self.beta)
+            return -at.lr * jnp.sign(m), self.State(m)
+
+    kernel = jk.Kernel(Signum(0.5), jk.Options(engine="native"))
+    assert [group.kind.engine for group in kernel.describe(PARAMS).groups] == ["native"]
+    params, _ = one_step(kernel, PARAMS, GRADS)
+    np.testing.assert_array_equal(params["w"], PARAMS["w"] - 0.5 * jnp.sign(GRADS["w"]))
+
+
+def test_native_says_what_it_cannot():
+    kernel = jk.adafactor(engine="native")
+    with pytest.raises(Unavailable, match='`engine="native"` has no loop for this: .*Use `engine="auto"`'):
+        one_step(kernel, {"w": jnp.ones((256, 256))}, {"w": jnp.ones((256, 256))})
+    kernel = jk.adam(engine="native")
+    with pytest.raises(Unavailable, match="it is exported"):
+        export.export(jax.jit(lambda p, g: one_step(kernel, p, g)[0]))(PARAMS, GRADS)
+
+
+# --- what is compiled, kept and loaded ------------------------------------------------------------------------------
+
+PROGRAM = """
+import jax, jax.numpy as jnp, jaxopt_keras as jk
+kernel = jk.adam(0.5, **%s)
+params = {"w": jnp.ones((3, 50))}
+print([g.kind.engine for g in kernel.describe(params).groups])
+params, state = kernel.step(params, kernel.init(params), {"w": jnp.ones((3, 50))})
+print(float(params["w"].sum()))
+"""
+SOURCE = """
+#define BLOCK 1
+#define UNIT 4096
+enum { NX = 1, NY = 1, NS = 0, NR = 0 };
+#define SIZES_X { sizeof(float) }
+#define ITEMS_X { 1 }
+#define SIZES_Y { sizeof(float) }
+#define ITEMS_Y { 1 }
+#define STARTS { 0 }
+#define COMBINE { SUM }
+typedef float result_t;
+#include "runtime.h"
+static void loop(int64_t n, int64_t start, const uint32_t* S, char** X, char** Y, double* R) {}
+"""
+
+
+def start(cache, options="{}", **environment):
+    environment = {"JAXOPT_KERAS_CACHE": str(cache), "JAX_PLATFORMS": "cpu"} | environment
+    command = [sys.executable, "-W", "error", "-c", PROGRAM % options]
+    return subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(process):
+    out, error = process.communicate(timeout=120)
+    return out.split("\n")[:2], error, process.returncode
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    path = tmp_path / "cache"
+    monkeypatch.setenv("JAXOPT_KERAS_CACHE", str(path))
+    return path
+
+
+def compile_once(cache: pathlib.Path):
+    """Compiles a loop, or takes it from the cache; its file."""
+    key, _ = build.library(SOURCE)
+    return cache / f"{key}.so"
+
+
+def test_processes_may_compile_at_once(tmp_path):
+    running = [start(tmp_path / "cache") for _ in range(3)]
+    for process in running:
+        out, error, code = finished(process)
+        assert code == 0 and out[0] == "['native']" and float(out[1]) == pytest.approx(75, abs=0.01), error
+    names = sorted(x.suffix for x in (tmp_path / "cache").iterdir())
+    assert names == [".sha256", ".so"]  # one loop, and nothing left lying about
+
+
+def test_without_a_compiler_xla_runs(tmp_path):
+    out, error, code = finished(start(tmp_path / "cache", CC="no-such-compiler"))
+    assert code == 0 and "no C compiler" in out[0] and float(out[1]) == pytest.approx(75, abs=0.01), error
+    out, error, code = finished(start(tmp_path / "cache", "{'engine': 'native'}", CC="no-such-compiler"))
+    assert code == 1 and "no C compiler: there is no `no-such-compiler`" in error
+
+
+def test_a_compiler_that_fails_is_no_error(tmp_path):
+    out, error, code = finished(start(tmp_path / "cache", CC="false"))
+    assert code == 0 and float(out[1]) == pytest.approx(75, abs=0.01) and "XLA runs what" in error
+
+
+@pytest.mark.parametrize("harm", ["cut", "foreign", "no digest", "open to others", "a link"])
+def test_a_library_that_is_not_what_was_compiled_is_not_loaded(cache, tmp_path, harm):
+    path = compile_once(cache)
+    whole, digest = path.read_bytes(), path.with_suffix(".sha256")
+    path.rename(tmp_path / "loaded.so")  # this process goes on with it: the harm is done to a copy
+    shutil.copy(tmp_path / "loaded.so", path)
+    assert build.load(path) is not None
+    if harm == "cut":
+        path.write_bytes(whole[:1000])
+    elif harm == "foreign":
+        path.write_bytes(b"not a library")
+        digest.write_text("0" * 64)
+    elif harm == "no digest":
+        digest.unlink()
+    elif harm == "open to others":
+        path.chmod(0o777)
+    else:
+        path.unlink()
+        path.symlink_to(tmp_path / "loaded.so")
+    assert build.load(path) is None
+    compile_once(cache)
+    assert build.load(path) is not None and not path.is_symlink()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_open_to_others_is_not_used(cache, mode):
+    cache.mkdir()
+    cache.chmod(mode)
+    build.library(SOURCE)
+    assert not [*cache.iterdir()]
+
+
+def test_a_fresh_folder_is_the_users_alone(cache):
+    compile_once(cache)
+    assert cache.stat().st_mode & 0o777 == 0o700
