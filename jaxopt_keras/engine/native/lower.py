@@ -13,7 +13,7 @@ from jaxopt_keras.engine.native.regions import Phase, Region, Split, plain
 from jaxopt_keras.engine.native.trace import Constant, Equation, Trace, Value, evaluated, is_scalar, trace_of, traced
 
 # Leaves of one call. XLA's time to pair the memory of inputs and outputs grows faster than their number.
-TOGETHER = 64
+TOGETHER = 128
 
 
 def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., Any]:
