@@ -42,7 +42,15 @@ class Marker(NamedTuple):
 
 
 COMPLEMENT = Marker("complement")  # carried with 1 - x (see numerics.Complemented)
-OFF_AT_ZERO = Marker("off at zero")  # 0 at construction switches the feature, and its slot, off
+
+
+class Fixed(NamedTuple):
+    """A number that, where it is given at construction, is part of the program instead of a run-time value."""
+
+    value: float
+
+
+OFF_AT_ZERO = Fixed(0.0)  # switches the feature, and its slot, off
 
 # Numbers: every one is a run-time value, so that a new value never compiles a new program.
 Number = Annotated[float, Within(above=-math.inf, below=math.inf)]
@@ -82,7 +90,7 @@ class Field(NamedTuple):
     range: Within | None
     traced: bool  # a float: a run-time value
     complement: bool
-    off_at_zero: bool
+    fixed: float | None  # but for this value, which is part of the program
 
     @classmethod
     def read(cls, hint: Any) -> "Field":
@@ -92,7 +100,8 @@ class Field(NamedTuple):
         choices = typing.get_args(plain) if typing.get_origin(plain) is Literal else ()
         marks = markers(hint, Marker)
         range_ = next(iter(markers(hint, Within)), None)
-        return cls(types, choices, range_, float in types, COMPLEMENT in marks, OFF_AT_ZERO in marks)
+        fixed = next((m.value for m in markers(hint, Fixed)), None)
+        return cls(types, choices, range_, float in types, COMPLEMENT in marks, fixed)
 
     def check(self, name: str, value: Any) -> Any:
         """`value` as a plain Python value if it is legal.
@@ -156,8 +165,8 @@ class Hyperparameters:
 
     def _is_traced(self, name: str, field: Field) -> bool:
         value = getattr(self, name)
-        off = field.off_at_zero and isinstance(value, float) and value == 0
-        return field.traced and value is not None and not off and not callable(value)
+        fixed = isinstance(value, float) and value == field.fixed
+        return field.traced and value is not None and not fixed and not callable(value)
 
     def traced(self) -> dict[str, Any]:
         """The values that the compiled step takes as arguments, by name."""

@@ -64,7 +64,7 @@ def test_every_switch_thrown(name: str, variant: str):
     rule = RULES[name]
     fields = {n: field for n, field in fields_of(rule).items() if n not in ("learning_rate", "variant")}
     thrown = {n: not getattr(rule, n) for n, field in fields.items() if bool in field.types}
-    thrown |= {n: 0.9 for n, field in fields.items() if field.off_at_zero}
+    thrown |= {n: 0.9 for n, field in fields.items() if field.fixed == 0}
     assert_equal_runs(*both(draw(name, variant, (), pinned=thrown)))
 
 

@@ -81,7 +81,7 @@ def test_a_rule_is_an_immutable_value():
 def test_annotations_are_read():
     fields = fields_of(Toy)
     assert [n for n, f in fields.items() if f.complement] == ["beta", "momentum"]
-    assert [n for n, f in fields.items() if f.off_at_zero] == ["momentum"]
+    assert [n for n, f in fields.items() if f.fixed == 0] == ["momentum"]
     assert str(Within(0, below=1)) == "[0, 1)" and str(Within(above=0, high=1)) == "(0, 1]"
     assert rules.Adam.slots()["velocity"].nonnegative and rules.Ftrl.slots()["linear"].exact
     assert rules.Adafactor.slots()["row"].lacks == (-1,)

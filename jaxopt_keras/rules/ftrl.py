@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.rule import Amount, Clock, Exact, Rate, Rule, Within
+from jaxopt_keras.rule import Amount, Clock, Exact, Fixed, Rate, Rule, Within
 
 
 class Ftrl(Rule):
@@ -24,7 +24,7 @@ class Ftrl(Rule):
     legacy_interleaved: ClassVar = True
 
     learning_rate: Rate = 1e-3
-    learning_rate_power: Annotated[float, Within(high=0)] = -0.5
+    learning_rate_power: Annotated[float, Within(high=0), Fixed(-0.5)] = -0.5  # fixed: a root costs less than a power
     initial_accumulator_value: Amount = 0.1
     l1_regularization_strength: Amount = 0.0
     l2_regularization_strength: Amount = 0.0

@@ -40,7 +40,7 @@ def switched(cls: type[Rule]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         field = fields_of(cls)[f.name]
-        if field.off_at_zero:
+        if field.fixed == 0:
             values[f.name] = 0.9
         elif field.types == (bool,):
             values[f.name] = not f.default

@@ -233,6 +233,8 @@ class Emitter:
         elif name == "round" and dtype in FLOATS:
             nearest_even = int(equation.params["rounding_method"]) == 1
             text = f"{'rint' if nearest_even else 'round'}{suffix}({args[0]})"
+        elif name == "pow" and equation.inputs[1] == Constant(np.float32(0.5)):
+            text = f"sqrt{suffix}({args[0]})"
         elif name in ANY or (name in FLOATING and dtype in FLOATS):
             text = (ANY | FLOATING)[name].format(*args, f=suffix)
             self.needs_library |= name in LIBRARY
