@@ -1,1 +1,1 @@
-"""Benchmarks. Each checks that the implementations agree before it times them."""
+"""Benchmarks: what a step of each optimizer costs, beside its peers and beside what the machine can do at all."""

@@ -1,0 +1,183 @@
+"""One workload with one optimizer: check, time, weigh, and put it into a table."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import limits, memory, ours, problem
+from benchmarks.agreement import Agreement, agreements
+from benchmarks.peers import PEERS
+from benchmarks.problem import Problem
+from benchmarks.records import Row, Table
+from benchmarks.runs import Implementation, Run, Wish, short
+from benchmarks.timing import LIMIT, Spread, Times, cold, first_call, interleaved
+
+AGAIN = "again"
+QUICK = 2e-3  # seconds: a step below is also measured cold
+
+
+class Effort(NamedTuple):
+    """How much of it."""
+
+    scale: float = 1.0
+    seconds: float = 20.0  # of timing, for each table
+    rounds: int = 200
+    memory: bool = True
+    room: int = 8 << 30  # bytes that the runs of one group may take
+
+
+Tell = Callable[[str, float], None]  # what is being done, and the part of it that is done
+
+
+def candidates(wish: Wish, libraries: Iterable[str]) -> list[Implementation]:
+    """All ways of the chosen libraries, those that cannot run with their reason."""
+    found = []
+    for name in libraries:
+        if name == ours.NAME:
+            found += ours.implementations(wish)
+            continue
+        reason = PEERS[name].available(wish.platform)
+        if reason:
+            found.append(Implementation(name, name, no_start, refused=reason))
+        else:
+            found += PEERS[name].implementations(wish)
+    return found
+
+
+def no_start(problem: Problem) -> Run:
+    raise NotImplementedError
+
+
+def measure(wish: Wish, optimizer: str, found: list[Implementation], effort: Effort, tell: Tell) -> Table:
+    """The table of `found`, with a row for each."""
+    workload = wish.workload
+    checks = agreements(found, problem.to_compare(workload, optimizer, wish.dtype), lambda name: tell(f"checks {name}", 0))
+    rows = {each.name: row_of(each, checks.get(each.name)) for each in found}
+    timed = [each for each in found if rows[each.name].note is None]
+
+    given = problem.to_time(workload, optimizer, wish.dtype)
+    slots = limits.slots_of(given, ours.state_bytes(given, wish.variant))
+    limit = limits.limit(given, slots, wish.threads)
+    reference = next((each for each in timed if each.name == "optax"), timed[0] if timed else None)
+    groups = grouped(timed, reference, given, effort.room)
+    shared: list[Times] = []
+    for i, group in enumerate(groups):
+        share = effort._replace(seconds=effort.seconds * len(group) / sum(map(len, groups)))
+        with_again = reference if i == 0 else None
+        shared.append(time_group(group, with_again, given, limit, share, rows, tell))
+    for each in timed:
+        if rows[each.name].note is None:
+            complete(rows[each.name], each, shared, given, limit, wish)
+    if effort.memory:
+        for i, each in enumerate(timed):
+            if rows[each.name].note is None:
+                tell(f"weighs {each.name}", i / len(timed))
+                weight = memory.measured(each, wish, optimizer, effort.scale)
+                if weight is not None:
+                    rows[each.name].held, rows[each.name].transient = weight
+    steady = np.concatenate([times.steady for times in shared]) if shared else np.ones(1, bool)
+    limit_times = np.concatenate([times.seconds[LIMIT] for times in shared]) if shared else np.full(1, np.nan)
+    return Table(
+        workload=workload.name, about=workload.about, optimizer=optimizer, dtype=wish.dtype, scale=effort.scale,
+        arrays=len(workload.shapes), parameters=workload.parameters, touched=workload.touched,
+        limit=limit.what, limit_ms=scaled(Spread.of(limit_times), 1e3), limit_bytes=limit.bytes,
+        unsteady=float(1 - steady.mean()), reference=reference and reference.name,
+        again=shared[0].ratio(AGAIN, reference.name) if shared and reference else None, rows=list(rows.values()),
+    )  # fmt: skip
+
+
+def row_of(implementation: Implementation, check: Agreement | None) -> Row:
+    row = Row(implementation.name, implementation.library, implementation.variant, implementation.storage)
+    row.note = implementation.refused or (check and check.reason)
+    if check:
+        row.error, row.bar = check.error, check.bar
+    return row
+
+
+def grouped(
+    timed: list[Implementation], reference: Implementation | None, given: Problem, room: int
+) -> list[list[Implementation]]:
+    """Who runs together: all, where memory allows; else our first and the reference with some of the others each."""
+    each_bytes = sum(p.nbytes for p in given.params.values())
+    always = [each for i, each in enumerate(timed) if i == 0 or each is reference]
+    base = sum(each.copies for each in always) + (reference.copies if reference else 0) + 6  # the limit, the gradients
+    groups: list[list[Implementation]] = [[*always]]
+    used = base
+    for each in timed:
+        if each in always:
+            continue
+        if (used + each.copies) * each_bytes > room and len(groups[-1]) > len(always):
+            groups.append([*always])
+            used = base
+        groups[-1].append(each)
+        used += each.copies
+    return groups if timed else []
+
+
+def time_group(
+    group: list[Implementation],
+    again: Implementation | None,
+    given: Problem,
+    limit: limits.Limit,
+    effort: Effort,
+    rows: dict[str, Row],
+    tell: Tell,
+) -> Times:
+    runs: dict[str, Any] = {LIMIT: limit}
+    for i, each in enumerate(group):
+        tell(f"starts {each.name}", i / len(group))
+        try:
+            runs[each.name], seconds = first_call(lambda each=each: each.start(given))
+        except Exception as raised:  # out of memory, say: the row fails and not the benchmark
+            rows[each.name].note = f"fails: {short(raised)}"
+            continue
+        if rows[each.name].first_call_s is None:
+            rows[each.name].first_call_s = seconds
+    if again is not None and again.name in runs:
+        runs[AGAIN] = first_call(lambda: again.start(given))[0]
+    lingering = {each.name for each in group if each.lingers} | {LIMIT}
+    if again is not None and again.lingers:
+        lingering.add(AGAIN)
+    times = interleaved(
+        runs, lingering, effort.seconds, effort.rounds, lambda part: tell("times", part), np.random.default_rng(0)
+    )
+    for each in group:
+        if each.name in runs and rows[each.name].cold_ms is None and times.spread(each.name).median < QUICK:
+            rows[each.name].cold_ms = 1e3 * cold(runs[each.name])
+    return times
+
+
+def complete(
+    row: Row, implementation: Implementation, shared: list[Times], given: Problem, limit: limits.Limit, wish: Wish
+) -> None:
+    """The numbers that follow from the times."""
+    times = next(times for times in shared if row.name in times.seconds)
+    taken = times.spread(row.name)
+    row.ms = scaled(taken, 1e3)
+    row.ns_per_parameter = taken.median / wish.workload.touched * 1e9
+    quotient = times.ratio(LIMIT, row.name)
+    if limit.bytes is not None:
+        row.bytes = least_bytes(implementation, given, limit, wish)
+        row.gb_per_s = row.bytes / taken.median / 1e9
+        quotient = quotient and scaled(quotient, row.bytes / limit.bytes)
+    row.share = quotient
+    for other in sorted({name for times in shared for name in times.seconds} - {LIMIT, AGAIN, row.name}):
+        for times in shared:
+            if ratio := times.ratio(row.name, other):
+                row.ratios[other] = ratio
+                break
+
+
+def least_bytes(implementation: Implementation, given: Problem, limit: limits.Limit, wish: Wish) -> int:
+    """What this implementation's step has to move: less than the limit's where its slots are smaller."""
+    assert limit.bytes is not None
+    if implementation.storage == "float32":
+        return limit.bytes
+    wide = ours.state_bytes(given, wish.variant)
+    narrow = ours.state_bytes(given, wish.variant, state_dtype=implementation.storage)
+    return limit.bytes - 2 * (wide - narrow)  # read and written
+
+
+def scaled(x: Spread, factor: float) -> Spread:
+    return Spread(x.median * factor, x.q1 * factor, x.q3 * factor, x.samples)

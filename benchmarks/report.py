@@ -1,0 +1,142 @@
+"""Tables: on the terminal with rich, and in Markdown for the README, from the files in benchmarks/results."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table as Grid
+from rich.text import Text
+
+from benchmarks import records
+from benchmarks.records import Record, Row, Table
+from benchmarks.timing import Spread
+
+MARK = "<!-- bench -->"
+RESULTS = Path(__file__).with_name("results")
+OURS = "jaxopt_keras"
+# The peers that have a column of their own, where they were timed.
+COLUMNS = ["optax", "optax, dense", "torch, fused", "torch, SparseAdam", "keras, jitted", "keras, eager"]
+
+
+def quotient(x: Spread | None) -> str:
+    return "-" if x is None else f"{x.median:.2f} ({x.q1:.2f}-{x.q3:.2f})" if x.median < 100 else f"{x.median:.0f}"
+
+
+def number(x: float | None, digits: int = 3) -> str:
+    if x is None:
+        return "-"
+    return f"{x:.{digits}g}" if abs(x) < 1000 else f"{x:,.0f}"
+
+
+def per_cent(x: Spread | None) -> str:
+    return "-" if x is None else f"{100 * x.median:.1f} %" if x.median < 0.1 else f"{100 * x.median:.0f} %"
+
+
+def mebibytes(x: int | None) -> str:
+    return "-" if x is None else number(x / 2**20)
+
+
+def columns_of(table: Table) -> list[str]:
+    timed = {row.name for row in table.rows if row.ms}
+    return [name for name in COLUMNS if name in timed]
+
+
+def title(table: Table) -> str:
+    scale = "" if table.scale == 1 else f", scale {table.scale:g}"
+    return f"{table.about}: {table.optimizer}, {table.dtype}{scale}"
+
+
+def facts(table: Table) -> str:
+    """What stands under a table."""
+    again = ""
+    if table.again:
+        again = f" The same again ({table.reference} beside itself): {quotient(table.again)}."
+    limit = f"{number(table.limit_ms.median)} ms"
+    if table.limit_bytes:
+        limit += f", {number(table.limit_bytes / table.limit_ms.median / 1e6)} GB/s"
+    unsteady = f" Unsteady rounds: {100 * table.unsteady:.0f} %." if table.unsteady else ""
+    return f"{table.arrays} arrays, {table.touched:,} parameters. Limit: {table.limit}, {limit}.{again}{unsteady}"
+
+
+def grid(table: Table) -> Grid:
+    """For the terminal."""
+    against = columns_of(table)
+    found = Grid(title=title(table), caption=facts(table), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    found.add_column("", no_wrap=True)
+    headings = ["ms", "cold ms", "ns/param", "GB/s", "of limit", *(f"/ {name}" for name in against), "first s", "peak MiB"]
+    for heading in [*headings, "error"]:
+        found.add_column(heading, justify="right", no_wrap=True)
+    for row in table.rows:
+        if row.ms is None:
+            continue
+        cells = [
+            number(row.ms.median), number(row.cold_ms), number(row.ns_per_parameter), number(row.gb_per_s),
+            per_cent(row.share), *(quotient(row.ratios.get(name)) if name != row.name else "1" for name in against),
+            number(row.first_call_s, 2), mebibytes(None if row.held is None else row.held + (row.transient or 0)),
+            "-" if row.error is None else f"{row.error:.0e}",
+        ]  # fmt: skip
+        found.add_row(row.name, *cells, style="bold" if row.library == OURS else "")
+    return found
+
+
+def notes(table: Table) -> list[Text]:
+    """Who was not timed, and why."""
+    return [Text(f"  {row.name}: {row.note}", style="yellow") for row in table.rows if row.note]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Markdown
+
+
+def best(table: Table, names: Sequence[str]) -> Row | None:
+    return next((row for name in names if (row := table.row(name)) and row.ms), None)
+
+
+def lines(record: Record) -> list[str]:
+    """One line for each table: our step, and its time by each peer's."""
+    cells = [["workload", "optimizer", "ms", "ns/param", "of limit", "/ optax", "/ torch", "/ keras, jitted", "/ keras, eager"]]
+    cells.append(["---"] * len(cells[0]))
+    for table in record.tables:
+        row = best(table, ["step", "step, lazy"])
+        if row is None or row.ms is None:
+            continue
+        against = [
+            best(table, names)
+            for names in (["optax", "optax, dense"], ["torch, fused", "torch, SparseAdam", "torch, foreach"],
+                          ["keras, jitted"], ["keras, eager"])
+        ]  # fmt: skip
+        ratios = [quotient(row.ratios.get(other.name)) if other else "-" for other in against]
+        name = table.about if table.scale == 1 else f"{table.about}, scale {table.scale:g}"
+        optimizer = table.optimizer if table.dtype == "float32" else f"{table.optimizer}, {table.dtype}"
+        cells.append(
+            [name, optimizer, number(row.ms.median), number(row.ns_per_parameter), per_cent(row.share), *ratios]
+        )
+    return [f"| {' | '.join(line)} |" for line in cells]
+
+
+def markdown(found: Iterable[Record]) -> str:
+    """A section for each record."""
+    parts = []
+    for record in found:
+        versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+        parts.append(
+            f"{record.device}, {record.machine}, {record.threads} threads; a copy moves {record.copy_gb_per_s:.0f} GB/s. "
+            f"{versions}. {record.date}: `{record.command}`\n\n" + "\n".join(lines(record)) + "\n"
+        )
+    return "\n".join(parts)
+
+
+def results(folder: Path = RESULTS) -> list[Record]:
+    return [records.read(path) for path in sorted(folder.glob("*.json"))]
+
+
+def placed(page: str, table: str) -> str:
+    """`page` with `table` between its two marks.
+
+    Raises:
+        ValueError: if it has not two.
+    """
+    parts = page.split(MARK)
+    if len(parts) != 3:
+        raise ValueError(f"The page must have two lines {MARK}. Received: {len(parts) - 1}")
+    return f"{parts[0]}{MARK}\n{table}{MARK}{parts[2]}"
