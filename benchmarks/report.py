@@ -65,7 +65,7 @@ def grid(table: Table) -> Grid:
     found.add_column("", no_wrap=True)
     headings = ["ms", "cold ms", "ns/param", "GB/s", "of limit", *(f"/ {name}" for name in against), "first s", "peak MiB"]
     for heading in [*headings, "error"]:
-        found.add_column(heading, justify="right", no_wrap=True)
+        found.add_column(heading, justify="right", overflow="fold")
     for row in table.rows:
         if row.ms is None:
             continue
