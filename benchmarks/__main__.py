@@ -56,8 +56,8 @@ def pattern(text: str) -> re.Pattern[str]:
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m benchmarks",
-        description="Times the step of an optimizer beside other libraries and beside what the machine can do. Everything "
-        "is first compared with float64; what differs is not timed.",
+        description="Times the step of an optimizer beside other libraries and beside what the machine can do. "
+        "Everything is first compared with float64; what differs is not timed.",
         epilog="workloads: " + "; ".join(f"{w.name}: {w.about}" for w in WORKLOADS.values()),
     )
     add = parser.add_argument
@@ -80,7 +80,13 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     add("--scale", type=positive, metavar="X", help="every side of 16 or more times X (default: 1)")
     add("--seconds", type=positive, metavar="S", help=f"of timing for each table (default: {Effort().seconds:g})")
     add("--rounds", type=int, metavar="N", help=f"at most so many rounds (default: {Effort().rounds})")
-    add("--threads", type=int, metavar="N", default=available_cores(), help="of torch and the stream (default: all cores)")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        default=available_cores(),
+        help="of torch and the stream (default: all cores)",
+    )
     add("--no-memory", dest="memory", action="store_false", default=None, help="do not measure peak memory")
     add("--quick", action="store_true", help="a smoke run: tiny arrays, five rounds, no memory")
     add("--json", type=Path, metavar="FILE", help="write the results, after each table")
@@ -90,7 +96,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     if chosen.rounds is not None and chosen.rounds < 1:
         parser.error(f"argument --rounds: must be at least 1. Received: {chosen.rounds}")
     if not 1 <= chosen.threads <= available_cores():
-        parser.error(f"argument --threads: must be from 1 to {available_cores()}, the cores here. Received: {chosen.threads}")
+        parser.error(
+            f"argument --threads: must be from 1 to {available_cores()}, the cores here. Received: {chosen.threads}"
+        )
     for file in (chosen.json, chosen.plot):
         if file is not None and not file.absolute().parent.is_dir():
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
@@ -184,9 +192,10 @@ def wishes(chosen: argparse.Namespace, effort: Effort) -> Iterator[tuple[Wish, s
         for optimizer in chosen.optimizer or [workload.optimizer]:
             for dtype in chosen.dtype:
                 storages = tuple(dict.fromkeys(["float32", *chosen.storage]))
-                yield Wish(
-                    workload, RULES[optimizer], dtype, storages, chosen.device.platform, chosen.threads, variants
-                ), optimizer
+                yield (
+                    Wish(workload, RULES[optimizer], dtype, storages, chosen.device.platform, chosen.threads, variants),
+                    optimizer,
+                )
 
 
 def wanted(found: list[Implementation], only: re.Pattern[str] | None) -> list[Implementation]:
@@ -239,5 +248,4 @@ def ours_of(record: Record) -> list[Row]:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_enable_compilation_cache", False)  # first calls are timed
     sys.exit(main(sys.argv[1:]))

@@ -1,9 +1,10 @@
 """What the machine can do: a copy, and a stream of the same bytes as the step, with next to no arithmetic.
 
 A step has to read the gradient, and to read and write the parameter and every slot: `Pass(1, 1 + slots)`. LAMB and
-Adafactor have to go over their arrays more than once. On a CPU the stream is C over one flat array per operand, in place,
-with OpenMP; without a C compiler, NumPy in one thread; elsewhere a jitted and donated function. Where not the memory but
-arithmetic sets the limit, the limit is that arithmetic alone: Muon's matrix products, a train step's two passes.
+Adafactor have to go over their arrays more than once. On a CPU the stream is C over one flat array per operand, in
+place, with OpenMP; without a C compiler, NumPy in one thread; elsewhere a jitted and donated function. Where not the
+memory but arithmetic sets the limit, the limit is that arithmetic alone: Muon's matrix products, a train step's two
+passes.
 """
 
 import ctypes

@@ -1,8 +1,11 @@
 """One workload with one optimizer: check, time, weigh, and put it into a table."""
 
+import functools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks import limits, memory, ours, problem
@@ -52,7 +55,9 @@ def no_start(problem: Problem) -> Run:
 def measure(wish: Wish, optimizer: str, found: list[Implementation], effort: Effort, tell: Tell) -> Table:
     """The table of `found`, with a row for each."""
     workload = wish.workload
-    checks = agreements(found, problem.to_compare(workload, optimizer, wish.dtype), lambda name: tell(f"checks {name}", 0))
+    checks = agreements(
+        found, problem.to_compare(workload, optimizer, wish.dtype), lambda name: tell(f"checks {name}", 0)
+    )
     rows = {each.name: row_of(each, checks.get(each.name)) for each in found}
     timed = [each for each in found if rows[each.name].note is None]
 
@@ -62,10 +67,9 @@ def measure(wish: Wish, optimizer: str, found: list[Implementation], effort: Eff
     reference = next((each for each in timed if each.name == "optax"), timed[0] if timed else None)
     groups = grouped(timed, reference, given, effort.room)
     shared: list[Times] = []
-    for i, group in enumerate(groups):
+    for group in groups:
         share = effort._replace(seconds=effort.seconds * len(group) / sum(map(len, groups)))
-        with_again = reference if i == 0 else None
-        shared.append(time_group(group, with_again, given, limit, share, rows, tell))
+        shared.append(time_group(group, given, limit, share, rows, tell))
     for each in timed:
         if rows[each.name].note is None:
             complete(rows[each.name], each, shared, given, limit, wish)
@@ -83,7 +87,7 @@ def measure(wish: Wish, optimizer: str, found: list[Implementation], effort: Eff
         arrays=len(workload.shapes), parameters=workload.parameters, touched=workload.touched,
         limit=limit.what, limit_ms=scaled(Spread.of(limit_times), 1e3), limit_bytes=limit.bytes,
         unsteady=float(1 - steady.mean()), reference=reference and reference.name,
-        again=shared[0].ratio(AGAIN, reference.name) if shared and reference else None, rows=list(rows.values()),
+        again=reference and first(times.ratio(AGAIN, reference.name) for times in shared), rows=list(rows.values()),
     )  # fmt: skip
 
 
@@ -98,26 +102,29 @@ def row_of(implementation: Implementation, check: Agreement | None) -> Row:
 def grouped(
     timed: list[Implementation], reference: Implementation | None, given: Problem, room: int
 ) -> list[list[Implementation]]:
-    """Who runs together: all, where memory allows; else our first and the reference with some of the others each."""
-    each_bytes = sum(p.nbytes for p in given.params.values())
+    """Who runs together: all, where memory allows; else our first and the reference with some of the others each.
+
+    The reference is among them twice, once under the name `AGAIN`.
+    """
+    if reference is None:
+        return []
+    again = replace(reference, name=AGAIN)
     always = [each for i, each in enumerate(timed) if i == 0 or each is reference]
-    base = sum(each.copies for each in always) + (reference.copies if reference else 0) + 6  # the limit, the gradients
-    groups: list[list[Implementation]] = [[*always]]
-    used = base
-    for each in timed:
-        if each in always:
-            continue
-        if (used + each.copies) * each_bytes > room and len(groups[-1]) > len(always):
+    rest = [again, *(each for each in timed if each not in always)]
+    unit = sum(p.nbytes for p in given.params.values())
+    base = unit * (sum(each.copies for each in always) + 6)  # and the limit, and the gradients on two sides
+    groups, used = [[*always]], base
+    for each in rest:
+        if used + unit * each.copies > room and len(groups[-1]) > len(always):
             groups.append([*always])
             used = base
         groups[-1].append(each)
-        used += each.copies
-    return groups if timed else []
+        used += unit * each.copies
+    return groups
 
 
 def time_group(
     group: list[Implementation],
-    again: Implementation | None,
     given: Problem,
     limit: limits.Limit,
     effort: Effort,
@@ -127,24 +134,21 @@ def time_group(
     runs: dict[str, Any] = {LIMIT: limit}
     for i, each in enumerate(group):
         tell(f"starts {each.name}", i / len(group))
+        row = rows.get(each.name)  # the same again has none
         try:
-            runs[each.name], seconds = first_call(lambda each=each: each.start(given))
+            runs[each.name], seconds = first_call(functools.partial(each.start, given))
         except Exception as raised:  # out of memory, say: the row fails and not the benchmark
-            rows[each.name].note = f"fails: {short(raised)}"
+            if row:
+                row.note = f"fails: {short(raised)}"
             continue
-        if rows[each.name].first_call_s is None:
-            rows[each.name].first_call_s = seconds
-    if again is not None and again.name in runs:
-        runs[AGAIN] = first_call(lambda: again.start(given))[0]
-    lingering = {each.name for each in group if each.lingers} | {LIMIT}
-    if again is not None and again.lingers:
-        lingering.add(AGAIN)
-    times = interleaved(
-        runs, lingering, effort.seconds, effort.rounds, lambda part: tell("times", part), np.random.default_rng(0)
-    )
-    for each in group:
-        if each.name in runs and rows[each.name].cold_ms is None and times.spread(each.name).median < QUICK:
-            rows[each.name].cold_ms = 1e3 * cold(runs[each.name])
+        if (
+            row and row.first_call_s is None and jax.config.jax_compilation_cache_dir is None
+        ):  # else it compiles nothing
+            row.first_call_s = seconds
+    times = interleaved(runs, effort.seconds, effort.rounds, lambda part: tell("times", part), np.random.default_rng(0))
+    for name, row in rows.items():
+        if name in runs and row.cold_ms is None and times.spread(name).median < QUICK:
+            row.cold_ms = 1e3 * cold(runs[name])
     return times
 
 
@@ -163,10 +167,8 @@ def complete(
         quotient = quotient and scaled(quotient, row.bytes / limit.bytes)
     row.share = quotient
     for other in sorted({name for times in shared for name in times.seconds} - {LIMIT, AGAIN, row.name}):
-        for times in shared:
-            if ratio := times.ratio(row.name, other):
-                row.ratios[other] = ratio
-                break
+        if ratio := first(times.ratio(row.name, other) for times in shared):
+            row.ratios[other] = ratio
 
 
 def least_bytes(implementation: Implementation, given: Problem, limit: limits.Limit, wish: Wish) -> int:
@@ -177,6 +179,10 @@ def least_bytes(implementation: Implementation, given: Problem, limit: limits.Li
     wide = ours.state_bytes(given, wish.variant)
     narrow = ours.state_bytes(given, wish.variant, state_dtype=implementation.storage)
     return limit.bytes - 2 * (wide - narrow)  # read and written
+
+
+def first(found: Iterable[Spread | None]) -> Spread | None:
+    return next((x for x in found if x is not None), None)
 
 
 def scaled(x: Spread, factor: float) -> Spread:

@@ -43,9 +43,7 @@ def implementations(wish: Wish) -> list[Implementation]:
         this("step, not donated", start=functools.partial(pure, variant=wish.variant, donate=False), copies=6),
     ]
     for engine in engines():
-        found.append(
-            this(f"step, engine {engine}", start=functools.partial(pure, variant=wish.variant, engine=engine))
-        )
+        found.append(this(f"step, engine {engine}", start=functools.partial(pure, variant=wish.variant, engine=engine)))
     if "keras" in wish.variants and wish.variant != "keras":
         found.append(Implementation("step, Keras's formula", NAME, functools.partial(pure, variant="keras"), "keras"))
     for storage in wish.storages:

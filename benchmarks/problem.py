@@ -60,7 +60,7 @@ class Problem:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All arguments of the optimizer but the rate and the variant, said aloud: other libraries default otherwise."""
+        """All arguments of the optimizer but the variant, said aloud: other libraries default otherwise."""
         defaults = {p.name: p.default for p in optimizers.parameters(self.rule)}
         return {name: x for name, x in (defaults | SETTINGS.get(self.optimizer, {})).items() if name != "variant"}
 
@@ -80,6 +80,7 @@ class Problem:
     @functools.cached_property
     def on_device(self) -> list[Any]:
         """`given` as JAX arrays, which all who use JAX share."""
+
         def moved(given: Any) -> Any:  # not by tree.map, which would sort the names
             if isinstance(given, dict):
                 return {name: moved(g) for name, g in given.items()}

@@ -19,7 +19,10 @@ COLUMNS = ["optax", "optax, dense", "torch, fused", "torch, SparseAdam", "keras,
 
 
 def quotient(x: Spread | None) -> str:
-    return "-" if x is None else f"{x.median:.2f} ({x.q1:.2f}-{x.q3:.2f})" if x.median < 100 else f"{x.median:.0f}"
+    """The median and the quartiles; the median alone where it is so far from 1 that they say nothing."""
+    if x is None:
+        return "-"
+    return f"{x.median:.2f} ({x.q1:.2f}-{x.q3:.2f})" if 0.1 < x.median < 10 else number(x.median, 2)
 
 
 def number(x: float | None, digits: int = 3) -> str:
@@ -61,9 +64,20 @@ def facts(table: Table) -> str:
 def grid(table: Table) -> Grid:
     """For the terminal."""
     against = columns_of(table)
-    found = Grid(title=title(table), caption=facts(table), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    found = Grid(
+        title=title(table), caption=facts(table), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
+    )
     found.add_column("", no_wrap=True)
-    headings = ["ms", "cold ms", "ns/param", "GB/s", "of limit", *(f"/ {name}" for name in against), "first s", "peak MiB"]
+    headings = [
+        "ms",
+        "cold ms",
+        "ns/param",
+        "GB/s",
+        "of limit",
+        *(f"/ {name}" for name in against),
+        "first s",
+        "peak MiB",
+    ]
     for heading in [*headings, "error"]:
         found.add_column(heading, justify="right", overflow="fold")
     for row in table.rows:
@@ -92,25 +106,32 @@ def best(table: Table, names: Sequence[str]) -> Row | None:
     return next((row for name in names if (row := table.row(name)) and row.ms), None)
 
 
+STEP = ["step", "step, lazy"]
+PAIRS = {  # heading: whose time, by whose
+    "/ optax": (STEP, ["optax", "optax, dense"]),
+    "/ torch": (STEP, ["torch, fused", "torch, SparseAdam", "torch, foreach"]),
+    "/ keras, jitted": (STEP, ["keras, jitted"]),
+    "/ keras, eager": (STEP, ["keras, eager"]),
+    "apply_gradients / optax": (["apply_gradients", "apply_gradients, lazy"], ["optax", "optax, dense"]),
+    "packed / optax": (["packed"], ["optax"]),
+}
+
+
 def lines(record: Record) -> list[str]:
-    """One line for each table: our step, and its time by each peer's."""
-    cells = [["workload", "optimizer", "ms", "ns/param", "of limit", "/ optax", "/ torch", "/ keras, jitted", "/ keras, eager"]]
-    cells.append(["---"] * len(cells[0]))
+    """One line for each table: the time of `Kernel.step`, and its ratio to each peer's."""
+    heading = ["workload", "optimizer", "step, ms", "of limit", *PAIRS, "same again"]
+    cells = [heading, ["---"] * len(heading)]
     for table in record.tables:
-        row = best(table, ["step", "step, lazy"])
+        row = best(table, STEP)
         if row is None or row.ms is None:
             continue
-        against = [
-            best(table, names)
-            for names in (["optax", "optax, dense"], ["torch, fused", "torch, SparseAdam", "torch, foreach"],
-                          ["keras, jitted"], ["keras, eager"])
-        ]  # fmt: skip
-        ratios = [quotient(row.ratios.get(other.name)) if other else "-" for other in against]
+        ratios = []
+        for ours, theirs in PAIRS.values():
+            one, other = best(table, ours), best(table, theirs)
+            ratios.append(quotient(one.ratios.get(other.name)) if one and other else "-")
         name = table.about if table.scale == 1 else f"{table.about}, scale {table.scale:g}"
         optimizer = table.optimizer if table.dtype == "float32" else f"{table.optimizer}, {table.dtype}"
-        cells.append(
-            [name, optimizer, number(row.ms.median), number(row.ns_per_parameter), per_cent(row.share), *ratios]
-        )
+        cells.append([name, optimizer, number(row.ms.median), per_cent(row.share), *ratios, quotient(table.again)])
     return [f"| {' | '.join(line)} |" for line in cells]
 
 
@@ -119,10 +140,11 @@ def markdown(found: Iterable[Record]) -> str:
     parts = []
     for record in found:
         versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-        parts.append(
-            f"{record.device}, {record.machine}, {record.threads} threads; a copy moves {record.copy_gb_per_s:.0f} GB/s. "
-            f"{versions}. {record.date}: `{record.command}`\n\n" + "\n".join(lines(record)) + "\n"
+        about = (
+            f"{record.device}: {record.machine}, {record.threads} threads; a copy: {record.copy_gb_per_s:.0f} GB/s. "
+            f"{versions}. {record.date}: `{record.command}`"
         )
+        parts.append("\n".join([about, "", *lines(record), ""]))
     return "\n".join(parts)
 
 

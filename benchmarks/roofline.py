@@ -25,19 +25,19 @@ def draw(record: Record, path: Path) -> None:
     columns = min(PER_ROW, len(tables))
     rows = math.ceil(len(tables) / columns)
     tallest = max(sum(row.ms is not None for row in table.rows) for table in tables)
-    figure = Figure(figsize=(5.4 * columns, rows * (1.1 + 0.27 * tallest) + 1.0), dpi=140, layout="constrained")
+    figure = Figure(figsize=(6.4 * columns, rows * (1.1 + 0.27 * tallest) + 1.0), dpi=140, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, table in zip(axes, tables, strict=False):
         panel(ax, table)
     for ax in axes[len(tables) :]:
         ax.remove()
-    versions = ", ".join(f"{k} {v}" for k, v in record.versions.items() if k != "Python")
-    figure.suptitle(
-        "Part of the machine's limit that a step reaches (longer is better)\n"
-        f"{record.device}, {record.machine}, {record.threads} threads, copy {record.copy_gb_per_s:.0f} GB/s; "
+    versions = ", ".join(f"{k} {v}" for k, v in record.versions.items() if k not in ("Python", "jaxlib"))
+    lines = [
+        "Part of the machine's limit that a step reaches: longer is better",
+        f"{record.device}: {record.machine}; {record.threads} threads; copy {record.copy_gb_per_s:.0f} GB/s",
         f"{versions}; {record.date}",
-        fontsize=9,
-    )
+    ]
+    figure.suptitle("\n".join(lines), fontsize=8, x=0.01, ha="left")
     figure.savefig(path)
 
 
@@ -48,7 +48,7 @@ def panel(ax: Any, table: Table) -> None:
     for i, row in enumerate(rows):
         bar(ax, i, row, left)
     ax.set_xscale("log")
-    ax.set_xlim(left, 10)
+    ax.set_xlim(left, 1.5)
     ax.axvline(1, color="black", linewidth=1.2)
     ax.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7)
     for label, row in zip(ax.get_yticklabels(), rows, strict=True):
@@ -65,5 +65,6 @@ def bar(ax: Any, i: int, row: Row, left: float) -> None:
     share, colour = row.share, COLOURS.get(row.library, OTHER)
     ax.barh(i, share.median - left, left=left, height=0.7, color=colour, alpha=0.85)
     ax.plot([share.q1, share.q3], [i, i], color="black", linewidth=1)
-    speed = f", {row.gb_per_s:.3g} GB/s" if row.gb_per_s else ""
-    ax.text(max(share.q3, share.median) * 1.12, i, f"{row.ms.median:.3g} ms{speed}", va="center", fontsize=6)
+    speed = f"   {row.gb_per_s:.3g} GB/s" if row.gb_per_s else ""
+    where = ax.get_yaxis_transform()  # across: parts of the panel, beyond its right side
+    ax.text(1.02, i, f"{row.ms.median:.3g} ms{speed}", transform=where, va="center", fontsize=6.5)

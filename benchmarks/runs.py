@@ -42,7 +42,6 @@ class Implementation:
     storage: str = "float32"  # of the slots
     sparse: Literal["dense", "lazy"] = "dense"  # what a gradient of rows means
     copies: float = 3.0  # memory that it needs, as a multiple of the parameters', gradients apart
-    lingers: bool = False  # its threads go on spinning after a step
     refused: str | None = None  # why it is not timed
 
     def refusing(self, reason: str) -> Self:

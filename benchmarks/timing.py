@@ -1,9 +1,9 @@
 """How long a step takes: interleaved rounds in random order, so that all meet the same weather.
 
 The memory bandwidth of a shared machine changes within seconds, so milliseconds of different runs cannot be compared,
-nor those of different minutes of one run. Each round times everything once, in a new order, and the limit first and last:
-a ratio is the median over rounds of a quotient within a round. Where the two calls of the limit differ by more than 15 %
-the round is unsteady and left out, unless that leaves fewer than half.
+nor those of different minutes of one run. Each round times everything once, in a new order, and the limit first and
+last: a ratio is the median over rounds of a quotient within a round. Where the two calls of the limit differ by more
+than 15 % the round is unsteady and left out, unless that leaves fewer than half.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ from benchmarks.runs import Run
 LIMIT = "limit"
 SAMPLE = 5e-3  # seconds: quicker steps are repeated within a sample
 UNSTEADY = 0.15
-SETTLING = 0.02  # seconds until the threads of an OpenMP runtime stop spinning
 COLD = 2e-3  # seconds of doing nothing between the calls of the cold measurement
 
 
@@ -104,7 +103,6 @@ def cold(run: Run, samples: int = 20) -> float:
 
 def interleaved(
     runs: Mapping[str, Steps],
-    lingering: set[str],
     budget: float,
     rounds: int,
     tell: Callable[[float], None],
@@ -112,19 +110,16 @@ def interleaved(
 ) -> Times:
     """Times all `runs`, one of which is `LIMIT`, for about `budget` seconds, in at most `rounds` rounds.
 
-    What is far slower than the rest takes part only now and then, at least three times. `lingering` are those whose
-    threads need time to come to rest. `tell` is called with the part that is done.
+    What is far slower than the rest takes part only now and then, at least three times. `tell` is called with the part
+    that is done.
     """
     with no_collection():
         estimate = {}
         for name, run in runs.items():
             seconds(run, 1)  # the second call still allocates
             estimate[name] = min(seconds(run, 1) for _ in range(2))
-            time.sleep(SETTLING if name in lingering else 0)
         repeats = {name: max(1, round(SAMPLE / t)) for name, t in estimate.items()}
-        cost = {
-            name: (repeats[name] + (repeats[name] > 1)) * t + (SETTLING if name in lingering else 0) for name, t in estimate.items()
-        }
+        cost = {name: (repeats[name] + (repeats[name] > 1)) * t for name, t in estimate.items()}
         typical = np.median(list(cost.values()))
         every = {name: max(1, round(c / (4 * typical))) for name, c in cost.items()}
         whole = sum(c / every[name] for name, c in cost.items()) + cost[LIMIT]
@@ -134,9 +129,7 @@ def interleaved(
         def sample(name: str) -> float:
             if repeats[name] > 1:
                 seconds(runs[name], 1)  # its caches are warm and its threads awake
-            found = seconds(runs[name], repeats[name])
-            time.sleep(SETTLING if name in lingering else 0)
-            return found
+            return seconds(runs[name], repeats[name])
 
         times = {name: np.full(rounds, np.nan) for name in runs}
         steady = np.zeros(rounds, bool)

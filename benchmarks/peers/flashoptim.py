@@ -25,7 +25,7 @@ def implementations(wish: Wish) -> list[Implementation]:
     if wish.workload.kind != "arrays" or "int8" not in wish.storages or wish.rule.__name__ not in CLASSES:
         return []
     start = functools.partial(run, name=CLASSES[wish.rule.__name__])
-    return [Implementation("flashoptim, int8 state", NAME, start, storage="int8", lingers=True)]
+    return [Implementation("flashoptim, int8 state", NAME, start, storage="int8")]
 
 
 def run(problem: Problem, name: str) -> Run:

@@ -1,4 +1,4 @@
-"""optax, as a user would: `update` and `apply_updates` in one jitted function, donated in the order that copies nothing."""
+"""optax, as a user would: `update` and `apply_updates` in one jitted function, donated so that nothing is copied."""
 
 import functools
 from typing import Any

@@ -33,7 +33,7 @@ def implementations(wish: Wish) -> list[Implementation]:
     torch, variant = Torch().torch, "optax"
     torch.set_num_threads(wish.threads)
     if wish.workload.kind == "rows":
-        sparse = Implementation("torch, SparseAdam", NAME, start_sparse, "keras", sparse="lazy", lingers=True)
+        sparse = Implementation("torch, SparseAdam", NAME, start_sparse, "keras", sparse="lazy")
         return [sparse if wish.rule.__name__ == "Adam" else sparse.refusing("SparseAdam is Adam, without decay")]
     if wish.workload.kind == "training":
         return [Implementation(NAME, NAME, start_sparse, refused="not compared: the model is in plain JAX")]
@@ -47,7 +47,7 @@ def implementations(wish: Wish) -> list[Implementation]:
     for form, arguments in FORMS.items():
         make = functools.partial(dialect.function, **arguments)
         name, start = f"torch, {form}", functools.partial(TorchRun, make=make)
-        each = Implementation(name, NAME, start, variant, copies=3 if form == "fused" else 4, lingers=True)
+        each = Implementation(name, NAME, start, variant, copies=3 if form == "fused" else 4)
         missing = arguments.keys() - known.keys()
         found.append(each.refusing(f"torch.optim.{dialect.function.__name__} has no `{form}`") if missing else each)
     return found

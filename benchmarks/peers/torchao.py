@@ -25,7 +25,7 @@ def implementations(wish: Wish) -> list[Implementation]:
     return [
         Implementation(
             f"torchao, {storage} state", NAME, functools.partial(run, name=wish.rule.__name__ + BITS[storage]),
-            storage=storage, lingers=True,
+            storage=storage,
         )
         for storage in wish.storages
         if storage in BITS
