@@ -17,6 +17,7 @@ from benchmarks.runs import Implementation, Run, Wish, short
 from benchmarks.timing import LIMIT, Spread, Times, cold, first_call, interleaved
 
 AGAIN = "again"
+REFERENCES = ("optax", "optax, dense")
 QUICK = 2e-3  # seconds: a step below is also measured cold
 
 
@@ -64,7 +65,7 @@ def measure(wish: Wish, optimizer: str, found: list[Implementation], effort: Eff
     given = problem.to_time(workload, optimizer, wish.dtype)
     slots = limits.slots_of(given, ours.state_bytes(given, wish.variant))
     limit = limits.limit(given, slots, wish.threads)
-    reference = next((each for each in timed if each.name == "optax"), timed[0] if timed else None)
+    reference = next((each for each in timed if each.name in REFERENCES), timed[0] if timed else None)
     groups = grouped(timed, reference, given, effort.room)
     shared: list[Times] = []
     for group in groups:

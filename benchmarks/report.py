@@ -32,7 +32,7 @@ def number(x: float | None, digits: int = 3) -> str:
 
 
 def per_cent(x: Spread | None) -> str:
-    return "-" if x is None else f"{100 * x.median:.1f} %" if x.median < 0.1 else f"{100 * x.median:.0f} %"
+    return "-" if x is None else f"{number(100 * x.median, 2)} %"
 
 
 def mebibytes(x: int | None) -> str:

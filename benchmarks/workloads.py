@@ -126,6 +126,7 @@ WORKLOADS = {
         Workload("lenet5", "LeNet-5", lenet5()),
         Workload("resnet50", "ResNet-50", resnet50()),
         Workload("gpt2", "GPT-2 small", gpt2()),
+        Workload("hundred", "100 arrays of 64 x 64", {f"w{i:02d}": (64, 64) for i in range(100)}),
         Workload("many", "1000 arrays of 64", {f"w{i:03d}": (64,) for i in range(1000)}),
         Workload("one", "one array of 100 M", {"w": (100_000_000,)}),
         Workload(
