@@ -222,7 +222,7 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
     with jax.default_device(chosen.device), default_promotion():
         record = Record(
             command=command(arguments), date=time.strftime("%Y-%m-%d"),
-            device=f"{chosen.device.platform} {chosen.device.device_kind}", machine=machine(), threads=chosen.threads,
+            device=chosen.device.device_kind, machine=machine(), threads=chosen.threads,
             versions=versions(installed),
             copy_gb_per_s=limits.copy_bandwidth(max(1 << 16, int((1 << 26) * min(1.0, effort.scale))), chosen.threads),
         )  # fmt: skip

@@ -133,6 +133,7 @@ def time_group(
     tell: Tell,
 ) -> Times:
     runs: dict[str, Any] = {LIMIT: limit}
+    cached = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     for i, each in enumerate(group):
         tell(f"starts {each.name}", i / len(group))
         row = rows.get(each.name)  # the same again has none
@@ -142,9 +143,7 @@ def time_group(
             if row:
                 row.note = f"fails: {short(raised)}"
             continue
-        if (
-            row and row.first_call_s is None and jax.config.jax_compilation_cache_dir is None
-        ):  # else it compiles nothing
+        if row and row.first_call_s is None and not cached:  # else it compiles nothing
             row.first_call_s = seconds
     times = interleaved(runs, effort.seconds, effort.rounds, lambda part: tell("times", part), np.random.default_rng(0))
     for name, row in rows.items():

@@ -67,8 +67,8 @@ def of_rows(wish: Wish) -> list[Implementation]:
 
 
 def kernel_for(problem: Problem, variant: str, **options: Any) -> Kernel:
-    rule = problem.rule(learning_rate=problem.rate, variant=variant, **problem.hyper)
-    return Kernel(rule, Options(**problem.options, **options))
+    arguments: dict[str, Any] = {"learning_rate": problem.rate, "variant": variant} | problem.hyper
+    return Kernel(problem.rule(**arguments), Options(**problem.options, **options))
 
 
 def as_slices(given: list[Any]) -> list[Any]:

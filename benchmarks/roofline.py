@@ -42,8 +42,9 @@ def draw(record: Record, path: Path) -> None:
 
 
 def panel(ax: Any, table: Table) -> None:
-    rows = sorted((row for row in table.rows if row.ms and row.share), key=lambda row: row.share.median)
-    low = min([row.share.q1 for row in rows if row.share] or [0.1])
+    shares = {row.name: row.share for row in table.rows if row.ms and row.share}
+    rows = sorted((row for row in table.rows if row.name in shares), key=lambda row: shares[row.name].median)
+    low = min([share.q1 for share in shares.values()] or [0.1])
     left = 10 ** math.floor(math.log10(max(low, 1e-5)) - 0.05)
     for i, row in enumerate(rows):
         bar(ax, i, row, left)
