@@ -112,6 +112,31 @@ def agreement(implementation: Implementation, problem: Problem, exact: dict[str,
     return Agreement(found, bar)
 
 
+def samples(problem: Problem, params: dict[str, Any]) -> dict[str, Any]:
+    """Some thousand elements of the first, the largest and the last array; of touched rows, where there are rows."""
+    names = list(problem.params)
+    chosen = dict.fromkeys([names[0], max(names, key=lambda name: problem.params[name].size), names[-1]])
+    found = {}
+    for name in chosen:
+        p = np.asarray(params[name])
+        rows = problem.given[0][name].indices[:64] if problem.workload.kind == "rows" else slice(None)
+        found[name] = p[rows].ravel()[:: max(1, p[rows].size // 4096)].astype(np.float64)
+    return found
+
+
+def disagreement(
+    implementation: Implementation, found: dict[str, Any], ours: dict[str, Any], start: dict[str, Any]
+) -> str | None:
+    """Why a first step at full size is not that of ours, by `samples` of the three; None: it is."""
+    for name, p in found.items():
+        apart, travelled = np.linalg.norm(p - ours[name]), np.linalg.norm(ours[name] - start[name])
+        allowed = 1e-3 if implementation.storage == "float32" else BARS[implementation.storage]
+        rounding = 2**-23 * np.linalg.norm(start[name])
+        if not apart <= allowed * travelled + rounding:
+            return f"differs at full size: `{name}` by {apart / max(travelled, 1e-30):.1e} of the distance travelled"
+    return None
+
+
 def agreements(implementations: list[Implementation], problem: Problem, tell: Any) -> dict[str, Agreement]:
     """By name. `tell(text)` is called before each."""
     exact: dict[tuple[str, str], Any] = {}

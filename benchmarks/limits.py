@@ -147,14 +147,14 @@ def jitted_stream(over: list[Pass], size: int) -> Callable[[], Any]:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(updated: list[Any], read: list[Any]) -> list[Any]:
-        updated = list(updated)
-        for reads, updates in over:
-            total = sum(read[:reads][1:], read[0]) * 1e-9
+        for i, (reads, updates) in enumerate(over):
+            if i:  # or XLA would merge two passes into one
+                updated, read = jax.lax.optimization_barrier((updated, read))
+            total = sum(read[1:reads], read[0]) * 1e-9
             if updates:
-                # The barrier keeps XLA from merging two passes into one.
-                updated[:updates] = jax.lax.optimization_barrier([x + total for x in updated[:updates]])
+                updated = [x + total for x in updated[:updates]] + updated[updates:]
             else:
-                updated[0] = updated[0].at[0].add(jnp.sum(total))
+                updated = [updated[0].at[0].add(jnp.sum(total)), *updated[1:]]
         return updated
 
     def run() -> Any:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks import limits, memory, ours, problem
-from benchmarks.agreement import Agreement, agreements
+from benchmarks.agreement import Agreement, agreements, disagreement, samples
 from benchmarks.peers import PEERS
 from benchmarks.problem import Problem
 from benchmarks.records import Row, Table
@@ -134,15 +134,23 @@ def time_group(
 ) -> Times:
     runs: dict[str, Any] = {LIMIT: limit}
     cached = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    start, ours_now = samples(given, given.params), None
     for i, each in enumerate(group):
         tell(f"starts {each.name}", i / len(group))
         row = rows.get(each.name)  # the same again has none
         try:
-            runs[each.name], seconds = first_call(functools.partial(each.start, given))
+            run, seconds = first_call(functools.partial(each.start, given))
+            found = samples(given, run.params())
         except Exception as raised:  # out of memory, say: the row fails and not the benchmark
             if row:
                 row.note = f"fails: {short(raised)}"
             continue
+        ours_now = ours_now or found
+        if row and each.variant == group[0].variant and given.dtype == "float32":
+            row.note = disagreement(each, found, ours_now, start)
+        if row and row.note:
+            continue
+        runs[each.name] = run
         if row and row.first_call_s is None and not cached:  # else it compiles nothing
             row.first_call_s = seconds
     times = interleaved(runs, effort.seconds, effort.rounds, lambda part: tell("times", part), np.random.default_rng(0))

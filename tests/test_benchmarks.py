@@ -115,6 +115,17 @@ def test_what_is_wrong_is_refused():
     assert "differs from float64" in str(checks["epsilon"].reason)
 
 
+def test_what_differs_at_full_size_is_refused():
+    given = problem.to_time(WORKLOADS["lenet5"], "adamw", "float32")
+    one, start = Implementation("", "", ours.pure), given.params
+
+    def moved(by: float):
+        return agreement.samples(given, {name: p + np.float32(by) for name, p in start.items()})
+
+    assert agreement.disagreement(one, moved(0.1), moved(0.1), moved(0)) is None
+    assert "at full size: `conv1/kernel`" in str(agreement.disagreement(one, moved(0.101), moved(0.1), moved(0)))
+
+
 def test_the_train_step_s_reference_has_the_right_gradient():
     given = problem.to_compare(WORKLOADS["training"].scaled(0.02), "adamw", "float32")
     from benchmarks import models
@@ -135,6 +146,17 @@ def test_the_bytes_that_a_step_cannot_do_without(optimizer: str, expected: int):
     given = problem.to_time(workload, optimizer, "float32")
     slots = limits.slots_of(given, ours.state_bytes(given, "keras"))
     assert sum(each.bytes for each in limits.passes(given, slots)) == expected
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "adafactor"])
+def test_streams_of_other_devices(optimizer: str):
+    """Those of a GPU and of a machine without a C compiler update their arrays in place."""
+    over = limits.passes(problem.to_time(WORKLOADS["lenet5"].scaled(0.1), optimizer, "float32"), 2)
+    jitted = limits.jitted_stream(over, 100)
+    first, second = jitted(), jitted()
+    assert all(x.is_deleted() for x in first) and not any(x.is_deleted() for x in second)
+    assert len(second) == max(each.updates for each in over)
+    limits.numpy_stream(over, 100)()
 
 
 def test_quantized_slots_have_fewer():
