@@ -29,6 +29,7 @@ from jaxopt_keras.parity.peer import default_promotion
 
 ROOT = Path(__file__).parent.parent
 QUICK = {"scale": 0.01, "seconds": 0.3, "rounds": 5, "memory": False}
+QUICK_WORKLOADS, QUICK_PEERS = ["lenet5", "embedding", "training"], ["optax"]
 WIDTH = 190  # of what is not a terminal
 REFRESH = 0.2  # seconds between two refreshes of the progress bar, none of which falls into a measurement
 
@@ -62,13 +63,13 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--device", choices=["cpu", "gpu", "tpu"], help="where to run (default: JAX's first device)")
-    add("--workload", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), metavar="NAME", help="default: all")
+    add("--workload", nargs="+", choices=list(WORKLOADS), metavar="NAME", help="default: all")
     add(
         "--optimizer", nargs="+", choices=list(RULES), metavar="NAME",
         help=f"default: the workload's own, mostly adamw; there are {', '.join(RULES)}",
     )  # fmt: skip
     add(
-        "--peer", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="NAME",
+        "--peer", nargs="*", choices=list(PEERS), metavar="NAME",
         help=f"default: all that are installed, of {', '.join(PEERS)}; without a name: none",
     )  # fmt: skip
     add("--dtype", nargs="+", choices=list(DTYPES), default=["float32"], metavar="NAME", help="of the parameters")
@@ -88,11 +89,15 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         help="of torch and the stream (default: all cores)",
     )
     add("--no-memory", dest="memory", action="store_false", default=None, help="do not measure peak memory")
-    add("--quick", action="store_true", help="a smoke run: tiny arrays, five rounds, no memory")
+    add("--quick", action="store_true", help="a smoke run: few workloads, tiny arrays, five rounds")
     add("--json", type=Path, metavar="FILE", help="write the results, after each table")
     add("--plot", type=Path, metavar="FILE", help="write a picture: everyone's part of the limit (PNG)")
     add("--readme", action="store_true", help="time nothing: write the README's table from benchmarks/results")
     chosen = parser.parse_args(arguments)
+    if chosen.workload is None:
+        chosen.workload = QUICK_WORKLOADS if chosen.quick else list(WORKLOADS)
+    if chosen.peer is None:
+        chosen.peer = QUICK_PEERS if chosen.quick else list(PEERS)
     if chosen.rounds is not None and chosen.rounds < 1:
         parser.error(f"argument --rounds: must be at least 1. Received: {chosen.rounds}")
     if not 1 <= chosen.threads <= available_cores():
@@ -158,7 +163,9 @@ def versions(libraries: Sequence[str]) -> dict[str, str]:
 
 
 def command(arguments: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "benchmarks", *arguments])
+    """The command, without the files that it writes: they change nothing in the numbers."""
+    files = {i + j for i, argument in enumerate(arguments) for j in (0, 1) if argument in ("--json", "--plot")}
+    return shlex.join(["python", "-m", "benchmarks", *(a for i, a in enumerate(arguments) if i not in files)])
 
 
 @contextmanager
