@@ -18,7 +18,7 @@ RUN := $(VENV)/bin/python -m
 demo: $(VENV)/.with-demo ## train a small model and draw it
 	$(RUN) examples.demo $(ARGS)
 
-bench: $(VENV)/.with-bench ## step time, memory and compile time, beside the peers that are installed
+bench: $(VENV)/.with-bench $(if $(TORCH),$(VENV)/.with-torch) ## step time, memory, compile time beside the peers; TORCH=1 installs torch too
 	$(RUN) benchmarks $(ARGS)
 
 parity: $(VENV)/.with-bench ## how far every optimizer is from Keras, optax, torch and float64

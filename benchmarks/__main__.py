@@ -1,6 +1,258 @@
-"""`python -m benchmarks`: the benchmarks that there are, each as a command."""
+"""The command: `python -m benchmarks`."""
 
-from benchmarks.overhead import main
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import limits, ours, report
+from benchmarks.measure import Effort, Tell, candidates, measure
+from benchmarks.peers import PEERS
+from benchmarks.problem import DTYPES, RULES
+from benchmarks.records import Record, Row
+from benchmarks.runs import Implementation, Wish
+from benchmarks.workloads import WORKLOADS
+from jaxopt_keras.options import FORMS
+from jaxopt_keras.parity.peer import default_promotion
+
+ROOT = Path(__file__).parent.parent
+QUICK = {"scale": 0.01, "seconds": 0.3, "rounds": 5, "memory": False}
+QUICK_WORKLOADS, QUICK_PEERS = ["lenet5", "embedding", "training"], ["optax"]
+WIDTH = 190  # of what is not a terminal
+REFRESH = 0.2  # seconds between two refreshes of the progress bar, none of which falls into a measurement
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Argparse's message, with what would have been right."""
+        self.exit(2, f"{self.prog}: {message}\n`{self.prog} --help` explains every argument.\n")
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be greater than 0. Received: {text}")
+    return value
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"must be a regular expression. Received: {text} ({error})") from None
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m benchmarks",
+        description="Times the step of an optimizer beside other libraries and beside what the machine can do. "
+        "Everything is first compared with float64; what differs is not timed.",
+        epilog="workloads: " + "; ".join(f"{w.name}: {w.about}" for w in WORKLOADS.values()),
+    )
+    add = parser.add_argument
+    add("--device", choices=["cpu", "gpu", "tpu"], help="where to run (default: JAX's first device)")
+    add("--workload", nargs="+", choices=list(WORKLOADS), metavar="NAME", help="default: all")
+    add(
+        "--optimizer", nargs="+", choices=list(RULES), metavar="NAME",
+        help=f"default: the workload's own, mostly adamw; there are {', '.join(RULES)}",
+    )  # fmt: skip
+    add(
+        "--peer", nargs="*", choices=list(PEERS), metavar="NAME",
+        help=f"default: all that are installed, of {', '.join(PEERS)}; without a name: none",
+    )  # fmt: skip
+    add("--dtype", nargs="+", choices=list(DTYPES), default=["float32"], metavar="NAME", help="of the parameters")
+    add(
+        "--storage", nargs="+", choices=FORMS, default=["float32"], metavar="NAME",
+        help=f"of the slots, of {', '.join(FORMS)}; peers with such slots join in",
+    )  # fmt: skip
+    add("--only", type=pattern, metavar="REGEX", help="only the rows whose name matches, and `step`")
+    add("--scale", type=positive, metavar="X", help="every side of 16 or more times X (default: 1)")
+    add("--seconds", type=positive, metavar="S", help=f"of timing for each table (default: {Effort().seconds:g})")
+    add("--rounds", type=int, metavar="N", help=f"at most so many rounds (default: {Effort().rounds})")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        default=available_cores(),
+        help="of torch and the stream (default: all cores)",
+    )
+    add("--no-memory", dest="memory", action="store_false", default=None, help="do not measure peak memory")
+    add("--quick", action="store_true", help="a smoke run: few workloads, tiny arrays, five rounds")
+    add("--json", type=Path, metavar="FILE", help="write the results, after each table")
+    add("--plot", type=Path, metavar="FILE", help="write a picture: everyone's part of the limit (PNG)")
+    add("--readme", action="store_true", help="time nothing: write the README's table from benchmarks/results")
+    chosen = parser.parse_args(arguments)
+    if chosen.workload is None:
+        chosen.workload = QUICK_WORKLOADS if chosen.quick else list(WORKLOADS)
+    if chosen.peer is None:
+        chosen.peer = QUICK_PEERS if chosen.quick else list(PEERS)
+    if chosen.rounds is not None and chosen.rounds < 1:
+        parser.error(f"argument --rounds: must be at least 1. Received: {chosen.rounds}")
+    if not 1 <= chosen.threads <= available_cores():
+        parser.error(
+            f"argument --threads: must be from 1 to {available_cores()}, the cores here. Received: {chosen.threads}"
+        )
+    for file in (chosen.json, chosen.plot):
+        if file is not None and not file.absolute().parent.is_dir():
+            parser.error(f"{file} cannot be written: there is no folder {file.parent}")
+    chosen.device = find_device(parser, chosen.device)
+    return chosen
+
+
+def find_device(parser: Parser, name: str | None) -> Any:
+    try:
+        return jax.devices(name)[0] if name else jax.devices()[0]
+    except RuntimeError:
+        parser.error(
+            f"argument --device: JAX sees no {name} here, but {', '.join(map(str, jax.devices()))}. For a GPU, install "
+            'its JAX: pip install "jax[cuda13]"'
+        )
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def effort_of(chosen: argparse.Namespace) -> Effort:
+    asked = {name: getattr(chosen, name) for name in ("scale", "seconds", "rounds", "memory")}
+    values = (QUICK if chosen.quick else {}) | {name: x for name, x in asked.items() if x is not None}
+    return Effort(**values, room=room(chosen.device))
+
+
+def room(device: Any) -> int:
+    """The bytes that may be in use at once."""
+    if stats := device.platform != "cpu" and device.memory_stats():
+        return int(0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = 8 << 30
+    return int(0.7 * free)
+
+
+def machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {available_cores()} cores"
+
+
+def versions(libraries: Sequence[str]) -> dict[str, str]:
+    found = {"Python": platform.python_version()}
+    for name in ["jaxopt_keras", "jax", "jaxlib", *libraries]:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command, without the files that it writes: they change nothing in the numbers."""
+    files = {i + j for i, argument in enumerate(arguments) for j in (0, 1) if argument in ("--json", "--plot")}
+    return shlex.join(["python", "-m", "benchmarks", *(a for i, a in enumerate(arguments) if i not in files)])
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Progress]:
+    """Without the thread that refreshes by itself: it would be timed too."""
+    bar = Progress(
+        TextColumn("{task.fields[table]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
+        console=console, transient=True, auto_refresh=False,
+    )  # fmt: skip
+    with bar:
+        yield bar
+
+
+def telling(bar: Progress, task: Any) -> Tell:
+    last = 0.0
+
+    def tell(what: str, part: float) -> None:
+        nonlocal last
+        bar.update(task, description=what, completed=part)
+        if time.monotonic() - last > REFRESH:
+            bar.refresh()
+            last = time.monotonic()
+
+    return tell
+
+
+def wishes(chosen: argparse.Namespace, effort: Effort) -> Iterator[tuple[Wish, str]]:
+    """What is to be measured, and with which optimizer."""
+    variants = ("optax", "keras") if "keras" in chosen.peer else ("optax",)
+    for workload in (WORKLOADS[name].scaled(effort.scale) for name in chosen.workload):
+        for optimizer in chosen.optimizer or [workload.optimizer]:
+            for dtype in chosen.dtype:
+                storages = tuple(dict.fromkeys(["float32", *chosen.storage]))
+                yield (
+                    Wish(workload, RULES[optimizer], dtype, storages, chosen.device.platform, chosen.threads, variants),
+                    optimizer,
+                )
+
+
+def wanted(found: list[Implementation], only: re.Pattern[str] | None) -> list[Implementation]:
+    """The rows that are asked for; our first is always among them."""
+    return [each for i, each in enumerate(found) if only is None or i == 0 or only.search(each.name)]
+
+
+def write_readme(console: Console) -> int:
+    page = ROOT / "README.md"
+    page.write_text(report.placed(page.read_text(), report.markdown(report.results())))
+    console.print(f"{page} has the tables of {len(report.results())} files in {report.RESULTS}")
+    return 0
+
+
+def main(arguments: Sequence[str], console: Console | None = None) -> int:
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    chosen = parsed(arguments)
+    if chosen.readme:
+        return write_readme(console)
+    effort, libraries = effort_of(chosen), [ours.NAME, *chosen.peer]
+    installed = [name for name in chosen.peer if PEERS[name].available(chosen.device.platform) is None]
+    with jax.default_device(chosen.device), default_promotion():
+        record = Record(
+            command=command(arguments), date=time.strftime("%Y-%m-%d"),
+            device=chosen.device.device_kind, machine=machine(), threads=chosen.threads,
+            versions=versions(installed),
+            copy_gb_per_s=limits.copy_bandwidth(max(1 << 16, int((1 << 26) * min(1.0, effort.scale))), chosen.threads),
+        )  # fmt: skip
+        console.print(f"{record.device}, {record.machine}; copy {record.copy_gb_per_s:.1f} GB/s; {record.versions}")
+        for wish, optimizer in wishes(chosen, effort):
+            found = wanted(candidates(wish, libraries), chosen.only)
+            with progress(console) as bar:
+                task = bar.add_task("", total=1.0, table=f"{wish.workload.name} {optimizer} {wish.dtype}")
+                table = measure(wish, optimizer, found, effort, telling(bar, task))
+            record.tables.append(table)
+            console.print(report.grid(table), *report.notes(table), sep="\n")
+            if chosen.json:
+                chosen.json.write_text(record.json())
+    if chosen.plot:
+        from benchmarks import roofline  # matplotlib takes a second to import
+
+        roofline.draw(record, chosen.plot)
+    return 1 if any(row.note and row.error is not None for row in ours_of(record)) else 0
+
+
+def ours_of(record: Record) -> list[Row]:
+    return [row for table in record.tables for row in table.rows if row.library == ours.NAME]
+
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""This library's ways to make a step."""
+
+import functools
+import typing
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+import jaxopt_keras as jk
+from benchmarks import models
+from benchmarks.problem import Problem, Rows
+from benchmarks.runs import Implementation, Loop, Run, Wish
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.options import Options
+from jaxopt_keras.rule import fields_of
+
+NAME = "jaxopt_keras"
+
+
+def engines() -> list[str]:
+    """Those that the installed library lets one choose."""
+    if "engine" not in fields_of(Options):
+        return []
+    return [name for name in typing.get_args(typing.get_type_hints(Options)["engine"]) if name != "auto"]
+
+
+def implementations(wish: Wish) -> list[Implementation]:
+    this = functools.partial(Implementation, library=NAME, variant=wish.variant)
+    if wish.workload.kind == "rows":
+        return of_rows(wish)
+    if wish.workload.kind == "training":
+        return [
+            this("step", start=functools.partial(train, variant=wish.variant)),
+            this("value_and_grad, apply_gradients", start=functools.partial(train_stateful, variant=wish.variant)),
+        ]
+    found = [
+        this("step", start=functools.partial(pure, variant=wish.variant)),
+        this("apply_gradients", start=functools.partial(stateful, variant=wish.variant)),
+        this("packed", start=functools.partial(packed, variant=wish.variant), copies=4),
+        this("step, not donated", start=functools.partial(pure, variant=wish.variant, donate=False), copies=6),
+    ]
+    for engine in engines():
+        found.append(this(f"step, engine {engine}", start=functools.partial(pure, variant=wish.variant, engine=engine)))
+    if "keras" in wish.variants and wish.variant != "keras":
+        found.append(Implementation("step, Keras's formula", NAME, functools.partial(pure, variant="keras"), "keras"))
+    for storage in wish.storages:
+        if storage != "float32":
+            start = functools.partial(pure, variant=wish.variant, state_dtype=storage)
+            found.append(this(f"step, {storage} state", start=start, storage=storage))
+    return found
+
+
+def of_rows(wish: Wish) -> list[Implementation]:
+    """The lazy ones take Keras's formula, which is also that of torch's SparseAdam."""
+    lazy = functools.partial(Implementation, library=NAME, variant="keras", sparse="lazy", copies=4)
+    found = [
+        lazy("step, lazy", start=functools.partial(pure, variant="keras", sparse="lazy")),
+        lazy("apply_gradients, lazy", start=functools.partial(stateful, variant="keras", sparse="lazy")),
+    ]
+    if wish.rule.grain != "element":
+        found = [each.refusing(f"{wish.rule.__name__} needs whole arrays") for each in found]
+    start = functools.partial(pure, variant=wish.variant, sparse="dense")
+    return [*found, Implementation("step, dense", NAME, start, wish.variant, copies=4)]
+
+
+def kernel_for(problem: Problem, variant: str, **options: Any) -> Kernel:
+    arguments: dict[str, Any] = {"learning_rate": problem.rate, "variant": variant} | problem.hyper
+    return Kernel(problem.rule(**arguments), Options(**problem.options, **options))
+
+
+def as_slices(given: list[Any]) -> list[Any]:
+    """Rows as this library's sparse gradients."""
+
+    def one(g: Any) -> Any:
+        return jk.IndexedSlices(g.values, g.indices) if isinstance(g, Rows) else g
+
+    return [{name: one(g) for name, g in grads.items()} for grads in given]
+
+
+def pure(problem: Problem, variant: str, donate: bool = True, **options: Any) -> Run:
+    """`Kernel.step`."""
+    kernel, params = kernel_for(problem, variant, **options), problem.start()
+    function = kernel.step if donate else functools.partial(kernel.step, donate=False)
+    return Loop(function, params, kernel.init(params), as_slices(problem.on_device))
+
+
+class Packed(Loop):
+    def params(self) -> dict[str, NDArray[Any]]:
+        return {name: np.asarray(p) for name, p in self.carried[0].unpack().items()}
+
+
+def packed(problem: Problem, variant: str) -> Run:
+    """`Kernel.step` on parameters and gradients that are packed for good, as `jax.grad` through `unpack` has them."""
+    kernel, params = kernel_for(problem, variant), jk.pack(problem.start())
+    return Packed(kernel.step, params, kernel.init(params), [params.like(grads) for grads in problem.on_device])
+
+
+class Stateful:
+    """`Optimizer.apply_gradients`, in a loop as a user writes it."""
+
+    def __init__(self, problem: Problem, variant: str, **options: Any) -> None:
+        make = jk.optimizers.CLASSES[problem.rule.__name__]
+        self.optimizer = make(
+            learning_rate=problem.rate, variant=variant, **problem.hyper, **problem.options, **options
+        )
+        self.variables = [jk.Variable(p, name=name) for name, p in problem.start().items()]
+        self.given, self.count = problem.on_device, 0
+
+    def next(self) -> Any:
+        self.count += 1
+        return self.given[(self.count - 1) % len(self.given)]
+
+    def step(self) -> None:
+        self.optimizer.apply_gradients(zip(self.next(), self.variables, strict=True))
+
+    def block(self) -> None:
+        jax.block_until_ready(([v._value for v in self.variables], self.optimizer._state))
+
+    def held(self) -> int:
+        return jk.nbytes(([v._value for v in self.variables], self.optimizer._state))
+
+    def params(self) -> dict[str, NDArray[Any]]:
+        return {v.path: np.asarray(v.value) for v in self.variables}
+
+
+def stateful(problem: Problem, variant: str, **options: Any) -> Run:
+    run = Stateful(problem, variant, **options)
+    run.given = [list(grads.values()) for grads in as_slices(run.given)]
+    return run
+
+
+def train(problem: Problem, variant: str) -> Run:
+    """Forward, backward and `Kernel.step` in one donated function."""
+    kernel, params = kernel_for(problem, variant), problem.start()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, batch: Any) -> Any:
+        return kernel.step(params, state, jax.grad(models.loss)(params, batch))
+
+    return Loop(step, params, kernel.init(params), problem.on_device)
+
+
+class StatefulTraining(Stateful):
+    def loss(self, batch: Any) -> jax.Array:
+        return models.loss({v.path: v.value for v in self.variables}, batch)
+
+    def step(self) -> None:
+        _, grads = jk.value_and_grad(self.loss, self.variables, self.next())
+        self.optimizer.apply_gradients(zip(grads, self.variables, strict=True))
+
+
+def train_stateful(problem: Problem, variant: str) -> Run:
+    """`value_and_grad`, then `apply_gradients`: two calls."""
+    return StatefulTraining(problem, variant)
+
+
+def state_bytes(problem: Problem, variant: str, **options: Any) -> int:
+    """What a step keeps between calls, of the arrays that it touches: the slots alone."""
+    shapes = {name: jax.ShapeDtypeStruct(p.shape, jnp.dtype(p.dtype)) for name, p in problem.params.items()}
+    return jk.nbytes(kernel_for(problem, variant, **options).init(shapes).slots)

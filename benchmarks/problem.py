@@ -1,0 +1,142 @@
+"""One workload with one optimizer: the numbers that every implementation is given."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.workloads import Workload
+from jaxopt_keras import optimizers
+from jaxopt_keras.parity.cases import Case, Rate, decaying
+from jaxopt_keras.parity.peer import name_of
+from jaxopt_keras.rule import Rule, fields_of
+
+RULES: dict[str, type[Rule]] = {name_of(rule): rule for rule in optimizers.RULES.values()}
+DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+# Ours with Keras's defaults, but for these: with them every library computes the same.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sgd": {"learning_rate": 0.01, "momentum": 0.9},
+    "rmsprop": {"epsilon": 1e-30},  # torch adds it to the root, the others inside
+    "adagrad": {"epsilon": 1e-30},
+    "muon": {"exclude_embeddings": False},
+}
+FIXED_RATE = {"rmsprop", "schedule_free_adamw"}  # under a schedule, torch's and optax's mean something else
+
+
+class Rows(NamedTuple):
+    """A gradient of some rows, as a layer hands it over: in any order, and a row may occur twice."""
+
+    values: NDArray[Any]
+    indices: NDArray[Any]
+
+
+class Batch(NamedTuple):
+    """What a train step is given in the place of gradients."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One workload, one optimizer, one dtype, and arrays. Every step takes the next of `given`, over and over."""
+
+    workload: Workload
+    optimizer: str
+    dtype: str
+    rate: Rate
+    params: dict[str, NDArray[Any]]
+    given: list[Any]  # dicts of gradients, dense or `Rows`, by parameter; or a `Batch`
+
+    @property
+    def rule(self) -> type[Rule]:
+        return RULES[self.optimizer]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All arguments of the optimizer but the variant, said aloud: other libraries default otherwise."""
+        defaults = {p.name: p.default for p in optimizers.parameters(self.rule)}
+        return {name: x for name, x in (defaults | SETTINGS.get(self.optimizer, {})).items() if name != "variant"}
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        own = fields_of(self.rule).keys() - {"learning_rate", "variant"}
+        return {name: x for name, x in self.settings.items() if name in own}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"weight_decay": self.settings["weight_decay"]}
+
+    def case(self, variant: str) -> Case:
+        """For the peers of `jaxopt_keras.parity`, which know how to say it in each library's words."""
+        return Case(self.rule, variant, self.hyper, self.options, self.rate, self.params, self.given)
+
+    @functools.cached_property
+    def on_device(self) -> list[Any]:
+        """`given` as JAX arrays, which all who use JAX share."""
+
+        def moved(given: Any) -> Any:  # not by tree.map, which would sort the names
+            if isinstance(given, dict):
+                return {name: moved(g) for name, g in given.items()}
+            return jax.tree.map(jnp.asarray, given)
+
+        return jax.block_until_ready([moved(given) for given in self.given])
+
+    def start(self) -> dict[str, jax.Array]:
+        """The parameters as JAX arrays that may be donated."""
+        return {name: jnp.array(p, copy=True) for name, p in self.params.items()}
+
+
+def device() -> Any:
+    """Where JAX puts its arrays."""
+    return jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def rate_of(optimizer: str) -> float:
+    return SETTINGS.get(optimizer, {}).get("learning_rate", 1e-3)
+
+
+def to_time(workload: Workload, optimizer: str, dtype: str) -> Problem:
+    """Normal numbers; the same gradients at every step, which leaves nothing to measure but the step."""
+    return made(workload, optimizer, dtype, rate_of(optimizer), 1, np.random.default_rng(0), sizes=False)
+
+
+def to_compare(workload: Workload, optimizer: str, dtype: str, steps: int = 5, seed: int = 0) -> Problem:
+    """A miniature; fresh gradients at every step, whose sizes range from epsilon's to 10, and a rate that changes."""
+    rate = 10 * rate_of(optimizer)
+    rate = rate if optimizer in FIXED_RATE else decaying(rate)
+    return made(workload.miniature(), optimizer, dtype, rate, steps, np.random.default_rng(seed), sizes=True)
+
+
+def made(
+    workload: Workload, optimizer: str, dtype: str, rate: Rate, steps: int, rng: np.random.Generator, sizes: bool
+) -> Problem:
+    def normal(shape: tuple[int, ...], scale: float) -> NDArray[Any]:
+        return (scale * rng.standard_normal(shape, np.float32)).astype(DTYPES[dtype])
+
+    shapes = workload.shapes
+    spread = np.linspace(-6, 1, len(shapes)) if sizes and len(shapes) > 1 else np.zeros(len(shapes))
+    scales = dict(zip(shapes, 10**spread, strict=True))
+
+    def gradient(name: str, shape: tuple[int, ...]) -> Any:
+        if workload.kind != "rows":
+            return normal(shape, scales[name])
+        indices = rng.integers(0, shape[0], workload.rows, dtype=np.int32)
+        return Rows(normal((workload.rows, *shape[1:]), scales[name]), indices)
+
+    def batch() -> Batch:
+        first, last = list(shapes.values())[0][0], list(shapes.values())[-1][0]
+        return Batch(normal((workload.rows, first), 1.0), rng.integers(0, last, workload.rows, dtype=np.int32))
+
+    params = {name: normal(shape, 1 / np.sqrt(max(shape[0], 16))) for name, shape in shapes.items()}
+    given = [
+        batch() if workload.kind == "training" else {name: gradient(name, shape) for name, shape in shapes.items()}
+        for _ in range(steps)
+    ]
+    return Problem(workload, optimizer, dtype, rate, params, given)

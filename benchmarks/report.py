@@ -1,0 +1,164 @@
+"""Tables: on the terminal with rich, and in Markdown for the README, from the files in benchmarks/results."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table as Grid
+from rich.text import Text
+
+from benchmarks import records
+from benchmarks.records import Record, Row, Table
+from benchmarks.timing import Spread
+
+MARK = "<!-- bench -->"
+RESULTS = Path(__file__).with_name("results")
+OURS = "jaxopt_keras"
+# The peers that have a column of their own, where they were timed.
+COLUMNS = ["optax", "optax, dense", "torch, fused", "torch, SparseAdam", "keras, jitted", "keras, eager"]
+
+
+def quotient(x: Spread | None) -> str:
+    """The median and the quartiles; the median alone where it is so far from 1 that they say nothing."""
+    if x is None:
+        return "-"
+    return f"{x.median:.2f} ({x.q1:.2f}-{x.q3:.2f})" if 0.1 < x.median < 10 else number(x.median, 2)
+
+
+def number(x: float | None, digits: int = 3) -> str:
+    if x is None:
+        return "-"
+    return f"{x:.{digits}g}" if abs(x) < 1000 else f"{x:,.0f}"
+
+
+def per_cent(x: Spread | None) -> str:
+    return "-" if x is None else f"{number(100 * x.median, 2)} %"
+
+
+def mebibytes(x: int | None) -> str:
+    return "-" if x is None else number(x / 2**20)
+
+
+def columns_of(table: Table) -> list[str]:
+    timed = {row.name for row in table.rows if row.ms}
+    return [name for name in COLUMNS if name in timed]
+
+
+def title(table: Table) -> str:
+    scale = "" if table.scale == 1 else f", scale {table.scale:g}"
+    return f"{table.about}: {table.optimizer}, {table.dtype}{scale}"
+
+
+def facts(table: Table) -> str:
+    """What stands under a table."""
+    again = ""
+    if table.again:
+        again = f" The same again ({table.reference} beside itself): {quotient(table.again)}."
+    limit = f"{number(table.limit_ms.median)} ms"
+    if table.limit_bytes:
+        limit += f", {number(table.limit_bytes / table.limit_ms.median / 1e6)} GB/s"
+    unsteady = f" Unsteady rounds: {100 * table.unsteady:.0f} %." if table.unsteady else ""
+    return f"{table.arrays} arrays, {table.touched:,} parameters. Limit: {table.limit}, {limit}.{again}{unsteady}"
+
+
+def grid(table: Table) -> Grid:
+    """For the terminal."""
+    against = columns_of(table)
+    found = Grid(
+        title=title(table), caption=facts(table), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
+    )
+    found.add_column("", no_wrap=True)
+    headings = [
+        "ms",
+        "cold ms",
+        "ns/param",
+        "GB/s",
+        "of limit",
+        *(f"/ {name}" for name in against),
+        "first s",
+        "peak MiB",
+    ]
+    for heading in [*headings, "error"]:
+        found.add_column(heading, justify="right", overflow="fold")
+    for row in table.rows:
+        if row.ms is None:
+            continue
+        cells = [
+            number(row.ms.median), number(row.cold_ms), number(row.ns_per_parameter), number(row.gb_per_s),
+            per_cent(row.share), *(quotient(row.ratios.get(name)) if name != row.name else "1" for name in against),
+            number(row.first_call_s, 2), mebibytes(None if row.held is None else row.held + (row.transient or 0)),
+            "-" if row.error is None else f"{row.error:.0e}",
+        ]  # fmt: skip
+        found.add_row(row.name, *cells, style="bold" if row.library == OURS else "")
+    return found
+
+
+def notes(table: Table) -> list[Text]:
+    """Who was not timed, and why."""
+    return [Text(f"  {row.name}: {row.note}", style="yellow") for row in table.rows if row.note]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Markdown
+
+
+def best(table: Table, names: Sequence[str]) -> Row | None:
+    return next((row for name in names if (row := table.row(name)) and row.ms), None)
+
+
+STEP = ["step", "step, lazy"]
+PAIRS = {  # heading: whose time, by whose
+    "/ optax": (STEP, ["optax", "optax, dense"]),
+    "/ torch": (STEP, ["torch, fused", "torch, SparseAdam", "torch, foreach"]),
+    "/ keras, jitted": (STEP, ["keras, jitted"]),
+    "/ keras, eager": (STEP, ["keras, eager"]),
+    "apply_gradients / optax": (["apply_gradients", "apply_gradients, lazy"], ["optax", "optax, dense"]),
+    "packed / optax": (["packed"], ["optax"]),
+}
+
+
+def lines(record: Record) -> list[str]:
+    """One line for each table: the time of `Kernel.step`, and its ratio to each peer's."""
+    heading = ["workload", "optimizer", "step, ms", "of limit", *PAIRS, "same again"]
+    cells = [heading, ["---"] * len(heading)]
+    for table in record.tables:
+        row = best(table, STEP)
+        if row is None or row.ms is None:
+            continue
+        ratios = []
+        for ours, theirs in PAIRS.values():
+            one, other = best(table, ours), best(table, theirs)
+            ratios.append(quotient(one.ratios.get(other.name)) if one and other else "-")
+        name = table.about if table.scale == 1 else f"{table.about}, scale {table.scale:g}"
+        optimizer = table.optimizer if table.dtype == "float32" else f"{table.optimizer}, {table.dtype}"
+        cells.append([name, optimizer, number(row.ms.median), per_cent(row.share), *ratios, quotient(table.again)])
+    return [f"| {' | '.join(line)} |" for line in cells]
+
+
+def markdown(found: Iterable[Record]) -> str:
+    """A section for each record."""
+    parts = []
+    for record in found:
+        versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+        about = (
+            f"{record.device}: {record.machine}, {record.threads} threads; a copy: {record.copy_gb_per_s:.0f} GB/s. "
+            f"{versions}. {record.date}: `{record.command}`"
+        )
+        parts.append("\n".join([about, "", *lines(record), ""]))
+    return "\n".join(parts)
+
+
+def results(folder: Path = RESULTS) -> list[Record]:
+    return [records.read(path) for path in sorted(folder.glob("*.json"))]
+
+
+def placed(page: str, table: str) -> str:
+    """`page` with `table` between its two marks.
+
+    Raises:
+        ValueError: if it has not two.
+    """
+    parts = page.split(MARK)
+    if len(parts) != 3:
+        raise ValueError(f"The page must have two lines {MARK}. Received: {len(parts) - 1}")
+    return f"{parts[0]}{MARK}\n{table}{MARK}{parts[2]}"
