@@ -77,10 +77,14 @@ class Custom:
         Raises:
             KeyError: if there is no such variable or slot; it names those that there are.
         """
-        slots = self._state.slots[self._key(var)]
+        buffer = getattr(var, "buffer", None)
+        whole = buffer is not None and id(var) not in self._keys and id(buffer) in self._keys
+        key = self._key(buffer if whole else var)
+        slots = self._state.slots[key]
         if slot_name not in slots:
-            raise KeyError(f"`{slot_name}` is no slot of `{self._key(var)}`. It has {sorted(slots)}")
-        return self.view(("slots", self._key(var), slot_name))
+            raise KeyError(f"`{slot_name}` is no slot of `{key}`. It has {sorted(slots)}")
+        place = ("slots", key, slot_name)
+        return self.view((*place, buffer.pieces[id(var)]) if whole else place)
 
     def get_slot_names(self) -> list[str]:
         """The names of all slots: the optimizer's own, then those of `use_ema` and accumulation."""

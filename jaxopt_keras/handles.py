@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.buffers import Buffer
 from jaxopt_keras.variable import Variable
 
 
@@ -45,15 +46,17 @@ class Handle:
 
 
 class VariableHandle(Handle):
+    """Of a `Variable`, or of a `Buffer` of them."""
+
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.variable._value.shape
+        return self.variable._peek().shape
 
     def read(self) -> Any:
-        return self.variable._value
+        return self.variable._peek()
 
     def write(self, value: Any) -> None:
-        self.variable._value = value
+        self.variable._store(value)
 
 
 class KerasHandle(Handle):
@@ -103,7 +106,7 @@ def handle(variable: Any) -> Handle:
         TypeError: for anything that is not a variable.
     """
     module = type(variable).__module__
-    if isinstance(variable, Variable):
+    if isinstance(variable, (Variable, Buffer)):
         return VariableHandle(variable)
     if isinstance(variable, jax.Ref):
         return RefHandle(variable)

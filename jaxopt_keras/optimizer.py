@@ -13,6 +13,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.buffers import Buffer
 from jaxopt_keras.configs import Configs
 from jaxopt_keras.copies import Copies, rebound, unique
 from jaxopt_keras.custom import HOOKS, Custom, refuse_unknown
@@ -206,6 +207,8 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
         return self.iterations
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
+        if any(id(v) not in self._keys for v in variables):
+            grads, variables = self._taken_apart(grads, variables)
         handles = [self._handle(v) for v in variables]
         grads = [checked(g, h) for g, h in zip(grads, handles, strict=True)]
         self._check_pairs(grads, handles)
@@ -229,6 +232,23 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
         self._set_state(moved._replace(hyper=state.hyper, slots=state.slots | moved.slots))
         for k, h in handles.items():
             h.write(params[k])
+
+    def _taken_apart(self, grads: list[Any], variables: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The same with the variables of a buffer in its place, where something sees where one of them ends."""
+        taken: list[tuple[Any, Any]] = []
+        for g, v in zip(grads, variables, strict=True):
+            if isinstance(v, Buffer) and id(v) not in self._keys and self._sees_parts(v):
+                g = checked(g, self._handle(v))
+                arrays = {} if g is None else v.split(jnp.asarray(g))
+                taken += [(arrays.get(id(w)), w) for w in v.variables]
+            else:
+                taken.append((g, v))
+        return [g for g, _ in taken], [v for _, v in taken]
+
+    def _sees_parts(self, buffer: Buffer) -> bool:
+        """Whether the variables of `buffer` must be updated one by one: by what they are, or since they are so far."""
+        known = any(id(v) in self._keys or v.path in self._unbound for v in buffer.variables)
+        return known or not self._kernel().core.elementwise or self._divides(self._options, buffer) is not None
 
     def _check_pairs(self, grads: list[Any], handles: list[Handle]) -> None:
         ids = [id(h.variable) for h in handles]
@@ -342,7 +362,8 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
         """Makes the slots of `variables`, which the first `apply` does otherwise. More may join later."""
         before = self._snapshot()
         try:
-            self._create_slots_of(self._register(list(several("variables", variables))))
+            given = list(several("variables", variables))
+            self._create_slots_of(self._register(self._taken_apart([None] * len(given), given)[1]))
         except BaseException:
             self._restore(before)
             raise
@@ -356,8 +377,12 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
         try:
             return self._keys[id(variable)]
         except KeyError:
-            known = list(self._handles)
-            raise KeyError(f"`{handle(variable).path}` is not known to {self.name}. It knows {known}") from None
+            path, buffer, known = handle(variable).path, getattr(variable, "buffer", None), list(self._handles)
+            if buffer is not None and id(buffer) in self._keys:
+                raise KeyError(
+                    f"{self.name} knows `{path}` as a part of `{buffer.path}`. Pass that, as `pack_variables` gave it."
+                ) from None
+            raise KeyError(f"`{path}` is not known to {self.name}. It knows {known}") from None
 
     def _ensure(self, variables: list[Any]) -> dict[str, Any] | None:
         """Registers new variables, if there are any. Returns what to `_restore` should the step fail."""
@@ -378,6 +403,13 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
         if not new:
             return []
         self._check_outside_hooks()
+        for h in new.values():
+            buffer = getattr(h.variable, "buffer", None)
+            if buffer is not None and id(buffer) in self._keys:
+                raise ValueError(
+                    f"{self.name} updates `{buffer.path}`, in which `{h.path}` lies, as a whole. Give it the gradient "
+                    "of the buffer: `value_and_grad(loss, packed)` with what `pack_variables` gave."
+                )
         handles, keys, unbound, paths = dict(self._handles), dict(self._keys), dict(self._unbound), [*self._paths]
         bound, fresh = rebound(list(new.values()), unbound), []
         for h in new.values():

@@ -7,6 +7,7 @@ arrays are cut out inside the compiled step and put together again.
 """
 
 import math
+import weakref
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,14 +28,39 @@ class Part(NamedTuple):
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class Arrangement:
+    """What lies where. Made by `arranged`, which makes one of each: `jit` compares them in every call, at once."""
+
+    parts: tuple[Part, ...]
+    treedef: Any
+
+    def __reduce__(self) -> Any:
+        return arranged, (self.parts, self.treedef)
+
+
+def arranged(parts: tuple[Part, ...], treedef: Any) -> Arrangement:
+    return _arrangements.setdefault((parts, treedef), Arrangement(parts, treedef))
+
+
+_arrangements: weakref.WeakValueDictionary[Any, Arrangement] = weakref.WeakValueDictionary()
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packed:
     """A pytree of arrays as flat buffers, by the name of their dtype. It is a pytree with the buffers as leaves."""
 
     buffers: dict[str, Array]
-    parts: tuple[Part, ...] = field(metadata={"static": True})
-    treedef: Any = field(metadata={"static": True})
+    arrangement: Arrangement = field(metadata={"static": True})
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.arrangement.parts
+
+    @property
+    def treedef(self) -> Any:
+        return self.arrangement.treedef
 
     def unpack(self) -> Any:
         """The tree of arrays."""
@@ -53,7 +79,7 @@ class Packed:
         """
         if jax.tree.structure(tree) != self.treedef:
             raise ValueError(f"`tree` must have the structure {self.treedef}. Received: {jax.tree.structure(tree)}")
-        return _joined(jax.tree.leaves(tree), self.parts, self.treedef)
+        return _joined(jax.tree.leaves(tree), self.arrangement)
 
 
 def pack(params: Any) -> Packed:
@@ -82,19 +108,19 @@ def pack(params: Any) -> Packed:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(f"`params` must be a pytree of arrays. Received: {leaf!r} at `{path}`")
         parts.append(Part(path, str(leaf.dtype), tuple(leaf.shape)))
-    return _joined([leaf for _, leaf in keyed], tuple(parts), treedef)
+    return _joined([leaf for _, leaf in keyed], arranged(tuple(parts), treedef))
 
 
-def _joined(leaves: list[Any], parts: tuple[Part, ...], treedef: Any) -> Packed:
+def _joined(leaves: list[Any], arrangement: Arrangement) -> Packed:
     flat: dict[str, list[Any]] = {}
-    for part, leaf in zip(parts, leaves, strict=True):
+    for part, leaf in zip(arrangement.parts, leaves, strict=True):
         if tuple(leaf.shape) != part.shape:
             raise ValueError(f"`{part.path}` must have the shape {part.shape}. Received: {tuple(leaf.shape)}")
         flat.setdefault(part.buffer, []).append(jnp.ravel(leaf))
-    return Packed({name: _concatenated(x) for name, x in flat.items()}, parts, treedef)
+    return Packed({name: concatenated(x) for name, x in flat.items()}, arrangement)
 
 
-def _concatenated(arrays: list[Array]) -> Array:
+def concatenated(arrays: list[Array]) -> Array:
     """All of them in a row. By the dozen, since a concatenation of a thousand takes XLA seconds to compile."""
     while len(arrays) > 1:
         arrays = [jnp.concatenate(arrays[i : i + _AT_ONCE]) for i in range(0, len(arrays), _AT_ONCE)]

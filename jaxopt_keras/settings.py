@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras import schedules
+from jaxopt_keras.buffers import Buffer
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.hooks import Hooks
 from jaxopt_keras.engine.pipeline import State
@@ -140,7 +141,13 @@ class Settings:
             raise TypeError(f"`var_names` must be a list of regular expressions. Received: var_names={var_names!r}")
         variables = tuple(handle(v).variable for v in several("var_list", () if var_list is None else var_list))
         patterns: Any = Options(exclude_from_weight_decay=var_names or ()).exclude_from_weight_decay
+        before = self._excluded
         object.__setattr__(self, "_excluded", Exclusion(variables, "|".join(f"(?:{x})" for x in patterns) or None))
+        try:
+            self._effective(self._options)
+        except ValueError:
+            object.__setattr__(self, "_excluded", before)
+            raise
         object.__setattr__(self, "_kernel_cache", None)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
@@ -222,22 +229,37 @@ class Settings:
     def _effective(self, options: Options, handles: dict[str, Handle] | None = None) -> Options:
         """The options with what the variables themselves say: their constraints, and exclusions by identity or name."""
         handles = self._handles if handles is None else handles
-        variables, pattern, paths = self._excluded
-        ids = {id(v) for v in variables}
-        excluded = frozenset(
-            key
-            for key, h in handles.items()
-            if id(h.variable) in ids
-            or key in paths
-            or (pattern and re.search(pattern, h.name))
-            or not options.decays(key, h.variable)
-        )
+        for h in handles.values():
+            if isinstance(h.variable, Buffer) and (what := self._divides(options, h.variable)):
+                raise ValueError(
+                    f"`{what}` acts on each variable by itself, but {self.name} has slots for `{h.path}` as a whole "
+                    "already. Set it before the first step, or `build`."
+                )
+        excluded = frozenset(key for key, h in handles.items() if self._excludes(options, key, h.variable))
         own = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles.items() if h.constraint is not None)
         return dataclasses.replace(
             options,
             exclude_from_weight_decay=Excluded(excluded) if excluded else (),
             constraints=options.constraints + own,
         )
+
+    def _excludes(self, options: Options, key: str, variable: Any) -> bool:
+        """Whether a variable is taken out of weight decay; all of a buffer are, or none is."""
+        if isinstance(variable, Buffer):
+            return self._excludes(options, variable.variables[0].path, variable.variables[0])
+        variables, pattern, paths = self._excluded
+        named = pattern and re.search(pattern, handle(variable).name)
+        return any(variable is v for v in variables) or key in paths or bool(named) or not options.decays(key, variable)
+
+    def _divides(self, options: Options, buffer: Buffer) -> str | None:
+        """The name of an option that sees where one variable of `buffer` ends, if there is one."""
+        if options.clipnorm is not None:
+            return "clipnorm"
+        if any(v.constraint is not None or options.constraint(v.path) is not None for v in buffer.variables):
+            return "constraints"
+        if len({self._excludes(options, v.path, v) for v in buffer.variables}) > 1:
+            return "exclude_from_weight_decay"
+        return None
 
 
 def _taken_over(old: Any, fresh: Any) -> Any:

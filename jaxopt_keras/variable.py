@@ -27,12 +27,29 @@ class Scope:
     def read(self, variable: Any) -> Any:
         key = id(variable)
         self.read_ids.add(key)
-        if key not in self.values:
+        if key in self.values:
+            return self.values[key]
+        if variable.buffer is None:
             self.outside[key] = variable
-            return variable._load() if self.parent is None else self.parent.read(variable)
-        return self.values[key]
+        else:
+            whole = self.read(variable.buffer)
+            if id(variable.buffer) in self.values:
+                self.values |= variable.buffer.split(whole)  # all at once: the gradient is one concatenation then
+                return self.values[key]
+        return variable._load() if self.parent is None else self.parent.read(variable)
 
     def write(self, variable: Any, value: Any) -> None:
+        key = id(variable)
+        if variable.buffer is not None and key not in self.variables:
+            whole = self.read(variable.buffer)
+            self._set(variable.buffer, variable.buffer.pieces[key].put(whole, value))
+            self.values[key] = value
+            return
+        for part in getattr(variable, "pieces", ()):  # what was cut out of a buffer
+            self.values.pop(part, None)
+        self._set(variable, value)
+
+    def _set(self, variable: Any, value: Any) -> None:
         key = id(variable)
         if key not in self.variables:
             self.outside[key] = variable
@@ -64,6 +81,7 @@ class ArrayLike:
 
     name: str
     path: str
+    buffer: Any = None  # in which it lies, if it is packed
 
     def _peek(self) -> Any:
         """The array itself, for a look: what keeps it may be donated later."""
@@ -308,19 +326,26 @@ class Variable(ArrayLike):
         self.constraint = constraint
 
     def _peek(self) -> Any:
-        return self._value
+        return self._value if self.buffer is None else self.buffer.piece(self)
 
     def _store(self, value: Any) -> None:
-        self._value = value
+        if self.buffer is None:
+            self._value = value
+        else:
+            self.buffer.put(self, value)
+
+    def pack_into(self, buffer: Any) -> None:
+        """From now on `buffer` holds the array (`buffers`)."""
+        self.buffer, self._value = buffer, None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Variable":
         copy = object.__new__(type(self))
         memo[id(self)] = copy
-        copy.__dict__.update(self.__dict__, _value=jnp.copy(self._value))
+        copy.__dict__.update(self.__dict__, _value=jnp.copy(self._peek()), buffer=None)
         return copy
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_value": np.array(self._value)}
+    def __getstate__(self) -> dict[str, Any]:  # by itself: a copy of its buffer packs it anew
+        return self.__dict__ | {"_value": np.array(self._peek()), "buffer": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _value=jnp.asarray(state["_value"]))

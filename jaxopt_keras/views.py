@@ -12,7 +12,10 @@ from jaxopt_keras.transforms.average import AVERAGE
 from jaxopt_keras.variable import ArrayLike
 
 Place = tuple[Any, ...]
-"""Where an array stands in `State`: ("step",), ("hyper", name), ("scalars", name[, leaf]) or ("slots", key, name)."""
+"""Where an array stands in `State`: ("step",), ("hyper", name), ("scalars", name[, leaf]) or ("slots", key, name).
+
+After the last, the `Piece` of a packed variable may say which part of the slot it is.
+"""
 
 STEP: Place = ("step",)
 RATE: Place = ("hyper", "learning_rate")
@@ -29,6 +32,8 @@ class View(ArrayLike):
     @property
     def name(self) -> str:  # type: ignore[override]  # derived here, given there
         kind, *rest = self.place
+        if len(rest) == 3:
+            return f"{rest[2].path.replace('/', '_')}_{rest[1]}"
         if kind == "slots":
             return f"{rest[0].replace('/', '_')}_{rest[1]}"
         return {"step": "iteration"}.get(kind) or "_".join(str(x) for x in rest)
@@ -62,6 +67,8 @@ def view(optimizer: Any, place: Place) -> View:
 def read(state: Any, place: Place) -> Any:
     """The array at `place`."""
     kind, *rest = place
+    if len(rest) == 3:
+        return rest[2].of(read(state, place[:3]))
     value = getattr(state, kind)
     if kind == "scalars":
         leaf = jax.tree.leaves(value[rest[0]])[rest[1] if len(rest) > 1 else 0]
@@ -83,6 +90,8 @@ def written(state: Any, place: Place, value: Any) -> Any:
     kind, *rest = place
     if kind == "step":
         return state._replace(step=value)
+    if len(rest) == 3:
+        return written(state, place[:3], rest[2].put(read(state, place[:3]), value))
     if kind == "slots":
         key, name = rest
         value = coded(value, state.slots[key].get(name))

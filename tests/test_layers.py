@@ -16,6 +16,7 @@ LAYERS = [
     ["rules", "options", "schedules", "sparse", "packed"],
     ["transforms", "storage"],
     ["variable"],
+    ["buffers"],
     ["engine"],
     ["functional"],
     ["handles", "gradients", "views"],
