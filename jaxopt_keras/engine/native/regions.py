@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jaxopt_keras.engine.native.emit import REDUCTIONS, SAME, Emitter, Loop, Unsupported
 from jaxopt_keras.engine.native.trace import INTRINSICS, Atom, Equation, Trace, Value, is_scalar
 
-BARRIERS = ("cond", "while", "scan", "dot_general", "psum", "psum2", "psum_invariant", "optimization_barrier")
+BARRIERS = ("cond", "while", "scan", "psum", "psum2", "psum_invariant", "optimization_barrier")
 
 
 class Moment(NamedTuple):
