@@ -29,7 +29,7 @@ from jaxopt_keras.parity.peer import default_promotion
 
 ROOT = Path(__file__).parent.parent
 QUICK = {"scale": 0.01, "seconds": 0.3, "rounds": 5, "memory": False}
-QUICK_WORKLOADS, QUICK_PEERS = ["lenet5", "embedding", "training"], ["optax"]
+QUICK_WORKLOADS, QUICK_PEERS = ["lenet5", "embedding"], ["optax"]
 WIDTH = 190  # of what is not a terminal
 REFRESH = 0.2  # seconds between two refreshes of the progress bar, none of which falls into a measurement
 
