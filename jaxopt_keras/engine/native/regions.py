@@ -2,8 +2,8 @@
 
 A region is a connected set of equations on arrays of the same elements: in a step, what is done to one parameter. It is
 native as a whole or not at all. A reduction to a scalar cuts it into phases (a norm, then what uses the norm); each
-phase is one loop, and computes anew what it needs of the phases before. What no loop can do and XLA does well by itself
-(a product of matrices, a sum over devices, a `cond`) is a barrier: it stands between two regions.
+phase is one loop, and computes anew what it needs of the phases before. What stands by itself in XLA too (a sum over
+devices, a `cond`) is a barrier between two regions.
 """
 
 import math
