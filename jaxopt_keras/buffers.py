@@ -137,7 +137,9 @@ def pack_variables(variables: Sequence[Variable]) -> list[Buffer]:
                 f"Received: {type(v).__module__}.{type(v).__name__} among them"
             )
         if not jnp.issubdtype(v.dtype, jnp.inexact):
-            raise TypeError(f"`variables` must be of floats or complex numbers. Received: `{v.path}` of dtype {v.dtype}")
+            raise TypeError(
+                f"`variables` must be of floats or complex numbers. Received: `{v.path}` of dtype {v.dtype}"
+            )
         if id(v) in seen:
             raise ValueError(f"Each variable may occur once. Received: `{v.path}` twice")
         if v.buffer is not None:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
@@ -60,7 +61,9 @@ def test_packed_equals_unpacked(make):
     packed, theirs = trained(make)
     plain, ours = trained(make, packs=False)
     close(values(theirs), values(ours))
-    for name in set(plain.get_slot_names()) - {"master"}:  # which counts last places, and norms are summed in another order
+    for name in set(plain.get_slot_names()) - {
+        "master"
+    }:  # which counts last places, and norms are summed in another order
         for p, q in zip(theirs, ours, strict=True):
             if name in plain.state.slots[q.path]:
                 close(packed.get_slot(p, name).value, plain.get_slot(q, name).value)
@@ -133,6 +136,14 @@ def test_a_loss_that_reads_others(batch):
         np.testing.assert_array_equal(g, [2 * size, 2 * size])
 
 
+def test_what_is_kept_is_never_traced():
+    made = variables()
+    (packed, _) = jk.pack_variables(made)
+    made[3].assign(np.arange(5))
+    first, second, whole = jax.jit(lambda: (made[0].value + 1, made[3].value + 1, packed.value + 1))()
+    close((first, second, whole), (made[0].value + 1, made[3].value + 1, packed.value + 1))
+
+
 def test_minimize_and_lists():
     made = variables()
     packed, optimizer = jk.pack_variables(made[:4]), jk.Adam(0.1)
@@ -177,7 +188,11 @@ def test_a_copy_of_an_optimizer_that_takes_them_one_by_one():
     [
         (3, TypeError, "`variables` must be a list"),
         ([jnp.ones(2)], TypeError, "must be `jaxopt_keras.Variable`s"),
-        ([jk.Variable([1, 2], name="count")], TypeError, "of floats or complex numbers. Received: `count` of dtype int"),
+        (
+            [jk.Variable([1, 2], name="count")],
+            TypeError,
+            "of floats or complex numbers. Received: `count` of dtype int",
+        ),
     ],
     ids=["no list", "an array", "integers"],
 )
