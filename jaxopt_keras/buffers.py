@@ -59,7 +59,8 @@ class Buffer(ArrayLike):
         """The array of one of the variables."""
         key = id(variable)
         if key not in self._arrays:
-            self._arrays[key] = self.pieces[key].of(self._whole)
+            with jax.ensure_compile_time_eval():  # what is kept must not be traced, whoever reads it
+                self._arrays[key] = self.pieces[key].of(self._whole)
         return self._arrays[key]
 
     def put(self, variable: Any, value: Array) -> None:
@@ -72,14 +73,20 @@ class Buffer(ArrayLike):
         return {key: x.reshape(piece.shape) for (key, piece), x in zip(self.pieces.items(), arrays, strict=True)}
 
     def _peek(self) -> Array:
+        if self._late:
+            with jax.ensure_compile_time_eval():
+                self._settle()
+        return self._whole
+
+    def _settle(self) -> None:
+        """Puts in what variables were assigned."""
         if len(self._late) == len(self.pieces):
             self._whole = _joined([self._arrays[key] for key in self.pieces])
-        elif self._late:
+        else:
             self._whole = jnp.copy(self._whole)  # the following are in place, and somebody may have kept the old one
             for key in self._late:
                 self._whole = _placed(self._whole, self._arrays[key], self.pieces[key].offset)
         self._late.clear()
-        return self._whole
 
     def _store(self, value: Array) -> None:
         self._whole = value

@@ -63,6 +63,8 @@ class Custom:
             )
         if id(var) in self._keys and slot_name in self._state.slots[self._keys[id(var)]]:
             return self.view(("slots", self._keys[id(var)], slot_name))
+        if id(getattr(var, "buffer", None)) in self._keys:
+            self._key(var)  # raises: the slot would have to be of the buffer
         h = self._handles[self._keys[id(var)]] if id(var) in self._keys else handle(var)
         array = _initial(initializer, h.shape if shape is None else shape, compute_dtype(h.dtype))
         self._register([var])

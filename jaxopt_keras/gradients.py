@@ -71,6 +71,10 @@ def readable(variables: Sequence[Any]) -> list[Handle]:
             )
         if not jnp.issubdtype(h.read().dtype, jnp.inexact):
             raise TypeError(f"`{h.path}` has no gradient. Received: a variable of dtype {h.read().dtype}")
+    given = {id(v) for v in variables}
+    for v in variables:
+        if id(getattr(v, "buffer", None)) in given:
+            raise ValueError(f"`{v.path}` lies in `{v.buffer.path}`. Received: it together with that buffer")
     return handles
 
 
