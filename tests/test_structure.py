@@ -11,6 +11,7 @@ nobody reads the old one afterwards. So a step over one array should have
 Exceptions are declared here, each with its reason; `extra` fusions are allowed beyond the rule.
 """
 
+import dataclasses
 import re
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxopt_keras as jk
+from jaxopt_keras.engine.native import unavailable
 from jaxopt_keras.optimizers import FUNCTIONS
 
 SHAPE = (16, 16)
@@ -79,7 +81,8 @@ class Structure(NamedTuple):
         )
 
 
-def check(kernel: jk.Kernel, params: Any, allowed: Exceptional = Exceptional("")) -> Structure:
+def check(kernel: jk.Kernel, params: Any, allowed: Exceptional = Exceptional(""), engine: Any = "xla") -> Structure:
+    kernel = jk.Kernel(kernel.rule, dataclasses.replace(kernel.options, engine=engine))
     state = kernel.init(params)
     moving = state._replace(hyper={})
     found = Structure.of(kernel.compiled.step_donating, params, moving, params, state.hyper)
@@ -95,6 +98,14 @@ def check(kernel: jk.Kernel, params: Any, allowed: Exceptional = Exceptional("")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_rules(name):
     check(FUNCTIONS[name](0.1), jnp.ones(SHAPE), RULES.get(name, Exceptional("")))
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("adafactor", "muon")])
+def test_native_loops(name):
+    """The loops write every array in place, and nothing else writes one."""
+    found = check(FUNCTIONS[name](0.1, global_clipnorm=1.0), {"w": jnp.ones(SHAPE), "b": jnp.ones(16)}, engine="native")
+    assert found.fusions == 0 and found.text.count("jaxopt_keras_") >= 2
 
 
 @pytest.mark.parametrize("name", ["adam", "nadam"])  # the one with numbers that are kept once

@@ -29,7 +29,7 @@ def strange(grads):
 
 
 def error(found, exact, old):
-    """The greatest error but for one in a thousand, in last places of the result, or of the old value if that is larger."""
+    """The greatest error but for one in a thousand, in last places of the result or, if larger, of the old value."""
     size = np.maximum(np.abs(exact), np.abs(old))
     info = np.finfo(np.float32)
     place = np.spacing(np.clip(size, info.tiny, info.max / 4).astype(np.float32)).astype(float)
