@@ -46,6 +46,8 @@ class Adadelta(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class Adafactor(Optimizer):
@@ -78,6 +80,8 @@ class Adafactor(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -106,6 +110,8 @@ class Adagrad(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -136,6 +142,8 @@ class Adam(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -165,6 +173,8 @@ class Adamax(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -195,6 +205,8 @@ class AdamW(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class Ftrl(Optimizer):
@@ -227,6 +239,8 @@ class Ftrl(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class Lamb(Optimizer):
@@ -256,6 +270,8 @@ class Lamb(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -284,6 +300,8 @@ class Lion(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -324,6 +342,8 @@ class Muon(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class Nadam(Optimizer):
@@ -353,6 +373,8 @@ class Nadam(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -383,6 +405,8 @@ class RMSprop(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
@@ -413,6 +437,8 @@ class ScheduleFreeAdamW(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -441,6 +467,8 @@ class SGD(Optimizer):
         master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
     ) -> None: ...
 
 def adadelta(
@@ -467,6 +495,8 @@ def adadelta(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def adafactor(
     learning_rate: Rate = 0.001,
@@ -496,6 +526,8 @@ def adafactor(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def adagrad(
     learning_rate: Rate = 0.001,
@@ -521,6 +553,8 @@ def adagrad(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def adam(
     learning_rate: Rate = 0.001,
@@ -548,6 +582,8 @@ def adam(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def adamax(
     learning_rate: Rate = 0.001,
@@ -574,6 +610,8 @@ def adamax(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def adamw(
     learning_rate: Rate = 0.001,
@@ -601,6 +639,8 @@ def adamw(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def ftrl(
     learning_rate: Rate = 0.001,
@@ -630,6 +670,8 @@ def ftrl(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001,
@@ -656,6 +698,8 @@ def lamb(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def lion(
     learning_rate: Rate = 0.001,
@@ -681,6 +725,8 @@ def lion(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def muon(
     learning_rate: Rate = 0.001,
@@ -718,6 +764,8 @@ def muon(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def nadam(
     learning_rate: Rate = 0.001,
@@ -744,6 +792,8 @@ def nadam(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def rmsprop(
     learning_rate: Rate = 0.001,
@@ -771,6 +821,8 @@ def rmsprop(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def schedule_free_adamw(
     learning_rate: Rate = 0.0025,
@@ -798,6 +850,8 @@ def schedule_free_adamw(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 def sgd(
     learning_rate: Rate = 0.01,
@@ -823,6 +877,8 @@ def sgd(
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None,
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
 ) -> Kernel: ...
 
 __all__ = [

@@ -1,11 +1,12 @@
 """What every optimizer can do around its rule: decay, clipping, averaging, accumulation, constraints, storage."""
 
+import math
 import re
 from collections.abc import Callable
 from types import NoneType
 from typing import Annotated, Any, Literal
 
-from jaxopt_keras.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within
+from jaxopt_keras.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
 
 FORMS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
 
@@ -37,6 +38,8 @@ class Options(Hyperparameters):
             "bf16+16" or "bf16+8", a correction of 16 or 8 bits (`storage.masters`). float16 ones can have "float32".
         rounding: how a parameter of 16 bits is written: "nearest", or "stochastic", which is right on average.
         seed: of stochastic rounding.
+        skip_nonfinite: a call whose gradients hold NaN or infinity changes nothing but the counter `skipped`.
+        skip_spikes: so does a call whose gradients' joint norm is greater than so many times its running mean.
     """
 
     weight_decay: Amount | None = None
@@ -57,10 +60,12 @@ class Options(Hyperparameters):
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: Count = 0
+    skip_nonfinite: bool = False
+    skip_spikes: Annotated[float, Within(above=1, below=math.inf)] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "ema_momentum"):
-            if callable(getattr(self, name)):
+        for name in fields_of(Options):
+            if fields_of(Options)[name].traced and callable(getattr(self, name)):
                 raise TypeError(
                     f"`{name}` must be a number: only `learning_rate` may be a schedule. Received: "
                     f"{name}={getattr(self, name)!r}"

@@ -1,7 +1,7 @@
 """One call of an optimizer, from gradients to parameters.
 
-The order of the stages, stated here once: sum over the mapped axis, unscale, accumulate, open what is stored, clip,
-decay, rule, average, constrain, store.
+The order of the stages, stated here once: sum over the mapped axis, unscale, guard, accumulate, open what is stored,
+clip, decay, rule, average, constrain, store.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options
 from jaxopt_keras.packed import Packed
 from jaxopt_keras.sparse import densify, fits, is_sparse, rows_of, shape_of
-from jaxopt_keras.transforms import accumulate, average
+from jaxopt_keras.transforms import accumulate, average, guard
 from jaxopt_keras.transforms.accumulate import without
 from jaxopt_keras.transforms.average import AVERAGE
 from jaxopt_keras.transforms.clip import clip
@@ -70,6 +70,7 @@ class Program:
             slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
             accumulate.init(slots, scalars, work)
+        guard.init(self.options, scalars)
         return State(jnp.zeros((), jnp.int32), hyper, scalars, layout.unflatten(slots))
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
@@ -147,10 +148,13 @@ class Program:
             nothing = [_nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
             return (stored if write else nothing, state.step), slots, scalars
 
-        if k := self.options.gradient_accumulation_steps:
-            (out, step), slots, scalars = accumulate.every(k, gradients, slots, scalars, update, idle)
-        else:
-            (out, step), slots, scalars = update(gradients, slots, scalars)
+        def proceed(slots: list[Slots], scalars: Slots) -> Any:
+            if k := self.options.gradient_accumulation_steps:
+                return accumulate.every(k, gradients, slots, scalars, update, idle)
+            return update(gradients, slots, scalars)
+
+        everything = self.options, hyper, gradients, slots, scalars, state.step
+        (out, step), slots, scalars = guard.guarded(*everything, proceed, idle)
         return out, State(step, {}, scalars, layout.unflatten(slots))
 
     @property
