@@ -18,7 +18,7 @@ LAYERS = [
     ["variable"],
     ["engine"],
     ["functional"],
-    ["handles", "gradients", "views"],
+    ["groups", "scaling", "handles", "gradients", "views"],
     ["inputs", "weights", "custom", "copies"],
     ["settings"],
     ["configs"],

@@ -84,29 +84,41 @@ class Program:
         new, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=True)
         return layout.unflatten(new), state
 
-    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any]) -> Any:
+    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
         if self._cuts(grads):
             tree = params.unpack() if isinstance(params, Packed) else params
-            deltas, state = self.update(grads.unpack(), state, tree, hyper)
+            deltas, state = self.update(grads.unpack(), state, tree, hyper, reduce)
             return grads.like(deltas), state
         layout, stored = Layout.read(grads if params is None else params, self.options)
         if params is None:
-            return self._update_without_params(layout, grads, state, hyper)
-        deltas, state = self._call(layout, stored, state, grads, hyper, reduce=True, write=False)
+            return self._update_without_params(layout, grads, state, hyper, reduce)
+        deltas, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=False)
         return layout.unflatten(deltas), state
 
-    def _update_without_params(self, layout: Layout, grads: Any, state: State, hyper: dict[str, Any]) -> Any:
+    def _update_without_params(
+        self, layout: Layout, grads: Any, state: State, hyper: dict[str, Any], reduce: bool
+    ) -> Any:
         """As `update`, where neither the options nor the rule read the parameters."""
         for name, off in _READ_PARAMS.items():
             if getattr(self.options, name) not in off:
                 raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
         try:
             nothing = [None] * len(layout.leaves)
-            deltas, state = self._call(layout, nothing, state, grads, hyper, reduce=True, write=False)
+            deltas, state = self._call(layout, nothing, state, grads, hyper, reduce=reduce, write=False)
         except (TypeError, AttributeError) as error:  # arithmetic with None
             raise ValueError("This optimizer needs the parameters: call `update(grads, state, params)`.") from error
         return layout.unflatten(deltas), state
+
+    def summed(self, params: Any, grads: Any) -> Any:
+        """`grads` summed over `axis_name`, if there is one: for what decides on all of them before a step."""
+        if self.options.axis_name is None:
+            return grads
+        if isinstance(params, Packed) and not isinstance(grads, Packed):
+            grads = params.like(grads)
+        layout, stored = Layout.read(grads if params is None else params, self.options)
+        read = [self._read(*x) for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)]
+        return layout.unflatten(jax.lax.psum(read, self.options.axis_name))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         """The parameters to evaluate, in their own dtypes."""

@@ -10,6 +10,7 @@ from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.leafwise import Leafwise, route
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.numerics import compute_dtype
+from jaxopt_keras.options import Options
 from jaxopt_keras.rule import Slot
 from jaxopt_keras.storage.blockwise import Blocks
 
@@ -92,6 +93,17 @@ def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
         group.elements += p.size
         group.bytes += nbytes(slots)
     return Plan(list(groups.values()), nbytes((state.step, state.hyper, state.scalars)))
+
+
+def still(params: Any) -> Plan:
+    """The plan of parameters that do not move."""
+    layout, leaves = Layout.read(params, Options())
+    groups: dict[Kind, Group] = {}
+    for leaf, p in zip(layout.leaves, leaves, strict=True):
+        group = groups.setdefault(kind := Kind("frozen", "none", str(p.dtype), ()), Group(kind, []))
+        group.paths.append(leaf.path)
+        group.elements += p.size
+    return Plan(list(groups.values()), 0)
 
 
 def form(program: Program, name: str, x: Any, kind: Slot | None, p: Any) -> str:

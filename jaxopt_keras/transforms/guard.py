@@ -30,6 +30,10 @@ def init(options: Any, scalars: dict[str, Any]) -> None:
         scalars[USUAL] = jnp.zeros((), jnp.result_type(float))
 
 
+def without_counter(scalars: dict[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in scalars.items() if name != SKIPPED}
+
+
 def is_finite(grads: Any) -> Array:
     """Whether all floats in a tree are finite. A sum of x - x is 0 or NaN, and fuses better than `isfinite`."""
     dtype = jnp.result_type(float)
@@ -40,8 +44,8 @@ def is_finite(grads: Any) -> Array:
 def watched(factor: Any, grads: list[Any], usual: Array, step: Array) -> tuple[Array, Array]:
     """Whether the norm of all `grads` is at most `factor` times its running mean, and the new mean.
 
-    A spike enters the mean as the greatest norm that would have passed: so a change of scale that lasts is skipped for a
-    while, and then taken. The first gradients pass whatever they are. Of NaN or infinity the mean learns nothing.
+    A spike enters the mean as the greatest norm that would have passed: so a change of scale that lasts is skipped for
+    a while, and then taken. The first gradients pass whatever they are. Of NaN or infinity the mean learns nothing.
     """
     norm = global_norm([getattr(g, "values", g) for g in grads])
     finite = jnp.isfinite(norm)
