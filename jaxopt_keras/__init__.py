@@ -7,6 +7,9 @@ from jaxopt_keras.functional import Kernel as Kernel
 from jaxopt_keras.gradients import value_and_grad as value_and_grad
 from jaxopt_keras.groups import frozen as frozen
 from jaxopt_keras.groups import partition as partition
+from jaxopt_keras.loss_scale import LossScaleOptimizer as LossScaleOptimizer
+from jaxopt_keras.multi import MultiOptimizer as MultiOptimizer
+from jaxopt_keras.multi import OptimizerMap as OptimizerMap
 from jaxopt_keras.optimizer import Optimizer as Optimizer
 from jaxopt_keras.optimizers import *  # noqa: F403  # one name for each rule, and none is written twice
 from jaxopt_keras.options import Options as Options

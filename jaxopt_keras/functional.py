@@ -43,6 +43,14 @@ def _interned(program: Program) -> Compiled:
     return compiled(program)
 
 
+def shared(program: Any) -> Compiled:
+    """The compiled forms of a program, or of an equal one."""
+    try:
+        return _interned(program)
+    except TypeError:  # a rule with an unhashable field: its programs are its own
+        return compiled(program)
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """An optimizer as pure functions over pytrees, wherever an `optax.GradientTransformation` goes.
@@ -125,10 +133,7 @@ class Kernel:
 
     @functools.cached_property
     def compiled(self) -> Compiled:
-        try:
-            return _interned(self.program)
-        except TypeError:  # a rule with an unhashable field: its programs are its own
-            return compiled(self.program)
+        return shared(self.program)
 
     def hyper(self) -> dict[str, Any]:
         """The run-time hyperparameters by name, as fresh scalars."""

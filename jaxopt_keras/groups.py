@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxopt_keras.engine.partitioned import Group, Partitioned, cut
+from jaxopt_keras.engine.joint import Joint
+from jaxopt_keras.engine.partitioned import Partitioned, Tree
 from jaxopt_keras.engine.pipeline import Program, State
 from jaxopt_keras.engine.plan import Plan, still
 from jaxopt_keras.engine.still import Still
@@ -98,19 +99,18 @@ class Partition(Kernel):
     def program(self) -> Any:
         """The groups' programs. What one of them guards against, all are spared: a step is whole or not at all."""
         guards = any(kernel.options.skip_nonfinite for kernel in self.kernels.values())
-        return Partitioned(
-            tuple(Group(name, _unguarded(kernel).program) for name, kernel in self.kernels.items()), self.router, guards
-        )
+        programs = tuple(_unguarded(kernel).program for kernel in self.kernels.values())
+        return Partitioned(tuple(self.kernels), Joint(programs, guards), self.router)
 
     def hyper(self) -> dict[str, Any]:
         return {name: kernel.hyper() for name, kernel in self.kernels.items()}
 
     def init(self, params: Any) -> State:
         """As `Kernel.init`. A pattern that no parameter's path has is warned of: it is often misspelt."""
-        _, routed = self.program.routed(params)
+        group = Tree(self.program, params).group
         for pattern in self.router.patterns:
-            if pattern not in routed.values():
-                warnings.warn(f"The pattern {pattern!r} takes no parameter. There are {list(routed)}", stacklevel=2)
+            if pattern not in group.values():
+                warnings.warn(f"The pattern {pattern!r} takes no parameter. There are {list(group)}", stacklevel=2)
         return super().init(params)
 
     def replaced(self, state: State, **hyper: Any) -> State:
@@ -136,11 +136,10 @@ class Partition(Kernel):
 
     def describe(self, params: Any) -> Plan:
         """As `Kernel.describe`; a group's rule has its pattern before it."""
-        layout, routed = self.program.routed(params)
-        leaves = dict(zip(routed, layout.flatten(cut(params), "params"), strict=True))
         groups, scalars = [], 0
-        for name, kernel in self.kernels.items():
-            part = kernel.describe({path: x for path, x in leaves.items() if routed[path] == name})
+        parts = Tree(self.program, params).split(params)
+        for (name, kernel), own in zip(self.kernels.items(), parts, strict=True):
+            part = kernel.describe(own)
             scalars += part.scalars
             groups += [
                 dataclasses.replace(group, kind=group.kind._replace(rule=f"{name}: {group.kind.rule}"))

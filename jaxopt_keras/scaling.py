@@ -97,7 +97,7 @@ def loss_scaled(
     >>> state = kernel.init(params)
     >>> grads = jax.grad(lambda p: kernel.scale_loss(jnp.sum(p * p), state))(params)
     >>> params, state = kernel.step(params, state, grads)
-    >>> params.tolist(), float(state.scalars["loss_scale"])
+    >>> params.tolist(), float(state.scalars["dynamic_scale"])
     ([0.0, 0.0], 1024.0)
 
     Raises:

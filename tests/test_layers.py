@@ -24,7 +24,9 @@ LAYERS = [
     ["configs"],
     ["optimizer"],
     ["optimizers"],
-    ["serialization"],
+    ["serialization", "wrappers"],
+    ["loss_scale"],
+    ["multi"],
     [""],  # the package itself
     ["interop", "parity", "stubs"],
 ]

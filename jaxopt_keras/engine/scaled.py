@@ -1,7 +1,7 @@
 """Dynamic loss scaling around any program (Micikevicius et al. 2018, arXiv:1710.03740).
 
-Gradients of a loss that was multiplied by `state.scalars["loss_scale"]` are divided by it. Where they are not finite,
-nothing moves and the scale is halved; after so many good calls in a row it is doubled.
+Gradients of a loss that was multiplied by `state.scalars["dynamic_scale"]` are divided by it. Where they are not
+finite, nothing moves and the scale is halved; after so many good calls in a row it is doubled.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.transforms import guard
 from jaxopt_keras.transforms.guard import SKIPPED
 
-SCALE = "loss_scale"
-GOOD = "good_calls"  # since the scale last changed
+SCALE = "dynamic_scale"
+GOOD = "step_counter"  # good calls since the scale last changed; both are Keras's names
 
 
 @dataclass(frozen=True)
