@@ -1,6 +1,6 @@
 """`LossScaleOptimizer`: dynamic loss scaling for the stateful face."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -39,6 +39,8 @@ class LossScaleOptimizer(Wrapper):
     Raises:
         TypeError: if `inner_optimizer` is none, or a setting no number. ValueError: if a setting is out of its range.
     """
+
+    _listed_scalars: ClassVar = (GOOD, SCALE)
 
     def __init__(
         self,

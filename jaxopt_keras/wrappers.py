@@ -5,7 +5,7 @@ A wrapper's place in the state (`views.Place`) is one of its own, or (the number
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ INNER = "Set it on the inner optimizer."
 class Wrapper(Optimizer):
     """The means of `LossScaleOptimizer` and `MultiOptimizer`."""
 
+    _listed_scalars: ClassVar[tuple[str, ...]] = ()  # its own, in Keras's order
     _inner: list[Optimizer]
     _owners: dict[str, int]
 
@@ -184,8 +185,7 @@ class Wrapper(Optimizer):
 
     def _own_places(self) -> tuple[list[Place], list[Place]]:
         """The wrapper's own, before the inner ones and after them."""
-        scalars = [name for name in self._state.scalars if name != SKIPPED]
-        first: list[Place] = [STEP, RATE, *(("scalars", name) for name in scalars)]
+        first: list[Place] = [STEP, RATE, *(("scalars", name) for name in self._listed_scalars)]
         return first, [("scalars", SKIPPED)] if SKIPPED in self._state.scalars else []
 
     def places(self) -> list[Place]:
