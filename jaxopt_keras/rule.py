@@ -276,6 +276,12 @@ class Rule(Hyperparameters):
         """The amount to add to `p`, and the new slots."""
         raise NotImplementedError(f"{type(self).__name__} needs `update(self, g, p, s, at) -> (step, state)`.")
 
+    # Where a matrix must be in one place for the greater part of the work: `lead(g, p, s, at) -> (u, state)`, which acts
+    # on each element alone, and `whole(u)`, such that `update` is `(-at.lr * whole(u), state)`. Several arrays of a shape
+    # can then be worked on as a stack that lies on several devices (`engine.stacked`).
+    lead: ClassVar[Any] = None
+    whole: ClassVar[Any] = None
+
     def scalars(self) -> Any:
         """A NamedTuple of the numbers, to start with, that are kept once for all arrays; None where there are none."""
         return None
