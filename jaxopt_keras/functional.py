@@ -10,6 +10,7 @@ import numpy as np
 from jaxopt_keras.engine.core import Core
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.leafwise import Leafwise
+from jaxopt_keras.engine.offloaded import Offloaded
 from jaxopt_keras.engine.pipeline import Program, State
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.options import Options
@@ -127,9 +128,10 @@ class Kernel:
         return Leafwise(self.rule) if isinstance(self.rule, Rule) else self.rule
 
     @functools.cached_property
-    def program(self) -> Program:
+    def program(self) -> Any:
         """What is compiled: all but the numbers."""
-        return Program(self.core.skeleton(), self.options.skeleton())
+        program = Program(self.core.skeleton(), self.options.skeleton())
+        return Offloaded(program, self.options.offload) if self.options.offload else program
 
     @functools.cached_property
     def compiled(self) -> Compiled:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxopt_keras.engine.joint import Joint
+from jaxopt_keras.engine.offloaded import Offloaded
 from jaxopt_keras.engine.partitioned import Partitioned, Tree
 from jaxopt_keras.engine.pipeline import Program, State
 from jaxopt_keras.engine.plan import Plan, still
@@ -85,7 +86,7 @@ class Partition(Kernel):
                     f"`kernels` must map patterns to kernels, such as `jaxopt_keras.adam()`. Received: {name!r}: "
                     f"{kernel!r}"
                 )
-            if not isinstance(kernel.program, (Program, Still)):
+            if not isinstance(kernel.program, (Program, Offloaded, Still)):
                 raise ValueError(
                     f"A group takes a plain kernel. Received: {name!r}: {kernel!r}. Put the whole partition inside: "
                     "`loss_scaled(partition(...))`."

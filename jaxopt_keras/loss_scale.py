@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from jaxopt_keras.engine.offloaded import outermost
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.engine.scaled import GOOD, SCALE, Scaled
 from jaxopt_keras.numerics import compute_dtype
@@ -124,8 +125,8 @@ class LossScaleOptimizer(Wrapper):
     def _owner_of(self, path: str, variable: Any) -> int:
         return 0
 
-    def _combined(self, calls: dict[int, Call]) -> Scaled:
-        return Scaled(calls[0].program, *self._settings)
+    def _combined(self, calls: dict[int, Call]) -> Any:
+        return outermost(calls[0].program, lambda inner: Scaled(inner, *self._settings))
 
     def _moving(self, own: State, calls: dict[int, Call]) -> State:
         moving = calls[0].moving

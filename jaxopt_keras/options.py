@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from jaxopt_keras.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
 
+HOST = "pinned_host"
 FORMS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
 
 
@@ -40,6 +41,8 @@ class Options(Hyperparameters):
         seed: of stochastic rounding.
         skip_nonfinite: a call whose gradients hold NaN or infinity changes nothing but the counter `skipped`.
         skip_spikes: so does a call whose gradients' joint norm is greater than so many times its running mean.
+        offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` those in whose
+            "path/slot" the expression is found.
     """
 
     weight_decay: Amount | None = None
@@ -62,6 +65,7 @@ class Options(Hyperparameters):
     seed: Count = 0
     skip_nonfinite: bool = False
     skip_spikes: Annotated[float, Within(above=1, below=math.inf)] | None = None
+    offload: Any = None
 
     def __post_init__(self) -> None:
         for name in fields_of(Options):
@@ -93,6 +97,7 @@ class Options(Hyperparameters):
                     f'Received: {name}={getattr(self, name)!r}. Use `sparse="dense"`.'
                 )
         object.__setattr__(self, "state_dtype", _forms(self.state_dtype))
+        object.__setattr__(self, "offload", _offloaded(self.offload))
         object.__setattr__(self, "exclude_from_weight_decay", _names(self.exclude_from_weight_decay))
         object.__setattr__(self, "constraints", _pairs(self.constraints))
         axes = (self.axis_name,) if isinstance(self.axis_name, str | None) else self.axis_name
@@ -156,6 +161,24 @@ def _forms(value: Any) -> Any:
                 f"Received: state_dtype={value!r}"
             )
     return tuple((slot, form) for slot, form in pairs) if isinstance(pairs, list) else pairs
+
+
+def _offloaded(value: Any) -> Any:
+    """The patterns of what is kept in host memory; None: nothing."""
+    if value is None or value == HOST:
+        return value and ("",)
+    pairs = (
+        value.items() if isinstance(value, dict) else [(x, HOST) for x in value] if _is_list(value) else [("", value)]
+    )
+    for pattern, kind in pairs:
+        check_pattern("offload", pattern)
+        if kind != HOST:
+            raise ValueError(f"`offload` must be {HOST!r}, or map patterns to it. Received: offload={value!r}")
+    return tuple(pattern for pattern, _ in pairs) or None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def check_pattern(name: str, pattern: Any) -> None:

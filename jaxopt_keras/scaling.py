@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxopt_keras.engine.offloaded import outermost
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.scaled import SCALE, Scaled
@@ -29,7 +30,7 @@ class LossScaled(Kernel):
 
     @functools.cached_property
     def program(self) -> Any:
-        return Scaled(self.kernel.program, *self.settings)
+        return outermost(self.kernel.program, lambda inner: Scaled(inner, *self.settings))
 
     def hyper(self) -> dict[str, Any]:
         return self.kernel.hyper()

@@ -18,7 +18,7 @@ LAYERS = [
     ["variable"],
     ["engine"],
     ["functional"],
-    ["groups", "scaling", "handles", "gradients", "views"],
+    ["groups", "scaling", "sharding", "handles", "gradients", "views"],
     ["inputs", "weights", "custom", "copies"],
     ["settings"],
     ["configs"],

@@ -77,7 +77,7 @@ class Leafwise:
         return slots, {n: jnp.asarray(x, dtype) for n, x in present(scalars).items()} if scalars else {}
 
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
-        return route(self.rule, leaf.path, p).slots()
+        return route(self.rule, leaf.path, p).kinds(p)
 
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
         return route(self.rule.bind(now.hyper), leaf.path, p).decoupled(now.weight_decay)

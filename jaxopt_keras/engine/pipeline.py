@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine import keep, rows
+from jaxopt_keras.engine.alike import alike
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.keep import Kept, wide
 from jaxopt_keras.engine.rows import Rows
@@ -70,6 +71,8 @@ class Program:
             slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
             accumulate.init(slots, scalars, work)
+        everything = zip(slots, stored, layout.leaves, strict=True)
+        slots = [alike(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         guard.init(self.options, scalars)
         return State(jnp.zeros((), jnp.int32), hyper, scalars, layout.unflatten(slots))
 

@@ -79,6 +79,7 @@ class Plan:
 
 def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
     """The plan for `params`, arrays or `jax.ShapeDtypeStruct`s; nothing is computed."""
+    program = getattr(program, "inner", program)  # of an offload
     state = jax.eval_shape(program.init, params, hyper)
     layout, stored = Layout.read(params, program.options)
     groups: dict[Kind, Group] = {}
