@@ -48,6 +48,7 @@ class Adadelta(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Adafactor(Optimizer):
@@ -82,6 +83,7 @@ class Adafactor(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -112,6 +114,7 @@ class Adagrad(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -144,6 +147,7 @@ class Adam(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -175,6 +179,7 @@ class Adamax(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -207,6 +212,7 @@ class AdamW(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Ftrl(Optimizer):
@@ -241,6 +247,7 @@ class Ftrl(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Lamb(Optimizer):
@@ -272,6 +279,7 @@ class Lamb(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -302,6 +310,7 @@ class Lion(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -344,6 +353,7 @@ class Muon(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Nadam(Optimizer):
@@ -375,6 +385,7 @@ class Nadam(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -407,6 +418,7 @@ class RMSprop(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
@@ -439,6 +451,7 @@ class ScheduleFreeAdamW(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -469,6 +482,7 @@ class SGD(Optimizer):
         seed: int = 0,
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 def adadelta(
@@ -497,6 +511,7 @@ def adadelta(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adafactor(
     learning_rate: Rate = 0.001,
@@ -528,6 +543,7 @@ def adafactor(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adagrad(
     learning_rate: Rate = 0.001,
@@ -555,6 +571,7 @@ def adagrad(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adam(
     learning_rate: Rate = 0.001,
@@ -584,6 +601,7 @@ def adam(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adamax(
     learning_rate: Rate = 0.001,
@@ -612,6 +630,7 @@ def adamax(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adamw(
     learning_rate: Rate = 0.001,
@@ -641,6 +660,7 @@ def adamw(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def ftrl(
     learning_rate: Rate = 0.001,
@@ -672,6 +692,7 @@ def ftrl(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001,
@@ -700,6 +721,7 @@ def lamb(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def lion(
     learning_rate: Rate = 0.001,
@@ -727,6 +749,7 @@ def lion(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def muon(
     learning_rate: Rate = 0.001,
@@ -766,6 +789,7 @@ def muon(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def nadam(
     learning_rate: Rate = 0.001,
@@ -794,6 +818,7 @@ def nadam(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def rmsprop(
     learning_rate: Rate = 0.001,
@@ -823,6 +848,7 @@ def rmsprop(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def schedule_free_adamw(
     learning_rate: Rate = 0.0025,
@@ -852,6 +878,7 @@ def schedule_free_adamw(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def sgd(
     learning_rate: Rate = 0.01,
@@ -879,6 +906,7 @@ def sgd(
     seed: int = 0,
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 
 __all__ = [

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxopt_keras.engine.offloaded import outermost
-from jaxopt_keras.engine.placed import Placed, named
 from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.placed import Placed, named
 from jaxopt_keras.engine.plan import Plan, aligned, size
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.options import Options
@@ -52,8 +52,9 @@ def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> St
         parts = [part if _divides(mesh, part, n) else None for part, n in zip(spec, p.shape, strict=False)]
         return jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=NamedSharding(typed, PartitionSpec(*parts)))
 
+    hyper = kernel.hyper()
     with jax.sharding.use_abstract_mesh(typed):
-        state = kernel.init(jax.tree.map(struct, params, plain))
+        state = jax.eval_shape(kernel.program.init, jax.tree.map(struct, params, plain), hyper)
     return jax.tree.map(lambda x: getattr(x.sharding, "spec", PartitionSpec()), state)
 
 

@@ -47,7 +47,8 @@ class View(ArrayLike):
         return jnp.copy(self._peek())  # a copy: the next step donates what is in the state
 
     def _store(self, value: Any) -> None:
-        state = written(self.optimizer._state, self.place, jnp.copy(value))  # likewise
+        value = jax.device_put(jnp.copy(value), self._peek().sharding)  # likewise
+        state = written(self.optimizer._state, self.place, value)
         object.__setattr__(self.optimizer, "_state", state)
 
     def __reduce__(self) -> Any:

@@ -20,6 +20,7 @@ def alike(slots: Slots, p: Array, kinds: dict[str, Slot]) -> Slots:
 
 
 def _alike(x: Any, p: Array, kind: Slot) -> Any:
+    x, p = jax.lax.optimization_barrier((x, p))  # else zeros of one shape were one array, and all tied together
     if isinstance(x, Blocks):  # scales lie where their codes do, as far as whole blocks do
         return jax.tree.map(lambda part: _tied(part, p if part.shape == p.shape else p.sum(-1, keepdims=True)), x)
     if kind.lacks:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.memory import Space
 
 from jaxopt_keras.engine.pipeline import State
 
@@ -45,12 +44,12 @@ class Offloaded:
         return self.inner.summed(params, grads)
 
     def _here(self, state: State) -> State:
-        return self._moved(state, Space.Device)
+        return self._moved(state, jax.memory.Space.Device)
 
     def _away(self, state: State) -> State:
-        return self._moved(state, Space.Host)
+        return self._moved(state, jax.memory.Space.Host)
 
-    def _moved(self, state: State, space: Space) -> State:
+    def _moved(self, state: State, space: Any) -> State:
         def one(key: Any, x: Any) -> Any:
             path = jax.tree_util.keystr(key, simple=True, separator="/")
             return jax.device_put(x, space) if any(re.search(pattern, path) for pattern in self.patterns) else x
