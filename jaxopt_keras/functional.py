@@ -11,6 +11,7 @@ from jaxopt_keras.engine.core import Core
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.leafwise import Leafwise
 from jaxopt_keras.engine.native import native, unavailable
+from jaxopt_keras.engine.offloaded import Offloaded
 from jaxopt_keras.engine.pipeline import Program, State
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.options import Options
@@ -46,6 +47,14 @@ def compiled(program: Program) -> Compiled:
 @functools.lru_cache(maxsize=4096)
 def _interned(program: Program) -> Compiled:
     return compiled(program)
+
+
+def shared(program: Any) -> Compiled:
+    """The compiled forms of a program, or of an equal one."""
+    try:
+        return _interned(program)
+    except TypeError:  # a rule with an unhashable field: its programs are its own
+        return compiled(program)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,16 +133,14 @@ class Kernel:
         return Leafwise(self.rule) if isinstance(self.rule, Rule) else self.rule
 
     @functools.cached_property
-    def program(self) -> Program:
+    def program(self) -> Any:
         """What is compiled: all but the numbers."""
-        return Program(self.core.skeleton(), self.options.skeleton())
+        program = Program(self.core.skeleton(), self.options.skeleton())
+        return Offloaded(program, self.options.offload) if self.options.offload else program
 
     @functools.cached_property
     def compiled(self) -> Compiled:
-        try:
-            return _interned(self.program)
-        except TypeError:  # a rule with an unhashable field: its programs are its own
-            return compiled(self.program)
+        return shared(self.program)
 
     def hyper(self) -> dict[str, Any]:
         """The run-time hyperparameters by name, as fresh scalars."""

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from types import NoneType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxopt_keras.custom import HOOKS, Custom, refuse_unknown
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.hooks import Hooks
 from jaxopt_keras.engine.pipeline import State
-from jaxopt_keras.functional import Kernel
+from jaxopt_keras.functional import Compiled, Kernel
 from jaxopt_keras.gradients import pullback
 from jaxopt_keras.handles import Handle, handle
 from jaxopt_keras.inputs import checked, listed, numbers, of_length, pairs, refuse_traced
@@ -30,6 +30,18 @@ from jaxopt_keras.settings import OPTIONS, Exclusion, Settings
 from jaxopt_keras.variable import as_array, several, unique_name, value_of
 from jaxopt_keras.views import Place, View, view
 from jaxopt_keras.weights import Weights
+
+
+class Call(NamedTuple):
+    """A step that is ready to run: what is compiled, and its arguments."""
+
+    program: Any
+    compiled: Compiled
+    params: Any
+    moving: Any  # what moves of the state
+    grads: Any
+    hyper: Any
+    inner: Any = None  # of a wrapper: its inner optimizers' calls, by their numbers
 
 
 class Optimizer(Settings, Configs, Custom, Copies, Weights):
@@ -220,18 +232,31 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
             raise
 
     def _step(self, given: dict[str, Any]) -> None:
-        kernel, state = self._kernel(), self._state
-        everything = self._options.use_ema or kernel.core.whole
-        handles = self._handles if everything else {k: self._handles[k] for k in given}
-        grads = {k: given.get(k) for k in handles}
-        hyper = self._hyper(state)
-        params = {k: h.take() for k, h in handles.items()}
-        moving = state._replace(hyper={}, slots={k: state.slots[k] for k in handles})
-        params, moved = kernel.compiled.step_donating(params, moving, grads, hyper, reduce=False)
+        call = self._gathered(given)
+        params, moved = call.compiled.step_donating(call.params, call.moving, call.grads, call.hyper, reduce=False)
         refuse_traced(moved.step)
-        self._set_state(moved._replace(hyper=state.hyper, slots=state.slots | moved.slots))
-        for k, h in handles.items():
-            h.write(params[k])
+        self._landed(call, params, moved)
+
+    def _gathered(self, given: dict[str, Any], state: Any = None, params: Any = None) -> Call:
+        """The arguments of a step: with the variables' arrays and the present state, where none are given."""
+        kernel, state = self._kernel(), self._state if state is None else state
+        if params is None:
+            everything = self._options.use_ema or kernel.core.whole
+            handles = self._handles if everything else {k: self._handles[k] for k in given}
+            params = {k: h.take() for k, h in handles.items()}
+        moving = state._replace(hyper={}, slots={k: state.slots[k] for k in params})
+        grads = {k: given.get(k) for k in params}
+        return Call(kernel.program, kernel.compiled, params, moving, grads, self._hyper(state))
+
+    def _moved(self, call: Call, state: Any, moved: Any) -> Any:
+        """`state` after a step that moved a part of it."""
+        return moved._replace(hyper=state.hyper, slots=state.slots | moved.slots)
+
+    def _landed(self, call: Call, params: dict[str, Any], moved: Any) -> None:
+        """Takes what a step returned."""
+        self._set_state(self._moved(call, self._state, moved))
+        for k, p in params.items():
+            self._handles[k].write(p)
 
     def _taken_apart(self, grads: list[Any], variables: list[Any]) -> tuple[list[Any], list[Any]]:
         """The same with the variables of a buffer in its place, where something sees where one of them ends."""
@@ -294,16 +319,16 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
         variables = of_length("trainable_variables", trainable_variables, len(paths))
         state = self._assembled(places, optimizer_variables)
         params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
-        kernel = self._kernel()
-        params, moved = kernel.compiled.step(
-            params,
-            state._replace(hyper={}),
-            {path: g if g is None else numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)},
-            self._hyper(state),
-            reduce=not skip_gradients_aggregation,
-        )
-        moved = moved._replace(hyper=state.hyper)
-        return [params[path] for path in paths], self._listed(moved, places)
+        grads = {path: g if g is None else numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
+        call = self._gathered(grads, state, params)
+        reduce = not skip_gradients_aggregation
+        new, moved = call.compiled.step(call.params, call.moving, call.grads, call.hyper, reduce=reduce)
+        new = self._by_path(call, new)
+        return [new[path] for path in paths], self._listed(self._moved(call, state, moved), places)
+
+    def _by_path(self, call: Call, params: Any) -> dict[str, Any]:
+        """What a step returned for the variables."""
+        return params
 
     # --- losses -----------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,9 @@ class Adadelta(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Adafactor(Optimizer):
@@ -80,6 +83,9 @@ class Adafactor(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -109,6 +115,9 @@ class Adagrad(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -140,6 +149,9 @@ class Adam(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -170,6 +182,9 @@ class Adamax(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -201,6 +216,9 @@ class AdamW(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Ftrl(Optimizer):
@@ -234,6 +252,9 @@ class Ftrl(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Lamb(Optimizer):
@@ -264,6 +285,9 @@ class Lamb(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -293,6 +317,9 @@ class Lion(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -334,6 +361,9 @@ class Muon(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class Nadam(Optimizer):
@@ -364,6 +394,9 @@ class Nadam(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -395,6 +428,9 @@ class RMSprop(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
@@ -426,6 +462,9 @@ class ScheduleFreeAdamW(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -455,6 +494,9 @@ class SGD(Optimizer):
         rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0,
         engine: Literal["auto", "xla", "native"] = "auto",
+        skip_nonfinite: bool = False,
+        skip_spikes: float | None = None,
+        offload: Any = None,
     ) -> None: ...
 
 def adadelta(
@@ -482,6 +524,9 @@ def adadelta(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adafactor(
     learning_rate: Rate = 0.001,
@@ -512,6 +557,9 @@ def adafactor(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adagrad(
     learning_rate: Rate = 0.001,
@@ -538,6 +586,9 @@ def adagrad(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adam(
     learning_rate: Rate = 0.001,
@@ -566,6 +617,9 @@ def adam(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adamax(
     learning_rate: Rate = 0.001,
@@ -593,6 +647,9 @@ def adamax(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def adamw(
     learning_rate: Rate = 0.001,
@@ -621,6 +678,9 @@ def adamw(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def ftrl(
     learning_rate: Rate = 0.001,
@@ -651,6 +711,9 @@ def ftrl(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001,
@@ -678,6 +741,9 @@ def lamb(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def lion(
     learning_rate: Rate = 0.001,
@@ -704,6 +770,9 @@ def lion(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def muon(
     learning_rate: Rate = 0.001,
@@ -742,6 +811,9 @@ def muon(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def nadam(
     learning_rate: Rate = 0.001,
@@ -769,6 +841,9 @@ def nadam(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def rmsprop(
     learning_rate: Rate = 0.001,
@@ -797,6 +872,9 @@ def rmsprop(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def schedule_free_adamw(
     learning_rate: Rate = 0.0025,
@@ -825,6 +903,9 @@ def schedule_free_adamw(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 def sgd(
     learning_rate: Rate = 0.01,
@@ -851,6 +932,9 @@ def sgd(
     rounding: Literal["nearest", "stochastic"] = "nearest",
     seed: int = 0,
     engine: Literal["auto", "xla", "native"] = "auto",
+    skip_nonfinite: bool = False,
+    skip_spikes: float | None = None,
+    offload: Any = None,
 ) -> Kernel: ...
 
 __all__ = [

@@ -1,12 +1,14 @@
 """What every optimizer can do around its rule: decay, clipping, averaging, accumulation, constraints, storage."""
 
+import math
 import re
 from collections.abc import Callable
 from types import NoneType
 from typing import Annotated, Any, Literal
 
-from jaxopt_keras.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within
+from jaxopt_keras.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
 
+HOST = "pinned_host"
 FORMS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
 
 
@@ -40,6 +42,10 @@ class Options(Hyperparameters):
         engine: how it runs. "auto": the fastest way that is right for the platform and the sharding; on a CPU with a C
             compiler, loops made from the rule's own arithmetic, elsewhere XLA. "xla": always XLA. "native": the loops,
             and an error that says why where there can be none. `Kernel.describe` shows which it is.
+        skip_nonfinite: a call whose gradients hold NaN or infinity changes nothing but the counter `skipped`.
+        skip_spikes: so does a call whose gradients' joint norm is greater than so many times its running mean.
+        offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` those in whose
+            "path/slot" the expression is found.
     """
 
     weight_decay: Amount | None = None
@@ -61,10 +67,13 @@ class Options(Hyperparameters):
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: Count = 0
     engine: Literal["auto", "xla", "native"] = "auto"
+    skip_nonfinite: bool = False
+    skip_spikes: Annotated[float, Within(above=1, below=math.inf)] | None = None
+    offload: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "ema_momentum"):
-            if callable(getattr(self, name)):
+        for name in fields_of(Options):
+            if fields_of(Options)[name].traced and callable(getattr(self, name)):
                 raise TypeError(
                     f"`{name}` must be a number: only `learning_rate` may be a schedule. Received: "
                     f"{name}={getattr(self, name)!r}"
@@ -92,6 +101,7 @@ class Options(Hyperparameters):
                     f'Received: {name}={getattr(self, name)!r}. Use `sparse="dense"`.'
                 )
         object.__setattr__(self, "state_dtype", _forms(self.state_dtype))
+        object.__setattr__(self, "offload", _offloaded(self.offload))
         object.__setattr__(self, "exclude_from_weight_decay", _names(self.exclude_from_weight_decay))
         object.__setattr__(self, "constraints", _pairs(self.constraints))
         axes = (self.axis_name,) if isinstance(self.axis_name, str | None) else self.axis_name
@@ -155,6 +165,24 @@ def _forms(value: Any) -> Any:
                 f"Received: state_dtype={value!r}"
             )
     return tuple((slot, form) for slot, form in pairs) if isinstance(pairs, list) else pairs
+
+
+def _offloaded(value: Any) -> Any:
+    """The patterns of what is kept in host memory; None: nothing."""
+    if value is None or value == HOST:
+        return value and ("",)
+    pairs = (
+        value.items() if isinstance(value, dict) else [(x, HOST) for x in value] if _is_list(value) else [("", value)]
+    )
+    for pattern, kind in pairs:
+        check_pattern("offload", pattern)
+        if kind != HOST:
+            raise ValueError(f"`offload` must be {HOST!r}, or map patterns to it. Received: offload={value!r}")
+    return tuple(pattern for pattern, _ in pairs) or None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def check_pattern(name: str, pattern: Any) -> None:

@@ -277,6 +277,10 @@ class Rule(Hyperparameters):
         hints = typing.get_type_hints(cls.State, include_extras=True)
         return {name: next(iter(markers(hint, Slot)), Slot()) for name, hint in hints.items()}
 
+    def kinds(self, p: Array) -> dict[str, Slot]:
+        """As `slots`, where it depends on the parameter which axes a slot lacks."""
+        return self.slots()
+
     def init(self, p: Array) -> Any:
         """The slots of a new parameter."""
         return self.State()
@@ -284,6 +288,12 @@ class Rule(Hyperparameters):
     def update(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
         """The amount to add to `p`, and the new slots."""
         raise NotImplementedError(f"{type(self).__name__} needs `update(self, g, p, s, at) -> (step, state)`.")
+
+    # Where a matrix must be in one place for the greater part of the work: `lead(g, p, s, at) -> (u, state)`, which
+    # acts on each element alone, and `whole(u)`, such that `update` is `(-at.lr * whole(u), state)`. Several arrays of
+    # a shape can then be worked on as a stack that lies on several devices (`engine.stacked`).
+    lead: ClassVar[Any] = None
+    whole: ClassVar[Any] = None
 
     def scalars(self) -> Any:
         """A NamedTuple of the numbers, to start with, that are kept once for all arrays; None where there are none."""

@@ -8,6 +8,7 @@ from jaxopt_keras.optimizer import Optimizer
 from jaxopt_keras.optimizers import CLASSES, FUNCTIONS
 from jaxopt_keras.rule import Rule
 
+WRAPPERS: dict[str, Any] = {}  # classes made of optimizers, by name; they enter themselves
 _LIBRARIES = ("jaxopt_keras", "keras", "tf_keras")  # whose optimizers are ours, by name and by settings
 
 
@@ -79,7 +80,7 @@ def _class(name: str, module: str | None, custom_objects: dict[str, Any]) -> Any
         raise TypeError(f"`custom_objects` must be a dict of classes by name. Received: {custom_objects!r}")
     if name in custom_objects:
         return custom_objects[name]
-    known = {cls.lower(): value for cls, value in CLASSES.items()}
+    known = {cls.lower(): value for cls, value in (CLASSES | WRAPPERS).items()}
     known |= {f: cls for f, cls in zip(FUNCTIONS, CLASSES.values(), strict=True)}  # schedule_free_adamw
     package, _, short = name.rpartition(">")  # registered with Keras as "package>name"
     ours = (module or "keras").split(".")[0] in _LIBRARIES and package in ("", "jaxopt_keras")

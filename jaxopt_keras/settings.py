@@ -25,6 +25,7 @@ from jaxopt_keras.rule import Count, Field, Rate, Rule, as_scalar, fields_of
 from jaxopt_keras.storage import forms
 from jaxopt_keras.transforms.accumulate import MICRO_STEP
 from jaxopt_keras.transforms.average import AVERAGE
+from jaxopt_keras.transforms.guard import SKIPPED
 from jaxopt_keras.variable import as_array, several, value_of
 from jaxopt_keras.views import RATE, STEP, Place, View
 
@@ -127,6 +128,11 @@ class Settings:
     @iterations.setter
     def iterations(self, value: Any) -> None:
         self.view(STEP).assign(COUNT.check("iterations", value_of(value)))
+
+    @property
+    def skipped(self) -> Any:
+        """The number of calls that a guard left out, as a view; 0 where there is no guard."""
+        return self.view(("scalars", SKIPPED)) if SKIPPED in self._state.scalars else 0
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None

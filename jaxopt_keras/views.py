@@ -9,6 +9,7 @@ from jaxopt_keras.storage.blockwise import Blocks, decode, encode
 from jaxopt_keras.storage.masters import MASTER
 from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.transforms.average import AVERAGE
+from jaxopt_keras.transforms.guard import SKIPPED, USUAL
 from jaxopt_keras.variable import ArrayLike
 
 Place = tuple[Any, ...]
@@ -21,6 +22,8 @@ STEP: Place = ("step",)
 RATE: Place = ("hyper", "learning_rate")
 AROUND = (AVERAGE, SUM, MASTER)
 """The slots that are not the rule's."""
+COUNTED = (MICRO_STEP, SKIPPED, USUAL)
+"""The scalars that are not the rule's."""
 
 
 class View(ArrayLike):
@@ -49,7 +52,8 @@ class View(ArrayLike):
         return jnp.copy(self._peek())  # a copy: the next step donates what is in the state
 
     def _store(self, value: Any) -> None:
-        state = written(self.optimizer._state, self.place, jnp.copy(value))  # likewise
+        value = jax.device_put(jnp.copy(value), self._peek().sharding)  # likewise
+        state = written(self.optimizer._state, self.place, value)
         object.__setattr__(self.optimizer, "_state", state)
 
     def __reduce__(self) -> Any:
@@ -131,8 +135,8 @@ def legacy_order(state: Any, paths: list[str], groups: Any, own: list[str], inte
     split = [tuple(names)] if interleaved else [(name,) for name in names]
     ours = _grouped(state, paths, [(name,) for name in AROUND])
     scalars = _scalars(state, own)
-    micro = [p for p in scalars if p[1] == MICRO_STEP]
-    return [STEP, *(p for p in scalars if p not in micro), *_grouped(state, paths, split), *ours, *micro]
+    counted = [p for p in scalars if p[1] in COUNTED]
+    return [STEP, *(p for p in scalars if p not in counted), *_grouped(state, paths, split), *ours, *counted]
 
 
 def slot_groups(state: Any, rule: Any, own: list[str]) -> list[tuple[str, ...]]:
@@ -160,7 +164,7 @@ def _in_order(names: Any, own: list[str]) -> list[str]:
 
 def _scalars(state: Any, own: list[str]) -> list[Place]:
     places: list[Place] = []
-    for name in sorted(_in_order(state.scalars.keys(), own), key=lambda name: name == MICRO_STEP):
+    for name in sorted(_in_order(state.scalars.keys(), own), key=lambda name: name in COUNTED):
         leaves = jax.tree.leaves(state.scalars[name])
         alone = len(leaves) == 1 and leaves[0] is state.scalars[name]
         places += [("scalars", name)] if alone else [("scalars", name, i) for i in range(len(leaves))]

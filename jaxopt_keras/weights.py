@@ -4,8 +4,10 @@ import warnings
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxopt_keras.variable import as_array, several
 from jaxopt_keras.views import Place, View, assembled, keras_order, legacy_order, read, slot_groups
@@ -53,7 +55,7 @@ class Weights:
 
     def get_weights(self) -> list[np.ndarray]:
         """`[iterations, slots...]` in the order of tf.keras, slot name by slot name, without the learning rate."""
-        return [np.array(read(self._state, place)) for place in self._legacy_places()]
+        return [np.array(self._read(place)) for place in self._legacy_places()]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Takes what `get_weights` gives.
@@ -79,7 +81,7 @@ class Weights:
         if not hasattr(store, "__setitem__"):
             raise TypeError(f"`store` must be a mapping. Received: store={store!r}")
         for i, place in enumerate(self.places()):
-            store[str(i)] = np.array(read(self._state, place))
+            store[str(i)] = np.array(self._read(place))
 
     def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Reads what `save_own_variables` wrote. A store of another length is refused with a warning, as in Keras."""
@@ -98,21 +100,33 @@ class Weights:
     def _assembled(self, places: list[Place], values: list[Any]) -> Any:
         """The state with `values` at `places`, in the dtypes that it has."""
         arrays = [as_array(v, "optimizer_variables") for v in values]
-        cast = [v.astype(read(self._state, p).dtype) for p, v in zip(places, arrays, strict=True)]
+        cast = [_as_it_was(v, self._read(p)) for p, v in zip(places, arrays, strict=True)]
         return assembled(self._state, places, cast)
 
     def _store_all(self, places: list[Place], values: list[np.ndarray]) -> None:
         """Puts `values`, which nobody else holds, at `places`, if every one fits."""
         for place, value in zip(places, values, strict=True):
-            have, name = read(self._state, place), self.view(place).name
+            have, name = self._read(place), self.view(place).name
             if value.shape != have.shape:
                 raise ValueError(f"The weight `{name}` must have shape {have.shape}. Received: shape {value.shape}")
             if _kind(value.dtype) > _kind(have.dtype):
                 raise ValueError(f"The weight `{name}` must be of dtype {have.dtype}. Received: dtype {value.dtype}")
-        object.__setattr__(self, "_state", self._assembled(places, values))
+        self._put(self._assembled(places, values))
+
+    def _put(self, state: Any) -> None:
+        object.__setattr__(self, "_state", state)
+
+    def _read(self, place: Place) -> Any:
+        return read(self._state, place)
 
     def _listed(self, state: Any, places: list[Place]) -> list[Any]:
         return [read(state, place) for place in places]
+
+
+def _as_it_was(value: Any, old: Any) -> Any:
+    """`value` in the dtype of `old` and, if it is no traced one, where `old` lies: on several devices, or on the host."""
+    value = value.astype(old.dtype)
+    return value if isinstance(value, Tracer) else jax.device_put(value, old.sharding)
 
 
 def _kind(dtype: Any) -> int:

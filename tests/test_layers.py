@@ -19,13 +19,15 @@ LAYERS = [
     ["buffers"],
     ["engine"],
     ["functional"],
-    ["handles", "gradients", "views"],
+    ["groups", "scaling", "sharding", "handles", "gradients", "views"],
     ["inputs", "weights", "custom", "copies"],
     ["settings"],
     ["configs"],
     ["optimizer"],
     ["optimizers"],
-    ["serialization"],
+    ["serialization", "wrappers"],
+    ["loss_scale"],
+    ["multi"],
     [""],  # the package itself
     ["interop", "parity", "stubs"],
 ]

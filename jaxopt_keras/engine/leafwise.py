@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxopt_keras import numerics
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
+from jaxopt_keras.engine.stacked import spread
 from jaxopt_keras.rule import Rule, Slot
 
 
@@ -76,7 +77,7 @@ class Leafwise:
         return slots, {n: jnp.asarray(x, dtype) for n, x in present(scalars).items()} if scalars else {}
 
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
-        return route(self.rule, leaf.path, p).slots()
+        return route(self.rule, leaf.path, p).kinds(p)
 
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
         return route(self.rule.bind(now.hyper), leaf.path, p).decoupled(now.weight_decay)
@@ -89,8 +90,9 @@ class Leafwise:
             shared = shared._replace(**scalars)
             shared = self.rule.bind(now.hyper).advance(shared, At(now, shared))
             scalars = present(shared)
-        steps, new = [], []
-        for leaf, g, p, s in zip(layout.leaves, grads, params, slots, strict=True):
+        steps, new = list[Any](grads), list(slots)
+        matrices: dict[Any, list[Any]] = {}  # that wait for the others of their kind
+        for i, (leaf, g, p, s) in enumerate(zip(layout.leaves, grads, params, slots, strict=True)):
             if g is not None:
                 local = now.cast(g.real.dtype)
                 rule = route(self.rule.bind(local.hyper), leaf.path, g)
@@ -98,10 +100,16 @@ class Leafwise:
                     local = local._replace(weight_decay=None)
                 at = At(local, jax.tree.map(lambda x, dtype=g.real.dtype: x.astype(dtype), shared))
                 state = rule.State(**{name: s.get(name) for name in rule.State._fields})
-                g, state = rule.update(g, p, state, at)
-                s = present(state)
-            steps.append(g)
-            new.append(s)
+                if rule.whole is None:
+                    steps[i], state = rule.update(g, p, state, at)
+                else:
+                    u, state = rule.lead(g, p, state, at)
+                    matrices.setdefault((type(rule), u.shape, u.dtype), []).append((i, u, rule, at))
+                new[i] = present(state)
+        for group in matrices.values():
+            places, us, rules, clocks = zip(*group, strict=True)
+            for i, x, at in zip(places, spread(rules[0].whole, list(us)), clocks, strict=True):
+                steps[i] = -at.lr * x
         return steps, new, scalars
 
     def averaged(self, leaf: Leaf, p: Array, slots: Slots, hyper: dict[str, Any]) -> Array:

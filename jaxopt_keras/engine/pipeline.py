@@ -1,7 +1,7 @@
 """One call of an optimizer, from gradients to parameters.
 
-The order of the stages, stated here once: sum over the mapped axis, unscale, accumulate, open what is stored, clip,
-decay, rule, average, constrain, store.
+The order of the stages, stated here once: sum over the mapped axis, unscale, guard, accumulate, open what is stored,
+clip, decay, rule, average, constrain, store.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine import keep, rows
+from jaxopt_keras.engine.alike import alike
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.keep import Kept, wide
 from jaxopt_keras.engine.rows import Rows
@@ -20,7 +21,7 @@ from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options
 from jaxopt_keras.packed import Packed
 from jaxopt_keras.sparse import densify, fits, is_sparse, rows_of, shape_of
-from jaxopt_keras.transforms import accumulate, average
+from jaxopt_keras.transforms import accumulate, average, guard
 from jaxopt_keras.transforms.accumulate import without
 from jaxopt_keras.transforms.average import AVERAGE
 from jaxopt_keras.transforms.clip import clip
@@ -70,6 +71,9 @@ class Program:
             slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
             accumulate.init(slots, scalars, work)
+        everything = zip(slots, stored, layout.leaves, strict=True)
+        slots = [alike(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
+        guard.init(self.options, scalars)
         return State(jnp.zeros((), jnp.int32), hyper, scalars, layout.unflatten(slots))
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
@@ -83,29 +87,41 @@ class Program:
         new, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=True)
         return layout.unflatten(new), state
 
-    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any]) -> Any:
+    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
         if self._cuts(grads):
             tree = params.unpack() if isinstance(params, Packed) else params
-            deltas, state = self.update(grads.unpack(), state, tree, hyper)
+            deltas, state = self.update(grads.unpack(), state, tree, hyper, reduce)
             return grads.like(deltas), state
         layout, stored = Layout.read(grads if params is None else params, self.options)
         if params is None:
-            return self._update_without_params(layout, grads, state, hyper)
-        deltas, state = self._call(layout, stored, state, grads, hyper, reduce=True, write=False)
+            return self._update_without_params(layout, grads, state, hyper, reduce)
+        deltas, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=False)
         return layout.unflatten(deltas), state
 
-    def _update_without_params(self, layout: Layout, grads: Any, state: State, hyper: dict[str, Any]) -> Any:
+    def _update_without_params(
+        self, layout: Layout, grads: Any, state: State, hyper: dict[str, Any], reduce: bool
+    ) -> Any:
         """As `update`, where neither the options nor the rule read the parameters."""
         for name, off in _READ_PARAMS.items():
             if getattr(self.options, name) not in off:
                 raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
         try:
             nothing = [None] * len(layout.leaves)
-            deltas, state = self._call(layout, nothing, state, grads, hyper, reduce=True, write=False)
+            deltas, state = self._call(layout, nothing, state, grads, hyper, reduce=reduce, write=False)
         except (TypeError, AttributeError) as error:  # arithmetic with None
             raise ValueError("This optimizer needs the parameters: call `update(grads, state, params)`.") from error
         return layout.unflatten(deltas), state
+
+    def summed(self, params: Any, grads: Any) -> Any:
+        """`grads` summed over `axis_name`, if there is one: for what decides on all of them before a step."""
+        if self.options.axis_name is None:
+            return grads
+        if isinstance(params, Packed) and not isinstance(grads, Packed):
+            grads = params.like(grads)
+        layout, stored = Layout.read(grads if params is None else params, self.options)
+        read = [self._read(*x) for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)]
+        return layout.unflatten(jax.lax.psum(read, self.options.axis_name))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         """The parameters to evaluate, in their own dtypes."""
@@ -147,10 +163,13 @@ class Program:
             nothing = [_nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
             return (stored if write else nothing, state.step), slots, scalars
 
-        if k := self.options.gradient_accumulation_steps:
-            (out, step), slots, scalars = accumulate.every(k, gradients, slots, scalars, update, idle)
-        else:
-            (out, step), slots, scalars = update(gradients, slots, scalars)
+        def proceed(slots: list[Slots], scalars: Slots) -> Any:
+            if k := self.options.gradient_accumulation_steps:
+                return accumulate.every(k, gradients, slots, scalars, update, idle)
+            return update(gradients, slots, scalars)
+
+        everything = self.options, hyper, gradients, slots, scalars, state.step
+        (out, step), slots, scalars = guard.guarded(*everything, proceed, idle)
         return out, State(step, {}, scalars, layout.unflatten(slots))
 
     @property

@@ -11,6 +11,7 @@ from jaxopt_keras.engine.leafwise import Leafwise, route
 from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.numerics import compute_dtype
+from jaxopt_keras.options import Options
 from jaxopt_keras.rule import Slot
 from jaxopt_keras.storage.blockwise import Blocks
 
@@ -91,6 +92,7 @@ class Plan:
 
 def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
     """The plan for `params`, arrays or `jax.ShapeDtypeStruct`s; nothing is computed."""
+    program = getattr(program, "inner", program)  # of an offload
     state = jax.eval_shape(program.init, params, hyper)
     layout, stored = Layout.read(params, program.options)
     groups: dict[Kind, Group] = {}
@@ -123,6 +125,17 @@ def engines(program: Program, params: Any, state: Any) -> list[str]:
     sharded = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in leaves]
     why = ["on several devices" if many else reason for reason, many in zip(why, sharded, strict=True)]
     return [f"xla ({reason})" if reason else "native" for reason in why]
+
+
+def still(params: Any) -> Plan:
+    """The plan of parameters that do not move."""
+    layout, leaves = Layout.read(params, Options())
+    groups: dict[Kind, Group] = {}
+    for leaf, p in zip(layout.leaves, leaves, strict=True):
+        group = groups.setdefault(kind := Kind("frozen", "none", str(p.dtype), (), "none"), Group(kind, []))
+        group.paths.append(leaf.path)
+        group.elements += p.size
+    return Plan(list(groups.values()), 0)
 
 
 def form(program: Program, name: str, x: Any, kind: Slot | None, p: Any) -> str:

@@ -62,6 +62,16 @@ class Adafactor(Rule):
             return self.State(velocity=zeros)
         return self.State(row=zeros.sum(axes[1]), column=zeros.sum(axes[0]))
 
+    def kinds(self, p: Array) -> dict[str, Slot]:
+        axes, slots = self.factored_axes(p.shape), self.slots()
+        if axes is None:
+            return slots
+        rows, columns = axes
+        return slots | {
+            "row": Slot(nonnegative=True, lacks=(columns,)),
+            "column": Slot(nonnegative=True, lacks=(rows,)),
+        }
+
     def decoupled(self, weight_decay: Any) -> Any:
         return None if self.variant == "optax" else weight_decay
 

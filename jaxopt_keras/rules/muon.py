@@ -82,8 +82,8 @@ class Muon(Rule):
     def init(self, p: Array) -> State:
         return self.State(jnp.zeros_like(p))
 
-    def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
-        mu, (rows, columns) = self.momentum, p.shape
+    def lead(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        mu = self.momentum
         if self.variant == "optax":
             m = mu * s.momentum + (1 - mu) * g
             later = m / (1 - mu ** (at.t + 1))
@@ -91,12 +91,20 @@ class Muon(Rule):
         else:
             m = mu * s.momentum + g
             u = g + mu * m if self.nesterov else m
-        x = self.orthogonalized(u)
+        return u, self.State(m)
+
+    def whole(self, u: Array) -> Array:
+        """`u` orthogonalized, at the size of an update for a rate of 1."""
+        x, (rows, columns) = self.orthogonalized(u), u.shape
         if self.rms_rate is not None:
             x = x * (max(rows, columns) ** 0.5 * self.rms_rate)
         elif self.variant == "optax":
             x = x * max(1, columns / max(rows, 1)) ** 0.5
-        return -at.lr * x, self.State(m)
+        return x
+
+    def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        u, s = self.lead(g, p, s, at)
+        return -at.lr * self.whole(u), s
 
     def orthogonalized(self, u: Array) -> Array:
         """Newton-Schulz iterations towards the nearest (semi-)orthogonal matrix, on the shorter side."""

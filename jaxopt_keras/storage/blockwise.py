@@ -17,6 +17,7 @@ Blocks lie along the last axis, so that codes and scales are sharded as their pa
 """
 
 import functools
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_keras.storage import noise
 from jaxopt_keras.storage.rounding import stochastic
@@ -163,13 +165,37 @@ def _blocked(x: Array, length: int) -> Array:
     fill = -x.shape[-1] % length
     if fill:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, fill)])
-    return x.reshape(*x.shape[:-1], x.shape[-1] // length, length)
+    shape = (*x.shape[:-1], x.shape[-1] // length, length)
+    spec = jax.typeof(x).sharding.spec  # says something where axes of the mesh are explicit
+    return jax.lax.reshape(x, shape, out_sharding=_sharding(x, (*spec, None), shape[-2]))
 
 
 def _joined(blocks: Array, n: int) -> Array:
     """The other way round."""
     *outer, count, length = blocks.shape
-    return blocks.reshape(*outer, count * length)[..., :n]
+    spec = jax.typeof(blocks).sharding.spec
+    flat = jax.lax.reshape(blocks, (*outer, count * length), out_sharding=_sharding(blocks, spec[:-1], count))
+    return flat[..., :n]
+
+
+def _sharding(x: Array, spec: Any, blocks: int) -> Any:
+    """Where the result of a reshape lies whose last axis, of explicit sharding, is cut between blocks.
+
+    Raises:
+        ValueError: if it is cut inside of them.
+    """
+    last = x.ndim - 1 if len(spec) > x.ndim else x.ndim - 2
+    axes = spec[last] if last < len(spec) else None
+    if axes is None:
+        return None
+    mesh = jax.typeof(x).sharding.mesh
+    shards = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+    if blocks % shards:
+        raise ValueError(
+            f"Blocks of a quantized slot must not straddle shards. Received: {blocks} blocks along an axis that is "
+            f'sharded {shards} times. Shard another axis of the parameter, or keep the slot in "bfloat16".'
+        )
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 @jax.jit  # by these two names the native engine knows them

@@ -1,0 +1,239 @@
+"""Many devices: state lies where its parameter does, zero1 and offload change no number, and the report tells."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxopt_keras as jk
+from jaxopt_keras import sharding
+from jaxopt_keras.optimizers import FUNCTIONS
+from tests.laws.cases import draw
+
+P = PartitionSpec
+SHAPES = {"kernel": (16, 8), "bias": (8,), "odd": (3,)}
+PARAMS, GRADS = draw(SHAPES, 0), [draw(SHAPES, i) for i in (1, 2)]
+SPECS = {"kernel": P("data", None), "bias": P("data"), "odd": P()}
+MORE = {
+    "clip": lambda: jk.adamw(0.01, global_clipnorm=0.5),
+    "everything": lambda: jk.adam(
+        0.01, use_ema=True, gradient_accumulation_steps=2, skip_nonfinite=True, skip_spikes=100.0, weight_decay=0.1
+    ),
+    "partition": lambda: jk.partition({"bias": jk.sgd(0.1, momentum=0.9)}, default=jk.adam(0.1)),
+    "loss scale": lambda: jk.loss_scaled(jk.adam(0.1), 1.0),
+}
+KERNELS = {name: lambda f=f: f(0.01) for name, f in FUNCTIONS.items()} | MORE
+every_kernel = pytest.mark.parametrize("name", KERNELS)
+
+
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh((8,), ("data",), axis_types=(kind,))
+
+
+def placed(tree, m, specs=SPECS):
+    return jax.device_put(tree, jax.tree.map(lambda s: NamedSharding(m, s), specs, is_leaf=lambda x: isinstance(x, P)))
+
+
+def trained(kernel, params, grads):
+    state = jax.jit(kernel.init)(params)
+    step = jax.jit(kernel.step)
+    for g in grads:
+        params, state = step(params, state, g)
+    return params, state
+
+
+def where(tree):
+    return jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), tree)
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=2e-6), a, b)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@every_kernel
+def test_state_lies_where_its_parameter_does(name, kind):
+    kernel, m = KERNELS[name](), mesh(kind)
+    with jax.set_mesh(m):
+        params, grads = placed(PARAMS, m), [placed(g, m) for g in GRADS]
+        before = where(jax.jit(kernel.init)(params).slots)
+        after, state = trained(kernel, params, grads)
+    for path, s in before["kernel"].items():
+        lost = 8 if path == "column" else 1  # of Adafactor: it lacks the axis that is split
+        whole = np.prod(state.slots["kernel"][path].shape)
+        assert np.prod(s) * 8 == whole * lost, path
+    assert where(state.slots) == before and where(after) == where(params)
+    close(
+        (after, state.slots),
+        jax.tree.map(jnp.asarray, trained(kernel, PARAMS, GRADS)[:1] + (trained(kernel, PARAMS, GRADS)[1].slots,)),
+    )
+
+
+@every_kernel
+def test_zero1_changes_no_number(name):
+    kernel, m = KERNELS[name](), mesh()
+    zero = sharding.zero1(kernel, m)
+    params, grads = placed(PARAMS, m, P()), [placed(g, m, P()) for g in GRADS]
+    after, state = trained(zero, params, grads)
+    expected, reference = trained(kernel, PARAMS, GRADS)
+    close(after, expected)
+    close(state.slots, reference.slots)
+    for path, x in jax.tree_util.tree_leaves_with_path(state.slots):
+        whole = "odd" in str(path)
+        assert np.prod(x.sharding.shard_shape(x.shape)) * (1 if whole else 8) == x.size, path
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(after))
+
+
+def test_zero1_with_explicit_axes():
+    kernel, m = jk.adamw(0.01), mesh(AxisType.Explicit)
+    zero = sharding.zero1(kernel, m)
+    with jax.set_mesh(m):
+        after, state = trained(zero, placed(PARAMS, m, P()), [placed(g, m, P()) for g in GRADS])
+    close(after, trained(kernel, PARAMS, GRADS)[0])
+    assert where(state.slots["kernel"]) == {"momentum": (2, 8), "velocity": (2, 8)}
+
+
+def test_zero1_of_blocks():
+    kernel, m = jk.adamw(0.01, state_dtype="int8"), mesh()
+    params = {"a": jnp.ones((64, 256)), "b": jnp.ones(16 * 256), "c": jnp.ones((3, 4096))}
+    state = sharding.zero1(kernel, m).init(placed(params, m, P()))
+    shapes = {n: where((s["momentum"].codes, s["momentum"].scales)) for n, s in state.slots.items()}
+    assert shapes == {"a": ((8, 256), (8, 1)), "b": ((512,), (2,)), "c": ((3, 512), (3, 2))}
+
+
+def test_specs():
+    wide = {"k": jax.ShapeDtypeStruct((256, 512), jnp.float32), "v": jax.ShapeDtypeStruct((300,), jnp.float32)}
+    spec = {"k": P("data", "model"), "v": P("data")}
+    m = jax.sharding.AbstractMesh((8, 2), ("data", "model"))
+    slots = sharding.specs(jk.adafactor(), wide, spec, m).slots
+    assert slots["k"] == {"row": P("data"), "column": P("model")}
+    assert slots["v"]["velocity"] == P(None)  # 8 does not divide 300
+    slots = sharding.specs(
+        jk.adafactor(variant="optax", min_dim_size_to_factor=1), wide | {"t": wide["k"]}, spec | {"t": P("model")}, m
+    ).slots
+    assert slots["t"] == {"row": P(None), "column": P("model")} or slots["t"] == {"row": P("model"), "column": P(None)}
+    slots = sharding.specs(jk.muon(use_ema=True), wide, spec, m).slots
+    assert slots["k"] == {"momentum": P("data", "model"), "average": P("data", "model")}
+    int8 = sharding.specs(jk.lion(state_dtype="int8"), wide, {"k": P("data", None), "v": P()}, m).slots["k"]["momentum"]
+    assert int8.codes == int8.scales == P("data", None)
+    with pytest.raises(ValueError, match="straddle"):
+        sharding.specs(jk.lion(state_dtype="int8"), wide, {"k": P(None, "data"), "v": P()}, m)
+
+
+@pytest.mark.parametrize("spec", [P("data", None), P(None, "data"), P()], ids=str)
+def test_muon_works_on_whole_matrices_without_a_word(spec):
+    kernel, m = jk.muon(0.1), mesh()
+    params, grads = (
+        {f"w{i}": x for i, x in enumerate(jax.random.normal(jax.random.key(k), (16, 256, 256)))} for k in (0, 1)
+    )
+    expected, _ = kernel.step(params, kernel.init(params), grads, donate=False)
+    with jax.set_mesh(m):
+        params, grads = jax.device_put((params, grads), NamedSharding(m, spec))
+        state = jax.jit(kernel.init)(params)
+        after, _ = jax.jit(kernel.step)(params, state, grads)
+        report = sharding.report(kernel.step, params, state, grads)
+    close(after, expected)
+    assert len(report.collectives) <= 2
+    assert not any(c.in_loop or "whole" in c.source for c in report.collectives)
+
+
+def test_muon_spreads_over_two_axes():
+    """With matrices that are fewer than devices, and of two shapes."""
+    m = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    kernel, params = jk.muon(0.1), draw({"a": (8, 16), "b": (8, 16), "c": (16, 8), "bias": (8,)}, 0)
+    expected, _ = kernel.step(params, kernel.init(params), params, donate=False)
+    with jax.set_mesh(m):
+        params = placed(params, m, {"a": P("data", "model"), "b": P("data", "model"), "c": P("model"), "bias": P()})
+        after, _ = jax.jit(kernel.step)(params, jax.jit(kernel.init)(params), params)
+    close(after, expected)
+    assert where(after) == where(params)
+
+
+def big(specs):
+    m = mesh()
+    params = {f"w{i}": jnp.ones((64, 64)) for i in range(4)} | {"b": jnp.ones(64)}
+    return m, placed(params, m, specs)
+
+
+def test_report_of_zero1():
+    m, params = big(P())
+    kernel = sharding.zero1(jk.adamw(), m)
+    report = sharding.report(kernel.step, params, kernel.init(params), params)
+    shares = {share.name: share for share in report.shares}
+    assert shares["params"].per_device == shares["params"].bytes
+    assert shares["state"].per_device <= shares["state"].bytes * (1 / 8 + 0.02)
+    assert report.count("all-gather") and "all-gather" in str(report) and report.devices == 8
+
+
+def test_report_of_fsdp():
+    m, params = big(P("data"))
+    plain, clipped = (
+        sharding.report(k.step, params, k.init(params), params) for k in (jk.adamw(), jk.adamw(global_clipnorm=1.0))
+    )
+    assert plain.collectives == [] and "no collectives" in str(plain)
+    (one,) = clipped.collectives
+    assert one.kind == "all-reduce" and one.bytes == 4 * len(params)  # each array's sum of squares, in one exchange
+    assert {share.name: share.per_device * 8 // share.bytes for share in plain.shares}["params"] == 1
+
+
+def test_report_finds_loops():
+    m, params = big(P("data"))
+
+    def fn(x):
+        return jax.lax.fori_loop(0, 3, lambda i, x: x + x.sum(), x)
+
+    assert [c.in_loop for c in sharding.report(fn, params["w0"]).collectives] == [True]
+
+
+@pytest.mark.parametrize("face", ["pure", "stateful"])
+def test_offload(face):
+    where = {"kernel/momentum|bias": "pinned_host"}
+    homes = {
+        "kernel": {"momentum": "pinned_host", "velocity": "device"},
+        "bias": dict.fromkeys(("momentum", "velocity"), "pinned_host"),
+    }
+    params = {n: PARAMS[n] for n in homes}
+    grads = [{n: g[n] for n in homes} for g in GRADS]
+    if face == "pure":
+        kernel, plain = jk.adam(0.1, offload=where, skip_nonfinite=True), jk.adam(0.1, skip_nonfinite=True)
+        after, state = trained(kernel, params, grads)
+        close(after, trained(plain, params, grads)[0])
+        new, state = kernel.step(after, state, grads[0])
+    else:
+        optimizer = jk.Adam(0.1, offload=where)
+        variables = [jk.Variable(x, name=n) for n, x in params.items()]
+        for g in grads:
+            optimizer.apply([g[v.name] for v in variables], variables)
+        close({v.name: v.value for v in variables}, trained(jk.adam(0.1), params, grads)[0])
+        optimizer.set_weights(optimizer.get_weights())
+        optimizer.apply([grads[0][v.name] for v in variables], variables)
+        state = optimizer.state
+        assert jk.Adam.from_config(optimizer.get_config()).offload == optimizer.offload
+    assert {n: {k: x.sharding.memory_kind for k, x in s.items()} for n, s in state.slots.items()} == homes
+
+
+@pytest.mark.parametrize("name", ["zero1", "loss scale", "partition"])
+def test_offload_within(name):
+    kernel, m = jk.adam(0.1, offload="pinned_host"), mesh()
+    wrap = {
+        "zero1": lambda k: sharding.zero1(k, m),
+        "loss scale": lambda k: jk.loss_scaled(k, 1.0),
+        "partition": lambda k: jk.partition({"^": k}),
+    }[name]
+    params, grads = placed(PARAMS, m, P()), [placed(g, m, P()) for g in GRADS]
+    after, state = trained(wrap(kernel), params, grads)
+    close(after, trained(jk.adam(0.1), PARAMS, GRADS)[0])
+    assert state.slots["kernel"]["momentum"].sharding.memory_kind == "pinned_host"
+
+
+def test_what_is_refused():
+    with pytest.raises(TypeError, match="must be a kernel"):
+        sharding.zero1(jk.Adam(), mesh())
+    with pytest.raises(ValueError, match="axis of the mesh"):
+        sharding.zero1(jk.adam(), mesh(), "model")
+    for bad in ("device", {"kernel": "disk"}):
+        with pytest.raises(ValueError, match="pinned_host"):
+            jk.adam(offload=bad)
+    with pytest.raises(ValueError, match="regular expressions"):
+        jk.adam(offload={"(": "pinned_host"})
