@@ -124,7 +124,7 @@ class Weights:
 
 
 def _as_it_was(value: Any, old: Any) -> Any:
-    """`value` in the dtype of `old` and, if it is no traced one, where `old` lies: on several devices, or on the host."""
+    """`value` in the dtype of `old`; unless it is traced, also where `old` lies: on several devices, or on the host."""
     value = value.astype(old.dtype)
     return value if isinstance(value, Tracer) else jax.device_put(value, old.sharding)
 

@@ -1,0 +1,129 @@
+"""Training on several processes: state split over all their devices, a checkpoint, and what a step costs.
+
+    python -m examples.multiprocess                       two processes with two devices each, on this machine's CPU
+    python -m examples.multiprocess --processes 4         more of them
+    srun python -m examples.multiprocess --join           as one of many, under Slurm; `--join` also on GKE and TPU pods
+
+With `--join` the script is one of many processes that somebody else has started, and `jax.distributed` finds the others
+by itself. It is the same script on CPUs, GPUs and TPUs: nothing below names a platform.
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jaxopt_keras as jk
+from jaxopt_keras import sharding
+
+WIDTH, BATCH = 64, 32
+
+
+def train(steps: int, save_to: str | None) -> float:
+    """Fits a two-layer network, data-parallel with ZeRO-1; the last loss."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    kernel = sharding.zero1(jk.adamw(1e-2, global_clipnorm=1.0, skip_nonfinite=True), mesh)
+    rng = np.random.default_rng(0)
+    start = {"w1": rng.normal(size=(8, WIDTH)) / 3, "b1": np.zeros(WIDTH), "w2": rng.normal(size=(WIDTH, 1)) / 8}
+    params = {name: on(mesh, PartitionSpec(), x.astype(np.float32)) for name, x in start.items()}
+    state = kernel.init(params)
+
+    def loss(params, x, y):
+        return jnp.mean((jnp.tanh(x @ params["w1"] + params["b1"]) @ params["w2"] - y) ** 2)
+
+    def step(params, state, x, y):
+        value, grads = jax.value_and_grad(loss)(params, x, y)
+        return *kernel.step(params, state, grads), value
+
+    jitted, value = jax.jit(step, donate_argnums=(0, 1)), jnp.inf
+    for i in range(steps):
+        inputs = np.random.default_rng(i).normal(size=(BATCH, 8)).astype(np.float32)
+        targets = np.sin(inputs.sum(1, keepdims=True))
+        batch = [on(mesh, PartitionSpec("data"), x) for x in (inputs, targets)]  # each process puts its own part in
+        if i == 0 and jax.process_index() == 0:
+            print(sharding.report(jitted, params, state, *batch))
+        params, state, value = jitted(params, state, *batch)
+    if save_to:
+        save(Path(save_to), (params, state))
+    return float(value)
+
+
+def on(mesh: Mesh, spec: PartitionSpec, x: np.ndarray) -> jax.Array:
+    """`x` as one array of all processes, each of which holds a part."""
+    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+
+
+def save(path: Path, tree: object) -> None:
+    """Every process writes its shards, and reads them back."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(path, tree)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(restored), strict=True):
+        for mine, theirs in zip(a.addressable_shards, b.addressable_shards, strict=True):
+            np.testing.assert_array_equal(mine.data, theirs.data)
+
+
+def launch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Starts the processes of one machine, and waits for them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "examples.multiprocess", *rest, "--address", f"127.0.0.1:{port}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    outputs = [tempfile.TemporaryFile("w+") for _ in range(arguments.processes)]
+    started = [
+        subprocess.Popen([*command, "--process", str(i)], stdout=out, stderr=subprocess.STDOUT, env=environment)
+        for i, out in enumerate(outputs)
+    ]
+    try:
+        codes = [process.wait(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for i, (code, out) in enumerate(zip(codes, outputs, strict=True)):
+        out.seek(0)
+        lines = [line for line in out.read().splitlines() if "[Gloo]" not in line]
+        if i == 0 or code:
+            print("\n".join(lines))
+    return max(map(abs, codes))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m examples.multiprocess", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--processes", type=int, default=2, help="to start on this machine")
+    parser.add_argument("--devices", type=int, default=2, help="CPU devices of each of them")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--save", help="a new folder for an Orbax checkpoint")
+    parser.add_argument("--join", action="store_true", help="be one of the processes of a cluster")
+    parser.add_argument("--address", help=argparse.SUPPRESS)
+    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.join:
+        jax.distributed.initialize()
+    elif chosen.process is None:
+        return launch(chosen, sys.argv[1:] if arguments is None else arguments)
+    else:
+        jax.config.update("jax_num_cpu_devices", chosen.devices)
+        jax.distributed.initialize(chosen.address, chosen.processes, chosen.process, heartbeat_timeout_seconds=10)
+    loss = train(chosen.steps, chosen.save)
+    multihost_utils.sync_global_devices("done")
+    if jax.process_index() == 0:
+        print(f"{jax.process_count()} processes, {jax.device_count()} devices: loss {loss:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
