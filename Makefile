@@ -10,7 +10,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # One environment: two installs at once would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo test check format format-check lint types sanitize bench docs parity test-py test-matrix clean
+.PHONY: help demo soak test check format format-check lint types sanitize bench docs parity test-py test-matrix clean
 
 RUN := $(VENV)/bin/python -m
 
@@ -37,6 +37,9 @@ sanitize: $(VENV)/.with-dev ## the native loops under the sanitizers for address
 
 test: $(VENV)/.with-dev ## the test suite; ARGS="-k adam" narrows it, WORKERS=8 widens it
 	$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+soak: $(VENV)/.with-dev ## 20,000 random operations on the stateful face, beside a plain model of it
+	JAXOPT_KERAS_SOAK=$(or $(STEPS),20000) $(RUN) pytest tests/test_soak.py $(ARGS)
 
 check: format-check lint types test ## format, lint, types and tests: what CI runs
 

@@ -9,6 +9,7 @@ by itself. It is the same script on CPUs, GPUs and TPUs: nothing below names a p
 """
 
 import argparse
+import contextlib
 import os
 import socket
 import subprocess
@@ -83,21 +84,21 @@ def launch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "examples.multiprocess", *rest, "--address", f"127.0.0.1:{port}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    outputs = [tempfile.TemporaryFile("w+") for _ in range(arguments.processes)]
-    started = [
-        subprocess.Popen([*command, "--process", str(i)], stdout=out, stderr=subprocess.STDOUT, env=environment)
-        for i, out in enumerate(outputs)
-    ]
-    try:
-        codes = [process.wait(timeout=300) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for i, (code, out) in enumerate(zip(codes, outputs, strict=True)):
-        out.seek(0)
-        lines = [line for line in out.read().splitlines() if "[Gloo]" not in line]
-        if i == 0 or code:
-            print("\n".join(lines))
+    with contextlib.ExitStack() as files:
+        outputs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(arguments.processes)]
+        started = [
+            subprocess.Popen([*command, "--process", str(i)], stdout=out, stderr=subprocess.STDOUT, env=environment)
+            for i, out in enumerate(outputs)
+        ]
+        try:
+            codes = [process.wait(timeout=300) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        for i, (code, out) in enumerate(zip(codes, outputs, strict=True)):
+            out.seek(0)
+            if i == 0 or code:
+                print("\n".join(line for line in out.read().splitlines() if "[Gloo]" not in line))
     return max(map(abs, codes))
 
 

@@ -2,8 +2,8 @@
 
 from jaxopt_keras import optimizers as optimizers
 from jaxopt_keras import schedules as schedules
-from jaxopt_keras.buffers import pack_variables as pack_variables
 from jaxopt_keras import sharding as sharding
+from jaxopt_keras.buffers import pack_variables as pack_variables
 from jaxopt_keras.engine.plan import nbytes as nbytes
 from jaxopt_keras.functional import Kernel as Kernel
 from jaxopt_keras.gradients import value_and_grad as value_and_grad

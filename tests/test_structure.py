@@ -81,7 +81,10 @@ class Structure(NamedTuple):
         )
 
 
-def check(kernel: jk.Kernel, params: Any, allowed: Exceptional = Exceptional(""), engine: Any = "xla") -> Structure:
+USUAL = Exceptional("")
+
+
+def check(kernel: jk.Kernel, params: Any, allowed: Exceptional = USUAL, engine: Any = "xla") -> Structure:
     kernel = jk.Kernel(kernel.rule, dataclasses.replace(kernel.options, engine=engine))
     state = kernel.init(params)
     moving = state._replace(hyper={})
@@ -105,7 +108,8 @@ def test_rules(name):
 def test_native_loops(name):
     """The loops write every array in place, and nothing else writes one."""
     found = check(FUNCTIONS[name](0.1, global_clipnorm=1.0), {"w": jnp.ones(SHAPE), "b": jnp.ones(16)}, engine="native")
-    assert found.fusions == 0 and found.text.count("jaxopt_keras_") >= 2
+    assert found.fusions <= 1  # the row of scalars
+    assert found.text.count("jaxopt_keras_") >= 2
 
 
 @pytest.mark.parametrize("name", ["adam", "nadam"])  # the one with numbers that are kept once

@@ -29,6 +29,10 @@ class Scaled:
     lowest: float
     highest: float
 
+    @property
+    def options(self) -> Any:
+        return self.inner.options
+
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         state = self.inner.init(params, hyper)
         mine = {
