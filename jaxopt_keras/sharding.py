@@ -120,7 +120,7 @@ def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = Non
             device whole.
 
     >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
-    >>> mesh = jax.make_mesh((8,), ("data",))
+    >>> mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     >>> kernel = zero1(jk.adamw(1e-3), mesh)
     >>> params = jax.device_put({"w": jnp.zeros((16, 4))}, NamedSharding(mesh, PartitionSpec()))
     >>> state = kernel.init(params)
@@ -197,13 +197,13 @@ def report(fn: Any, *args: Any, donate: tuple[int, ...] = ()) -> Report:
         donate: the numbers of those that are donated, where `fn` is not jitted yet.
 
     >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
-    >>> mesh = jax.make_mesh((8,), ("data",))
+    >>> mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     >>> params = jax.device_put({"w": jnp.zeros((64, 64))}, NamedSharding(mesh, PartitionSpec("data")))
     >>> kernel = jk.adamw(1e-3, global_clipnorm=1.0)
     >>> print(report(kernel.step, params, kernel.init(params), params, donate=(0, 1)))  # doctest: +ELLIPSIS
     8 devices
-               bytes     per device  of it
-    params     16.38 kB  2.048 kB    12.5%
+    ...
+    params ... 12.5%
     ...
     """
     jitted = fn if hasattr(fn, "lower") else jax.jit(fn, donate_argnums=donate)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxopt_keras.storage.blockwise import Blocks, decode, encode
 from jaxopt_keras.storage.masters import MASTER
@@ -52,12 +53,22 @@ class View(ArrayLike):
         return jnp.copy(self._peek())  # a copy: the next step donates what is in the state
 
     def _store(self, value: Any) -> None:
-        value = jax.device_put(jnp.copy(value), self._peek().sharding)  # likewise
+        value = at_home(jnp.copy(value), self._peek())  # likewise
         state = written(self.optimizer._state, self.place, value)
         object.__setattr__(self.optimizer, "_state", state)
 
     def __reduce__(self) -> Any:
         return view, (self.optimizer, self.place)
+
+
+def at_home(value: Any, old: Any) -> Any:
+    """`value` where `old` lies, which may be on several devices, or on the host.
+
+    What is there stays as it is: an array that was put somewhere on purpose compiles another program.
+    """
+    if isinstance(value, Tracer) or value.sharding == old.sharding:
+        return value
+    return jax.device_put(value, old.sharding)
 
 
 def view(optimizer: Any, place: Place) -> View:

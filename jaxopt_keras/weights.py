@@ -4,13 +4,11 @@ import warnings
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxopt_keras.variable import as_array, several
-from jaxopt_keras.views import Place, View, assembled, keras_order, legacy_order, read, slot_groups
+from jaxopt_keras.views import Place, View, assembled, at_home, keras_order, legacy_order, read, slot_groups
 
 
 class Variables(list):
@@ -100,7 +98,7 @@ class Weights:
     def _assembled(self, places: list[Place], values: list[Any]) -> Any:
         """The state with `values` at `places`, in the dtypes that it has."""
         arrays = [as_array(v, "optimizer_variables") for v in values]
-        cast = [_as_it_was(v, self._read(p)) for p, v in zip(places, arrays, strict=True)]
+        cast = [at_home(v.astype(self._read(p).dtype), self._read(p)) for p, v in zip(places, arrays, strict=True)]
         return assembled(self._state, places, cast)
 
     def _store_all(self, places: list[Place], values: list[np.ndarray]) -> None:
@@ -121,12 +119,6 @@ class Weights:
 
     def _listed(self, state: Any, places: list[Place]) -> list[Any]:
         return [read(state, place) for place in places]
-
-
-def _as_it_was(value: Any, old: Any) -> Any:
-    """`value` in the dtype of `old`; unless it is traced, also where `old` lies: on several devices, or on the host."""
-    value = value.astype(old.dtype)
-    return value if isinstance(value, Tracer) else jax.device_put(value, old.sharding)
 
 
 def _kind(dtype: Any) -> int:

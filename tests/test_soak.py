@@ -8,6 +8,7 @@ import os
 import pickle
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -44,14 +45,14 @@ class Facade(RuleBasedStateMachine):
 
     def grads(self, seed):
         rng = np.random.default_rng(seed)
-        return [rng.normal(size=v.shape).astype(np.float32) for v in self.variables]
+        return [jnp.asarray(rng.normal(size=v.shape), jnp.float32) for v in self.variables]
 
     def model_step(self, grads):
         self.step += 1
         correction = np.sqrt(1 - BETA_2**self.step) / (1 - BETA_1**self.step)
-        for i, g in enumerate(grads):
+        for i, g in enumerate(np.asarray(g, float) for g in grads):
             self.m[i] = BETA_1 * self.m[i] + (1 - BETA_1) * g
-            self.v[i] = BETA_2 * self.v[i] + (1 - BETA_2) * np.square(g, dtype=float)
+            self.v[i] = BETA_2 * self.v[i] + (1 - BETA_2) * np.square(g)
             self.weights[i] = self.weights[i] - self.rate * correction * self.m[i] / (np.sqrt(self.v[i]) + EPSILON)
 
     @rule(seed=numbers)
@@ -68,7 +69,7 @@ class Facade(RuleBasedStateMachine):
     @rule(seed=numbers, bad=st.sampled_from([np.nan, np.inf]))
     def not_finite(self, seed, bad):
         grads = self.grads(seed)
-        grads[-1] = np.full_like(grads[-1], bad)
+        grads[-1] = jnp.full_like(grads[-1], bad)
         self.optimizer.apply_gradients(zip(grads, self.variables, strict=True))
         self.skipped += 1
 
