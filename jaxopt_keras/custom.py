@@ -80,13 +80,13 @@ class Custom:
             KeyError: if there is no such variable or slot; it names those that there are.
         """
         buffer = getattr(var, "buffer", None)
-        whole = buffer is not None and id(var) not in self._keys and id(buffer) in self._keys
-        key = self._key(buffer if whole else var)
+        own = buffer is None or id(var) in self._keys or id(buffer) not in self._keys
+        key = self._key(var if own else buffer)
         slots = self._state.slots[key]
         if slot_name not in slots:
             raise KeyError(f"`{slot_name}` is no slot of `{key}`. It has {sorted(slots)}")
         place = ("slots", key, slot_name)
-        return self.view((*place, buffer.pieces[id(var)]) if whole else place)
+        return self.view(place if own else (*place, buffer.pieces[id(var)]))
 
     def get_slot_names(self) -> list[str]:
         """The names of all slots: the optimizer's own, then those of `use_ema` and accumulation."""

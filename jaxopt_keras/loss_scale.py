@@ -159,7 +159,8 @@ class LossScaleOptimizer(Wrapper):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
         inner = deserialize(config["inner_optimizer"], custom_objects)
-        return cls(**config | {"inner_optimizer": inner})
+        arguments: dict[str, Any] = config | {"inner_optimizer": inner}
+        return cls(**arguments)
 
 
 WRAPPERS["LossScaleOptimizer"] = LossScaleOptimizer

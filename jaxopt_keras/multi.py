@@ -198,7 +198,8 @@ class MultiOptimizer(Wrapper):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
         groups = OptimizerMap.from_config(config["optimizer_map"], custom_objects)
-        return cls(**config | {"optimizer_map": groups})
+        arguments: dict[str, Any] = config | {"optimizer_map": groups}
+        return cls(**arguments)
 
 
 WRAPPERS["MultiOptimizer"] = MultiOptimizer

@@ -319,8 +319,8 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
         variables = of_length("trainable_variables", trainable_variables, len(paths))
         state = self._assembled(places, optimizer_variables)
         params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
-        grads = {path: g if g is None else numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
-        call = self._gathered(grads, state, params)
+        given = {path: g if g is None else numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
+        call = self._gathered(given, state, params)
         reduce = not skip_gradients_aggregation
         new, moved = call.compiled.step(call.params, call.moving, call.grads, call.hyper, reduce=reduce)
         new = self._by_path(call, new)

@@ -216,7 +216,7 @@ def report(fn: Any, *args: Any, donate: tuple[int, ...] = ()) -> Report:
     memory = compiled.memory_analysis()
     return Report(
         shares,
-        collectives(compiled.as_text()),
+        collectives(str(compiled.as_text())),
         max((len(s.device_set) for s in everything), default=1),
         int(getattr(memory, "temp_size_in_bytes", 0)),
     )

@@ -216,11 +216,11 @@ class Wrapper(Optimizer):
         own = super()._assembled(*lists.pop(None))
         return own, [self._inner[i]._assembled(*x) for i, x in lists.items()]
 
-    def _put(self, states: tuple[Any, list[Any]]) -> None:
-        own, inner = states
+    def _put(self, state: tuple[Any, list[Any]]) -> None:
+        own, inner = state
         super()._put(own)
-        for optimizer, state in zip(self._inner, inner, strict=True):
-            optimizer._put(state)
+        for optimizer, its in zip(self._inner, inner, strict=True):
+            optimizer._put(its)
 
     def _listed(self, state: Any, places: list[Place]) -> list[Any]:
         own, inner = state

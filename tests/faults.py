@@ -233,6 +233,17 @@ FAULTS = [
           "weights of another shape are taken", "tests/test_weights.py -k test_set_weights_refuses"),
     Fault("copies.py", "self._excluded.paths | known | unknown", "self._excluded.paths",
           "in a copy everything decays", "tests/test_serialization.py -k test_exclusions_are_copied"),
+    # Guards, groups, devices
+    Fault("transforms/guard.py", "good = is_finite(grads)", "good = is_finite(grads[:1])",
+          "only the first gradient is looked at", law("bad_calls_change_nothing", "SGD-keras-plain-plain")),
+    Fault("engine/scaled.py", "jnp.maximum(scale / 2, self.lowest)", "scale / 2",
+          "a loss scale without a floor", "tests/test_groups.py -k test_loss_scale"),
+    Fault("engine/joint.py", "skip_nonfinite and reduce:", "skip_nonfinite and False:",
+          "groups decide before the sum over devices", "tests/test_groups.py -k half_precision"),
+    Fault("engine/alike.py", "return shard_alike(p, x)[1] if p.ndim else x", "return x",
+          "fresh slots lie on every device whole", "tests/test_sharding.py -k 'state_lies and adam-auto'"),
+    Fault("engine/offloaded.py", "return self._moved(state, jax.memory.Space.Host)", "return state",
+          "state never leaves the device", "tests/test_sharding.py -k 'test_offload and pure'"),
 ]  # fmt: skip
 
 

@@ -82,7 +82,8 @@ class Muon(Rule):
     def init(self, p: Array) -> State:
         return self.State(jnp.zeros_like(p))
 
-    def lead(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+    # Most rules have None in the place of the next two, which is no function: hence pyright's ignore.
+    def lead(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:  # pyright: ignore
         mu = self.momentum
         if self.variant == "optax":
             m = mu * s.momentum + (1 - mu) * g
@@ -93,7 +94,7 @@ class Muon(Rule):
             u = g + mu * m if self.nesterov else m
         return u, self.State(m)
 
-    def whole(self, u: Array) -> Array:
+    def whole(self, u: Array) -> Array:  # pyright: ignore
         """`u` orthogonalized, at the size of an update for a rate of 1."""
         x, (rows, columns) = self.orthogonalized(u), u.shape
         if self.rms_rate is not None:
