@@ -79,14 +79,15 @@ class Custom:
         Raises:
             KeyError: if there is no such variable or slot; it names those that there are.
         """
-        buffer = getattr(var, "buffer", None)
-        own = buffer is None or id(var) in self._keys or id(buffer) not in self._keys
-        key = self._key(var if own else buffer)
+        shared: Any = getattr(var, "buffer", None)
+        if id(var) in self._keys or id(shared) not in self._keys:
+            shared = None
+        key = self._key(var if shared is None else shared)
         slots = self._state.slots[key]
         if slot_name not in slots:
             raise KeyError(f"`{slot_name}` is no slot of `{key}`. It has {sorted(slots)}")
         place = ("slots", key, slot_name)
-        return self.view(place if own else (*place, buffer.pieces[id(var)]))
+        return self.view(place if shared is None else (*place, shared.pieces[id(var)]))
 
     def get_slot_names(self) -> list[str]:
         """The names of all slots: the optimizer's own, then those of `use_ema` and accumulation."""
