@@ -107,8 +107,9 @@ def test_rules(name):
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("adafactor", "muon")])
 def test_native_loops(name):
     """The loops write every array in place, and nothing else writes one."""
-    found = check(FUNCTIONS[name](0.1, global_clipnorm=1.0), {"w": jnp.ones(SHAPE), "b": jnp.ones(16)}, engine="native")
-    assert found.fusions <= 1  # the row of scalars
+    params, rows = {"w": jnp.ones(SHAPE), "b": jnp.ones(16)}, Exceptional("rows of scalars for the loops", extra=20)
+    found = check(FUNCTIONS[name](0.1, global_clipnorm=1.0), params, rows, engine="native")
+    assert not re.search(r"= \(?f32\[(16|16,16)\]\S* fusion\(", found.text)
     assert found.text.count("jaxopt_keras_") >= 2
 
 
