@@ -10,7 +10,6 @@ import numpy as np
 from jaxopt_keras.engine.core import Core
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.leafwise import Leafwise
-from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.offloaded import Offloaded
 from jaxopt_keras.engine.pipeline import Program, State
 from jaxopt_keras.engine.plan import Plan, plan
@@ -30,16 +29,12 @@ class Compiled(NamedTuple):
 
 
 def compiled(program: Program) -> Compiled:
-    update, step = program.update, program.step
-    if program.options.engine == "native" or (program.options.engine == "auto" and not unavailable()):
-        strict = program.options.engine == "native"
-        update, step = native(update, strict), native(step, strict)
     # Donated arguments come in the order of the outputs: jit pairs buffers in that order, and would copy otherwise.
     return Compiled(
         init=jax.jit(program.init),
-        update=jax.jit(update),
-        step=jax.jit(step, static_argnames="reduce"),
-        step_donating=jax.jit(step, static_argnames="reduce", donate_argnums=(0, 1)),
+        update=jax.jit(program.update),
+        step=jax.jit(program.step, static_argnames="reduce"),
+        step_donating=jax.jit(program.step, static_argnames="reduce", donate_argnums=(0, 1)),
         averaged=jax.jit(program.averaged),
     )
 

@@ -78,7 +78,7 @@ def test_inside_transformations(transform):
 def test_a_cond_of_the_optimizer_itself():
     kernel = jk.adam(0.1, gradient_accumulation_steps=2, use_ema=True)
     state = kernel.init(PARAMS)._replace(hyper={})
-    assert loops(kernel.program.step, PARAMS, state, GRADS, kernel.hyper()) == 0  # the plain program has none
+    assert loops(kernel.program.bare_step, PARAMS, state, GRADS, kernel.hyper()) == 0  # the plain program has none
     assert loops(lambda *x: kernel.compiled.step(*x), PARAMS, state, GRADS, kernel.hyper()) >= 2
 
 
@@ -96,6 +96,20 @@ def test_on_several_devices_nothing_is_gathered(kind):
     assert found["w"].sharding.is_equivalent_to(params["w"].sharding, 2)
     assert_near(found, one_step(kernel, {"w": PARAMS["w"]}, {"w": GRADS["w"]})[0])
     assert all(group.kind.engine == "xla (on several devices)" for group in kernel.describe(params).groups)
+
+
+def test_each_group_of_a_partition_has_its_own_engine():
+    xla, mixed = (
+        jk.partition({"b": jk.sgd(0.1, engine=engine)}, default=jk.adamw(0.1, engine="xla"))
+        for engine in ("xla", "auto")
+    )
+    for kernel, count in ((xla, 0), (mixed, 1)):
+        state = kernel.init(PARAMS)
+        assert loops(kernel.compiled.step, PARAMS, state._replace(hyper={}), GRADS, state.hyper) == count
+        assert_near(kernel.step(PARAMS, state, GRADS, donate=False)[0], one_step(xla, PARAMS, GRADS)[0])
+    strict = jk.partition({"b": jk.sgd(0.1)}, default=jk.adafactor(0.1, engine="native"))
+    with pytest.raises(Unavailable, match="has no loop for this"):
+        one_step(strict, {"w": jnp.ones((256, 256)), "b": jnp.ones(3)}, {"w": jnp.ones((256, 256)), "b": jnp.ones(3)})
 
 
 def test_inside_shard_map_each_device_runs_its_own():

@@ -4,6 +4,7 @@ The order of the stages, stated here once: sum over the mapped axis, unscale, gu
 clip, decay, rule, average, constrain, store.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from jaxopt_keras.engine import keep, rows
 from jaxopt_keras.engine.alike import alike
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.keep import Kept, wide
+from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options
@@ -78,20 +80,34 @@ class Program:
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""
+        return self._on_engine(self.bare_step)(params, state, grads, hyper, reduce=reduce)
+
+    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+        """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
+        return self._on_engine(self.bare_update)(grads, state, params, hyper, reduce=reduce)
+
+    def _on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` as the option `engine` says; here, so that programs within others keep their own."""
+        if self.options.engine == "xla" or (self.options.engine == "auto" and unavailable()):
+            return function
+        return native(function, strict=self.options.engine == "native")
+
+    def bare_step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+        """`step` as plain operations."""
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
         if self._cuts(params):
-            new, state = self.step(params.unpack(), state, grads.unpack(), hyper, reduce)
+            new, state = self.bare_step(params.unpack(), state, grads.unpack(), hyper, reduce)
             return params.like(new), state
         layout, stored = Layout.read(params, self.options)
         new, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=True)
         return layout.unflatten(new), state
 
-    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
+    def bare_update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+        """`update` as plain operations."""
         if self._cuts(grads):
             tree = params.unpack() if isinstance(params, Packed) else params
-            deltas, state = self.update(grads.unpack(), state, tree, hyper, reduce)
+            deltas, state = self.bare_update(grads.unpack(), state, tree, hyper, reduce)
             return grads.like(deltas), state
         layout, stored = Layout.read(grads if params is None else params, self.options)
         if params is None:

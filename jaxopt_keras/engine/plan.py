@@ -121,7 +121,7 @@ def engines(program: Program, params: Any, state: Any) -> list[str]:
     if against:
         return [f"xla ({against})"] * len(leaves)
     moving = state._replace(hyper={})
-    why = reasons(program.step, params, moving, params, state.hyper)[: len(leaves)]
+    why = reasons(program.bare_step, params, moving, params, state.hyper)[: len(leaves)]
     sharded = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in leaves]
     why = ["on several devices" if many else reason for reason, many in zip(why, sharded, strict=True)]
     return [f"xla ({reason})" if reason else "native" for reason in why]

@@ -29,10 +29,6 @@ class Scaled:
     lowest: float
     highest: float
 
-    @property
-    def options(self) -> Any:
-        return self.inner.options
-
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         state = self.inner.init(params, hyper)
         mine = {
