@@ -121,7 +121,7 @@ def pack_variables(variables: Sequence[Variable]) -> list[Buffer]:
 
     A rule that acts on each element alone runs on the buffers as they are, and its slots are buffers too (`get_slot` of
     a variable is its part). Where something sees where one variable ends, as norms, `clipnorm` and constraints do,
-    the optimizer takes them one by one. A variable in a buffer that the loss does not read has the gradient 0, not None.
+    the optimizer takes them one by one. What the loss does not read has the gradient 0 in its buffer, not None.
 
     Raises:
         TypeError: for what is no `jaxopt_keras.Variable`, or of integers. ValueError: if one occurs twice, or is packed
@@ -133,8 +133,8 @@ def pack_variables(variables: Sequence[Variable]) -> list[Buffer]:
     for v in variables:
         if not isinstance(v, Variable):
             raise TypeError(
-                "`variables` must be `jaxopt_keras.Variable`s: those of other libraries keep their arrays to themselves. "
-                f"Received: {type(v).__module__}.{type(v).__name__} among them"
+                "`variables` must be `jaxopt_keras.Variable`s: those of other libraries keep their arrays to "
+                f"themselves. Received: {type(v).__module__}.{type(v).__name__} among them"
             )
         if not jnp.issubdtype(v.dtype, jnp.inexact):
             raise TypeError(
