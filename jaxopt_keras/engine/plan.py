@@ -10,6 +10,7 @@ from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.leafwise import Leafwise, route
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.numerics import compute_dtype
+from jaxopt_keras.packed import Packed
 from jaxopt_keras.rule import Slot
 from jaxopt_keras.storage.blockwise import Blocks
 
@@ -49,6 +50,7 @@ class Plan:
 
     groups: list[Group]
     scalars: int  # bytes of what is kept once
+    notes: tuple[str, ...] = ()  # on packing: what is done, or advised, and why
 
     @property
     def elements(self) -> int:
@@ -73,12 +75,15 @@ class Plan:
         arrays = str(sum(len(group.paths) for group in self.groups))
         rows.append((arrays, f"{self.elements:,}", size(self.bytes), each, "in all", "", f"{self.scalars} B kept once"))
         widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        return "\n".join("  ".join([*map(aligned, row, widths), row[6]]).rstrip() for row in rows)
+        return "\n".join([*("  ".join([*map(aligned, row, widths), row[6]]).rstrip() for row in rows), *self.notes])
 
 
 def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
     """The plan for `params`, arrays or `jax.ShapeDtypeStruct`s; nothing is computed."""
     state = jax.eval_shape(program.init, params, hyper)
+    notes = on_packing(program, params)
+    if isinstance(params, Packed) and program.why_cut(params) is not None:
+        params = jax.eval_shape(Packed.unpack, params)
     layout, stored = Layout.read(params, program.options)
     groups: dict[Kind, Group] = {}
     for leaf, p, slots in zip(layout.leaves, stored, layout.flatten(state.slots, "state"), strict=True):
@@ -91,7 +96,29 @@ def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
         group.paths.append(leaf.path)
         group.elements += p.size
         group.bytes += nbytes(slots)
-    return Plan(list(groups.values()), nbytes((state.step, state.hyper, state.scalars)))
+    return Plan(list(groups.values()), nbytes((state.step, state.hyper, state.scalars)), notes)
+
+
+MANY, SMALL = (
+    100,
+    4096,
+)  # arrays, and elements of each on average: where handing them over costs more than the arithmetic
+
+
+def on_packing(program: Program, params: Any) -> tuple[str, ...]:
+    """Whether arrays are packed, or should be, and why."""
+    if isinstance(params, Packed):
+        what = f"packed: {len(params.parts)} arrays in {', '.join(params.buffers)}"
+        why = program.why_cut(params)
+        return (f"{what}, as they are" if why is None else f"{what}, cut out inside the step, since {why}",)
+    arrays = jax.tree.leaves(params)
+    mean = sum(x.size for x in arrays) / max(len(arrays), 1)
+    if len(arrays) <= MANY or mean >= SMALL or not program.core.elementwise:
+        return ()
+    return (
+        f"{len(arrays)} arrays of {mean:.0f} elements each: `jaxopt_keras.pack` makes them one buffer for each dtype, "
+        "which saves 5 to 8 microseconds an array in each step (measured on a CPU)",
+    )
 
 
 def form(program: Program, name: str, x: Any, kind: Slot | None, p: Any) -> str:
