@@ -59,7 +59,7 @@ def regression(form: str | None, steps: int = 400) -> float:
         return jnp.mean((jnp.tanh(jnp.tanh(x @ p["in"]) @ p["out"]) @ p["last"] - y) ** 2)
 
     def body(_: Any, carried: Any) -> Any:
-        return kernel.step(*carried, jax.grad(loss)(carried[0]))
+        return kernel.step(carried[0], carried[1], jax.grad(loss)(carried[0]))
 
     params, _ = jax.jit(lambda *c: jax.lax.fori_loop(0, steps, body, c))(params, kernel.init(params))
     return float(loss(params))
@@ -119,8 +119,8 @@ RATES = {
 
 def digits(name: str, form: str | None, steps: int = 300) -> np.ndarray:
     """Test accuracies over the seeds, of a small network on scans of handwritten digits."""
-    data = load_digits()
-    x, y = jnp.asarray(data.data / 16, jnp.float32), jnp.asarray(data.target)
+    images, labels = load_digits(return_X_y=True)
+    x, y = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
     kernel = FUNCTIONS[name](RATES.get(name, 3e-3), state_dtype=form)
 
     def logits(p: Any, x: Any) -> Any:
@@ -135,7 +135,7 @@ def digits(name: str, form: str | None, steps: int = 300) -> np.ndarray:
 
         def body(carried: Any, key: Any) -> Any:
             i = jax.random.randint(key, (64,), 0, 1438)
-            return kernel.step(*carried, jax.grad(loss)(carried[0], i)), None
+            return kernel.step(carried[0], carried[1], jax.grad(loss)(carried[0], i)), None
 
         (params, state), _ = jax.lax.scan(body, (params, kernel.init(params)), jax.random.split(batches, steps))
         return jnp.mean(logits(kernel.averaged(params, state), x[1438:]).argmax(-1) == y[1438:])

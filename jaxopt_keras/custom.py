@@ -79,7 +79,7 @@ class Custom:
         Raises:
             KeyError: if there is no such variable or slot; it names those that there are.
         """
-        buffer = getattr(var, "buffer", None)
+        buffer: Any = getattr(var, "buffer", None)
         whole = buffer is not None and id(var) not in self._keys and id(buffer) in self._keys
         key = self._key(buffer if whole else var)
         slots = self._state.slots[key]
