@@ -62,6 +62,25 @@ def test_one_buffer_is_one_array_of_the_program():
     assert len(jax.tree.leaves(jk.lamb().init(packed).slots)) == 200  # which needs the norm of each
 
 
+def test_the_plan_says_what_is_packed_and_why():
+    tree = {f"w{i:03}": jnp.ones(64) for i in range(101)}
+    packed = jk.pack(tree)
+    assert str(jk.adam().describe(packed)).endswith("packed: 101 arrays in float32, as they are")
+    assert [len(group.paths) for group in jk.adam().describe(packed).groups] == [1]
+    for kernel, why in (
+        (jk.lamb(), "the rule works on whole arrays"),
+        (jk.adam(clipnorm=1.0), "`clipnorm` clips each by itself"),
+        (jk.adam(constraints={"w": jnp.abs}), "there are `constraints`"),
+        (jk.adamw(exclude_from_weight_decay="w001"), "some are in `exclude_from_weight_decay`"),
+    ):
+        plan = kernel.describe(packed)
+        assert plan.notes == (f"packed: 101 arrays in float32, cut out inside the step, since {why}",)
+        assert sum(len(group.paths) for group in plan.groups) == 101 and plan.bytes == jk.nbytes(kernel.init(packed))
+    assert "101 arrays of 64 elements each: `jaxopt_keras.pack`" in str(jk.adam().describe(tree))
+    few, large = dict(list(tree.items())[:100]), {name: jnp.ones(4096) for name in tree}
+    assert not (jk.adam().describe(few).notes or jk.adam().describe(large).notes or jk.lamb().describe(tree).notes)
+
+
 def test_gradients_are_packed():
     params = jk.pack({"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(2)})
 

@@ -153,12 +153,19 @@ class Program:
         return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)])
 
     def _cuts(self, params: Any) -> bool:
-        """Whether packed arrays must be cut out, since something looks at where one ends."""
-        if not isinstance(params, Packed):
-            return False
-        if not self.core.elementwise or self.options.clipnorm is not None or self.options.constraints:
-            return True
-        return len({self.options.decays(part.path, part) for part in params.parts}) > 1
+        return isinstance(params, Packed) and self.why_cut(params) is not None
+
+    def why_cut(self, packed: Packed) -> str | None:
+        """Why packed arrays must be cut out: what looks at where one ends; None: nothing does."""
+        if not self.core.elementwise:
+            return "the rule works on whole arrays"
+        if self.options.clipnorm is not None:
+            return "`clipnorm` clips each by itself"
+        if self.options.constraints:
+            return "there are `constraints`"
+        if len({self.options.decays(part.path, part) for part in packed.parts}) > 1:
+            return "some are in `exclude_from_weight_decay`"
+        return None
 
     def _call(
         self, layout: Layout, stored: list[Any], state: State, grads: Any, hyper: Any, *, reduce: bool, write: bool

@@ -12,6 +12,7 @@ from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options
+from jaxopt_keras.packed import Packed
 from jaxopt_keras.rule import Slot
 from jaxopt_keras.storage.blockwise import Blocks
 
@@ -52,6 +53,7 @@ class Plan:
 
     groups: list[Group]
     scalars: int  # bytes of what is kept once
+    notes: tuple[str, ...] = ()  # on packing: what is done, or advised, and why
 
     @property
     def elements(self) -> int:
@@ -87,13 +89,17 @@ class Plan:
             (arrays, f"{self.elements:,}", size(self.bytes), each, "in all", "", "", f"{self.scalars} B kept once")
         )
         widths = [max(len(row[i]) for row in rows) for i in range(7)]
-        return "\n".join("  ".join([*map(aligned, row, widths), row[7]]).rstrip() for row in rows)
+        table = ["  ".join([*map(aligned, row, widths), row[7]]).rstrip() for row in rows]
+        return "\n".join([*table, *self.notes])
 
 
 def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
     """The plan for `params`, arrays or `jax.ShapeDtypeStruct`s; nothing is computed."""
     program = getattr(program, "inner", program)  # of an offload
     state = jax.eval_shape(program.init, params, hyper)
+    notes = on_packing(program, params)
+    if isinstance(params, Packed) and program.why_cut(params):
+        params = jax.eval_shape(Packed.unpack, params)
     layout, stored = Layout.read(params, program.options)
     groups: dict[Kind, Group] = {}
     everything = zip(
@@ -109,7 +115,27 @@ def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
         group.paths.append(leaf.path)
         group.elements += p.size
         group.bytes += nbytes(slots)
-    return Plan(list(groups.values()), nbytes((state.step, state.hyper, state.scalars)))
+    return Plan(list(groups.values()), nbytes((state.step, state.hyper, state.scalars)), notes)
+
+
+# Where handing arrays over costs more than the arithmetic: more arrays than this, of fewer elements each on average.
+MANY, SMALL = 100, 4096
+
+
+def on_packing(program: Program, params: Any) -> tuple[str, ...]:
+    """Whether arrays are packed, or should be, and why."""
+    if isinstance(params, Packed):
+        what = f"packed: {len(params.parts)} arrays in {', '.join(params.buffers)}"
+        why = program.why_cut(params)
+        return (f"{what}, cut out inside the step, since {why}" if why else f"{what}, as they are",)
+    arrays = jax.tree.leaves(params)
+    mean = sum(x.size for x in arrays) / max(len(arrays), 1)
+    if len(arrays) <= MANY or mean >= SMALL or not program.core.elementwise:
+        return ()
+    return (
+        f"{len(arrays)} arrays of {mean:.0f} elements each: `jaxopt_keras.pack` makes them one buffer for each dtype, "
+        "which saves 5 to 8 microseconds an array in each step (measured on a CPU)",
+    )
 
 
 def engines(program: Program, params: Any, state: Any) -> list[str]:
