@@ -62,10 +62,11 @@ def test_large_gradients_are_finite():
     assert state.scalars[SKIPPED] == 0 and state.step == 1
 
 
-def test_one_decision_for_all_devices():
+@pytest.mark.parametrize("wrap", [lambda k: k, lambda k: jk.partition({"^": k})], ids=["plain", "partition"])
+def test_one_decision_for_all_devices(wrap):
     """One device's NaN stops all of them, also those whose own gradients are good."""
     mesh = Mesh(np.array(jax.devices()[:4]), ("batch",))
-    kernel, params = jk.adam(0.1, axis_name="batch", skip_nonfinite=True), {"w": jnp.ones(3)}
+    kernel, params = wrap(jk.adam(0.1, axis_name="batch", skip_nonfinite=True)), {"w": jnp.ones(3)}
     spec = PartitionSpec("batch")
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
