@@ -9,6 +9,7 @@ from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.engine.scaled import GOOD, SCALE, Scaled
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.optimizer import Call, Optimizer
+from jaxopt_keras.options import Options
 from jaxopt_keras.scaling import HIGHEST, LOWEST, checked_settings
 from jaxopt_keras.serialization import WRAPPERS, deserialize, serialize
 from jaxopt_keras.settings import OPTIONS
@@ -64,8 +65,7 @@ class LossScaleOptimizer(Wrapper):
             SCALE: jnp.full((), settings[0], jnp.float32),
             SKIPPED: jnp.zeros((), jnp.int32),
         }
-        own = State(jnp.zeros((), jnp.int32), {"learning_rate": jnp.zeros((), jnp.float32)}, scalars, {})
-        self._begin(name, [inner_optimizer], own, _settings=settings)
+        self._wrap(Options(name=name), [inner_optimizer], scalars, _settings=settings)
 
     _settings: tuple[float, int, float, float]
 

@@ -126,13 +126,12 @@ class MultiOptimizer(Wrapper):
                 "`optimizer_map` must be an `OptimizerMap`, or a function of a variable. Received: "
                 f"optimizer_map={optimizer_map!r}"
             )
-        options, inner = Options(loss_scale_factor=loss_scale_factor), []
+        options, inner = Options(loss_scale_factor=loss_scale_factor, name=name), []
         if isinstance(optimizer_map, OptimizerMap):
             inner = list(dict.fromkeys([*optimizer_map.values(), optimizer_map.default_optimizer]))
         for optimizer in inner:
             optimizer.loss_scale_factor = options.loss_scale_factor
-        own = State(jnp.zeros((), jnp.int32), {"learning_rate": jnp.zeros((), jnp.float32)}, {}, {})
-        self._begin(name, inner, own, _options=options, _map=optimizer_map)
+        self._wrap(options, inner, {}, _map=optimizer_map)
 
     _map: Any
 

@@ -4,7 +4,6 @@ It adds nothing to the arithmetic. Variables become a dict of arrays by path, on
 pipeline makes the step, and the results are written back.
 """
 
-import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from types import NoneType
@@ -13,21 +12,20 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.buffers import Buffer
 from jaxopt_keras.configs import Configs
-from jaxopt_keras.copies import Copies, rebound, unique
-from jaxopt_keras.custom import HOOKS, Custom, refuse_unknown
+from jaxopt_keras.custom import HOOKS, refuse_unknown
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.hooks import Hooks
 from jaxopt_keras.engine.pipeline import State
-from jaxopt_keras.functional import Compiled, Kernel
+from jaxopt_keras.functional import Compiled
 from jaxopt_keras.gradients import pullback
 from jaxopt_keras.handles import Handle, handle
 from jaxopt_keras.inputs import checked, listed, numbers, of_length, pairs, refuse_traced
 from jaxopt_keras.options import Options
+from jaxopt_keras.registry import Registry
 from jaxopt_keras.rule import Rule
-from jaxopt_keras.settings import OPTIONS, Exclusion, Settings
-from jaxopt_keras.variable import as_array, several, unique_name, value_of
+from jaxopt_keras.settings import OPTIONS
+from jaxopt_keras.variable import as_array, several, value_of
 from jaxopt_keras.views import Place, View, view
 from jaxopt_keras.weights import Weights
 
@@ -44,7 +42,7 @@ class Call(NamedTuple):
     inner: Any = None  # of a wrapper: its inner optimizers' calls, by their numbers
 
 
-class Optimizer(Settings, Configs, Custom, Copies, Weights):
+class Optimizer(Registry, Configs, Weights):
     """A Keras-style optimizer. The named classes (`Adam`, `SGD`, ...) are made from rules; see `optimizers`.
 
     To write one's own there are three ways, all of which run compiled and inside the same pipeline (clipping, decay,
@@ -127,24 +125,7 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
                 f"`{hook}` of {type(self).__name__} would never run: {type(rule).__name__} has its own update. Derive "
                 "the class from `jaxopt_keras.Optimizer`."
             )
-        stem = type(rule).__name__ if type(self) is Optimizer else type(self).__name__
-        fresh = dict(
-            name=options.name or unique_name(snake_case(stem)),
-            built=False,
-            _rule=rule,
-            _options=options,
-            _rate=None,  # a schedule, or a function without arguments; None: the number in state.hyper
-            _paths=[],  # of the variables, in the order of arrival
-            _handles={},  # path -> Handle
-            _keys={},  # id of a variable -> path
-            _unbound={},  # path -> shape: slots that came with a copy or a pickle, and wait for their variables
-            _excluded=Exclusion(),
-            _own=[],  # names of slots and variables that a user made, in that order
-            _in_hooks=False,
-            _kernel_cache=None,
-        )
-        for name, value in fresh.items():
-            object.__setattr__(self, name, value)
+        self._begin(options, type(rule).__name__ if type(self) is Optimizer else type(self).__name__, _rule=rule)
         if learning_rate is not None:
             self._take_rate(learning_rate)
         kernel = self._kernel()
@@ -258,23 +239,6 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
         for k, p in params.items():
             self._handles[k].write(p)
 
-    def _taken_apart(self, grads: list[Any], variables: list[Any]) -> tuple[list[Any], list[Any]]:
-        """The same with the variables of a buffer in its place, where something sees where one of them ends."""
-        taken: list[tuple[Any, Any]] = []
-        for g, v in zip(grads, variables, strict=True):
-            if isinstance(v, Buffer) and id(v) not in self._keys and self._sees_parts(v):
-                g = checked(g, self._handle(v))
-                arrays = {} if g is None else v.split(jnp.asarray(g))
-                taken += [(arrays.get(id(w)), w) for w in v.variables]
-            else:
-                taken.append((g, v))
-        return [g for g, _ in taken], [v for _, v in taken]
-
-    def _sees_parts(self, buffer: Buffer) -> bool:
-        """Whether the variables of `buffer` must be updated one by one: by what they are, or since they are so far."""
-        known = any(id(v) in self._keys or v.path in self._unbound for v in buffer.variables)
-        return known or not self._kernel().core.elementwise or self._divides(self._options, buffer) is not None
-
     def _check_pairs(self, grads: list[Any], handles: list[Handle]) -> None:
         ids = [id(h.variable) for h in handles]
         if len(set(ids)) != len(ids):
@@ -381,86 +345,6 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
             raise TypeError(f"`loss` must be a number or an array. Received: loss={loss!r}")
         return loss if factor is None else loss * factor
 
-    # --- variables --------------------------------------------------------------------------------------------------
-
-    def build(self, variables: Sequence[Any]) -> None:
-        """Makes the slots of `variables`, which the first `apply` does otherwise. More may join later."""
-        before = self._snapshot()
-        try:
-            given = list(several("variables", variables))
-            self._create_slots_of(self._register(self._taken_apart([None] * len(given), given)[1]))
-        except BaseException:
-            self._restore(before)
-            raise
-        object.__setattr__(self, "built", True)
-
-    def _handle(self, variable: Any) -> Handle:
-        key = self._keys.get(id(variable))
-        return handle(variable) if key is None else self._handles[key]
-
-    def _key(self, variable: Any) -> str:
-        try:
-            return self._keys[id(variable)]
-        except KeyError:
-            path, buffer, known = handle(variable).path, getattr(variable, "buffer", None), list(self._handles)
-            if buffer is not None and id(buffer) in self._keys:
-                raise KeyError(
-                    f"{self.name} knows `{path}` as a part of `{buffer.path}`. Pass that, as `pack_variables` gave it."
-                ) from None
-            raise KeyError(f"`{path}` is not known to {self.name}. It knows {known}") from None
-
-    def _ensure(self, variables: list[Any]) -> dict[str, Any] | None:
-        """Registers new variables, if there are any. Returns what to `_restore` should the step fail."""
-        if all(id(v) in self._keys for v in variables):
-            return None
-        before = self._snapshot()
-        try:
-            self._run_build_hooks(self._register(variables), type(self).build is not Optimizer.build)
-            object.__setattr__(self, "built", True)
-        except BaseException:
-            self._restore(before)
-            raise
-        return before
-
-    def _register(self, variables: list[Any]) -> list[str]:
-        """Gives each new variable a path and slots; returns the paths of those that no slots of a copy waited for."""
-        new = {id(v): handle(v) for v in variables if id(v) not in self._keys}
-        if not new:
-            return []
-        self._check_outside_hooks()
-        for h in new.values():
-            buffer = getattr(h.variable, "buffer", None)
-            if buffer is not None and id(buffer) in self._keys:
-                raise ValueError(
-                    f"{self.name} updates `{buffer.path}`, in which `{h.path}` lies, as a whole. Give it the gradient "
-                    "of the buffer: `value_and_grad(loss, packed)` with what `pack_variables` gave."
-                )
-        handles, keys, unbound, paths = dict(self._handles), dict(self._keys), dict(self._unbound), [*self._paths]
-        bound, fresh = rebound(list(new.values()), unbound), []
-        for h in new.values():
-            key = bound.get(id(h.variable)) or unique(h.path, paths)
-            handles[key], keys[id(h.variable)] = h, key
-            if unbound.pop(key, None) is None:
-                fresh.append(key)
-                paths.append(key)
-        foreign, state = isinstance(self._rule, Foreign), self._state
-        if foreign and self._paths and (fresh or unbound):
-            raise ValueError(
-                f"{self.name} runs an optax transformation, which takes all its variables at once. It has "
-                f"{self._paths}. Received: {[h.path for h in new.values()]}"
-            )
-        kernel = Kernel(self._rule, self._effective(self._options, handles))
-        made = kernel.init({k: h.read() for k, h in handles.items() if id(h.variable) in new})
-        refuse_traced(made.step)
-        slots = {k: self._kept(s, state.slots.get(k, {})) for k, s in made.slots.items()}
-        scalars = made.scalars if foreign and not self._paths else made.scalars | state.scalars
-        for name, value in dict(
-            _handles=handles, _keys=keys, _unbound=unbound, _paths=paths, _kernel_cache=None
-        ).items():
-            object.__setattr__(self, name, value)
-        self._set_state(state._replace(slots=state.slots | slots, scalars=scalars))
-        return fresh
-
     def view(self, place: Place) -> View:
         """The array at `place` of the state, as an assignable variable (`views`)."""
         return view(self, place)
@@ -472,8 +356,3 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
 
 def _aval(x: Any) -> Any:
     return jnp.shape(x), jnp.result_type(x)
-
-
-def snake_case(name: str) -> str:
-    """As Keras makes names of classes: RMSprop -> rm_sprop, AdamW -> adam_w."""
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)).lower()

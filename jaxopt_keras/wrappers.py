@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.copies import rebound, unique
+from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Compiled, shared
 from jaxopt_keras.handles import handle
-from jaxopt_keras.optimizer import Call, Optimizer, snake_case
+from jaxopt_keras.optimizer import Call, Optimizer
 from jaxopt_keras.options import Options
-from jaxopt_keras.settings import Exclusion
 from jaxopt_keras.transforms.guard import SKIPPED
-from jaxopt_keras.variable import several, unique_name
+from jaxopt_keras.variable import several
 from jaxopt_keras.views import RATE, STEP, Place, View, read
 from jaxopt_keras.weights import Variables
 
@@ -31,27 +31,11 @@ class Wrapper(Optimizer):
     _inner: list[Optimizer]
     _owners: dict[str, int]
 
-    def _begin(self, name: str | None, inner: list[Optimizer], state: Any, **own: Any) -> None:
-        fresh = dict(
-            name=name or unique_name(snake_case(type(self).__name__)),
-            built=False,
-            _rule=None,
-            _options=Options(),
-            _rate=None,
-            _paths=[],
-            _handles={},
-            _keys={},
-            _unbound={},
-            _excluded=Exclusion(),
-            _own=[],
-            _in_hooks=False,
-            _state=state,
-            _inner=inner,
-            _owners={},  # path -> the number of its inner optimizer
-            _joined={},  # ids of inner programs -> the program of all, and what is compiled of it
-        )
-        for attribute, value in (fresh | own).items():
-            object.__setattr__(self, attribute, value)
+    def _wrap(self, options: Options, inner: list[Optimizer], scalars: dict[str, Any], **own: Any) -> None:
+        """Sets every attribute to what it is before the first variable."""
+        state = State(jnp.zeros((), jnp.int32), {"learning_rate": jnp.zeros((), jnp.float32)}, scalars, {})
+        # _owners: path -> the number of its inner optimizer; _joined: of `_found`
+        self._begin(options, type(self).__name__, _inner=inner, _state=state, _owners={}, _joined={}, **own)
 
     # --- to be said by each wrapper ---------------------------------------------------------------------------------
 
@@ -123,18 +107,6 @@ class Wrapper(Optimizer):
         return self._inner[self._owners[path]]._keys[id(self._handles[path].variable)]
 
     # --- variables --------------------------------------------------------------------------------------------------
-
-    def _ensure(self, variables: list[Any]) -> dict[str, Any] | None:
-        if all(id(v) in self._keys for v in variables):
-            return None
-        before = self._snapshot()
-        try:
-            self._register(variables)
-            object.__setattr__(self, "built", True)
-        except BaseException:
-            self._restore(before)
-            raise
-        return before
 
     def _register(self, variables: list[Any]) -> list[str]:
         new = {id(v): handle(v) for v in variables if id(v) not in self._keys}

@@ -22,7 +22,7 @@ LAYERS = [
     ["groups", "scaling", "sharding", "handles", "gradients", "views"],
     ["inputs", "weights", "custom", "copies"],
     ["settings"],
-    ["configs"],
+    ["configs", "registry"],
     ["optimizer"],
     ["optimizers"],
     ["serialization", "wrappers"],
