@@ -127,6 +127,7 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
                 f"`{hook}` of {type(self).__name__} would never run: {type(rule).__name__} has its own update. Derive "
                 "the class from `jaxopt_keras.Optimizer`."
             )
+        rule, options = rule.plain() if isinstance(rule, Rule) else rule, options.plain()
         stem = type(rule).__name__ if type(self) is Optimizer else type(self).__name__
         fresh = dict(
             name=options.name or unique_name(snake_case(stem)),
@@ -233,7 +234,8 @@ class Optimizer(Settings, Configs, Custom, Copies, Weights):
 
     def _step(self, given: dict[str, Any]) -> None:
         call = self._gathered(given)
-        params, moved = call.compiled.step_donating(call.params, call.moving, call.grads, call.hyper, reduce=False)
+        reduce = {} if self._options.axis_name is None else {"reduce": False}  # else one program serves both faces
+        params, moved = call.compiled.step_donating(call.params, call.moving, call.grads, call.hyper, **reduce)
         refuse_traced(moved.step)
         self._landed(call, params, moved)
 
