@@ -125,6 +125,7 @@ class Optimizer(Registry, Configs, Weights):
                 f"`{hook}` of {type(self).__name__} would never run: {type(rule).__name__} has its own update. Derive "
                 "the class from `jaxopt_keras.Optimizer`."
             )
+        rule, options = rule.plain() if isinstance(rule, Rule) else rule, options.plain()
         self._begin(options, type(rule).__name__ if type(self) is Optimizer else type(self).__name__, _rule=rule)
         if learning_rate is not None:
             self._take_rate(learning_rate)
@@ -214,7 +215,8 @@ class Optimizer(Registry, Configs, Weights):
 
     def _step(self, given: dict[str, Any]) -> None:
         call = self._gathered(given)
-        params, moved = call.compiled.step_donating(call.params, call.moving, call.grads, call.hyper, reduce=False)
+        reduce = {} if self._options.axis_name is None else {"reduce": False}  # else one program serves both faces
+        params, moved = call.compiled.step_donating(call.params, call.moving, call.grads, call.hyper, **reduce)
         refuse_traced(moved.step)
         self._landed(call, params, moved)
 

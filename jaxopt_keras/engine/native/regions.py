@@ -248,7 +248,7 @@ def check(e: Equation, packed: set[Any]) -> None:
     elif is_same(e):
         if math.prod(arrays[0]) != math.prod(out) or e.params.get("dimensions") and e.name == "reshape":
             raise Unsupported(e.name)
-    elif not all(leads(shape, out) for shape in arrays):
+    elif not e.inputs or not all(leads(shape, out) for shape in arrays):
         raise Unsupported(e.name)
     elif e.name == "select_n" and (len(e.inputs) != 3 or e.inputs[0].dtype != "bool"):
         raise Unsupported("select_n of more than two")
@@ -256,9 +256,11 @@ def check(e: Equation, packed: set[Any]) -> None:
 
 def leads(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     """Whether `shape` is the first axes of `whole`, with ones for the rest: a number for each block in a row."""
+    if len(shape) > len(whole):  # a product that sums
+        return False
     shape = shape + (1,) * (len(whole) - len(shape))
     split = next((i for i, (a, b) in enumerate(zip(shape, whole, strict=True)) if a != b), len(whole))
-    return len(shape) == len(whole) and all(a == 1 for a in shape[split:])
+    return all(a == 1 for a in shape[split:])
 
 
 def plain(split: Split) -> list[Equation]:
