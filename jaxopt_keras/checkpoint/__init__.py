@@ -1,0 +1,6 @@
+"""Checkpoints that survive change: arrays by name, in files, in folders, and to and from other libraries."""
+
+from jaxopt_keras.checkpoint.saving import from_dict as from_dict
+from jaxopt_keras.checkpoint.saving import load as load
+from jaxopt_keras.checkpoint.saving import save as save
+from jaxopt_keras.checkpoint.saving import to_dict as to_dict
