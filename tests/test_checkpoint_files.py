@@ -144,7 +144,7 @@ def test_an_error_at_any_call_leaves_a_whole_file(name, after, path, monkeypatch
             raise Died
         return result
 
-    for at in (1, 2):  # of fsync: the file's, and the folder's
+    for at in (1, 2):  # of fsync: the file's, and the folder's  # noqa: B007  # `dying` reads it
         count = 0
         (path.parent / f".{path.name}.0.tmp").touch()
         with monkeypatch.context() as patched:
@@ -167,10 +167,10 @@ def test_killed_at_any_moment(tmp_path):
     found = json.loads(ran.stdout)
     codes, steps, leftovers = zip(*found["calls"], strict=True)
     assert codes == (9,) * 10 + (0,)
-    assert steps == (1,) * 8 + (2,) * 3, "the old file until it is renamed, then the new one"
-    assert leftovers == (0, *(1,) * 7, 0, 0, 0)
+    assert steps == (1,) * 7 + (2,) * 4, "the old file until it is renamed, then the new one"
+    assert leftovers == (0,) + (1,) * 6 + (0,) * 4
     steps, leftovers = zip(*found["kills"], strict=True)
-    assert len(set(steps)) > 2 and 0 < sum(leftovers) < len(leftovers)
+    assert len(set(steps)) > 1 and 0 < sum(leftovers) < len(leftovers)
 
 
 def test_a_living_save_is_left_alone(path):

@@ -21,7 +21,7 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
 def read(path: Any, fresh: State) -> dict[str, Any]:
     """The arrays of a folder that `write` made, or of an item of a `CheckpointManager`'s step.
 
-    Each comes to where the array of its name in `fresh` lies, if it has its shape; the others lie on every device whole.
+    Each comes to where the array of its name in `fresh` lies, if it has its shape; others lie on every device whole.
 
     Raises:
         ValueError: if it is no such folder.
