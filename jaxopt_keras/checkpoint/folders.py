@@ -15,7 +15,7 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
     """Writes arrays, which may be sharded over processes, and waits until all of it is there."""
     kept = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses what is empty
     with _orbax().StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), kept, force=True)
+        checkpointer.save(_whole(path), kept, force=True)
 
 
 def read(path: Any, fresh: State) -> dict[str, Any]:
@@ -24,9 +24,11 @@ def read(path: Any, fresh: State) -> dict[str, Any]:
     Each comes to where the array of its name in `fresh` lies, if it has its shape; others lie on every device whole.
 
     Raises:
-        ValueError: if it is no such folder.
+        FileNotFoundError: if there is nothing. ValueError: if it is no such folder.
     """
-    path = Path(path).absolute()
+    path = _whole(path)
+    if isinstance(path, Path) and not path.exists():
+        raise FileNotFoundError(f"There is no {path}")
     with _orbax().StandardCheckpointer() as checkpointer:
         tree = getattr(checkpointer.metadata(path), "item_metadata", None)
         saved = getattr(tree, "tree", tree)
@@ -35,23 +37,27 @@ def read(path: Any, fresh: State) -> dict[str, Any]:
                 f"{path} is no Orbax checkpoint of names and arrays. Of a CheckpointManager, pass the item: "
                 'manager.directory / "STEP" / "default".'
             )
-        homes = {name: x.sharding for name, x in spread(leaves(fresh), portable=False).items()}
         like = spread(leaves(fresh), portable=False)
-        fallback = _everywhere(homes)
+        elsewhere = _everywhere(like)
         wanted = {}
         for name, x in saved.items():
             fits = name in like and like[name].shape == tuple(x.shape)
-            sharding = homes[name] if fits else fallback
+            sharding = like[name].sharding if fits else elsewhere
             wanted[name] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         return checkpointer.restore(path, wanted)
 
 
-def _everywhere(homes: dict[str, Any]) -> Any:
+def _everywhere(arrays: dict[str, Any]) -> Any:
     """Whole on each device of the mesh that there is, if there is one."""
-    for sharding in homes.values():
-        if isinstance(sharding, jax.sharding.NamedSharding):
-            return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    for x in arrays.values():
+        if isinstance(x.sharding, jax.sharding.NamedSharding):
+            return jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _whole(path: Any) -> Any:
+    """A path that does not depend on the present folder; an address (gs://...) is one as it is."""
+    return path if "://" in str(path) else Path(path).absolute()
 
 
 def _orbax() -> Any:
