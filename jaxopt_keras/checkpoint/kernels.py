@@ -40,10 +40,12 @@ def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
     return route(rule, path, p)
 
 
-def rate_of(kernel: Kernel, path: str, step: Any) -> Any:
-    """The learning rate of a parameter after so many updates."""
-    rate = getattr(plain(kernel, path).rule, "learning_rate", 1.0)
-    return rate(jnp.asarray(step, jnp.int32)) if callable(rate) else rate
+def hyper_at(kernel: Kernel, hyper: dict[str, Any], path: str) -> dict[str, Any]:
+    """Of a state's hyperparameters those of the parameter at `path`."""
+    if isinstance(kernel, Partition):
+        return hyper[kernel.router.of(path)]
+    inner = kernel.__dict__.get("kernel")
+    return hyper if inner is None else hyper_at(inner, hyper, path)
 
 
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:

@@ -49,6 +49,20 @@ class Decay(NamedTuple):
     complement: Any
 
 
+def slot_name(path: str, slot: str) -> str:
+    return f"slots/{path}/{slot}" if path else f"slots/{slot}"
+
+
+def by_parameter(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is in a flat dict of each parameter's slots, by path and slot."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, x in flat.items():
+        if name.startswith("slots/"):
+            path, _, slot = name.removeprefix("slots/").rpartition("/")
+            found.setdefault(path, {})[slot] = x
+    return found
+
+
 def leaves(state: State) -> dict[str, Any]:
     """All of a state by name: arrays, `Blocks` and `Complemented`s.
 
