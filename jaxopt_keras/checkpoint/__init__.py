@@ -6,3 +6,5 @@ from jaxopt_keras.checkpoint.saving import from_dict as from_dict
 from jaxopt_keras.checkpoint.saving import load as load
 from jaxopt_keras.checkpoint.saving import save as save
 from jaxopt_keras.checkpoint.saving import to_dict as to_dict
+from jaxopt_keras.checkpoint.torch import from_torch as from_torch
+from jaxopt_keras.checkpoint.torch import to_torch as to_torch

@@ -22,10 +22,15 @@ def groups(kernel: Kernel) -> dict[str, Kernel]:
 
 def plain(kernel: Kernel, path: str) -> Kernel:
     """The plain kernel that has the parameter at `path`."""
+    return groups(kernel)[group_of(kernel, path)]
+
+
+def group_of(kernel: Kernel, path: str) -> str:
+    """The name of the group that the parameter at `path` is in; "" where there are none."""
     if isinstance(kernel, Partition):
-        return kernel.kernels[kernel.router.of(path)]
+        return kernel.router.of(path)
     inner = kernel.__dict__.get("kernel")
-    return kernel if inner is None else plain(inner, path)
+    return "" if inner is None else group_of(inner, path)
 
 
 def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
@@ -42,10 +47,8 @@ def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
 
 def hyper_at(kernel: Kernel, hyper: dict[str, Any], path: str) -> dict[str, Any]:
     """Of a state's hyperparameters those of the parameter at `path`."""
-    if isinstance(kernel, Partition):
-        return hyper[kernel.router.of(path)]
-    inner = kernel.__dict__.get("kernel")
-    return hyper if inner is None else hyper_at(inner, hyper, path)
+    group = group_of(kernel, path)
+    return hyper[group] if group else hyper
 
 
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
