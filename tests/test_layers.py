@@ -28,6 +28,7 @@ LAYERS = [
     ["serialization", "wrappers"],
     ["loss_scale"],
     ["multi"],
+    ["checkpoint"],
     [""],  # the package itself
     ["interop", "parity", "stubs"],
 ]
