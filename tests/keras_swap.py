@@ -1,6 +1,6 @@
 """A plugin for pytest that puts the classes of `jaxopt_keras.interop.keras` in the place of Keras's own.
 
-    python -m pytest -p tests.keras_swap path/to/keras/src/optimizers/adam_test.py
+python -m pytest -p tests.keras_swap path/to/keras/src/optimizers/adam_test.py
 """
 
 import importlib

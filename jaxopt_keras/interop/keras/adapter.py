@@ -23,8 +23,9 @@ AWAY = (
     "`self.model.optimizer`, which makes Keras bring the state back first."
 )
 FIXED = (
-    "{0.name} was made with a schedule, so its learning rate cannot be set to a number (ReduceLROnPlateau and "
-    "LearningRateScheduler do). Make it with a number, or set another schedule. Received: learning_rate={1!r}"
+    "This optimizer was created with a `LearningRateSchedule` or a function, so `learning_rate` cannot be set to a "
+    "number, as ReduceLROnPlateau and LearningRateScheduler do. Make it with a number, or set another schedule. "
+    "Received: learning_rate={!r}"
 )
 
 
@@ -56,14 +57,19 @@ class Adapter(keras.optimizers.Optimizer):
 
     def _list(self) -> None:
         """Makes `variables` those that the state has now; what was among them before is the same object."""
-        self._layout = Layout(self.wrapped)
+        layout = Layout(self.wrapped)
         with keras.name_scope(self.name):
-            self._known = {
+            known = {
                 spot: self._known[spot] if spot in self._known else StateVariable(self.wrapped, spot, name)
-                for spot, name in self._layout.spots
+                for spot, name in layout.spots
             }
-        self._variables[:] = self._known.values()
-        self._iterations, self._learning_rate = self._known[Spot.of(STEP)], self._known.get(Spot.of(RATE))
+        self.__dict__.update(  # not as attributes, or Keras would list them a second time
+            _layout=layout,
+            _known=known,
+            _variables=[*known.values()],
+            _iterations=known[Spot.of(STEP)],
+            _learning_rate=known.get(Spot.of(RATE)),
+        )
 
     def __getattr__(self, name: str) -> Any:
         """A setting or a method of `wrapped` that Keras's optimizers have not."""
@@ -73,9 +79,10 @@ class Adapter(keras.optimizers.Optimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         wrapped = self.__dict__.get("wrapped")
-        own = wrapped is None or name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
-        if own or not hasattr(wrapped, name):
+        if wrapped is None:
             super().__setattr__(name, value)
+        elif name in self.__dict__ or hasattr(type(self), name) or name.startswith("_") or not hasattr(wrapped, name):
+            object.__setattr__(self, name, value)
         else:
             self._check_present()
             setattr(wrapped, name, value)
@@ -112,7 +119,7 @@ class Adapter(keras.optimizers.Optimizer):
             self.wrapped.learning_rate = value
             self._list()
         elif self.wrapped._rate is not None:
-            raise TypeError(FIXED.format(self, value))
+            raise TypeError(FIXED.format(value))
         elif self._learning_rate is None:
             self.wrapped.learning_rate = value  # which says why not
         else:
@@ -233,7 +240,8 @@ class Adapter(keras.optimizers.Optimizer):
         ):
             if len(given) != length:
                 raise ValueError(f"Argument `{name}` must be a list of {length} arrays. Received: {len(given)}")
-        self._filter_empty_gradients(grads, self._trainable_variables)
+        if grads:  # a model may have no variables
+            self._filter_empty_gradients(grads, self._trainable_variables)
         return self._stepped(optimizer_variables, grads, trainable_variables)
 
     def _stepped(self, values: Sequence[Any], grads: Sequence[Any], params: Sequence[Any]) -> tuple[Any, Any]:
