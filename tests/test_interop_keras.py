@@ -124,8 +124,8 @@ def grouped():
 
 
 SAVED = {
-    "codes": lambda: interop.AdamW(0.01, state_dtype="int8"),
-    "ema, accumulation, skip": lambda: interop.Adam(0.01, use_ema=True, gradient_accumulation_steps=2, skip_nonfinite=True),
+    "codes": lambda: interop.AdamW(0.001, state_dtype="int8"),
+    "ema, accumulation": lambda: interop.Adam(0.01, use_ema=True, gradient_accumulation_steps=2, skip_nonfinite=True),
     "keras's schedule": lambda: interop.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5), momentum=0.9),
     "our schedule": lambda: interop.Nadam(jk.schedules.ExponentialDecay(0.1, 2, 0.5)),
     "groups": lambda: as_keras(grouped()),

@@ -3,11 +3,11 @@
     from jaxopt_keras.interop.keras import Adam
     model.compile(optimizer=Adam(1e-3), loss="mse")
 
-There is a class for each named optimizer, with Keras's name and arguments and our keyword-only ones, and `as_keras` for
-any other. After importing this module `compile(optimizer="jaxopt_keras>Adam")` works too. They need Keras's JAX backend.
+There is a class for each named optimizer, with Keras's name and arguments and our keyword-only ones, and `as_keras`
+for any other. After this import `compile(optimizer="jaxopt_keras>Adam")` works too. Keras must run on JAX.
 
-They are made of the classes of `jaxopt_keras` by one adapter: the compiled step is the same, and so is the state, whose
-arrays are the `keras.Variable`s that Keras lists, saves and carries.
+They are made of the classes of `jaxopt_keras` by one adapter: the compiled step is the same, and so is the state, of
+which Keras sees `keras.Variable`s. What differs from Keras's own classes: docs/keras.md.
 """
 
 from typing import Any

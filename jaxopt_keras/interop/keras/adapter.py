@@ -1,17 +1,17 @@
 """A `keras.optimizers.Optimizer` that runs an optimizer of this library."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras.src.backend import in_stateless_scope
 
-from jaxopt_keras import schedules
 from jaxopt_keras.configs import arguments_of
-from jaxopt_keras.inputs import numbers, pairs
 from jaxopt_keras.interop.keras.state import Layout, Spot, StateVariable
+from jaxopt_keras.interop.keras.steps import Steps, array_of
 from jaxopt_keras.optimizer import Optimizer
+from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
 from jaxopt_keras.settings import OPTIONS, RATE_FIELD
 from jaxopt_keras.transforms.accumulate import SUM
 from jaxopt_keras.transforms.average import AVERAGE
@@ -29,14 +29,14 @@ FIXED = (
 )
 
 
-class Adapter(keras.optimizers.Optimizer):
+class Adapter(Steps, keras.optimizers.Optimizer):
     """What the classes of `jaxopt_keras.interop.keras` have in common.
 
-    `wrapped` is the optimizer of this library: the state and the arithmetic are its own. Its hyperparameters and options
-    are attributes here too.
+    `wrapped` is the optimizer of this library: the state and the arithmetic are its own. Its hyperparameters, options
+    and methods are attributes here too.
     """
 
-    wrapped: Optimizer
+    wrapped: Any
     built: bool
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -111,10 +111,10 @@ class Adapter(keras.optimizers.Optimizer):
         return self.wrapped._rate_at(self._iterations.value)
 
     @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
+    def learning_rate(self, learning_rate: Any) -> None:
         if not in_stateless_scope():
             self._check_present()
-        value = _array(value_of(value))
+        value = array_of(value_of(learning_rate))
         if callable(value):
             self.wrapped.learning_rate = value
             self._list()
@@ -183,83 +183,11 @@ class Adapter(keras.optimizers.Optimizer):
         """The values of `variables`, as `set_weights` takes them."""
         return [v.numpy() for v in self.variables]
 
-    # --- one step ---------------------------------------------------------------------------------------------------
-
-    def apply_gradients(self, grads_and_vars: Iterable[Any]) -> Any:
-        self.apply(*pairs(grads_and_vars))
-        return self._iterations
-
-    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """One step, as one compiled call, which donates the state."""
-        grads = list(grads)
-        if not grads:
-            return
-        if trainable_variables is None:
-            if not self.built:
-                raise ValueError("`apply(grads)` without variables needs a built optimizer: `build(variables)`.")
-            trainable_variables = self._trainable_variables
-        variables = list(trainable_variables)
-        if len(grads) != len(variables):
-            raise ValueError(
-                f"`grads` must hold one gradient for each variable. Received: {len(grads)} gradients for "
-                f"{len(variables)} variables"
-            )
-        self.build(variables)
-        self._check_variables_are_known(variables)
-        grads, variables = self._filter_empty_gradients(grads, variables)
-        if in_stateless_scope():
-            self._apply_within_scope({id(v): g for g, v in zip(grads, variables, strict=True)})
-            return
-        self._check_present()
-        for v in self._variables:
-            v.take_back()
-        grads, variables = self._overwrite_variables_directly_with_gradients(grads, variables)
-        if variables:
-            self.wrapped.apply(grads, variables)
-
-    def _apply_within_scope(self, grads: dict[int, Any]) -> None:
-        values, variables = [v.value for v in self._variables], self._trainable_variables
-        new, state = self._stepped(values, [grads.get(id(v)) for v in variables], [v.value for v in variables])
-        for v, x in [*zip(variables, new, strict=True), *zip(self._variables, state, strict=True)]:
-            v.assign(x)
-
-    def stateless_apply(
-        self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
-    ) -> tuple[list[Any], list[Any]]:
-        """One step as a pure function of lists of arrays; returns (new trainable variables, new optimizer variables).
-
-        Raises:
-            ValueError: if it is not built, a list has another length, or there is no gradient at all.
-        """
-        if not self.built:
-            raise ValueError("`stateless_apply` needs a built optimizer. Call `build(trainable_variables)` first.")
-        for name, given, length in (
-            ("optimizer_variables", optimizer_variables, len(self._variables)),
-            ("grads", grads, len(self._trainable_variables)),
-            ("trainable_variables", trainable_variables, len(self._trainable_variables)),
-        ):
-            if len(given) != length:
-                raise ValueError(f"Argument `{name}` must be a list of {length} arrays. Received: {len(given)}")
-        if grads:  # a model may have no variables
-            self._filter_empty_gradients(grads, self._trainable_variables)
-        return self._stepped(optimizer_variables, grads, trainable_variables)
-
-    def _stepped(self, values: Sequence[Any], grads: Sequence[Any], params: Sequence[Any]) -> tuple[Any, Any]:
-        keys = [self.wrapped._keys.get(id(v)) for v in self._trainable_variables]  # None: overwritten
-        state = self._layout.assembled([_array(v) for v in values])
-        given = {k: numbers(_array(g), k) for k, g in zip(keys, grads, strict=True) if k is not None and g is not None}
-        arrays = {k: _array(p) for k, p in zip(keys, params, strict=True) if k is not None}
-        if given:
-            arrays, state = self.wrapped._after(given, state, arrays, reduce=True)
-        overwritten = [_array(p if g is None else g) for g, p in zip(grads, params, strict=True)]
-        new = [x if k is None else arrays[k] for k, x in zip(keys, overwritten, strict=True)]
-        return new, self._layout.listed(state)
-
     # --- configs and copies -----------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
         rate = self.wrapped._rate
-        if rate is None or isinstance(rate, tuple(schedules.configs.CLASSES.values())):
+        if rate is None or isinstance(rate, tuple(SCHEDULES.values())):
             return self.wrapped.get_config()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`learning_rate` is a function")
@@ -283,8 +211,3 @@ def around(cls: type[Adapter], optimizer: Optimizer) -> Any:
     adapter = cls.__new__(cls)
     adapter._wrap(optimizer, optimizer.name)
     return adapter
-
-
-def _array(x: Any) -> Any:
-    """The value of a Keras variable, which a scope may say; anything else as it is."""
-    return x.value if isinstance(x, keras.Variable) else x

@@ -2,14 +2,15 @@
 
 They are views: the state stays where the optimizer has it, once. A slot in codes is two of them, codes and scales.
 
-During an epoch Keras's trainer carries the values itself and empties the variables. What stands in the state then is the
-value's shape and dtype (`jax.ShapeDtypeStruct`), so its structure is whole at any time.
+During an epoch Keras's trainer carries the values itself and empties the variables. In the state there is then the
+value's shape and dtype (`jax.ShapeDtypeStruct`), so that its structure is whole at any time.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import keras
 from jax import Array
 from jax.sharding import NamedSharding
@@ -21,7 +22,7 @@ from jaxopt_keras.wrappers import Wrapper
 
 
 class Spot(NamedTuple):
-    """Where an array lies: the numbers of inner optimizers from the outside in, the place in its state, and which leaf."""
+    """Where an array lies: in which inner optimizer (numbers, from the outside in), where in its state, which leaf."""
 
     inner: tuple[int, ...]
     keys: Place
@@ -46,7 +47,7 @@ class StateVariable(keras.Variable):
         for i in spot.inner:
             optimizer = optimizer._inner[i]
         self._optimizer, self._spot, self.lent = optimizer, spot, False
-        value = self._value
+        value: Any = self._value
         # A slot lies where its parameter does; the rest where Keras puts such variables.
         layout = value.sharding if isinstance(value.sharding, NamedSharding) else None
         super().__init__(value, dtype=value.dtype.name, trainable=False, name=name, layout=layout)
@@ -158,7 +159,7 @@ def _with(state: Any, keys: Place, value: Any) -> Any:
 
 def _is_key(x: Any) -> bool:
     """Whether it is a typed random key, for which Keras has no dtype."""
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _wrapped(value: Any, old: Any) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
 
-from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.interop.keras.adapter import Adapter, around
 from jaxopt_keras.interop.keras.state import Spot
 from jaxopt_keras.loss_scale import LossScaleOptimizer, scaled
@@ -29,7 +28,7 @@ class Wrapped(Adapter):
     """Any optimizer of this library. Made by `as_keras`."""
 
     def get_config(self) -> dict[str, Any]:
-        """Holds the config of `wrapped`. Where that runs code (optax's), a model is saved without it, with a warning."""
+        """With the config of `wrapped`; without it, and with a warning, where that runs code, as optax's does."""
         try:
             return {"name": self.name, "optimizer": serialize(self.wrapped)}
         except TypeError:
@@ -51,10 +50,8 @@ def _registered() -> dict[str, Any]:
 
 
 @keras.saving.register_keras_serializable(package="jaxopt_keras")
-class WrappedLossScale(Wrapped, keras.optimizers.LossScaleOptimizer):
+class WrappedLossScale(Wrapped, keras.optimizers.LossScaleOptimizer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Our `LossScaleOptimizer`; one of Keras's too, so that mixed precision puts no other around it."""
-
-    wrapped: LossScaleOptimizer
 
     @property
     def inner_optimizer(self) -> Any:
@@ -81,16 +78,14 @@ class WrappedLossScale(Wrapped, keras.optimizers.LossScaleOptimizer):
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.inner_optimizer.learning_rate = value
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.inner_optimizer.learning_rate = learning_rate
         self._list()
 
 
 @keras.saving.register_keras_serializable(package="jaxopt_keras")
 class WrappedMulti(Wrapped):
     """Our `MultiOptimizer`."""
-
-    wrapped: MultiOptimizer
 
     @property
     def optimizers(self) -> list[Any]:
@@ -102,8 +97,8 @@ class WrappedMulti(Wrapped):
         return self.wrapped.learning_rate  # which says that there is none
 
     @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.wrapped.learning_rate = value
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.wrapped.learning_rate = learning_rate
 
 
 def _inside(outer: Adapter, optimizer: Optimizer) -> Any:
@@ -114,7 +109,7 @@ def _inside(outer: Adapter, optimizer: Optimizer) -> Any:
 
 
 def as_keras(optimizer: Optimizer) -> Any:
-    """An optimizer of this library as a `keras.optimizers.Optimizer`, for `compile` and whatever else Keras does with it.
+    """An optimizer of this library as a `keras.optimizers.Optimizer`, which `compile` takes.
 
     It is the same optimizer: what Keras trains moves its state, and `get_slot`, `iterations` and the rest show it.
 
