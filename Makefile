@@ -10,7 +10,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # One environment: two installs at once would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo soak test check format format-check lint types sanitize bench docs parity test-py test-matrix clean
+.PHONY: help demo soak test check format format-check lint types sanitize bench docs docs-serve parity test-py test-matrix clean
 
 RUN := $(VENV)/bin/python -m
 
@@ -24,8 +24,12 @@ bench: $(VENV)/.with-bench $(if $(TORCH),$(VENV)/.with-torch) ## step time, memo
 parity: $(VENV)/.with-bench ## how far every optimizer is from Keras, optax, torch and float64
 	$(RUN) jaxopt_keras.parity $(ARGS)
 
-docs: $(VENV)/.with-docs ## render the API to docs/_build/index.html
-	KERAS_BACKEND=jax $(RUN) pdoc --docformat google --output-directory docs/_build jaxopt_keras
+docs: $(VENV)/.with-docs ## build the site, docs/_build/index.html; a warning is an error
+	$(RUN) sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build
+	@echo "Open docs/_build/index.html: it needs no server and no network."
+
+docs-serve: docs ## the same, at http://127.0.0.1:8000
+	$(RUN) http.server --bind 127.0.0.1 --directory docs/_build 8000
 
 ##@ Develop
 # Two compilers' checks: the first needs its runtime, and that of C++, loaded before Python.

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
-    r"(?:^ *<!-- skip: (?P<skip>[^\n]+?) -->\s*\n)?"
+    r"(?:^ *<!-- (?:skip: (?P<skip>[^\n]+?)|needs: (?P<needs>\w+)) -->\s*\n)?"
     r"^(?P<indent> *)```python[^\n]*\n(?P<code>(?s:.*?))^(?P=indent)```[ ]*$",
     re.MULTILINE,
 )
@@ -22,6 +22,7 @@ class Block(NamedTuple):
     line: int  # of the code's first line, counted from 1
     code: str
     skip: str | None
+    needs: str | None = None  # a package
 
 
 def blocks(page: Path) -> list[Block]:
@@ -32,6 +33,7 @@ def blocks(page: Path) -> list[Block]:
             line=text.count("\n", 0, found.start("code")) + 1,
             code=re.sub(f"^{found['indent']}", "", found["code"], flags=re.MULTILINE),
             skip=found["skip"],
+            needs=found["needs"],
         )
         for found in BLOCK.finditer(text)
     ]
@@ -45,6 +47,8 @@ BLOCKS = [block for page in PAGES if page.exists() for block in blocks(page)]
 def test_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if block.skip:
         pytest.skip(block.skip)
+    if block.needs:
+        pytest.importorskip(block.needs)
     monkeypatch.chdir(tmp_path)  # it may save a checkpoint or a plot
     # A real module, as a script is: what pickles or resolves its annotations looks it up by name.
     script = types.ModuleType("__main__")
@@ -59,8 +63,10 @@ def test_blocks_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     page.write_text(
         "```bash\nexit 1\n```\n\n```python\nx = 1\n```\n"
         "<!-- skip: needs --a TPU -->\n\n  ```python\n  if x:\n      y\n\n  ```\n"
+        "<!-- needs: torch -->\n```python\nx\n```\n"
     )
     assert blocks(page) == [
         Block("page.md", 6, "x = 1\n", None),
         Block("page.md", 11, "if x:\n    y\n\n", "needs --a TPU"),
+        Block("page.md", 17, "x\n", None, "torch"),
     ]

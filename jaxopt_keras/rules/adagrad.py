@@ -12,8 +12,10 @@ from jaxopt_keras.rule import Amount, Clock, Exact, Rate, Rule
 class Adagrad(Rule):
     """Adagrad (Duchi, Hazan & Singer 2011).
 
-    n <- n + g²                     n starts as initial_accumulator_value
-    p <- p - lr g / sqrt(n + epsilon)
+        n <- n + g²                     n starts as initial_accumulator_value
+        p <- p - lr g / sqrt(n + epsilon)
+
+    `variant="optax"` is the same.
     """
 
     learning_rate: Rate = 1e-3

@@ -12,8 +12,11 @@ from jaxopt_keras.rule import COMPLEMENT, Clock, Decay, Rate, Rule, Signed, With
 class Lion(Rule):
     """Lion, "evolved sign momentum" (Chen et al. 2023, arXiv:2302.06675).
 
-    p <- p - lr sign(beta_1 m + (1 - beta_1) g)
-    m <- beta_2 m + (1 - beta_2) g
+        p <- p - lr sign(beta_1 m + (1 - beta_1) g)
+        m <- beta_2 m + (1 - beta_2) g
+
+    Every element moves by lr: the paper advises a rate 3 to 10 times smaller than AdamW's, and as much more weight
+    decay. `variant="optax"` is the same.
     """
 
     learning_rate: Rate = 1e-3

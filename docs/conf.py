@@ -1,0 +1,77 @@
+"""How Sphinx makes the site: `make docs`."""
+
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from docs.generator import api, mathml, optimizers  # noqa: E402
+from docs.generator.docstrings import restructured  # noqa: E402
+
+project = "jaxopt_keras"
+copyright = "the jaxopt_keras authors, Apache-2.0"
+version = release = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["version"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
+exclude_patterns = ["_build", "generator"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+default_role = "py:obj"  # in docstrings: a link where there is something of that name, else code
+toc_object_entries_show_parents = "hide"
+python_maximum_signature_line_length = 240
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_use_rtype = False
+copybutton_exclude = ".linenos, .gp, .go"  # of an example, copy what was typed
+suppress_warnings = ["myst.header"]  # a page of ours may begin with a part of the README
+
+html_theme = "furo"
+html_title = "jaxopt_keras"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_sphinx = False
+
+# Where the site has the project's other pages.
+ELSEWHERE = {"benchmarks/README.md": "benchmarks.md", "tests/README.md": "testing.md"}
+
+
+def linked(app: Any, path: Any, parent: str, content: list[str]) -> None:
+    """The links of an included page, which are those of the repository, to the site's pages."""
+
+    def target(found: re.Match[str]) -> str:
+        link = found[1]
+        return f"]({ELSEWHERE.get(link, link.removeprefix('docs/'))})"
+
+    content[0] = re.sub(r"\]\(((?:docs|benchmarks|tests)/[^)#\s]+)\)", target, content[0])
+
+
+def generated(app: Any, page: str, source: list[str]) -> None:
+    """Pages that are made, in whole or in part, whenever the site is."""
+    if page == "optimizers":
+        source[0] += optimizers.page()
+    elif page == "api":
+        source[0] += api.page()
+    elif page == "index":
+        named = set(re.findall(r"^(\w+)$", source[0], re.MULTILINE))
+        source[0] = source[0].replace("(other pages)", "\n".join(sorted(app.env.found_docs - named - {"index"})))
+
+
+def documented(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = restructured(lines)
+
+
+def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (mathml.inline, None), (mathml.block, None))
+    app.connect("include-read", linked)
+    app.connect("source-read", generated)
+    app.connect("env-get-outdated", lambda *_: ["optimizers", "api", "index"])
+    app.connect("autodoc-process-docstring", documented, priority=400)  # before napoleon

@@ -1,0 +1,74 @@
+"""The page of the API: every public name of the package, and the public modules, in reStructuredText."""
+
+import importlib
+import inspect
+import pkgutil
+import types
+
+import jaxopt_keras as jk
+from jaxopt_keras import interop
+from jaxopt_keras.optimizers import CLASSES, FUNCTIONS
+
+# What belongs together, in the order of reading. A public name that is not here comes last, by itself.
+GROUPS = {
+    "The pure face": ["Kernel", "Options", "partition", "frozen", "loss_scaled", "pack", "Packed", "nbytes"],
+    "The stateful face": ["Optimizer", "Variable", "value_and_grad", "pack_variables", "MultiOptimizer", "OptimizerMap",
+                          "LossScaleOptimizer", "IndexedSlices", "get", "serialize", "deserialize"],
+    "A rule": ["Rule"],
+}  # fmt: skip
+MODULES = {"The language of rules": "rule", "Helpers for rules": "numerics"}
+INHERITED = {"Optimizer", "Variable"}  # whose methods come from mixins
+
+
+def names() -> list[str]:
+    """The public names, without the named optimizers, which have a page of their own."""
+    return [
+        name
+        for name, value in vars(jk).items()
+        if not name.startswith("_")
+        and not isinstance(value, types.ModuleType)
+        and name not in {*CLASSES, *FUNCTIONS, "optimizers"}
+    ]
+
+
+def page() -> str:
+    others = [name for name in names() if name not in sum(GROUPS.values(), [])]
+    groups = GROUPS | ({"More": others} if others else {})
+    parts = [heading(title) + "\n\n".join(map(entry, members)) for title, members in groups.items()]
+    public = {f"`{name}`": f"jaxopt_keras.{name}" for name in modules()}
+    named = {title: f"jaxopt_keras.{name}" for title, name in MODULES.items()}
+    return "\n\n".join([*parts, *(module(title, name) for title, name in (named | public).items())])
+
+
+def heading(title: str) -> str:
+    return f"{title}\n{'-' * len(title)}\n\n"
+
+
+def entry(name: str) -> str:
+    if not inspect.isclass(getattr(jk, name)):
+        return f".. autofunction:: jaxopt_keras.{name}"
+    inherited = "\n   :inherited-members:" if name in INHERITED else ""
+    return f".. autoclass:: jaxopt_keras.{name}\n   :members:{inherited}"
+
+
+def modules() -> list[str]:
+    """The modules that are public: those that the package shows, and those of `interop` that can be imported here."""
+    shown = [name for name, value in vars(jk).items() if isinstance(value, types.ModuleType) and name in jk_init()]
+    found = [*shown]
+    for _, name, _ in pkgutil.iter_modules(interop.__path__):
+        try:
+            importlib.import_module(f"jaxopt_keras.interop.{name}")
+        except ImportError:  # what it is for is not installed
+            continue
+        found.append(f"interop.{name}")
+    return found
+
+
+def jk_init() -> set[str]:
+    """The names that the package imports by name (`from x import y as y`), for which it stands up."""
+    tree = inspect.getsource(jk)
+    return {line.rsplit(" as ", 1)[1].split()[0] for line in tree.splitlines() if " as " in line}
+
+
+def module(title: str, name: str) -> str:
+    return heading(title) + f".. automodule:: {name}\n   :members:\n"

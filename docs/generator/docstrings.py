@@ -1,0 +1,67 @@
+"""Docstrings, which are written for terminals, as reStructuredText."""
+
+import re
+from collections.abc import Collection
+
+from docs.generator.equations import display, pieces
+
+SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields)\b.*:$")
+CODE = re.compile(r"(`[^`]*`)(?!`)")
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+
+
+def prose(text: str, known: Collection[str] = ()) -> str:
+    """Words, in which equations become equations, papers become links, and nothing else is markup but backquotes.
+
+    >>> print(prose("`jit`s of |g| and *args (g <- g + weight_decay p)."))
+    `jit`\\ s of \\|g\\| and \\*args (:math:`g \\leftarrow g + \\lambda\\,p`).
+    """
+    return "".join(part if i % 2 else _plain(part, known) for i, part in enumerate(CODE.split(text)))
+
+
+def _plain(text: str, known: Collection[str]) -> str:
+    said = "".join(
+        f":math:`{piece}`" if is_equation else ARXIV.sub(_link, re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", piece))
+        for is_equation, piece in pieces(text, known)
+    )
+    return rf"\ {said}" if re.match(r"\w", said) else said  # markup ends where a space is, which this one hides
+
+
+def _link(found: re.Match[str]) -> str:
+    return f"`{found[0]} <https://arxiv.org/abs/{found[1]}>`__"
+
+
+def restructured(lines: list[str], known: Collection[str] = ()) -> list[str]:
+    """The lines of a docstring. Of what is indented, equations become equations and the rest becomes code.
+
+    What follows "Args:" and its like is left to napoleon.
+    """
+    out: list[str] = []
+    for paragraph in paragraphs(lines):
+        first = paragraph[0]
+        if first.startswith("    "):
+            block = display([line for line in paragraph if line.strip()], known)
+            out += [".. math::" if block else "::", ""]
+            out += ["    " + line for line in (block.splitlines() if block else [line[4:] for line in paragraph])]
+        elif first.startswith(">>>"):
+            out += paragraph
+        elif SECTION.match(first):
+            out += [first, *prose("\n".join(paragraph[1:]), known).splitlines()]
+        else:
+            out += prose("\n".join(paragraph), known).splitlines()
+        out.append("")
+    return out
+
+
+def paragraphs(lines: list[str]) -> list[list[str]]:
+    """What blank lines part; an indented block is one with the blank lines in it, and so is an example."""
+    found: list[list[str]] = []
+    for text in re.split(r"\n\s*\n", "\n".join(lines).strip("\n")):
+        new = text.splitlines()
+        if found and new and new[0].startswith("    ") and found[-1][0].startswith("    "):
+            found[-1] += ["", *new]
+        elif found and new and new[0].startswith("    ") and SECTION.match(found[-1][0]):
+            found[-1] += ["", *new]
+        elif new:
+            found.append(new)
+    return found

@@ -1,0 +1,215 @@
+"""The equations of docstrings as LaTeX.
+
+Docstrings are read in terminals, so their equations are plain text: `m <- beta_1 m + (1 - beta_1) g²`. This reads
+that notation, and what is between equations as words. Factors stand side by side; `/` divides the factor before it by
+the factor after it; a name that touches a parenthesis is a function; two spaces end an equation.
+"""
+
+import re
+from collections.abc import Collection
+
+GREEK = {"beta", "epsilon", "mu", "rho"}
+SYMBOLS = {
+    "lr": r"\eta",
+    "weight_decay": r"\lambda",
+    "l1": r"\ell_1",
+    "l2": r"\ell_2",
+    "rows": r"\text{rows}",
+    "columns": r"\text{columns}",
+}
+FUNCTIONS = {"clip", "max", "mean", "mean_columns", "mean_rows", "min", "norm", "rms", "sign", "sqrt"}
+TOKEN = re.compile(
+    r"(?P<gap>  +)"
+    r"|(?P<number>\d+(?:\.\d+)?(?:e-?\d+)?)"
+    r"|(?P<function>[a-z_]+)(?=\()"
+    r"|(?P<name>[A-Za-z]\w*(?:(?<=_)\{[^}]*\})?)"
+    r"|(?P<operator><-|[-+=/^(){},|'²ᵀ])",
+    re.ASCII,
+)
+RELATION = re.compile(r"(?<![\w'`])[A-Za-z]\w*(?:(?<=_)\{[^}]*\})?'? (?:<-|=) ", re.ASCII)
+
+
+class End(Exception):
+    """Here the equation is over, or is none."""
+
+
+def symbol(name: str, known: Collection[str] = ()) -> str:
+    """A name as LaTeX: a letter, a Greek letter, each perhaps with an index, or a hyperparameter's own name.
+
+    >>> symbol("beta_1"), symbol("mu_{t+1}"), symbol("lr"), symbol("rms_rate", {"rms_rate"})
+    ('\\\\beta_1', '\\\\mu_{t+1}', '\\\\eta', '\\\\text{rms_rate}')
+
+    Raises:
+        End: for a word.
+    """
+    if name in SYMBOLS:
+        return SYMBOLS[name]
+    stem, _, index = name.partition("_")
+    if (len(stem) == 1 or stem in GREEK) and re.fullmatch(r"\w?|\{.*\}", index):
+        return (rf"\{stem}" if stem in GREEK else stem) + (f"_{index}" if index else "")
+    if name in known:
+        return rf"\text{{{name}}}"
+    raise End(name)
+
+
+class Reader:
+    """Reads one equation from `text`, as far as it goes; `known` are the names that are more than a letter."""
+
+    def __init__(self, text: str, start: int, known: Collection[str]) -> None:
+        self.text, self.at, self.known = text, start, known
+        self.depth = 0  # of parentheses
+
+    def peek(self) -> tuple[str, str]:
+        """The next token's kind and text; a gap or a stranger is the end."""
+        single = re.compile(" (?! )").match(self.text, self.at)
+        found = TOKEN.match(self.text, single.end() if single else self.at)
+        if not found or found.lastgroup in (None, "gap"):
+            return "", ""
+        self.next = found.end()
+        return str(found.lastgroup), found[0]
+
+    def take(self, *tokens: str) -> str:
+        """The next token if it is one of these, else nothing."""
+        kind, token = self.peek()
+        if not token or token not in tokens:
+            return ""
+        self.at = self.next
+        return token
+
+    def demand(self, token: str) -> None:
+        if not self.take(token):
+            raise End(token)
+
+    def relation(self) -> str:
+        left = self.factor()[0]
+        arrow = {"<-": r"\leftarrow", "=": "="}[self.take("<-", "=")]
+        return f"{left} {arrow} {self.sum()}"
+
+    def sum(self) -> str:
+        parts = [self.take("-") + self.product()]
+        while sign := self.take("+", "-"):
+            parts += [sign, self.product()]
+        return " ".join(parts)
+
+    def product(self) -> str:
+        """Factors in a row, of which a fraction takes those on each side of it."""
+        factors = [[self.factor()]]  # each with its divisors
+        while True:
+            before = self.at
+            try:
+                if self.take("/"):
+                    factors[-1].append(self.factor())
+                else:
+                    factors.append([self.factor()])
+            except End:
+                self.at = before
+                break
+        return r"\,".join(self.fraction(*factor) for factor in factors)
+
+    def fraction(self, over: tuple[str, str], *under: tuple[str, str]) -> str:
+        """`over` by the product of `under`. Of the two forms of a factor, the second has no parentheses around it."""
+        if not under:
+            return over[0]
+        if self.depth:
+            return " / ".join(whole for whole, _ in (over, *under))
+        below = under[0][1] if len(under) == 1 else r"\,".join(whole for whole, _ in under)
+        return rf"\frac{{{over[1]}}}{{{below}}}"
+
+    def factor(self) -> tuple[str, str]:
+        """A factor with its powers, and the same without the parentheses that a fraction does not need."""
+        whole, bare = self.atom()
+        while mark := self.take("'", "²", "ᵀ", "^"):
+            if mark == "'":
+                whole = bare = whole + "'"
+                continue
+            power = {"²": "2", "ᵀ": r"\top", "^": ""}[mark] or self.exponent()
+            whole = bare = f"{{{whole}}}^{{{power}}}" if whole[-1] in "}'" else f"{whole}^{{{power}}}"
+        return whole, bare
+
+    def exponent(self) -> str:
+        if not self.take("{"):
+            return self.atom()[0]
+        inside = self.sum()
+        self.demand("}")
+        return inside
+
+    def atom(self) -> tuple[str, str]:
+        kind, token = self.peek()
+        if kind == "number":
+            self.at = self.next
+            mantissa, _, power = token.partition("e")
+            number = rf"10^{{{power}}}" if mantissa == "1" and power else token
+            return number, number
+        if kind == "name":
+            name = symbol(token, self.known)
+            self.at = self.next
+            return name, name
+        if kind == "function" and token in FUNCTIONS:
+            self.at = self.next
+            return (self.function(token),) * 2
+        if self.take("("):
+            inside = ", ".join(self.until(")"))
+            return f"({inside})", inside
+        if self.take("|"):
+            return (rf"\lvert {self.until('|')[0]}\rvert ",) * 2
+        raise End(token)
+
+    def until(self, close: str) -> list[str]:
+        """The sums between commas as far as the parenthesis that closes."""
+        self.depth += 1
+        inside = [self.sum()]
+        while self.take(","):
+            inside.append(self.sum())
+        self.demand(close)
+        self.depth -= 1
+        return inside
+
+    def function(self, name: str) -> str:
+        self.demand("(")
+        inside = ", ".join(self.until(")"))
+        if name == "sqrt":
+            return rf"\sqrt{{{inside}}}"
+        head, _, index = name.partition("_")
+        label = rf"\{head}" if head in ("max", "min") else rf"\operatorname{{{head}}}"
+        return label + (rf"_{{\text{{{index}}}}}" if index else "") + f"({inside})"
+
+
+def words(text: str) -> str:
+    """What is said between equations. A single letter in it, but for the article and "I", is a symbol."""
+    said = re.split(r"(?<![\w'])([b-zA-HJ-Z])(?![\w'])", re.sub("^ {2,}| {2,}$", "", text.replace("`", "")))
+    latex = "".join(part if i % 2 else rf"\text{{{part}}}" for i, part in enumerate(said) if part)
+    return (r"\quad " if text.startswith("  ") else "") + latex + (r"\quad " if latex and text.endswith("  ") else "")
+
+
+def pieces(text: str, known: Collection[str]) -> list[tuple[bool, str]]:
+    """The text in pieces: equations as LaTeX (True), and what is between them as it is (False)."""
+    found, at = [], 0
+    for start in (match.start() for match in RELATION.finditer(text)):
+        if start < at:
+            continue
+        reader = Reader(text, start, known)
+        try:
+            latex = reader.relation()
+        except End:
+            continue
+        found += [(False, text[at:start]), (True, latex)]
+        at = reader.at
+    return [piece for piece in [*found, (False, text[at:])] if piece[1]]
+
+
+def display(lines: list[str], known: Collection[str] = ()) -> str | None:
+    """A block of equations, a row for each line; None if one has no equation.
+
+    >>> print(display(["m <- beta_1 m + (1 - beta_1) g     v <- max(v, g²)", "p <- p - lr m / (sqrt(v) + epsilon)"]))
+    \\begin{aligned}
+    &m \\leftarrow \\beta_1\\,m + (1 - \\beta_1)\\,g\\quad v \\leftarrow \\max(v, g^{2}) \\\\
+    &p \\leftarrow p - \\eta\\,\\frac{m}{\\sqrt{v} + \\epsilon}
+    \\end{aligned}
+    """
+    rows = []
+    for line in lines:
+        parts = pieces(line.strip(), known)
+        if not any(is_equation for is_equation, _ in parts):
+            return None
+        rows.append("&" + "".join(text if is_equation else words(text) for is_equation, text in parts))
+    return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}"

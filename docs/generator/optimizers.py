@@ -1,0 +1,133 @@
+"""The page of optimizers, made from the rules: a section for each, in reStructuredText."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxopt_keras as jk
+from docs.generator.docstrings import restructured
+from docs.generator.equations import End, symbol
+from jaxopt_keras.optimizers import RULES, parameters
+from jaxopt_keras.rule import Field, Rule, fields_of
+
+GRAINS = {
+    "element": "each element by itself",
+    "leaf": "needs the norm of its array",
+    "matrix": "needs the shape of its array",
+}
+MATRIX = jax.ShapeDtypeStruct((1024, 4096), jnp.float32)  # what sizes are measured on
+VECTOR = jax.ShapeDtypeStruct((4096,), jnp.float32)
+
+
+def page() -> str:
+    return "\n\n".join(section(name, rule) for name, rule in RULES.items())
+
+
+def section(name: str, rule: type[Rule]) -> str:
+    function = rule.__module__.rsplit(".", 1)[-1]
+    doc = inspect.getdoc(rule) or ""
+    head = [name, "-" * len(name), "", f".. py:class:: {name}({signature(rule)})", "   :no-contents-entry:", ""]
+    head += [f".. py:function:: {function}({signature(rule)}) -> Kernel", "   :no-contents-entry:", ""]
+    known = {*fields_of(rule), *rule.defaults}
+    return "\n".join(
+        [*head, *restructured(doc.splitlines(), known), *hyperparameters(rule), *slots(rule), *facts(rule)]
+    )
+
+
+def signature(rule: type[Rule]) -> str:
+    """The arguments that are not the same for every optimizer."""
+    own = {f.name for f in dataclasses.fields(rule)} | set(rule.defaults)
+    kept = [p.replace(annotation=inspect.Parameter.empty) for p in parameters(rule) if p.name in own]
+    options = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
+    return str(inspect.Signature([*kept, options]))[1:-1]
+
+
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in [heads, *rows]:
+        lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)]
+    return [*lines, ""]
+
+
+def hyperparameters(rule: type[Rule]) -> list[str]:
+    rows = []
+    for parameter in parameters(rule):
+        field = fields_of(rule).get(parameter.name)
+        if field and parameter.name != "variant":
+            rows.append([f"`{parameter.name}`{sign(parameter.name)}", f"`{parameter.default!r}`", allowed(field)])
+    return table(["hyperparameter", "default", "may be"], rows)
+
+
+def sign(name: str) -> str:
+    """The symbol of a hyperparameter in the equations, where it is not its name."""
+    try:
+        return f"  :math:`{symbol({'learning_rate': 'lr'}.get(name, name))}`"
+    except End:
+        return ""
+
+
+def allowed(field: Field) -> str:
+    kinds = {bool: "True or False", float: "a number", int: "an integer"}
+    said = next((text for kind, text in kinds.items() if kind in field.types), "see above")
+    said += f" in {field.range}" if field.range and str(field.range) != "(-inf, inf)" else ""
+    return said + (" or None" if type(None) in field.types else "")
+
+
+def slots(rule: type[Rule]) -> list[str]:
+    rows = []
+    for name, slot in rule.slots().items():
+        kind = "a sum or an iterate: exact" if slot.exact else "never negative" if slot.nonnegative else "of any sign"
+        forms = "float32" if slot.exact else "any form of `state_dtype`"
+        rows.append([f"`{name}`", shape(slot.lacks), kind, forms, presence(rule, name)])
+    if not rows:
+        return []
+    return table(["slot", "shape", "values", "kept as", "there is one"], rows)
+
+
+def shape(lacks: tuple[int, ...]) -> str:
+    return {(): "the parameter's", (-1,): "without the columns", (-2,): "without the rows"}[lacks]
+
+
+def presence(rule: type[Rule], slot: str) -> str:
+    """When a slot exists: found by trying."""
+    on = {name: 0.9 if field.fixed == 0.0 else True for name, field in fields_of(rule).items() if _switch(field)}
+
+    def has(values: dict[str, Any], p: Any) -> bool:
+        return getattr(jax.eval_shape(rule(**values).init, p), slot) is not None
+
+    where = [p for p in (MATRIX, VECTOR) if has(on, p)]
+    if len(where) == 1:
+        return "for matrices" if where == [MATRIX] else "for the rest"
+    off = {name: 0.0 if field.fixed == 0.0 else False for name, field in fields_of(rule).items() if _switch(field)}
+    needed = [name for name in on if not has(on | {name: off[name]}, MATRIX)]
+    return "with " + " and ".join(f"`{name}`" for name in needed) if needed else "always"
+
+
+def _switch(field: Field) -> bool:
+    return bool in field.types or field.fixed == 0.0
+
+
+def facts(rule: type[Rule]) -> list[str]:
+    def size(**options: Any) -> str:
+        made = jk.Kernel(rule(), jk.Options(engine="xla", **options))
+        return f"{made.describe(MATRIX).bytes / MATRIX.size:.3g}"
+
+    small = ", ".join(f"{size(state_dtype=form)} in {form}" for form in ("bfloat16", "int8", "int4"))
+    lines = {
+        "Grain": f"`{rule.grain}`: {GRAINS[rule.grain]}."
+        + (' `sparse="lazy"` can touch single rows.' if rule.grain == "element" else ""),
+        "Variants": ", ".join(f"`{variant}`" for variant in rule.variants) + ".",
+        "State": f"{size()} bytes a parameter (a matrix of {MATRIX.shape[0]} x {MATRIX.shape[1]}); {small}.",
+    }
+    if not rule.complex_ok:
+        lines["Complex parameters"] = "no."
+    if rule.averaged is not Rule.averaged:
+        lines["Evaluate"] = "the weights of `Kernel.averaged`, not the parameters."
+    for variant in rule.variants:
+        if scalars := rule(variant=variant).scalars():
+            said = ", ".join(f"`{name}`" for name in scalars._fields)
+            lines[f'Kept once for all arrays, `variant="{variant}"`'] = said + "."
+    return [f":{name}: {text}" for name, text in lines.items()] + [""]
