@@ -61,7 +61,9 @@ class Kernel:
         options: what surrounds the rule: decay, clipping, averaging, accumulation (`Options`).
 
     Two kernels that differ only in numbers (rates, betas, decays) share one compiled program: the numbers live in
-    `state.hyper`, where they can be replaced at any time.
+    `state.hyper`, where they can be replaced at any time. A number given as a JAX array, traced or not, is the
+    program's around the kernel instead: every call takes the one that the kernel has (so `optax.inject_hyperparams`
+    sets the numbers of a kernel's factory).
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
     >>> kernel = jk.adam(learning_rate=0.1)
@@ -141,6 +143,10 @@ class Kernel:
         """The run-time hyperparameters by name, as fresh scalars."""
         return self.core.arrays() | self.options.arrays()
 
+    def current(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        """The run-time hyperparameters of a call: a state's `hyper`, but for those that were given as arrays."""
+        return hyper | {name: self.hyper()[name] for name in self._given} if self._given else hyper
+
     def init(self, params: Any) -> State:
         """The state for `params`, a pytree of arrays. Of `jax.ShapeDtypeStruct`s: the state's own.
 
@@ -162,19 +168,20 @@ class Kernel:
             grads: a pytree like `params`; None for a leaf that is not to move; `IndexedSlices` or `BCOO` leaves too.
             state: of `init` or the last call; not donated.
             params: may be left out where neither rule nor options read them.
-            **extra: accepted and ignored, as callers of `optax.GradientTransformationExtraArgs` expect.
+            **extra: for a transformation of optax's that takes more than gradients (`value`, `grad`, `value_fn`, ...).
+                A function among them is a part of the compiled program: outside `jit`, pass the same one each time.
+                Otherwise accepted and ignored, as callers of `optax.GradientTransformationExtraArgs` expect.
 
         The updates are float32 for bfloat16 and float16 parameters, so that `optax.apply_updates` rounds once.
         """
-        del extra
-        moving = self._moving(state)
+        moving, hyper = self._moving(state), self.current(state.hyper)
         try:
-            updates, moved = self.compiled.update(grads, moving, params, state.hyper)
+            updates, moved = self.compiled.update(grads, moving, params, self._with(hyper, extra))
         except TypeError as error:
             raise _explained(error, grads=grads, params=params) from error
-        return updates, moved._replace(hyper=state.hyper)
+        return updates, moved._replace(hyper=hyper)
 
-    def step(self, params: Any, state: State, grads: Any, *, donate: bool = True) -> tuple[Any, State]:
+    def step(self, params: Any, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[Any, State]:
         """New `params` and `state` in one fused pass. Both arguments are donated: do not use them afterwards.
 
         Args:
@@ -182,23 +189,28 @@ class Kernel:
             state: of `init` or the last call.
             grads: as in `update`.
             donate: False keeps `params` and `state` usable, at the cost of a copy.
+            **extra: as in `update`, for a transformation of optax's that takes more than gradients.
 
         Raises:
-            ValueError: if the structure or a shape does not fit. TypeError: for a leaf of a wrong kind.
+            ValueError: if the structure or a shape does not fit. TypeError: for a leaf of a wrong kind, or a keyword
+            that nobody takes.
         """
+        if extra and not isinstance(self.rule, Foreign):
+            raise TypeError(f"`step` takes `params`, `state`, `grads` and `donate`. Received: {sorted(extra)} besides")
         run, moving = self.compiled.step_donating if donate else self.compiled.step, self._moving(state)
+        hyper = self.current(state.hyper)
         try:
-            params, moved = run(params, moving, grads, state.hyper)
+            params, moved = run(params, moving, grads, self._with(hyper, extra))
         except TypeError as error:
             raise _explained(error, params=params, grads=grads) from error
-        return params, moved._replace(hyper=state.hyper)
+        return params, moved._replace(hyper=hyper)
 
     def averaged(self, params: Any, state: State) -> Any:
         """The parameters to evaluate: their moving average under `use_ema`, else the rule's own (ScheduleFree's x).
 
         Where there is neither, they are `params`. A pure function; nothing is donated.
         """
-        return self.compiled.averaged(params, self._moving(state), state.hyper)
+        return self.compiled.averaged(params, self._moving(state), self.current(state.hyper))
 
     def describe(self, params: Any) -> Plan:
         """What will run for `params`, arrays or `jax.ShapeDtypeStruct`s: a value that prints as a table.
@@ -235,8 +247,22 @@ class Kernel:
                     f"`{name}` is no run-time hyperparameter here. Received: {name}={hyper[name]!r}. There are "
                     f"{sorted(state.hyper)}"
                 )
+            if name in self._given:
+                raise ValueError(
+                    f"`{name}` was given to this kernel as a JAX array, which every call takes in the place of the "
+                    f"state's. Received: {name}={hyper[name]!r}. Make the kernel with a Python number."
+                )
         values = {n: as_scalar(fields[n], fields[n].check(n, value)) for n, value in hyper.items()}
         return state._replace(hyper=state.hyper | values)
+
+    @functools.cached_property
+    def _given(self) -> tuple[str, ...]:
+        """The names of the hyperparameters that were given as arrays."""
+        numbers = self.options.traced() | (self.rule.traced() if isinstance(self.rule, Rule) else {})
+        return tuple(name for name, value in numbers.items() if isinstance(value, jax.Array))
+
+    def _with(self, hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        return hyper | self.rule.extra(extra) if extra and isinstance(self.rule, Foreign) else hyper
 
     @functools.cached_property
     def _needs(self) -> frozenset[str]:

@@ -106,6 +106,9 @@ class Partition(Kernel):
     def hyper(self) -> dict[str, Any]:
         return {name: kernel.hyper() for name, kernel in self.kernels.items()}
 
+    def current(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        return {name: kernel.current(hyper[name]) for name, kernel in self.kernels.items()}
+
     def init(self, params: Any) -> State:
         """As `Kernel.init`. A pattern that no parameter's path has is warned of: it is often misspelt."""
         group = Tree(self.program, params).group

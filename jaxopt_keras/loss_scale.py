@@ -93,9 +93,7 @@ class LossScaleOptimizer(Wrapper):
 
     def scale_loss(self, loss: Any) -> Any:
         """The loss times the scale, in float32 at least: what to take the gradient of."""
-        loss = as_array(loss, "loss")
-        loss = loss.astype(compute_dtype(loss.dtype))
-        return loss * self._state.scalars[SCALE].astype(loss.dtype)
+        return scaled(loss, self._state.scalars[SCALE])
 
     @property
     def iterations(self) -> View:
@@ -161,6 +159,13 @@ class LossScaleOptimizer(Wrapper):
         inner = deserialize(config["inner_optimizer"], custom_objects)
         arguments: dict[str, Any] = config | {"inner_optimizer": inner}
         return cls(**arguments)
+
+
+def scaled(loss: Any, scale: Any) -> Any:
+    """The loss times the scale, in float32 at least."""
+    loss = as_array(loss, "loss")
+    loss = loss.astype(compute_dtype(loss.dtype))
+    return loss * scale.astype(loss.dtype)
 
 
 WRAPPERS["LossScaleOptimizer"] = LossScaleOptimizer

@@ -125,6 +125,7 @@ class Optimizer(Registry, Configs, Weights):
                 f"`{hook}` of {type(self).__name__} would never run: {type(rule).__name__} has its own update. Derive "
                 "the class from `jaxopt_keras.Optimizer`."
             )
+        rule, options = rule.plain() if isinstance(rule, Rule) else rule, options.plain()
         self._begin(options, type(rule).__name__ if type(self) is Optimizer else type(self).__name__, _rule=rule)
         if learning_rate is not None:
             self._take_rate(learning_rate)
@@ -214,7 +215,8 @@ class Optimizer(Registry, Configs, Weights):
 
     def _step(self, given: dict[str, Any]) -> None:
         call = self._gathered(given)
-        params, moved = call.compiled.step_donating(call.params, call.moving, call.grads, call.hyper, reduce=False)
+        reduce = {} if self._options.axis_name is None else {"reduce": False}  # else one program serves both faces
+        params, moved = call.compiled.step_donating(call.params, call.moving, call.grads, call.hyper, **reduce)
         refuse_traced(moved.step)
         self._landed(call, params, moved)
 
@@ -284,11 +286,14 @@ class Optimizer(Registry, Configs, Weights):
         state = self._assembled(places, optimizer_variables)
         params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
         given = {path: g if g is None else numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
+        new, state = self._after(given, state, params, reduce=not skip_gradients_aggregation)
+        return [new[path] for path in paths], self._listed(state, places)
+
+    def _after(self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool) -> tuple[Any, Any]:
+        """The parameters and the state after a step from those given, as a pure function. All are by path."""
         call = self._gathered(given, state, params)
-        reduce = not skip_gradients_aggregation
         new, moved = call.compiled.step(call.params, call.moving, call.grads, call.hyper, reduce=reduce)
-        new = self._by_path(call, new)
-        return [new[path] for path in paths], self._listed(self._moved(call, state, moved), places)
+        return self._by_path(call, new), self._moved(call, state, moved)
 
     def _by_path(self, call: Call, params: Any) -> dict[str, Any]:
         """What a step returned for the variables."""

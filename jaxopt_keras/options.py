@@ -4,7 +4,9 @@ import math
 import re
 from collections.abc import Callable
 from types import NoneType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from jax import Array
 
 from jaxopt_keras.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
 
@@ -38,7 +40,7 @@ class Options(Hyperparameters):
         master_weights: what bfloat16 parameters keep besides, so that small updates are not lost: "float32", or
             "bf16+16" or "bf16+8", a correction of 16 or 8 bits (`storage.masters`). float16 ones can have "float32".
         rounding: how a parameter of 16 bits is written: "nearest", or "stochastic", which is right on average.
-        seed: of stochastic rounding.
+        seed: of stochastic rounding; None: 0.
         engine: how it runs. "auto": the fastest way that is right for the platform and the sharding; on a CPU with a C
             compiler, loops made from the rule's own arithmetic, elsewhere XLA. "xla": always XLA. "native": the loops,
             and an error that says why where there can be none. `Kernel.describe` shows which it is.
@@ -65,7 +67,7 @@ class Options(Hyperparameters):
     state_dtype: Any = None
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    seed: Count = 0
+    seed: Count | None = None
     engine: Literal["auto", "xla", "native"] = "auto"
     skip_nonfinite: bool = False
     skip_spikes: Annotated[float, Within(above=1, below=math.inf)] | None = None
@@ -111,6 +113,10 @@ class Options(Hyperparameters):
                 f"axis_name={self.axis_name!r}"
             )
         object.__setattr__(self, "axis_name", tuple(axes) if isinstance(self.axis_name, list) else self.axis_name)
+
+    def skeleton(self) -> Self:
+        unused = isinstance(self.ema_momentum, Array) and not self.use_ema
+        return super().skeleton().bind({"ema_momentum": Options.ema_momentum} if unused else {})
 
     def _is_traced(self, name: str, field: Any) -> bool:
         if name == "ema_momentum" and not self.use_ema:

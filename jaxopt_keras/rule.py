@@ -109,8 +109,13 @@ class Field(NamedTuple):
         Raises:
             TypeError: if it is of another type. ValueError: if it is out of range or not among the choices.
         """
-        if isinstance(value, Tracer) or (value is None and type(None) in self.types):
+        if value is None and type(None) in self.types:
             return value
+        if isinstance(value, Tracer) and not self.traced:
+            raise TypeError(
+                f"`{name}` shapes the program, so it must be known when that is compiled. Received: a value that is "
+                f'not known yet. Under `optax.inject_hyperparams`, pass `static_args=("{name}",)`.'
+            )
         if self.choices:
             if value not in self.choices:
                 raise ValueError(f"`{name}` must be one of {list(self.choices)}. Received: {name}={value!r}")
@@ -133,6 +138,8 @@ class Field(NamedTuple):
                 f"`{name}` must be {'a number' if kind is float else 'an integer'}"
                 f"{' or None' if type(None) in self.types else ''}. Received: {name}={value!r} ({type(value).__name__})"
             )
+        if isinstance(value, Tracer):
+            return value
         number = kind(value)
         if self.range is not None and number not in self.range:
             raise ValueError(f"`{name}` must be in {self.range}. Received: {name}={value!r}")
@@ -151,7 +158,10 @@ def fields_of(cls: type) -> dict[str, Field]:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 class Hyperparameters:
-    """A frozen dataclass whose floats are run-time values; every subclass becomes one by being defined."""
+    """A frozen dataclass whose floats are run-time values; every subclass becomes one by being defined.
+
+    One that is given as a JAX array stays an array, since it may be another one tomorrow: see `Kernel`.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -161,7 +171,8 @@ class Hyperparameters:
         for name, field in fields_of(type(self)).items():
             value = getattr(self, name)
             if not callable(value):  # a schedule; what may not be one says so itself
-                object.__setattr__(self, name, field.check(name, value))
+                checked = field.check(name, value)
+                object.__setattr__(self, name, value if field.traced and isinstance(value, Array) else checked)
 
     def _is_traced(self, name: str, field: Field) -> bool:
         value = getattr(self, name)
@@ -182,6 +193,10 @@ class Hyperparameters:
         for name in fields_of(type(self)):
             object.__setattr__(bound, name, values.get(name, getattr(self, name)))
         return bound
+
+    def plain(self) -> Self:
+        """A copy with Python numbers in the place of JAX arrays."""
+        return self.bind({n: float(x) for n, x in vars(self).items() if isinstance(x, Array)})
 
     def arrays(self) -> dict[str, Any]:
         """The traced values as scalars of the default float dtype, decays with their complements."""

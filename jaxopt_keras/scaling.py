@@ -35,6 +35,9 @@ class LossScaled(Kernel):
     def hyper(self) -> dict[str, Any]:
         return self.kernel.hyper()
 
+    def current(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        return self.kernel.current(hyper)
+
     def scale_loss(self, loss: Any, state: State) -> Any:
         """The loss times the scale of `state`, in float32 at least: what to take the gradient of."""
         loss = jnp.asarray(loss)

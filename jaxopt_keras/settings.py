@@ -201,6 +201,7 @@ class Settings:
 
     def _configure(self, rule: Any, options: Options) -> None:
         """Takes new settings. Numbers compile nothing; what needs new slots gets them, and keeps the others."""
+        rule, options = rule.plain() if isinstance(rule, Rule) else rule, options.plain()
         for name in getattr(rule, "required", ()):
             if getattr(options, name) is None:
                 raise ValueError(f"`{name}` must be a number for {type(rule).__name__}. Received: {name}=None")

@@ -88,6 +88,9 @@ class Zero1(Kernel):
     def hyper(self) -> dict[str, Any]:
         return self.kernel.hyper()
 
+    def current(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        return self.kernel.current(hyper)
+
     def replaced(self, state: State, **hyper: Any) -> State:
         return self.kernel.replaced(state, **hyper)
 

@@ -1,4 +1,4 @@
-"""Writes `optimizers.pyi`, the types of what `optimizers.py` makes: `python -m jaxopt_keras.stubs`."""
+"""Writes the types of what is made of rules, for `optimizers` and `interop.keras`: `python -m jaxopt_keras.stubs`."""
 
 import inspect
 from pathlib import Path
@@ -9,6 +9,7 @@ from jaxopt_keras.options import Options
 from jaxopt_keras.rule import Rule, fields_of
 
 PATH = Path(__file__).with_name("optimizers.pyi")
+KERAS = Path(__file__).parent / "interop" / "keras" / "__init__.pyi"
 
 HEAD = '''"""Written by `python -m jaxopt_keras.stubs`, from the rules. Not by hand."""
 
@@ -31,6 +32,18 @@ CLASSES: dict[str, type[Optimizer]]
 FUNCTIONS: dict[str, Callable[..., Kernel]]
 
 def parameters(rule: type[Rule]) -> list[inspect.Parameter]: ...
+'''
+
+HEAD_OF_KERAS = '''"""Written by `python -m jaxopt_keras.stubs`, from the rules. Not by hand."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from jaxopt_keras.interop.keras.adapter import Adapter
+from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
+from jaxopt_keras.optimizers import Rate
+
+CLASSES: dict[str, type[Adapter]]
 '''
 
 # What an annotation of a rule or of `Options` cannot say, since it is Any there.
@@ -67,14 +80,18 @@ def quoted(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
+def classes(base: str) -> list[str]:
+    """A class for each optimizer."""
+    inside = {rule.__name__: arguments(rule).replace("\n", "\n    ") for rule in RULES.values()}
+    return [
+        f"class {name}({base}):\n    def __init__(\n        self,\n    {lines}\n    ) -> None: ...\n"
+        for name, lines in inside.items()
+    ]
+
+
 def stub() -> str:
-    """The whole file."""
-    parts: list[Any] = [HEAD]
-    for rule in RULES.values():
-        inside = arguments(rule).replace("\n", "\n    ")
-        parts.append(
-            f"class {rule.__name__}(Optimizer):\n    def __init__(\n        self,\n    {inside}\n    ) -> None: ...\n"
-        )
+    """The whole file of `optimizers`."""
+    parts: list[Any] = [HEAD, *classes("Optimizer")]
     functions = zip(FUNCTIONS, RULES.values(), strict=True)
     parts.append("".join(f"def {name}(\n{arguments(rule)}\n) -> Kernel: ...\n" for name, rule in functions))
     names = "".join(f"    {quoted(name)},\n" for name in [*RULES, *FUNCTIONS])
@@ -82,5 +99,12 @@ def stub() -> str:
     return "\n".join(parts)
 
 
+def keras_stub() -> str:
+    """The whole file of `interop.keras`."""
+    names = "".join(f"    {quoted(name)},\n" for name in [*(rule.__name__ for rule in RULES.values()), "as_keras"])
+    return "\n".join([HEAD_OF_KERAS, *classes("Adapter"), f"__all__ = [\n{names}]\n"])
+
+
 if __name__ == "__main__":
     PATH.write_text(stub())
+    KERAS.write_text(keras_stub())

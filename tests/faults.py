@@ -234,6 +234,10 @@ FAULTS = [
     Fault("copies.py", "self._excluded.paths | known | unknown", "self._excluded.paths",
           "in a copy everything decays", "tests/test_serialization.py -k test_exclusions_are_copied"),
     # Guards, groups, devices
+    Fault("engine/native/runtime.h", "(far_x[k] ? i : r)", "r", "rows are read by their place among the touched",
+          "tests/test_native_rows.py -k 'equal and adam-plain'"),
+    Fault("engine/native/regions.py", "if len(region.phases) == 1:", "if False:", "rows are copied out and in",
+          "tests/test_native_rows.py -k in_place"),
     Fault("transforms/guard.py", "good = is_finite(grads)", "good = is_finite(grads[:1])",
           "only the first gradient is looked at", law("bad_calls_change_nothing", "SGD-keras-plain-plain")),
     Fault("engine/scaled.py", "jnp.maximum(scale / 2, self.lowest)", "scale / 2",

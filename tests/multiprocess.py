@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxopt_keras import sharding
+from jaxopt_keras import checkpoint, sharding
 from jaxopt_keras.optimizers import FUNCTIONS
 
 SHAPES, STEPS = {"kernel": (8, 4), "bias": (4,)}, 5
@@ -49,7 +49,9 @@ def main(address, processes, process, folder, mode):
         if mode == "restore":  # what another number of processes saved
             saved = np.load(folder / f"{name}.npz")
             with ocp.StandardCheckpointer() as checkpointer:
-                restored = checkpointer.restore(folder / name, (params, state))
+                moved = checkpointer.restore(folder / name, params)
+            restored = moved, checkpoint.load(folder / f"{name}.state", zero, params)
+            assert jax.tree.map(lambda x: x.sharding, restored[1]) == jax.tree.map(lambda x: x.sharding, state)
             for i, x in enumerate(jax.tree.leaves(restored)):
                 np.testing.assert_array_equal(np.asarray(x), saved[str(i)], strict=True)
             continue
@@ -63,7 +65,8 @@ def main(address, processes, process, folder, mode):
             worst = max(worst, float(np.max(np.abs(a - np.asarray(b)), initial=0)))
         if name in ("adamw", "adafactor", "muon"):
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(folder / name, (params, state))
+                checkpointer.save(folder / name, params)
+            checkpoint.save(folder / f"{name}.state", state)
             if process == "0":
                 np.savez(folder / f"{name}.npz", **{str(i): x for i, x in enumerate(jax.tree.leaves(whole))})
     assert worst <= 2e-6, worst

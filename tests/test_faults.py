@@ -8,7 +8,8 @@ from tests.faults import FAULTS, PAGE, ROOT, page
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.file}: {fault.meaning}")
 def test_it_can_be_planted(fault):
     assert "\n" not in fault.right + fault.wrong
-    compile(fault.planted, fault.file, "exec")
+    if fault.file.endswith(".py"):
+        compile(fault.planted, fault.file, "exec")
     assert (ROOT / fault.test.split()[0]).exists()
 
 

@@ -149,6 +149,18 @@ def test_a_rule_of_ten_lines():
     np.testing.assert_array_equal(params["w"], PARAMS["w"] - 0.5 * jnp.sign(GRADS["w"]))
 
 
+def test_sums_of_products_and_arrays_from_nothing_are_left_to_xla():
+    class Aligned(Rule):
+        learning_rate: Rate = 0.1
+
+        def update(self, g, p, s, at):
+            ramp = jax.lax.broadcasted_iota(jnp.float32, p.shape, p.ndim - 1)
+            return -at.lr * jnp.vdot(g, p) * (g + ramp), s
+
+    kernels = (jk.Kernel(Aligned(), jk.Options(engine=engine)) for engine in ("auto", "xla"))
+    assert_near(*(one_step(kernel, PARAMS, GRADS)[0] for kernel in kernels))
+
+
 def test_native_says_what_it_cannot():
     kernel = jk.adafactor(engine="native")
     with pytest.raises(Unavailable, match='`engine="native"` has no loop for this: .*Use `engine="auto"`'):

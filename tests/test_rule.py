@@ -53,9 +53,19 @@ def test_what_is_refused(given, error, text):
         Toy(**given)
 
 
-@pytest.mark.parametrize("value", [1, np.float64(1), np.float32(1), np.int64(1), jnp.float32(1), np.array(1.0)])
+@pytest.mark.parametrize("value", [1, np.float64(1), np.float32(1), np.int64(1), np.array(1.0)])
 def test_numbers_of_every_library_become_floats(value):
     assert type(Toy(learning_rate=value).learning_rate) is float
+
+
+def test_arrays_stay_arrays_where_they_may_be_others_tomorrow():
+    toy = Toy(learning_rate=jnp.float32(1), steps=jnp.int32(2), momentum=jnp.float32(0))
+    assert isinstance(toy.learning_rate, jax.Array) and type(toy.steps) is int
+    assert "momentum" in toy.traced() and "momentum" not in toy.plain().traced()
+    with pytest.raises(ValueError, match="`learning_rate` must be in"):
+        Toy(learning_rate=jnp.float32(-1))
+    with pytest.raises(TypeError, match="`learning_rate` must be a number"):
+        Toy(learning_rate=jnp.ones(2))
 
 
 def test_a_rule_without_an_optax_twin_says_so():

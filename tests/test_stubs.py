@@ -2,12 +2,15 @@
 
 import ast
 
+import pytest
+
 import jaxopt_keras
 from jaxopt_keras import stubs
 
 
-def test_the_stub_is_fresh():
-    assert stubs.PATH.read_text() == stubs.stub(), "run `python -m jaxopt_keras.stubs`"
+@pytest.mark.parametrize("path, stub", [(stubs.PATH, stubs.stub), (stubs.KERAS, stubs.keras_stub)])
+def test_a_stub_is_fresh(path, stub):
+    assert path.read_text() == stub(), "run `python -m jaxopt_keras.stubs`"
 
 
 def test_the_stub_names_what_there_is():

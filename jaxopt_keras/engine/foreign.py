@@ -1,16 +1,19 @@
 """A transformation of the optax protocol as a core: anything with `init(params)` and `update(g, state, params)`."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.tree_util import Partial
 
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
 from jaxopt_keras.rule import Slot
 
 STATE = "transformation"  # the foreign state's place among the scalars
+EXTRA = "extra"  # and that of its keyword arguments among the hyperparameters
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,14 @@ class Foreign:
 
     def arrays(self) -> dict[str, Any]:
         return {}
+
+    def extra(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Those of the keyword arguments that `tx.update` takes, as a part of the hyperparameters of a call."""
+        known = inspect.signature(self.tx.update).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in known):
+            given = {name: given[name] for name in given.keys() & {p.name for p in known}}
+        # A function is static, so that `jit` takes it.
+        return {EXTRA: jax.tree.map(lambda x: Partial(x) if callable(x) else x, given)}
 
     def skeleton(self) -> "Foreign":
         return self
@@ -62,7 +73,15 @@ class Foreign:
     ) -> tuple[list[Any], list[Slots], Slots]:
         filled = [jnp.zeros_like(p) if g is None else g for g, p in zip(grads, params, strict=True)]
         tree = None if any(p is None for p in params) else layout.unflatten(params)
-        updates, state = self.tx.update(layout.unflatten(filled), scalars[STATE], tree)
+        try:
+            updates, state = self.tx.update(layout.unflatten(filled), scalars[STATE], tree, **now.hyper.get(EXTRA, {}))
+        except TypeError as error:
+            if "required keyword-only argument" not in str(error):
+                raise
+            raise TypeError(
+                f"This transformation needs more than gradients. Received: {error}. Give it what it asks for by "
+                "keyword, in the pure face: `Kernel.from_optax(tx).step(params, state, grads, value=...)`, or `update`."
+            ) from error
         state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), state, scalars[STATE])
         steps = [None if g is None else u for g, u in zip(grads, jax.tree.leaves(updates), strict=True)]
         return steps, slots, {STATE: state}

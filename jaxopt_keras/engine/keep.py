@@ -81,4 +81,4 @@ def stored(options: Options, leaf: Leaf, new: Array, old: Kept, step: Array) -> 
 
 
 def _salt(options: Options, leaf: Leaf, name: str, step: Array) -> Any:
-    return lambda: noise.salt(options.seed, f"{leaf.path}/{name}", step)
+    return lambda: noise.salt(options.seed or 0, f"{leaf.path}/{name}", step)

@@ -221,7 +221,7 @@ class Program:
             raise ValueError(
                 f"The gradient of `{leaf.path}` must have the parameter's shape {shape}. Received: {shape_of(g)}"
             )
-        slices = rows_of(g) if self._keeps_rows else None
+        slices = rows_of(g) if self._keeps_rows and 0 not in shape else None
         g = rows.merge(slices, shape) if slices else jnp.asarray(densify(g, shape))
         if jnp.iscomplexobj(jax.tree.leaves(g)[0]) and not jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(f"The gradient of `{leaf.path}` must be real, as the parameter is. Received: a complex one")

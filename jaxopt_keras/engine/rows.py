@@ -34,12 +34,17 @@ def merge(slices: IndexedSlices, shape: tuple[int, ...]) -> Rows:
     unused = (ordered == count) | jnp.concatenate([jnp.zeros(min(n, 1), bool), ordered[1:] == ordered[:-1]])
     past_the_end = count + jnp.arange(n, dtype=ordered.dtype)  # keeps the indices distinct
     mask = unused.reshape(-1, *[1] * (values.ndim - 1))
-    return Rows(jnp.where(mask, 0, sums), jnp.where(unused, past_the_end, ordered))
+    # The barrier: what follows is arithmetic on rows alone, which can be one loop.
+    return Rows(*jax.lax.optimization_barrier((jnp.where(mask, 0, sums), jnp.where(unused, past_the_end, ordered))))
 
 
 def gather(x: Any, rows: Rows | None) -> Any:
     """The rows of an array, or of every array in a dict of slots; all of it where `rows` is None."""
-    return x if rows is None else jax.tree.map(lambda a: a.at[rows.indices].get(mode="clip"), x)
+    return (
+        x
+        if rows is None
+        else jax.tree.map(lambda a: a.at[rows.indices].get(mode="clip", wrap_negative_indices=False), x)
+    )
 
 
 def scatter(old: Any, new: Any, rows: Rows | None) -> Any:
@@ -48,6 +53,7 @@ def scatter(old: Any, new: Any, rows: Rows | None) -> Any:
         return new
 
     def put(a: Array, b: Array) -> Array:
-        return a.at[rows.indices].set(b.astype(a.dtype), mode="drop", unique_indices=True)
+        at = a.at[rows.indices]
+        return at.set(b.astype(a.dtype), mode="drop", unique_indices=True, wrap_negative_indices=False)
 
     return jax.tree.map(put, old, new)

@@ -77,6 +77,7 @@ class Loop:
     scalars: list[Value]
     outputs: list[Value]
     sums: list[Value]
+    aliases: dict[int, int] | None = None  # input -> output that must have its memory; None: there is a choice
 
 
 @dataclass

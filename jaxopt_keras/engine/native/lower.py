@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxopt_keras.engine.native.build import Unavailable
 from jaxopt_keras.engine.native.call import Call, run
+from jaxopt_keras.engine.native.emit import Loop
 from jaxopt_keras.engine.native.regions import Phase, Region, Split, plain
 from jaxopt_keras.engine.native.trace import Constant, Equation, Trace, Value, evaluated, is_scalar, trace_of, traced
 
@@ -70,22 +71,19 @@ def calls(regions: Iterable[Region], partners: dict[Any, Value], strict: bool) -
             groups.setdefault((region.depth, level, phase.loop.source), []).append(phase)
     for (depth, level, _), members in groups.items():
         for i in range(0, len(members), TOGETHER):
-            some = members[i : i + TOGETHER]
-            aliases = [in_place(phase.loop.inputs, phase.loop.outputs, partners) for phase in some]
-            yield (
-                depth,
-                level,
-                Call([phase.loop for phase in some], [phase.equations for phase in some], aliases, strict),
-            )
+            loops, equations = zip(*members[i : i + TOGETHER], strict=True)
+            yield depth, level, Call([*loops], [*equations], [in_place(loop, partners) for loop in loops], strict)
 
 
-def in_place(inputs: list[Value], outputs: list[Value], partners: dict[Any, Value]) -> dict[int, int]:
-    """Which input's memory each output takes: its partner's, if the loop reads it."""
-    pairs = {}
-    for k, x in enumerate(outputs):
+def in_place(loop: Loop, partners: dict[Any, Value]) -> dict[int, int]:
+    """Which output takes an input's memory: its partner's, if the loop reads it and has no rule of its own."""
+    if loop.aliases is not None:
+        return loop.aliases
+    pairs: dict[int, int] = {}
+    for k, x in enumerate(loop.outputs):
         partner = partners.get(x)
-        if partner in inputs and (partner.shape, partner.dtype) == (x.shape, x.dtype):
-            pairs.setdefault(inputs.index(partner), k)
+        if partner in loop.inputs and (partner.shape, partner.dtype) == (x.shape, x.dtype):
+            pairs.setdefault(loop.inputs.index(partner), k)
     return pairs
 
 

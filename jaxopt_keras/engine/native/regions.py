@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxopt_keras.engine.native.emit import REDUCTIONS, SAME, Emitter, Loop, Unsupported
+from jaxopt_keras.engine.native import rows
+from jaxopt_keras.engine.native.emit import FLOATS, REDUCTIONS, SAME, Emitter, Loop, Unsupported
 from jaxopt_keras.engine.native.trace import INTRINSICS, Atom, Equation, Trace, Value, is_scalar
 
 BARRIERS = ("cond", "while", "scan", "psum", "psum2", "psum_invariant", "optimization_barrier")
@@ -40,6 +41,7 @@ class Region:
     reason: str = ""
     values: dict[Value, None] = field(default_factory=dict)
     phases: dict[int, Phase] = field(default_factory=dict)  # by level
+    scatters: list[Equation] = field(default_factory=list)  # of rows, that its loop takes in
 
     @property
     def count(self) -> int:
@@ -52,6 +54,7 @@ class Split:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        self.makers = {x: e for e in trace.equations for x in e.outputs}
         self.moments: dict[Value, Moment] = {}
         self.starts = {id(e): self._moment(e) for e in trace.equations}
         self.spread: dict[Value, Equation] = {}  # arrays that are one scalar throughout
@@ -65,18 +68,25 @@ class Split:
                 self._lower(region)
             except Unsupported as error:
                 region.reason = str(error)
-        self.owner = {id(e): r for r in self.regions if not r.reason for e in r.equations}
+        native = [r for r in self.regions if not r.reason]
+        self.owned = {id(e) for r in native for e in (*r.equations, *r.scatters)}
 
     def _moment(self, equation: Equation) -> Moment:
         """When `equation` can run; notes when its results are known."""
         at = max((self.moments.get(x, Moment(0, 0)) for x in equation.values), default=Moment(0, 0))
         known = at
         if is_barrier(equation):
-            at = known = Moment(at.depth + 1, 0)
+            if not (rows.is_gather(equation) and all(self._is_settled(x) for x in equation.values)):
+                at = known = Moment(at.depth + 1, 0)
         elif is_total(equation):
             known = Moment(at.depth, at.level + 1)
         self.moments |= dict.fromkeys(equation.outputs, known)
         return at
+
+    def _is_settled(self, x: Value) -> bool:
+        """Whether `x` is there before any loop of its depth: it comes from outside or from a barrier."""
+        maker = self.makers.get(x)
+        return maker is None or is_barrier(maker) or (is_same(maker) and all(map(self._is_settled, maker.values)))
 
     def _connected(self) -> list[Region]:
         """Equations that share an array, after the same barriers."""
@@ -124,7 +134,8 @@ class Split:
         alias |= {x: e.inputs[0] for x, e in self.spread.items()}
         members = {id(e) for e in region.equations}
         made = [x for e in region.equations for x in e.outputs if not is_scalar(x)]
-        outputs = [x for x in made if any(u is None or id(u) not in members for u in self.users.get(x, []))]
+        leaving = {x: [u for u in self.users.get(x, []) if u is None or id(u) not in members] for x in made}
+        outputs = [x for x in made if leaving[x]]
         totals: dict[int, list[Equation]] = {}
         for e in region.equations:
             if is_total(e):
@@ -139,6 +150,11 @@ class Split:
             if not loop.inputs:
                 raise Unsupported("a loop without inputs")
             region.phases[level] = Phase(loop, self._behind(region, loop))
+        if len(region.phases) == 1:
+            loop, equations = region.phases[last]
+            if found := rows.in_place(loop, self.makers, [leaving[y] for y in outputs]):
+                taken, gathers, region.scatters = found
+                region.phases[last] = Phase(taken, [*gathers, *equations, *region.scatters])
 
     def _behind(self, region: Region, loop: Loop) -> list[Equation]:
         """The equations that a loop computes, with those that spread its scalars."""
@@ -163,6 +179,8 @@ class _Node(NamedTuple):
 
 
 def is_barrier(equation: Equation) -> bool:
+    if rows.is_gather(equation) or rows.is_scatter(equation):
+        return True
     return equation.name in BARRIERS and not all(is_scalar(x) for x in (*equation.inputs, *equation.outputs))
 
 
@@ -184,6 +202,8 @@ def checked(region: Region) -> tuple[dict[Value, Atom], int | None]:
         Unsupported: where an equation mixes elements.
     """
     alias: dict[Value, Atom] = {}
+    if not any(x.dtype in FLOATS for x in region.values):
+        raise Unsupported("no numbers but indices")
     if any(0 in x.shape for x in region.values):
         raise Unsupported("an empty array")
     if any(region.count % math.prod(x.shape) for x in region.values):
@@ -228,7 +248,7 @@ def check(e: Equation, packed: set[Any]) -> None:
     elif is_same(e):
         if math.prod(arrays[0]) != math.prod(out) or e.params.get("dimensions") and e.name == "reshape":
             raise Unsupported(e.name)
-    elif not all(leads(shape, out) for shape in arrays):
+    elif not e.inputs or not all(leads(shape, out) for shape in arrays):
         raise Unsupported(e.name)
     elif e.name == "select_n" and (len(e.inputs) != 3 or e.inputs[0].dtype != "bool"):
         raise Unsupported("select_n of more than two")
@@ -236,9 +256,11 @@ def check(e: Equation, packed: set[Any]) -> None:
 
 def leads(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     """Whether `shape` is the first axes of `whole`, with ones for the rest: a number for each block in a row."""
+    if len(shape) > len(whole):  # a product that sums
+        return False
     shape = shape + (1,) * (len(whole) - len(shape))
     split = next((i for i, (a, b) in enumerate(zip(shape, whole, strict=True)) if a != b), len(whole))
-    return len(shape) == len(whole) and all(a == 1 for a in shape[split:])
+    return all(a == 1 for a in shape[split:])
 
 
 def plain(split: Split) -> list[Equation]:
@@ -250,7 +272,7 @@ def plain(split: Split) -> list[Equation]:
     needed |= {x for loop in loops for x in (*loop.inputs, *loop.scalars)}
     kept = []
     for e in reversed(split.trace.equations):
-        if id(e) in split.owner:
+        if id(e) in split.owned:
             continue
         if e.effects or any(x in needed for x in e.outputs):
             kept.append(e)

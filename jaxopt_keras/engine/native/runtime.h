@@ -67,11 +67,24 @@ static const int64_t size_x[] = SIZES_X, item_x[] = ITEMS_X, size_y[] = SIZES_Y,
 static const double starts[] = STARTS;
 static const int combine[] = COMBINE;
 
+#ifdef ROWS
+enum { OPERANDS = NX + 1 };  // the last one: the numbers of the rows
+static const int far_x[] = FAR_X;  // of which inputs only those rows are meant; of outputs they always are
+#else
+enum { OPERANDS = NX };
+#endif
+
 typedef struct {
-  int64_t n;      // elements
-  int64_t first;  // its first unit among those of all leaves; a unit is UNIT elements, the last one may be shorter
+  int64_t n;      // elements, in a row if there are rows
+  int64_t units;  // of UNIT elements, the last one may be shorter; or rows
+  int64_t first;  // its first unit among those of all leaves
   const uint32_t* scalars;
   char *x[NX + 1], *y[NY + 1];
+#ifdef ROWS
+  const ROWS* rows;
+  int64_t height;                  // rows that there are in the large arrays
+  int64_t row_x[NX], row_y[NY];    // bytes of a row
+#endif
 } Leaf;
 
 typedef struct {
@@ -86,6 +99,32 @@ typedef struct {
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+#ifdef ROWS
+static void run_units(Leaf* l, int64_t from, int64_t to, double* partial) {
+  char *x[NX], *y[NY];
+  for (int64_t r = from; r < to; r++) {
+    int64_t i = l->rows[r];
+    if (r + 2 < to && l->rows[r + 2] >= 0 && l->rows[r + 2] < l->height)  // rows lie far apart
+      for (int k = 0; k < NX; k++)
+        for (int64_t b = 0; far_x[k] && b < least(l->row_x[k], 1024); b += 64)
+          __builtin_prefetch(l->x[k] + l->rows[r + 2] * l->row_x[k] + b, 1);
+    if (i < 0 || i >= l->height) continue;
+    for (int k = 0; k < NX; k++) x[k] = l->x[k] + (far_x[k] ? i : r) * l->row_x[k];
+    for (int k = 0; k < NY; k++) y[k] = l->y[k] + i * l->row_y[k];
+    loop(l->n, r * l->n, l->scalars, x, y, partial);
+  }
+}
+#else
+static void run_units(Leaf* l, int64_t from, int64_t to, double* partial) {
+  int64_t start = from * UNIT, end = least(to * UNIT, l->n);
+  if (end <= start) return;
+  char *x[NX + 1], *y[NY + 1];
+  for (int k = 0; k < NX; k++) x[k] = l->x[k] + start / item_x[k] * size_x[k];
+  for (int k = 0; k < NY; k++) y[k] = l->y[k] + start / item_y[k] * size_y[k];
+  loop(end - start, start, l->scalars, x, y, partial);
+}
+#endif
+
 static void run_chunk(Work* w, int64_t c) {
   int64_t low = c * w->size, high = least(low + w->size, w->units), a = 0, b = w->leaves;
   while (b - a > 1) {  // the last leaf that starts at `low` or before
@@ -94,12 +133,7 @@ static void run_chunk(Work* w, int64_t c) {
   }
   for (; a < w->leaves && w->leaf[a].first < high; a++) {
     Leaf* l = w->leaf + a;
-    int64_t start = (low > l->first ? low - l->first : 0) * UNIT, end = least((high - l->first) * UNIT, l->n);
-    if (end <= start) continue;
-    char *x[NX + 1], *y[NY + 1];
-    for (int k = 0; k < NX; k++) x[k] = l->x[k] + start / item_x[k] * size_x[k];
-    for (int k = 0; k < NY; k++) y[k] = l->y[k] + start / item_y[k] * size_y[k];
-    loop(end - start, start, l->scalars, x, y, w->partial + (c + a) * NR);
+    run_units(l, low > l->first ? low - l->first : 0, least(high - l->first, l->units), w->partial + (c + a) * NR);
   }
 }
 
@@ -162,8 +196,21 @@ static void run(const XLA_FFI_CallFrame* f, Work* w) {
     if (++spins > 1000) sched_yield();
 }
 
-// Operands: the scalars, one row for all leaves or one for each; then NX arrays for each leaf. Results: NY arrays for
-// each leaf; then, if there are reductions, a row of them for each leaf.
+static void describe(Leaf* l, XLA_FFI_Buffer** in, XLA_FFI_Buffer** out) {
+  for (int k = 0; k < NX; k++) l->x[k] = in[k]->data;
+  for (int k = 0; k < NY; k++) l->y[k] = out[k]->data;
+#ifdef ROWS
+  l->rows = in[NX]->data, l->units = items(in[NX]), l->height = out[0]->dims[0];
+  l->n = items(out[0]) / l->height * item_y[0];
+  for (int k = 0; k < NX; k++) l->row_x[k] = l->n / item_x[k] * size_x[k];
+  for (int k = 0; k < NY; k++) l->row_y[k] = l->n / item_y[k] * size_y[k];
+#else
+  l->n = items(in[0]) * item_x[0], l->units = (l->n + UNIT - 1) / UNIT;
+#endif
+}
+
+// Operands: the scalars, one row for all leaves or one for each; then OPERANDS arrays for each leaf. Results: NY arrays
+// for each leaf; then, if there are reductions, a row of them for each leaf.
 XLA_FFI_Error* handler(XLA_FFI_CallFrame* f) {
   for (Extension* e = f->extension_start; e; e = e->next)
     if (e->type == XLA_FFI_Extension_Metadata) {
@@ -173,15 +220,22 @@ XLA_FFI_Error* handler(XLA_FFI_CallFrame* f) {
       return 0;
     }
   XLA_FFI_Buffer **in = (XLA_FFI_Buffer**)f->args.args, **out = (XLA_FFI_Buffer**)f->rets.rets;
-  int64_t leaves = (f->args.size - 1) / (NX ? NX : 1);
-  if (f->args.size != 1 + NX * leaves || f->rets.size != NY * leaves + (NR > 0))
+  int64_t leaves = (f->args.size - 1) / (OPERANDS ? OPERANDS : 1);
+  if (f->args.size != 1 + OPERANDS * leaves || f->rets.size != NY * leaves + (NR > 0))
     return failure(f, "jaxopt_keras: the compiled loop does not fit its call");
 
+  Leaf leaf;
   int64_t units = 0;
-  for (int64_t i = 0; i < leaves; i++) units += (items(in[1 + i * NX]) * item_x[0] + UNIT - 1) / UNIT;
+  for (int64_t i = 0; i < leaves; i++, units += leaf.units)
+    describe(&leaf, in + 1 + i * OPERANDS, out + i * NY);
+#ifdef ROWS
+  int64_t unit = leaf.n;
+#else
+  int64_t unit = UNIT;
+#endif
   int threads = threads_of(f);
-  int64_t least_size = 16384 / UNIT + 1, size = units / (threads * 8);
-  size = size < least_size ? least_size : least(size, (1 << 20) / UNIT + 1);
+  int64_t least_size = 16384 / unit + 1, size = units / (threads * 8);
+  size = size < least_size ? least_size : least(size, (1 << 20) / unit + 1);
   int64_t chunks = (units + size - 1) / size;
   if (chunks < 2) threads = 1;
 
@@ -201,11 +255,9 @@ XLA_FFI_Error* handler(XLA_FFI_CallFrame* f) {
   int64_t rows = in[0]->dims[0], first = 0;
   for (int64_t i = 0; i < leaves; i++) {
     Leaf* l = w->leaf + i;
-    l->n = items(in[1 + i * NX]) * item_x[0], l->first = first;
+    describe(l, in + 1 + i * OPERANDS, out + i * NY);
     l->scalars = (const uint32_t*)in[0]->data + (rows > 1 ? i * (NS ? NS : 1) : 0);
-    for (int k = 0; k < NX; k++) l->x[k] = in[1 + i * NX + k]->data;
-    for (int k = 0; k < NY; k++) l->y[k] = out[i * NY + k]->data;
-    first += (l->n + UNIT - 1) / UNIT;
+    l->first = first, first += l->units;
   }
   run(f, w);
 

@@ -1,0 +1,98 @@
+"""Keras models and loops with our classes and with Keras's own: `python -m benchmarks.keras_loop`.
+
+Two questions, both with Adam, in interleaved rounds. Does a model that `fit`s cost more per step? And how much less
+does an eager loop over a hundred variables cost, which Keras walks through one by one?
+"""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from benchmarks.timing import LIMIT, Spread, interleaved
+from jaxopt_keras.interop import keras as ours
+
+FACES: dict[str, Any] = {"keras.optimizers.Adam": keras.optimizers.Adam, "interop.keras.Adam": ours.Adam}
+THEIRS, OURS = FACES
+STEPS = 200
+
+
+class Fit:
+    """An epoch of `STEPS` batches of 32 of a perceptron 64-256-256-10; its times are for a step."""
+
+    def __init__(self, optimizer: Any) -> None:
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Dense(256, activation="relu") for _ in range(2)]
+        self.model = keras.Sequential([keras.layers.Input((64,)), *layers, keras.layers.Dense(10)])
+        self.model.compile(optimizer=optimizer, loss="mse")
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(32 * STEPS, 64)).astype(np.float32)
+        self.data = x, np.tanh(x @ rng.normal(size=(64, 10)).astype(np.float32))
+
+    def losses(self) -> list[float]:
+        """The mean loss so far after each batch of one epoch."""
+        found: list[float] = []
+        note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: found.append(logs["loss"]))
+        self.model.fit(*self.data, batch_size=32, shuffle=False, verbose=0, callbacks=[note])
+        return found
+
+    def step(self) -> None:
+        self.model.fit(*self.data, batch_size=32, shuffle=False, verbose=0)
+
+    def block(self) -> None:
+        pass  # `fit` has waited for its losses
+
+
+class Eager:
+    """`apply` on a hundred variables of 64 x 64."""
+
+    def __init__(self, optimizer: Any) -> None:
+        rng = np.random.default_rng(0)
+        self.optimizer = optimizer
+        self.variables = [keras.Variable(rng.normal(size=(64, 64)).astype(np.float32)) for _ in range(100)]
+        self.grads = [jax.numpy.asarray(rng.normal(size=(64, 64)), "float32") for _ in self.variables]
+
+    def step(self) -> None:
+        self.optimizer.apply(self.grads, self.variables)
+
+    def block(self) -> None:
+        jax.block_until_ready([v.value for v in self.variables])
+
+
+def compared(title: str, make: Callable[[Any], Any], budget: float, steps: int) -> None:
+    runs = {name: make(cls(1e-3)) for name, cls in FACES.items()}
+    again = {LIMIT: runs[THEIRS], OURS: runs[OURS], THEIRS: runs[THEIRS]}
+    times = interleaved(again, budget, 200, lambda _: None, np.random.default_rng(0))
+    print(f"{title}, ms a step: the median (quartiles) over {len(times.steady)} rounds")
+    for name in (THEIRS, OURS):
+        print(f"  {name:24}{_shown(times.spread(name), 1e3 / steps)}")
+    for name, label in ((OURS, "ours / Keras's"), (LIMIT, "Keras's / itself")):
+        ratio = times.ratio(name, THEIRS)
+        assert ratio is not None
+        print(f"  {label:24}{_shown(ratio, 1)}")
+
+
+def _shown(spread: Spread, scale: float) -> str:
+    return f"{spread.median * scale:.3g} ({spread.q1 * scale:.3g} to {spread.q3 * scale:.3g})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Keras with our Adam and with its own.")
+    parser.add_argument("--seconds", type=float, default=15, help="for each of the two comparisons")
+    seconds = parser.parse_args().seconds
+    theirs, mine = (Fit(cls(1e-3)).losses() for cls in FACES.values())
+    gap = max(abs(a / b - 1) for a, b in zip(mine, theirs, strict=True))
+    print(f"losses of {STEPS} steps of the perceptron agree to {gap:.1e} (relative)")
+    compared("fit, a perceptron 64-256-256-10", Fit, seconds, STEPS)
+    compared("eager apply, 100 variables of 64 x 64", Eager, seconds, 1)
+
+
+if __name__ == "__main__":
+    main()

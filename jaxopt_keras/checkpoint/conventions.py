@@ -1,0 +1,88 @@
+"""In which slot another library keeps what ours does, and in which units.
+
+Momenta differ by the learning rate: with s <- momentum s + g, Keras's SGD keeps -lr s, optax's and torch's s; Keras's
+RMSprop keeps lr s, optax's -lr s, torch's s, where s sums g / sqrt(d). One turns into the other by the present rate,
+which is exact as long as that was the rate all along. All averages are the same everywhere.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxopt_keras.checkpoint.kernels import hyper_at, plain, rule_at
+from jaxopt_keras.engine.leafwise import present
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.numerics import compute_dtype
+from jaxopt_keras.rule import Rule
+
+Table = Mapping[str, Mapping[str, str]]  # the name of a rule -> our slot -> their name
+
+
+class Slot(NamedTuple):
+    """A slot of one parameter, beside another library's."""
+
+    ours: str
+    theirs: str
+    factor: float  # ours is theirs by so much
+
+
+class Library(NamedTuple):
+    """Another library, for the parameters of one kernel."""
+
+    name: str
+    table: Table
+    kernel: Kernel
+    hyper: Any  # of the state, for the rate
+    step: Any
+
+    def slots(self, path: str, p: Any, kept: Iterable[str] | None = None) -> list[Slot]:
+        """What the rule of the parameter `p` at `path` keeps (or those of its slots that are `kept`).
+
+        Args:
+            p: the parameter, or something of its shape and dtype.
+
+        Raises:
+            ValueError: if the library has no such optimizer, or one of another meaning.
+        """
+        rule = rule_at(self.kernel, path, p)
+        if kept is None:
+            like = jax.ShapeDtypeStruct(p.shape, compute_dtype(p.dtype))
+            kept = () if type(rule) is Rule else present(jax.eval_shape(rule.init, like))  # of the frozen: nothing
+        names = next((self.table[cls.__name__] for cls in type(rule).__mro__ if cls.__name__ in self.table), {})
+        unknown = [name for name in kept if name not in names]
+        if unknown:
+            raise ValueError(
+                f"{type(rule).__name__} keeps {unknown} for `{path}`, which no optimizer of {self.name} does that is "
+                f"known here. Those are the counterparts of {sorted(self.table)}"
+            )
+        rate = self._rate(path)
+        return [Slot(name, names[name], _factor(rule, name, self.name, rate)) for name in kept]
+
+    def _rate(self, path: str) -> float:
+        """The rate of the last update."""
+        schedule = plain(self.kernel, path).core.schedule
+        if schedule is None:
+            return float(hyper_at(self.kernel, self.hyper, path).get("learning_rate", 1.0))
+        return float(schedule(np.maximum(np.asarray(self.step, np.int32) - 1, 0)))
+
+
+def _factor(rule: Rule, slot: str, library: str, rate: float) -> float:
+    kind, own = type(rule).__name__, rule.variant
+    if slot == "velocity_hat" and (library == "optax") != (own == "optax"):
+        variant = "optax" if library == "optax" else "keras"
+        raise ValueError(
+            f"AMSGrad's maximum is of other numbers in {library}: those of optax are bias-corrected. Received: a "
+            f"kernel with variant={own!r}. Use `variant={variant!r}`."
+        )
+    units = {
+        ("SGD", "momentum"): {"keras": -rate, "optax": 1.0, "torch": 1.0},
+        ("RMSprop", "momentum"): {"keras": rate, "optax": -rate, "torch": 1.0},
+    }.get((kind, slot))
+    if units is None:
+        return 1.0
+    mine, theirs = units[own if kind == "SGD" else "keras"], units[library]
+    if mine != theirs and rate == 0:
+        raise ValueError(f"The momentum of {kind} is converted by the rate, which must not be 0. Received: rate=0.0")
+    return mine / theirs

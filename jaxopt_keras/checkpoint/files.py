@@ -1,0 +1,161 @@
+"""One safetensors file, written so that at any moment there is the old file or the new one, and read with suspicion.
+
+The format has no checksum, so the metadata hold a digest of all names, dtypes, shapes and data.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: leftovers are then taken for what they look like
+    fcntl = None
+
+NARROW = {"BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}  # which NumPy has not
+WIDE = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "C64": "complex64", "BOOL": "bool", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+}  # fmt: skip
+MAKER, DIGEST, PAIRS = "made_by", "digest", "complex128"
+OURS = "jaxopt_keras"
+
+
+def write(path: Any, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays by name: to a temporary file beside `path`, which is synchronised and then takes its place.
+
+    Raises:
+        TypeError: if an array cannot be stored. ValueError: if one lies on other processes' devices too.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise ValueError(f"`path` must be a file's. Received: {path}, which is a folder")
+    flat = {name: on_host(name, x, copy=None) for name, x in arrays.items()}
+    pairs = [name for name, x in flat.items() if x.dtype == np.complex128]  # which the format has not
+    flat |= {name: np.stack([flat[name].real, flat[name].imag], axis=-1) for name in pairs}
+    metadata = {MAKER: OURS, PAIRS: "\n".join(pairs)}
+    metadata[DIGEST] = digest(flat, metadata)
+    # Not `save_file`, which writes to another file, that it renames in its turn and does not synchronise.
+    data = _library("safetensors.numpy").save(flat, metadata=metadata)
+    _sweep(path)
+    with _replacing(path) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Any) -> dict[str, np.ndarray]:
+    """The arrays that `write` wrote.
+
+    Raises:
+        OSError: if it cannot be opened. ValueError: if it is empty, cut off, damaged, or was not written by `write`.
+    """
+    library = _library("safetensors")
+    data = Path(path).read_bytes()
+    if not data:
+        raise ValueError(f"{path} is empty: no checkpoint.")
+    try:
+        flat = {name: _array(x) for name, x in library.deserialize(data)}
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = dict(header.get("__metadata__", {}))
+    except Exception as error:  # the library's own class, and what malformed headers lead to
+        raise ValueError(f"{path} is no whole safetensors file: cut off, or of another kind ({error}).") from error
+    if metadata.get(MAKER) != OURS:
+        raise ValueError(
+            f"{path} is a safetensors file, but none of jaxopt_keras's checkpoints. Read it with safetensors, and see "
+            "`from_torch`, `from_keras` and `from_optax`."
+        )
+    if metadata.pop(DIGEST, None) != digest(flat, metadata):
+        raise ValueError(f"{path} is damaged: its data are not those that were written. Use an older checkpoint.")
+    for name in filter(None, metadata.get(PAIRS, "").split("\n")):
+        flat[name] = flat[name].view(np.complex128)[..., 0]
+    return flat
+
+
+def digest(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of all that a file holds."""
+    total = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    for name in sorted(flat):
+        x = flat[name]
+        total.update(repr((name, x.dtype.name, x.shape)).encode())
+        total.update(x.reshape(-1).view(np.uint8))
+    return f"sha256:{total.hexdigest()}"
+
+
+def on_host(name: str, x: Any, copy: bool | None = True) -> np.ndarray:
+    """An array as NumPy's, in the order of rows: the file has the bytes as they lie, whatever the strides.
+
+    Raises:
+        ValueError: if it lies on several processes' devices.
+    """
+    if not getattr(x, "is_fully_addressable", True):
+        raise ValueError(
+            f"Every array must be on devices of this process. Received: `{name}`, which is on others too. Save to a "
+            "folder (a path without .safetensors), which Orbax writes."
+        )
+    return np.array(x, order="C", copy=copy)
+
+
+def _array(x: dict[str, Any]) -> np.ndarray:
+    kind = x["dtype"]
+    return np.frombuffer(x["data"], np.dtype(NARROW.get(kind) or WIDE[kind])).reshape(x["shape"])
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file beside `path`, locked by this process, which takes the place of `path` at the end."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _synchronise(path.parent)
+
+
+def _synchronise(folder: Path) -> None:
+    """Makes sure that the new name is on the disk too."""
+    if os.name == "nt":  # where a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(path: Path) -> None:
+    """Removes what a process that died while it wrote `path` has left. A living one holds a lock on its own."""
+    for leftover in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # it is locked, or somebody else was faster
+            with open(leftover, "rb") as file:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(leftover)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            "Files need the package safetensors: pip install 'jaxopt_keras[checkpoint]', or save to a folder."
+        ) from error

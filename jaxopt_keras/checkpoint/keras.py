@@ -1,0 +1,181 @@
+"""To and from Keras 3: the `variables` of its optimizers, as a list or in a `.weights.h5` file."""
+
+import importlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxopt_keras.checkpoint.conventions import Library
+from jaxopt_keras.checkpoint.kernels import groups
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
+from jaxopt_keras.checkpoint.restore import by_path
+from jaxopt_keras.checkpoint.saving import from_dict
+from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.optimizers import RULES
+from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
+from jaxopt_keras.transforms.average import AVERAGE
+from jaxopt_keras.views import AROUND, slot_groups
+
+TABLE = {rule.__name__: {slot: slot for slot in rule.State._fields} for rule in RULES.values()}
+TABLE |= {"AdamPart": TABLE["Adam"]}  # what Muon does not take
+RATE = "hyper/learning_rate"
+VARIABLES = "optimizer/vars"  # in a .weights.h5
+
+
+class Entry(NamedTuple):
+    """One of Keras's variables, under our name; "" is one that we do not keep."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str] | None = None) -> State:
+    """The state of `kernel` that goes on where an optimizer of Keras 3 is.
+
+    Args:
+        kernel: of one rule, in its Keras variant. If Keras's optimizer accumulates gradients, so must the kernel, over
+            as many calls.
+        params: the parameters.
+        variables: `optimizer.variables`, a list of arrays like it, the optimizer, or the path of a `.weights.h5`.
+        order: the paths of our parameters in the order of Keras's; None: in the order of `params`, which for dicts is
+            that of their sorted keys.
+
+    >>> import jax.numpy as jnp, jaxopt_keras as jk
+    >>> variables = [10, 0.001, jnp.ones((3, 2)), jnp.ones((3, 2)) * 4, jnp.zeros(2), jnp.ones(2)]
+    >>> params = {"bias": jnp.zeros(2), "kernel": jnp.ones((3, 2))}
+    >>> state = from_keras(jk.adam(), params, variables, order=["kernel", "bias"])
+    >>> int(state.step), state.slots["bias"]["velocity"].tolist()
+    (10, [1.0, 1.0])
+
+    Raises:
+        OSError: if there is no such file. TypeError: for a kernel of several rules. ValueError: if number or shapes do
+        not fit, which are listed then, or `order` does not.
+    """
+    arrays, values = by_path(params), _values(variables)
+    order, plain = _checked(order, arrays), _plain(kernel)
+    own = by_parameter(spread(leaves(kernel.init(params)), portable=True))
+    layouts = [
+        _layout(plain, own, {path: arrays[path].shape for path in order}, rate, averages)
+        for rate in (True, False)
+        for averages in (plain.options.use_ema, not plain.options.use_ema)
+    ]
+    shapes = [x.shape for x in values]
+    layout = next((entries for entries in layouts if [entry.shape for entry in entries] == shapes), None)
+    if layout is None:
+        raise ValueError(
+            f"`variables` must be those of Keras's {type(plain.rule).__name__}: {_shown(layouts[0])}; the rate and "
+            f"the averages may be missing. Received: {shapes}. Do the order and the settings of the two agree?"
+        )
+    flat: dict[str, Any] = {entry.name: x for entry, x in zip(layout, values, strict=True) if entry.name}
+    flat.pop(RATE, None)
+    every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, we count updates
+    flat[STEP], micro = divmod(np.asarray(flat[STEP], np.int32), np.int32(every))
+    if every > 1:
+        flat[f"scalars/{MICRO_STEP}"] = micro
+    library = Library("keras", TABLE, kernel, kernel.hyper(), flat[STEP])
+    for path in order:
+        for slot in library.slots(path, arrays[path]):
+            name = slot_name(path, slot.ours)
+            flat[name] = flat[name] * flat[name].dtype.type(slot.factor)
+    return from_dict(kernel, params, flat | {FORMAT: np.asarray(VERSION, np.int32)})
+
+
+def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | None = None, path: Any = None) -> list:
+    """The variables of an optimizer of Keras 3 that goes on where `kernel` is.
+
+    Args:
+        kernel: which made `state`; as in `from_keras`.
+        state: of the kernel.
+        params: the parameters, for their shapes.
+        order: as in `from_keras`.
+        path: of a `.weights.h5` that a model with such an optimizer saved: its optimizer's part is replaced.
+
+    Returns:
+        NumPy arrays in the order of Keras's `optimizer.variables`: for each `variable.assign(array)`.
+
+    Raises:
+        OSError: if there is no such file. TypeError, ValueError: as `from_keras`.
+    """
+    arrays, plain = by_path(params), _plain(kernel)
+    order, flat = _checked(order, arrays), spread(leaves(state), portable=True)
+    own = by_parameter(flat)
+    shapes = {p: tuple(arrays[p].shape) for p in order}
+    layout = _layout(plain, own, shapes, plain.core.schedule is None, plain.options.use_ema)
+    every = plain.options.gradient_accumulation_steps or 1
+    calls = np.asarray(state.step) * every + np.asarray(flat.get(f"scalars/{MICRO_STEP}", 0))
+    values = {STEP: np.asarray(calls, np.int32)}
+    library = Library("keras", TABLE, kernel, state.hyper, state.step)
+    for p in order:
+        for slot in library.slots(p, arrays[p]):
+            x = np.array(flat[slot_name(p, slot.ours)])
+            values[slot_name(p, slot.ours)] = x / x.dtype.type(slot.factor)
+    found = [
+        values.get(e.name, np.array(flat[e.name]) if e.name in flat else np.zeros(e.shape, np.float32)) for e in layout
+    ]
+    if path is not None:
+        _replace(path, found)
+    return found
+
+
+def _layout(
+    plain: Kernel, own: dict[str, Any], shapes: dict[str, tuple[int, ...]], rate: bool, averages: bool
+) -> list[Entry]:
+    """Keras's variables: iteration, rate, averages, sums of gradients, slots group by group, scalars."""
+    rule: Any = plain.rule
+    slots = {p: {n: x for n, x in own.get(p, {}).items() if n not in AROUND} for p in shapes}
+    around = [name for name, is_on in ((AVERAGE, averages), (SUM, plain.options.gradient_accumulation_steps)) if is_on]
+    entries = [Entry(STEP, ()), *([Entry(RATE, ())] if rate else [])]
+    entries += [Entry(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
+    factored = type(rule).__name__ == "Adafactor"  # of which Keras keeps all three of every parameter
+    for group in [rule.State._fields] if factored else slot_groups(State(0, {}, {}, slots), rule, []):
+        for p, shape in shapes.items():
+            for slot in group:
+                if slot in slots[p]:
+                    entries.append(Entry(slot_name(p, slot), tuple(slots[p][slot].shape)))
+                elif factored:
+                    entries.append(Entry("", tuple(shape) if slot == "velocity" else ()))
+    scalars = rule.scalars()
+    return entries + [Entry(f"scalars/{name}", ()) for name in (scalars._fields if scalars else ())]
+
+
+def _plain(kernel: Kernel) -> Kernel:
+    found = [*groups(kernel).values()]
+    if len(found) > 1 or type(found[0].rule).__name__ not in TABLE:
+        raise TypeError(f"`kernel` must run one rule, as Keras's optimizers do. Received: kernel={kernel!r}")
+    return found[0]
+
+
+def _checked(order: Any, arrays: dict[str, Any]) -> list[str]:
+    if order is not None and (isinstance(order, str) or sorted(order) != sorted(arrays)):
+        raise ValueError(f"`order` must name each of {[*arrays]} once. Received: order={order!r}")
+    return list(arrays if order is None else order)
+
+
+def _values(variables: Any) -> list[np.ndarray]:
+    if isinstance(variables, (str, Path)):
+        with importlib.import_module("h5py").File(variables, "r") as file:
+            if VARIABLES not in file:
+                raise ValueError(f"{variables} has no variables of an optimizer.")
+            stored = file[VARIABLES]
+            return [np.array(stored[str(i)]) for i in range(len(stored))]
+    variables = getattr(variables, "variables", variables)
+    if not isinstance(variables, Iterable):
+        raise TypeError(f"`variables` must be a list, an optimizer or a path. Received: {type(variables).__name__}")
+    return [np.array(x.numpy() if hasattr(x, "numpy") else x) for x in variables]
+
+
+def _replace(path: Any, values: list[np.ndarray]) -> None:
+    with importlib.import_module("h5py").File(path, "r+") as file:
+        stored = file[VARIABLES]
+        shapes = [tuple(stored[str(i)].shape) for i in range(len(stored))]
+        if shapes != [x.shape for x in values]:
+            raise ValueError(f"{path} must hold variables of {[x.shape for x in values]}. Received: {shapes}")
+        for i, x in enumerate(values):
+            stored[str(i)][...] = x
+
+
+def _shown(layout: list[Entry]) -> str:
+    return ", ".join(f"`{entry.name or 'unused'}` {entry.shape}" for entry in layout)

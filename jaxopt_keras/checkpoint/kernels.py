@@ -1,0 +1,67 @@
+"""What is inside a kernel: its plain kernels by group, and the rule of each parameter."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_keras.engine.core import Now
+from jaxopt_keras.engine.leafwise import At, present, route
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.groups import Partition
+from jaxopt_keras.rule import Rule
+
+
+def groups(kernel: Kernel) -> dict[str, Kernel]:
+    """The plain kernels by the names of their groups; "" where there are none."""
+    if isinstance(kernel, Partition):
+        return dict(kernel.kernels)
+    inner = kernel.__dict__.get("kernel")  # of a loss scale, or of zero1
+    return {"": kernel} if inner is None else groups(inner)
+
+
+def plain(kernel: Kernel, path: str) -> Kernel:
+    """The plain kernel that has the parameter at `path`."""
+    return groups(kernel)[group_of(kernel, path)]
+
+
+def group_of(kernel: Kernel, path: str) -> str:
+    """The name of the group that the parameter at `path` is in; "" where there are none."""
+    if isinstance(kernel, Partition):
+        return kernel.router.of(path)
+    inner = kernel.__dict__.get("kernel")
+    return "" if inner is None else group_of(inner, path)
+
+
+def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
+    """The rule that takes the parameter `p` at `path`.
+
+    Raises:
+        TypeError: if it is none of ours.
+    """
+    rule = plain(kernel, path).rule
+    if not isinstance(rule, Rule):
+        raise TypeError(f"Only a `Rule` can be converted. Received: {type(rule).__name__} for `{path}`")
+    return route(rule, path, p)
+
+
+def hyper_at(kernel: Kernel, hyper: dict[str, Any], path: str) -> dict[str, Any]:
+    """Of a state's hyperparameters those of the parameter at `path`."""
+    group = group_of(kernel, path)
+    return hyper[group] if group else hyper
+
+
+def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
+    """The rule's scalars after so many updates: what they are is a matter of the step, and of the rate, alone."""
+    shared = kernel.rule.scalars() if isinstance(kernel.rule, Rule) else None
+    if not shared:
+        return {}
+    dtype, schedule = jnp.result_type(float), kernel.core.schedule
+
+    def once(i: Any, scalars: Any) -> Any:
+        rate = hyper.get("learning_rate") if schedule is None else jnp.asarray(schedule(i), dtype)
+        now = Now((i + 1).astype(dtype), rate, hyper.get("weight_decay"), hyper)
+        return jax.tree.map(lambda x: x.astype(dtype), kernel.rule.bind(hyper).advance(scalars, At(now, scalars)))
+
+    start = jax.tree.map(lambda x: jnp.asarray(x, dtype), shared)
+    return present(jax.lax.fori_loop(jnp.int32(0), jnp.asarray(step, jnp.int32), once, start))

@@ -1,0 +1,165 @@
+"""The layout, version 1: every array of a state under a name that does not depend on what the optimizer is made of.
+
+format                      the version of the layout
+step                        the number of updates
+slots/PATH/SLOT             a slot of the parameter at PATH; of a bare array: slots/SLOT
+slots/PATH/SLOT.CODE        its codes, where it is kept in blocks: int8, uint8, ... (u: without a sign)
+slots/PATH/SLOT.scales      and their scales
+scalars/NAME                what is kept once for all parameters: u_product, micro_step, skipped, dynamic_scale, ...
+scalars/GROUP/NAME          likewise of one group, with its own step
+hyper/NAME                  a hyperparameter, and NAME.complement where it has one; hyper/GROUP/NAME in groups
+
+Packed parameters have the names that they have by themselves.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.numerics import Complemented
+from jaxopt_keras.packed import Packed, Part, concatenated
+from jaxopt_keras.storage import forms
+from jaxopt_keras.storage.blockwise import Blocks, Code, decode
+from jaxopt_keras.views import at_home
+
+VERSION = 1
+FORMAT, STEP, SCALES, COMPLEMENT = "format", "step", ".scales", ".complement"
+CODES = {
+    f"{'' if signed else 'u'}{name}": Code(name, signed)
+    for name in ("int8", "int4", "float8", "float16")
+    for signed in (True, False)
+}
+
+
+class Coded(NamedTuple):
+    """A slot in codes, as it was saved."""
+
+    codes: Any
+    scales: Any
+    code: Code
+
+
+class Decay(NamedTuple):
+    """A decay and its complement, as they were saved."""
+
+    value: Any
+    complement: Any
+
+
+def slot_name(path: str, slot: str) -> str:
+    return f"slots/{path}/{slot}" if path else f"slots/{slot}"
+
+
+def by_parameter(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is in a flat dict of each parameter's slots, by path and slot."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, x in flat.items():
+        if name.startswith("slots/"):
+            path, _, slot = name.removeprefix("slots/").rpartition("/")
+            found.setdefault(path, {})[slot] = x
+    return found
+
+
+def leaves(state: State) -> dict[str, Any]:
+    """All of a state by name: arrays, `Blocks` and `Complemented`s.
+
+    Raises:
+        ValueError: if two have the same name.
+    """
+    keyed, _ = _flat(state)
+    found: dict[str, Any] = {}
+    for name, x in keyed:
+        if name in found:
+            raise ValueError(
+                f"Parameters are told apart by their paths. Received: two with the same, as `{name}` shows. Put no "
+                "slash into the keys of the parameters."
+            )
+        found[name] = x
+    return found
+
+
+def replaced(state: State, new: dict[str, Any]) -> State:
+    """`state` with other leaves, as `leaves` names them."""
+    keyed, treedef = _flat(state)
+    tree = jax.tree.unflatten(treedef, [new.get(name, x) for name, x in keyed])
+    if isinstance(state.slots, Packed):
+        slots = {"": tree["slots"]} if _is_bare(state.slots) else tree["slots"]
+        buffers = joined(slots, state.slots.buffers, state.slots.parts)
+        tree["slots"] = Packed(buffers, state.slots.arrangement)
+    return State(**tree)
+
+
+def _flat(state: State) -> tuple[list[tuple[str, Any]], Any]:
+    tree = state._asdict()
+    if isinstance(state.slots, Packed):
+        slots = cut(state.slots.buffers, state.slots.parts)
+        tree["slots"] = slots[""] if _is_bare(state.slots) else slots
+    is_leaf = lambda x: isinstance(x, (Blocks, Complemented))  # noqa: E731
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return [(jax.tree_util.keystr(key, simple=True, separator="/"), x) for key, x in keyed], treedef
+
+
+def _is_bare(packed: Packed) -> bool:
+    """Whether one array was packed, which has no path."""
+    return [part.path for part in packed.parts] == [""]
+
+
+def cut(buffers: dict[str, Any], parts: Iterable[Part]) -> dict[str, dict[str, Any]]:
+    """The slots of each part of the buffers, by its path. Codes, whose blocks straddle parts, are opened."""
+    slots: dict[str, dict[str, Any]] = {part.path: {} for part in parts}
+    for buffer, kept in buffers.items():
+        inside = [part for part in parts if part.buffer == buffer]
+        for slot, x in kept.items():
+            x = jax.device_put(x, jax.memory.Space.Device)  # where arithmetic is possible
+            pieces = jax.lax.split(decode(x) if isinstance(x, Blocks) else x, [part.size for part in inside])
+            for part, piece in zip(inside, pieces, strict=True):
+                slots[part.path][slot] = piece.reshape(part.shape)
+    return slots
+
+
+def joined(slots: dict[str, dict[str, Any]], like: dict[str, Any], parts: Iterable[Part]) -> dict[str, Any]:
+    """The other way round: buffers of the form of `like`."""
+
+    def whole(buffer: str, slot: str, old: Any) -> Any:
+        pieces = [jnp.ravel(slots[part.path][slot]) for part in parts if part.buffer == buffer]
+        return jax.tree.map(at_home, forms.written(concatenated(pieces), old), old)
+
+    return {buffer: {slot: whole(buffer, slot, x) for slot, x in kept.items()} for buffer, kept in like.items()}
+
+
+def spread(found: dict[str, Any], portable: bool) -> dict[str, Any]:
+    """Leaves as plain arrays: codes and scales apart, or opened where it is to be `portable`; keys as numbers."""
+    flat: dict[str, Any] = {}
+    for name, x in found.items():
+        if isinstance(x, Blocks) and not portable:
+            flat[f"{name}.{_code_name(x.code)}"], flat[name + SCALES] = x.codes, x.scales
+        elif isinstance(x, Complemented):
+            flat[name], flat[name + COMPLEMENT] = x.value, x.complement
+        elif isinstance(x, Blocks):
+            flat[name] = decode(x)
+        else:
+            flat[name] = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return flat
+
+
+def gathered(flat: dict[str, Any]) -> dict[str, Any]:
+    """The other way round: arrays, `Coded`s and `Decay`s by name."""
+    found = dict(flat)
+    for name in flat:
+        if name.endswith(SCALES):
+            base = name.removesuffix(SCALES)
+            for kind, code in CODES.items():
+                if f"{base}.{kind}" in found:
+                    found[base] = Coded(found.pop(f"{base}.{kind}"), found.pop(name), code)
+                    break
+        elif name.startswith("hyper/") and name.endswith(COMPLEMENT):
+            base = name.removesuffix(COMPLEMENT)
+            found[base] = Decay(found[base], found.pop(name))
+    return found
+
+
+def _code_name(code: Code) -> str:
+    return next(name for name, known in CODES.items() if known == code)

@@ -1,0 +1,163 @@
+"""To and from optax: the states of its optimizers, in whatever chain they stand."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_keras.checkpoint.conventions import Library
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
+from jaxopt_keras.checkpoint.restore import by_path
+from jaxopt_keras.checkpoint.saving import from_dict
+from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
+from jaxopt_keras.views import AROUND
+
+ADAM = {"momentum": "mu", "velocity": "nu", "velocity_hat": "nu_max"}
+TABLE = {
+    **dict.fromkeys(("Adam", "AdamPart", "Nadam", "Lamb"), ADAM),
+    "Adamax": {"momentum": "mu", "norm": "nu"},
+    "Lion": {"momentum": "mu"},
+    "Muon": {"momentum": "mu"},
+    "SGD": {"momentum": "trace"},
+    "RMSprop": {"velocity": "nu", "average_gradient": "mu", "momentum": "trace"},
+    "Adagrad": {"accumulator": "sum_of_squares"},
+    "Adadelta": {"accumulated_grad": "e_g", "accumulated_delta_var": "e_x"},
+    "Adafactor": {"row": "v_row", "column": "v_col", "velocity": "v"},
+}
+FIELDS = {
+    "ScaleByAdamState": ("mu", "nu"), "ScaleByAmsgradState": ("mu", "nu", "nu_max"), "ScaleByLionState": ("mu",),
+    "TraceState": ("trace",), "ScaleByRmsState": ("nu",), "ScaleByRmsWithCountState": ("nu",),
+    "ScaleByRStdDevState": ("mu", "nu"), "ScaleByRStdDevWithCountState": ("mu", "nu"),
+    "ScaleByRssState": ("sum_of_squares",), "ScaleByAdaDeltaState": ("e_g", "e_x"),
+    "FactoredState": ("v_row", "v_col", "v"), "MuonState": ("mu",),
+}  # fmt: skip
+COUNT, WINDOW = "count", "MultiStepsState"
+PLACEHOLDERS = ("v", "v_row", "v_col", "trace")  # which stand there where nothing is kept
+
+
+def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
+    """The state of `kernel` that goes on where an optax optimizer is.
+
+    Args:
+        kernel: of any kind, also one with other things around the rule; what the two do must be the same, of course:
+            `variant="optax"`, and the same hyperparameters.
+        params: the parameters.
+        opt_state: of optax's adam, adamw, amsgrad, nadam, adamax, lamb, lion, sgd, rmsprop, adagrad, adadelta,
+            adafactor or muon, also in a `chain`, `inject_hyperparams`, `masked`, `partition`, `apply_if_finite` or
+            `MultiSteps` (of mean gradients).
+
+    >>> import jax.numpy as jnp, jaxopt_keras as jk, optax
+    >>> params = {"w": jnp.ones(3)}
+    >>> tx = optax.chain(optax.clip(1.0), optax.adamw(1e-3))
+    >>> updates, opt_state = tx.update(params, tx.init(params), params)
+    >>> state = from_optax(jk.adamw(1e-3, clipvalue=1.0, variant="optax"), params, opt_state)
+    >>> int(state.step), state.slots["w"]["momentum"]
+    (1, Array([0.1, 0.1, 0.1], dtype=float32))
+
+    Raises:
+        ValueError: if there is no state of a known optimizer in it, or the kernel runs a rule that optax has not.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    counts, flat = [0], dict[str, Any]({FORMAT: np.asarray(VERSION, np.int32)})
+    for node in _nodes(opt_state):
+        for field in FIELDS.get(type(node).__name__, ()):
+            found.setdefault(field, {}).update(by_path(getattr(node, field)))
+        counts += [int(np.asarray(getattr(node, COUNT)))] if COUNT in node._fields else []
+        if type(node).__name__ == WINDOW:
+            counts.append(int(np.asarray(node.gradient_step)))
+            flat[f"scalars/{MICRO_STEP}"] = node.mini_step
+            held = by_path(node.acc_grads).items()
+            flat |= {slot_name(path, SUM): x * float(node.mini_step) for path, x in held}
+    if not any(True for _ in _nodes(opt_state)):
+        raise ValueError(f"`opt_state` must be a state of an optax optimizer. Received: {type(opt_state).__name__}")
+    flat[STEP] = np.asarray(max(counts), np.int32)
+    library = Library("optax", TABLE, kernel, kernel.hyper(), flat[STEP])
+    for path, p in by_path(params).items():
+        for slot in library.slots(path, p):
+            if (x := found.get(slot.theirs, {}).get(path)) is not None:
+                flat[slot_name(path, slot.ours)] = x * slot.factor
+    return from_dict(kernel, params, flat)
+
+
+def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
+    """The state of an optax optimizer that goes on where `kernel` is.
+
+    Args:
+        kernel: which made `state`. (The state alone does not tell in which units its momentum is.)
+        state: of the kernel.
+        template: `tx.init(params)` of the optax optimizer, of which all else is taken.
+
+    Raises:
+        ValueError: if the template wants what the rule does not keep, or has another shape.
+    """
+    flat = spread(leaves(state), portable=True)
+    step = np.asarray(state.step)
+    micro = flat.get(f"scalars/{MICRO_STEP}", jnp.zeros((), jnp.int32))
+    library = Library("optax", TABLE, kernel, state.hyper, step)
+    kept = by_parameter(flat)
+
+    def slot(field: str, path: str, old: Any) -> Any:
+        own = {name: x for name, x in kept.get(path, {}).items() if name not in AROUND}
+        match = next((s for s in library.slots(path, old, own) if s.theirs == field), None)
+        if match is None and field not in PLACEHOLDERS:
+            raise ValueError(
+                f"The kernel keeps nothing for optax's `{field}` of `{path}`: it keeps {[*own]}. Pass as `template` "
+                "the state of the optimizer that it equals."
+            )
+        return old if match is None else _fitted(f"{field} of {path}", own[match.ours] / match.factor, old)
+
+    def held(path: str, old: Any) -> Any:
+        total = kept.get(path, {}).get(SUM)
+        return old if total is None else _fitted(f"acc_grads of {path}", total / max(int(micro), 1), old)
+
+    def filled(node: Any) -> Any:
+        if not hasattr(node, "_fields"):
+            return _children(node, filled)
+        kind, new = type(node).__name__, {}
+        for field in node._fields:
+            x = getattr(node, field)
+            if field in FIELDS.get(kind, ()):
+                new[field] = _mapped(lambda path, old, field=field: slot(field, path, old), x)
+            elif field in (COUNT, "gradient_step"):
+                new[field] = jnp.asarray(step, x.dtype)
+            elif kind == WINDOW and field == "mini_step":
+                new[field] = jnp.asarray(micro, x.dtype)
+            elif kind == WINDOW and field == "acc_grads":
+                new[field] = _mapped(held, x)
+            else:
+                new[field] = filled(x)
+        return type(node)(**new)
+
+    return filled(template)
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    """The named tuples in a state, from the outside."""
+    if hasattr(tree, "_fields"):
+        yield tree
+        if type(tree).__name__ in FIELDS:
+            return
+    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ():
+        yield from _nodes(child)
+
+
+def _children(node: Any, function: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: function(x) for key, x in node.items()}
+    return type(node)(map(function, node)) if isinstance(node, (tuple, list)) else node
+
+
+def _mapped(function: Any, tree: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda key, x: function(jax.tree_util.keystr(key, simple=True, separator="/"), x), tree
+    )
+
+
+def _fitted(name: str, x: Any, old: Any) -> Any:
+    if x.shape != old.shape:
+        raise ValueError(f"`{name}` must have the shape {old.shape}, as the template. Received: shape {x.shape}")
+    return jnp.asarray(x, old.dtype)

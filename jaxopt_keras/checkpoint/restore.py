@@ -1,0 +1,145 @@
+"""A flat dict of arrays back into a state: what is missing is fresh, what is left over is told."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_keras.checkpoint.forms import formed
+from jaxopt_keras.checkpoint.kernels import advanced
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, leaves, replaced
+from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.packed import Packed
+from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
+from jaxopt_keras.views import AROUND
+
+
+class Place(NamedTuple):
+    """What a checkpoint is restored into."""
+
+    fresh: State  # as it is without a checkpoint
+    kernels: dict[str, Kernel]  # by the names of their groups
+    params: dict[str, Any]  # by path
+
+
+def by_path(params: Any) -> dict[str, Any]:
+    """The arrays of `params`; of packed ones too."""
+    tree = params.unpack() if isinstance(params, Packed) else params
+    keyed = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(key, simple=True, separator="/"): p for key, p in keyed}
+
+
+def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
+    """The state that `flat` holds, for `place`.
+
+    Raises:
+        TypeError: if it is no mapping, or an array of a wrong kind. ValueError: for another version, a shape that does
+        not fit, or where nothing fits.
+    """
+    check_version(flat)
+    saved = gathered({name: _array(name, x) for name, x in flat.items()})
+    like, new, used = leaves(place.fresh), {}, {FORMAT}
+    for name, leaf in like.items():
+        source = next((n for n in _sources(name) if n in saved), None)
+        if source is not None and (hyper or not name.startswith("hyper/")):
+            path = name.removeprefix("slots/").rpartition("/")[0]
+            new[name] = formed(name, saved[source], leaf, place.params.get(path))
+            used.add(source)
+    if not new.keys() & _slots(like) and _slots(like) and _slots(saved):
+        raise ValueError(
+            f"Nothing in this checkpoint fits these parameters. It has {_some(_slots(saved))}; needed are "
+            f"{_some(_slots(like))}."
+        )
+    state = replaced(place.fresh, new)
+    state = replaced(state, _advanced(place, state, new) | _windows(place, leaves(state)))
+    _tell(like, saved, new, used, int(np.asarray(state.step)))
+    return state
+
+
+def check_version(flat: Any) -> None:
+    """Raises a TypeError or a ValueError if this is no checkpoint, or one of a later version."""
+    if not isinstance(flat, Mapping):
+        raise TypeError(f"A checkpoint must be a mapping from names to arrays. Received: {type(flat).__name__}")
+    if FORMAT not in flat:
+        raise ValueError(f"A checkpoint must have an entry `{FORMAT}`, as `to_dict` makes it. Received: {_some(flat)}")
+    version = int(np.asarray(flat[FORMAT]))
+    if not 1 <= version <= VERSION:
+        raise ValueError(
+            f"The layout's version must be at most {VERSION}. Received: {FORMAT}={version}. Read it with a newer "
+            "jaxopt_keras."
+        )
+
+
+def _array(name: str, x: Any) -> Any:
+    if not isinstance(x, (jax.Array, np.ndarray)):
+        x = np.asarray(x)
+    if x.dtype.kind in "OSU":
+        raise TypeError(f"`{name}` must be an array. Received: {x!r}")
+    return x
+
+
+def _sources(name: str) -> list[str]:
+    """Where a value may come from: of a group also what was saved without groups."""
+    kind, _, rest = name.partition("/")
+    own = rest.rpartition("/")[2]
+    if kind not in ("scalars", "hyper") or own == rest:
+        return [name]
+    return [name, STEP if own == STEP else f"{kind}/{own}"]
+
+
+def _slots(names: Any) -> set[str]:
+    return {name for name in names if name.startswith("slots/") and name.rpartition("/")[2] not in AROUND}
+
+
+def _inside(group: str, name: str) -> str:
+    return f"scalars/{group}/{name}" if group else f"scalars/{name}"
+
+
+def _advanced(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]:
+    """The rules' scalars that were not saved, as they are after `state.step` updates."""
+    found = {}
+    for group, kernel in place.kernels.items():
+        hyper = state.hyper[group] if group else state.hyper
+        step = state.scalars[group][STEP] if group else state.step
+        missing = [_inside(group, n) not in new for n in (state.scalars[group] if group else state.scalars)]
+        if any(missing):
+            scalars = advanced(kernel, hyper, step)
+            found |= {_inside(group, n): x for n, x in scalars.items() if _inside(group, n) not in new}
+    return found
+
+
+def _windows(place: Place, found: dict[str, Any]) -> dict[str, Any]:
+    """A window of accumulation that is longer than the present one starts anew."""
+    restarted = {}
+    for group, kernel in place.kernels.items():
+        name, k = _inside(group, MICRO_STEP), kernel.options.gradient_accumulation_steps
+        if name in found and k and int(np.asarray(found[name])) >= k:
+            restarted[name] = jnp.zeros_like(found[name])
+    return restarted
+
+
+def _tell(like: Any, saved: dict[str, Any], new: Any, used: set[str], step: int) -> None:
+    """Warns of what is left over, and of slots that start fresh."""
+    idle = all(np.all(np.asarray(x) == 0) for n, x in saved.items() if n.rpartition("/")[2] == MICRO_STEP)
+
+    def matters(name: str) -> bool:
+        own = name.rpartition("/")[2]
+        if name in used or name.startswith(("hyper/", "params/")) or (idle and own in (SUM, MICRO_STEP)):
+            return False
+        return not (own == STEP and int(np.asarray(saved[name])) == step)
+
+    extra = [name for name in saved if matters(name)]
+    fresh = [name for name in _slots(like) if name not in new and 0 not in like[name].shape]
+    told = [f"it has what this optimizer does not use: {_some(extra)}"] if extra else []
+    told += [f"it lacks what therefore starts fresh: {_some(fresh)}"] if fresh else []
+    if told:
+        warnings.warn("Of the checkpoint: " + "; ".join(told), stacklevel=4)
+
+
+def _some(names: Any) -> str:
+    names = sorted(names)
+    return ", ".join(f"`{name}`" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

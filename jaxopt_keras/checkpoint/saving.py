@@ -1,0 +1,126 @@
+"""What users call: states and optimizers into dicts, files and folders, and back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxopt_keras.checkpoint import faces, files, folders
+from jaxopt_keras.checkpoint.kernels import groups
+from jaxopt_keras.checkpoint.names import FORMAT, VERSION, leaves, spread
+from jaxopt_keras.checkpoint.restore import Place, by_path, restored
+from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.optimizer import Optimizer
+
+SUFFIX = ".safetensors"
+
+
+def to_dict(state: Any, *, portable: bool = False, on_host: bool = True) -> dict[str, Any]:
+    """A state as a flat `{name: array}`, with names such as `slots/dense/kernel/momentum`.
+
+    The names are the same whatever the optimizer is made of: schedule, clip, guard, averages, accumulation, groups,
+    packed parameters. They are in `docs/checkpoints.md`.
+
+    Args:
+        state: of a kernel, or an `Optimizer` that is built.
+        portable: slots that are kept in codes are saved as the numbers that they stand for, under the slot's own name.
+            Else their codes and scales are saved, which restores them bit by bit.
+        on_host: NumPy copies. False: the state's own arrays where they lie, for Orbax; the next step may consume them.
+
+    >>> import jax.numpy as jnp, jaxopt_keras as jk
+    >>> params = {"dense": {"kernel": jnp.ones((2, 2))}}
+    >>> [name for name in to_dict(jk.adagrad(0.1).init(params)) if "hyper" not in name]
+    ['format', 'slots/dense/kernel/accumulator', 'step']
+
+    Raises:
+        TypeError: if it is neither. ValueError: if two parameters have the same path, or an array lies on several
+        processes' devices (`on_host=False` keeps it there).
+    """
+    if not isinstance(state, (State, Optimizer)):
+        raise TypeError(
+            "`state` must be what `kernel.init` or `kernel.step` returned, or an `Optimizer`. Received: "
+            f"{type(state).__name__}"
+        )
+    found = leaves(faces.state_of(state) if isinstance(state, Optimizer) else state)
+    flat = {FORMAT: np.asarray(VERSION, np.int32)} | spread(found, portable)
+    return {name: files.on_host(name, x) for name, x in flat.items()} if on_host else flat
+
+
+def from_dict(kernel: Any, params: Any, d: Mapping[str, Any], *, hyper: bool = False) -> State:
+    """The state that `d` holds, for any kernel whose rule has those slots.
+
+    Args:
+        kernel: of any kind. Its hyperparameters are its own, whatever those of the saved state were.
+        params: the parameters, as for `kernel.init`: what `d` lacks is initialised from them.
+        d: of `to_dict`, whichever kernel it came from.
+        hyper: True takes the saved hyperparameters too, where there are some of the same name.
+
+    What `d` has and the kernel does not use, and slots that `d` lacks, are told in a warning. Slots are converted to
+    the form that the kernel keeps them in, and lie where it keeps them.
+
+    >>> import jax.numpy as jnp, jaxopt_keras as jk
+    >>> params = jnp.ones(3)
+    >>> plain, other = jk.adamw(0.1), jk.adam(0.1, skip_nonfinite=True, state_dtype="bfloat16")
+    >>> params, state = plain.step(params, plain.init(params), jnp.ones(3))
+    >>> state = from_dict(other, params, to_dict(state))
+    >>> int(state.step), state.slots["momentum"].dtype, int(state.scalars["skipped"])
+    (1, dtype(bfloat16), 0)
+
+    Raises:
+        TypeError: if `kernel` is none, or an array is of a wrong kind. ValueError: for a shape that does not fit, which
+        it names; if nothing fits; for a layout of a later version.
+    """
+    return restored(_place(kernel, params), d, hyper)
+
+
+def save(path: Any, state: Any, *, portable: bool = False) -> None:
+    """Saves a state or an `Optimizer` to a file, or to an Orbax folder if `path` does not end in ".safetensors".
+
+    A file is written under another name, synchronised and renamed: killed at any moment, this leaves the old file or
+    the new one. Orbax does so with folders; there, every process must call this.
+
+    Args:
+        path: of the file or folder.
+        state, portable: as in `to_dict`.
+
+    Raises:
+        ImportError: if safetensors, or Orbax, is not installed. TypeError, ValueError: as `to_dict`.
+    """
+    write = files.write if _is_file(path) else folders.write
+    write(path, to_dict(state, portable=portable, on_host=False))
+
+
+def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> Any:
+    """What `save` saved: a state for `kernel` and `params`. With an `Optimizer` in the place of `kernel`: into it.
+
+    Args:
+        path: a file, an Orbax folder, or an item in a step's folder of an `orbax.checkpoint.CheckpointManager`, which
+            may have been written by any number of processes or devices.
+        kernel: a kernel, or an `Optimizer` that is built. An error leaves it as it was.
+        params: for a kernel: as in `from_dict`.
+        hyper: as in `from_dict`.
+
+    Returns:
+        The state, or None for an `Optimizer`.
+
+    Raises:
+        OSError: if there is no such file. ValueError: if it is empty, cut off, damaged, foreign, or does not fit.
+    """
+    place = faces.place_of(kernel) if isinstance(kernel, Optimizer) else _place(kernel, params)
+    flat = files.read(path) if _is_file(path) or Path(path).is_file() else folders.read(path, place.fresh)
+    state = restored(place, flat, hyper)
+    if not isinstance(kernel, Optimizer):
+        return state
+    faces.put(kernel, state)
+
+
+def _is_file(path: Any) -> bool:
+    return Path(path).suffix == SUFFIX
+
+
+def _place(kernel: Any, params: Any) -> Place:
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
+    return Place(kernel.init(params), groups(kernel), by_path(params))

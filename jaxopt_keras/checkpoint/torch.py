@@ -1,0 +1,164 @@
+"""To and from torch: the `state_dict`s of `torch.optim`'s optimizers."""
+
+import importlib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxopt_keras.checkpoint.conventions import Library
+from jaxopt_keras.checkpoint.kernels import group_of
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
+from jaxopt_keras.checkpoint.restore import by_path
+from jaxopt_keras.checkpoint.saving import from_dict
+from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.views import AROUND
+
+ADAM = {"momentum": "exp_avg", "velocity": "exp_avg_sq", "velocity_hat": "max_exp_avg_sq"}
+TABLE = {
+    **dict.fromkeys(("Adam", "AdamPart", "Nadam"), ADAM),
+    "SGD": {"momentum": "momentum_buffer"},
+    "RMSprop": {"velocity": "square_avg", "momentum": "momentum_buffer", "average_gradient": "grad_avg"},
+    "Adagrad": {"accumulator": "sum"},
+    "Adadelta": {"accumulated_grad": "square_avg", "accumulated_delta_var": "acc_delta"},
+    "Adamax": {"momentum": "exp_avg", "norm": "exp_inf"},
+}
+PRODUCT, U_PRODUCT = "mu_product", "u_product"
+Transposed = Mapping[str, Sequence[int]] | Sequence[str]
+
+
+def from_torch(
+    kernel: Kernel, params: Any, state_dict: Mapping[str, Any], order: Sequence[str], transpose: Transposed = ()
+) -> State:
+    """The state of `kernel` that goes on where an optimizer of `torch.optim` is.
+
+    Args:
+        kernel: of any kind. The same are Adam, AdamW and Adamax with `variant="optax"` (AMSGrad with "keras"), SGD,
+            Adadelta, and Nadam with torch's `momentum_decay=1`; RMSprop and Adagrad but for where epsilon is added.
+        params: the parameters, already in our layout.
+        state_dict: of the optimizer, with tensors or NumPy arrays.
+        order: the paths of our parameters in the order of torch's: `["dense/kernel", "dense/bias", ...]`.
+        transpose: where torch's axes are others. Regular expressions, searched for in our paths: matrices there are
+            transposed, as the weights of `torch.nn.Linear`. Or a dict of them with the order of torch's axes in ours:
+            `{"conv/kernel": (2, 3, 1, 0)}` for a `Conv2d`.
+
+    Torch counts the steps of each parameter, we those of each group; where they differ, a warning tells that the
+    greatest is taken.
+
+    >>> import jax.numpy as jnp, jaxopt_keras as jk
+    >>> saved = {"state": {0: {"step": 2.0, "momentum_buffer": np.ones((3, 2))}}, "param_groups": [{"params": [0]}]}
+    >>> kernel = jk.sgd(0.5, momentum=0.9)
+    >>> state = from_torch(kernel, {"w": jnp.ones((2, 3))}, saved, ["w"], transpose=["w"])
+    >>> int(state.step), state.slots["w"]["momentum"].tolist()
+    (2, [[-0.5, -0.5, -0.5], [-0.5, -0.5, -0.5]])
+
+    Raises:
+        TypeError: if it is no `state_dict`. ValueError: if `order` does not fit, a shape does not, or torch has no such
+        optimizer.
+    """
+    numbers, arrays = _numbers(state_dict), by_path(params)
+    _check_order(order, numbers, arrays)
+    kept = {path: state_dict["state"].get(i, {}) for path, i in zip(order, numbers, strict=True)}
+    steps = {path: int(_numpy(own["step"])) for path, own in kept.items() if "step" in own}
+    if len(set(steps.values())) > 1:
+        warnings.warn(
+            f"Torch has counted {min(steps.values())} to {max(steps.values())} steps of these parameters: the greatest "
+            "is taken. A partition has a count for each group.",
+            stacklevel=2,
+        )
+    step = np.asarray(max(steps.values(), default=0), np.int32)
+    flat: dict[str, Any] = {FORMAT: np.asarray(VERSION, np.int32), STEP: step}
+    library = Library("torch", TABLE, kernel, kernel.hyper(), step)
+    for path, own in kept.items():
+        for slot in library.slots(path, arrays[path]):
+            if own.get(slot.theirs) is not None:
+                x = _numpy(own[slot.theirs])
+                axes = _axes(transpose, path, x.ndim)
+                flat[slot_name(path, slot.ours)] = (np.transpose(x, axes) if axes else x) * x.dtype.type(slot.factor)
+        if own.get(PRODUCT) is not None:
+            group = group_of(kernel, path)
+            flat[f"scalars/{group}/{U_PRODUCT}" if group else f"scalars/{U_PRODUCT}"] = _numpy(own[PRODUCT])
+    return from_dict(kernel, params, flat)
+
+
+def to_torch(
+    kernel: Kernel, state: State, state_dict: Mapping[str, Any], order: Sequence[str], transpose: Transposed = ()
+) -> dict[str, Any]:
+    """A `state_dict` for an optimizer of `torch.optim` that goes on where `kernel` is.
+
+    Args:
+        kernel: which made `state`.
+        state: of the kernel.
+        state_dict: of the fresh optimizer, for its groups, in which its hyperparameters are.
+        order, transpose: as in `from_torch`.
+
+    Returns:
+        What the optimizer's `load_state_dict` takes.
+
+    Raises:
+        ImportError: if torch is not installed. TypeError, ValueError: as `from_torch`.
+    """
+    torch: Any = importlib.import_module("torch")
+    found = spread(leaves(state), portable=True)
+    kept = {path: {n: x for n, x in own.items() if n not in AROUND} for path, own in by_parameter(found).items()}
+    numbers, step = _numbers(state_dict), np.asarray(state.step)
+    known = {path: next(iter(own.values()), None) for path, own in kept.items()}
+    _check_order(order, numbers, dict.fromkeys(order))
+    if left := known.keys() - set(order):
+        raise ValueError(f"`order` must name all parameters that have slots. Received: order={order!r} without {left}")
+    library, states = Library("torch", TABLE, kernel, state.hyper, step), {}
+    for path, i in zip(order, numbers, strict=True):
+        own, new = kept.get(path, {}), {}
+        for slot in library.slots(path, known.get(path), own) if own else []:
+            x = np.array(own[slot.ours])
+            axes = _axes(transpose, path, x.ndim)
+            x = np.transpose(x, np.argsort(axes)) if axes else x
+            new[slot.theirs] = torch.tensor(np.array(x / x.dtype.type(slot.factor), order="C"))
+        group = group_of(kernel, path)
+        scalars = state.scalars[group] if group else state.scalars
+        if U_PRODUCT in scalars:
+            new[PRODUCT] = torch.tensor(float(scalars[U_PRODUCT]))
+        if new and "momentum_buffer" not in new or "square_avg" in new:  # SGD counts nothing
+            new["step"] = torch.tensor(float(scalars[STEP] if group else step))
+        if new:
+            states[i] = new
+    return {"state": states, "param_groups": state_dict["param_groups"]}
+
+
+def _numbers(state_dict: Any) -> list[Any]:
+    """Torch's numbers of its parameters, in order."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        raise TypeError(
+            "`state_dict` must be that of an optimizer of torch.optim, with `state` and `param_groups`. Received: "
+            f"{type(state_dict).__name__} {[*state_dict] if isinstance(state_dict, Mapping) else ''}"
+        )
+    return [i for group in state_dict["param_groups"] for i in group["params"]]
+
+
+def _check_order(order: Any, numbers: list[Any], known: Mapping[str, Any]) -> None:
+    if isinstance(order, str) or len(order) != len(numbers) or len(set(order)) != len(order):
+        raise ValueError(
+            f"`order` must name each of torch's {len(numbers)} parameters once, by our path. Received: order={order!r}"
+        )
+    unknown = [path for path in order if path not in known]
+    if unknown:
+        raise ValueError(f"`order` must name our parameters, {[*known]}. Received: {unknown} among them")
+
+
+def _axes(transpose: Transposed, path: str, ndim: int) -> tuple[int, ...] | None:
+    """The order of torch's axes in ours; None: the same."""
+    patterns = transpose if isinstance(transpose, Mapping) else dict.fromkeys(transpose)
+    for pattern, axes in patterns.items():
+        if re.search(pattern, path) and (axes is not None or ndim == 2):
+            return tuple(axes or (1, 0))
+    return None
+
+
+def _numpy(x: Any) -> np.ndarray:
+    if not hasattr(x, "detach"):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()

@@ -1,0 +1,46 @@
+"""The optimizers as `keras.optimizers.Optimizer`s: `compile`, `fit`, `save`, `load_model` and callbacks take them.
+
+    from jaxopt_keras.interop.keras import Adam
+    model.compile(optimizer=Adam(1e-3), loss="mse")
+
+There is a class for each named optimizer, with Keras's name and arguments and our keyword-only ones, and `as_keras`
+for any other. After this import `compile(optimizer="jaxopt_keras>Adam")` works too. Keras must run on JAX.
+
+They are made of the classes of `jaxopt_keras` by one adapter: the compiled step is the same, and so is the state, of
+which Keras sees `keras.Variable`s. What differs from Keras's own classes: docs/keras.md.
+"""
+
+from typing import Any
+
+import keras
+
+if keras.backend.backend() != "jax":
+    raise ImportError(
+        "`jaxopt_keras.interop.keras` needs Keras's JAX backend. Set KERAS_BACKEND=jax before Keras is imported. "
+        f"Received: the backend {keras.backend.backend()!r}"
+    )
+
+from jaxopt_keras.interop.keras.adapter import Adapter
+from jaxopt_keras.interop.keras.wrappers import NAMED
+from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
+from jaxopt_keras.optimizer import Optimizer
+from jaxopt_keras.optimizers import CLASSES as STATEFUL
+
+
+def adapted(stateful: type[Optimizer]) -> type[Adapter]:
+    """The Keras class of a named optimizer."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        optimizer = stateful(*args, **kwargs)
+        self._wrap(optimizer, optimizer._options.name)
+
+    __init__.__signature__ = stateful.__init__.__signature__  # type: ignore[attr-defined]
+    members = {"__init__": __init__, "__doc__": stateful.__doc__, "__module__": __name__}
+    made = type(stateful.__name__, (Adapter,), members)
+    NAMED[stateful] = keras.saving.register_keras_serializable(package="jaxopt_keras")(made)
+    return made
+
+
+CLASSES: dict[str, type[Adapter]] = {name: adapted(stateful) for name, stateful in STATEFUL.items()}
+globals().update(CLASSES)
+__all__ = [*CLASSES, "as_keras"]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub says them one by one

@@ -1,0 +1,221 @@
+"""Files: whole, or refused; the old one or the new one, whenever the process dies."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_keras as jk
+from jaxopt_keras import checkpoint
+from jaxopt_keras.checkpoint import files
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+KERNEL = jk.adamw(0.1)
+PARAMS = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros((), jnp.bfloat16)}
+
+
+def state_at(steps):
+    params, state = PARAMS, KERNEL.init(PARAMS)
+    for _ in range(steps):
+        params, state = KERNEL.step(params, state, jax.tree.map(jnp.ones_like, params), donate=False)
+    return state
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, state_at(1))
+    return path
+
+
+def only(path):
+    """There is nothing beside the file."""
+    return [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", "float8_e4m3fn", "float16", "int8", "uint8", "int16", "float64", "complex64", "complex128"]
+)
+def test_dtypes(dtype, tmp_path):
+    dtype = jnp.dtype(dtype)
+    arrays = {"x": np.arange(6).astype(dtype).reshape(2, 3), "s": np.ones((), dtype), "e": np.zeros((0, 3), dtype)}
+    arrays |= {
+        "transposed": arrays["x"].T,
+        "strided": arrays["x"][:, ::2],
+    }  # of which the library would write the bytes
+    files.write(tmp_path / "a.safetensors", arrays)
+    found = files.read(tmp_path / "a.safetensors")
+    assert found.keys() == arrays.keys()
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(found[name], x, strict=True)
+
+
+def test_other_programs_can_read_it(path):
+    from safetensors.numpy import load_file
+
+    np.testing.assert_array_equal(load_file(path)["slots/w/velocity"], state_at(1).slots["w"]["velocity"])
+
+
+def test_what_is_no_whole_checkpoint_is_refused(path, tmp_path):
+    from safetensors.numpy import save_file
+
+    whole = path.read_bytes()
+
+    def refused(data, match):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=match):
+            checkpoint.load(path, KERNEL, PARAMS)
+
+    refused(b"", "is empty")
+    for cut in (1, 7, 8, 9, 50, len(whole) // 2, len(whole) - 1):
+        refused(whole[:cut], "cut off, or of another kind")
+    refused(whole + b"\0", "cut off, or of another kind")
+    for foreign in (b"PK\x03\x04" + bytes(200), b"\x89HDF\r\n\x1a\n" + bytes(200), b"{}" * 50, os.urandom(300)):
+        refused(foreign, "of another kind")
+    save_file({"w": np.ones(3)}, path)
+    refused(path.read_bytes(), "none of jaxopt_keras's")
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(tmp_path / "none.safetensors", KERNEL, PARAMS)
+    with pytest.raises(ValueError, match="which is a folder"):
+        (tmp_path / "folder.safetensors").mkdir()
+        checkpoint.save(tmp_path / "folder.safetensors", state_at(1))
+
+
+def test_a_flipped_bit_is_seen(path):
+    """Any bit but those of the spaces that fill up the header, which mean nothing."""
+    whole, expected = path.read_bytes(), checkpoint.to_dict(state_at(1))
+    rng = np.random.default_rng(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [
+        *range(0, 8 * 8, 5),
+        *rng.integers(8 * 8, 8 * header, 150),
+        *rng.integers(8 * header, 8 * len(whole), 100),
+    ]
+    for place in map(int, places):
+        byte = place // 8
+        data = bytearray(whole)
+        data[byte] ^= 1 << place % 8
+        path.write_bytes(data)
+        try:
+            found = files.read(path)
+        except ValueError:
+            continue
+        assert json.loads(whole[8:header]) == json.loads(data[8:header]), place  # another spelling of the same
+        assert all(np.array_equal(found[name], x) for name, x in expected.items())
+
+
+def test_it_follows_links_and_keeps_to_itself(path, tmp_path):
+    (tmp_path / "deep").mkdir()
+    link = tmp_path / "deep" / "link.safetensors"
+    link.symlink_to(path)
+    checkpoint.save(link, state_at(2))
+    assert link.is_symlink() and int(files.read(path)["step"]) == 2
+    assert [p.name for p in link.parent.iterdir()] == [link.name]
+
+
+class Died(BaseException):
+    pass
+
+
+CALLS = ["secrets.token_hex", "fcntl.flock", "os.fsync", "os.replace", "os.unlink", "os.open", "os.close"]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", CALLS)
+def test_an_error_at_any_call_leaves_a_whole_file(name, after, path, monkeypatch):
+    module, _, call = name.partition(".")
+    module, count = getattr(files, module), 0
+    right = getattr(module, call)
+
+    def dying(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == at and not after:
+            raise Died
+        result = right(*args, **kwargs)
+        if count == at:
+            raise Died
+        return result
+
+    for at in (1, 2):  # of fsync: the file's, and the folder's  # noqa: B007  # `dying` reads it
+        count = 0
+        (path.parent / f".{path.name}.0.tmp").touch()
+        with monkeypatch.context() as patched:
+            patched.setattr(module, call, dying)
+            try:
+                checkpoint.save(path, state_at(2))
+            except Died:
+                pass
+        assert int(checkpoint.load(path, KERNEL, PARAMS).step) in (1, 2)
+    checkpoint.save(path, state_at(3))
+    assert only(path) and int(files.read(path)["step"]) == 3
+
+
+def test_killed_at_any_moment(tmp_path):
+    """JAXOPT_KERAS_KILLS=1000 is the long run."""
+    kills = os.environ.get("JAXOPT_KERAS_KILLS", "20")
+    command = [sys.executable, "-m", "tests.killed", str(tmp_path), kills]
+    ran = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    codes, steps, leftovers = zip(*found["calls"], strict=True)
+    assert codes == (9,) * 10 + (0,)
+    assert steps == (1,) * 7 + (2,) * 4, "the old file until it is renamed, then the new one"
+    assert leftovers == (0,) + (1,) * 6 + (0,) * 4
+    steps, leftovers = zip(*found["kills"], strict=True)
+    assert len(set(steps)) > 1 and 0 < sum(leftovers) < len(leftovers)
+
+
+def test_a_living_save_is_left_alone(path):
+    mine, leftover = (path.with_name(f".{path.name}.{x}.tmp") for x in ("mine", "leftover"))
+    leftover.write_bytes(b"half")
+    with open(mine, "wb") as file:
+        files.fcntl.flock(file, files.fcntl.LOCK_EX)
+        checkpoint.save(path, state_at(2))
+        assert mine.exists() and not leftover.exists()
+
+
+def golden_state():
+    """What the golden files hold, restored by any later version.
+
+    They were made, one for each version of the layout, by
+
+        python -c "from tests.test_checkpoint_files import *; checkpoint.save(GOLDEN / 'adamw_v1.safetensors', made())"
+    """
+    return made()
+
+
+def made():
+    params = {"dense": {"kernel": jnp.asarray([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.zeros(2)}}
+    kernel = jk.adamw(0.125, beta_1=0.5, beta_2=0.75, use_ema=True)
+    state = kernel.init(params)
+    for _ in range(2):
+        _, state = kernel.step(params, state, params, donate=False)
+    return state
+
+
+def test_golden_files_are_still_read():
+    params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    names = {
+        "format", "step", *(f"hyper/{n}{c}" for n in ("beta_1", "beta_2", "ema_momentum") for c in ("", ".complement")),
+        *(f"hyper/{n}" for n in ("learning_rate", "epsilon", "weight_decay")),
+        *(f"slots/dense/{p}/{s}" for p in ("kernel", "bias") for s in ("momentum", "velocity", "average")),
+    }  # fmt: skip
+    paths = sorted(GOLDEN.glob("*.safetensors"))
+    assert [p.name for p in paths] == ["adamw_v1.safetensors"]
+    for path in paths:
+        assert files.read(path).keys() == names
+        state = checkpoint.load(path, jk.adamw(use_ema=True), params, hyper=True)
+        assert int(state.step) == 2 and float(state.hyper["beta_2"].complement) == 0.25
+        kernel = state.slots["dense"]["kernel"]
+        np.testing.assert_array_equal(kernel["momentum"], [[0.75, -1.5], [0.375, 2.25]])
+        np.testing.assert_array_equal(kernel["velocity"], [[0.4375, 1.75], [0.109375, 3.9375]])
+        np.testing.assert_allclose(kernel["average"], made().slots["dense"]["kernel"]["average"], rtol=1e-6)
+    assert checkpoint.to_dict(made()).keys() == names, "a new layout needs a new version, and a golden file"

@@ -1,0 +1,138 @@
+"""Train in the one, go on in the other: the same trajectory, from Keras and to Keras."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_keras as jk
+from jaxopt_keras import checkpoint
+
+keras = pytest.importorskip("keras")
+pytestmark = pytest.mark.usefixtures("jax_defaults")
+
+RNG = np.random.default_rng(0)
+ORDER = ["kernel", "bias", "cube"]  # which is not that of our dict
+SHAPES = {"kernel": (6, 4), "bias": (4,), "cube": (2, 3, 4)}
+
+
+def drawn(size=1.0):
+    return {n: jnp.asarray(size * RNG.normal(size=s), jnp.float32) for n, s in SHAPES.items()}
+
+
+PARAMS, GRADS = drawn(), [drawn(0.3) for _ in range(8)]
+HALF = 3  # in the middle of a window of two
+CASES = [
+    ("SGD", {}), ("SGD", {"momentum": 0.9, "nesterov": True}), ("SGD", {"momentum": 0.9, "variant": "optax"}),
+    ("RMSprop", {}), ("RMSprop", {"momentum": 0.5, "centered": True}), ("Adam", {}), ("Adam", {"amsgrad": True}),
+    ("AdamW", {}), ("AdamW", {"gradient_accumulation_steps": 2}), ("Adam", {"use_ema": True}),
+    ("Adadelta", {}), ("Adagrad", {}), ("Adamax", {}), ("Adafactor", {}), ("Nadam", {}), ("Ftrl", {}), ("Lion", {}),
+    ("Lamb", {}), ("Muon", {}), ("ScheduleFreeAdamW", {}), ("AdamW", {"state_dtype": "int8"}),
+]  # fmt: skip
+FUNCTIONS = {"RMSprop": "rmsprop", "ScheduleFreeAdamW": "schedule_free_adamw"}
+OURS = ("variant", "state_dtype")
+
+
+def ours(kernel, params, state, grads):
+    for g in grads:
+        params, state = kernel.step(params, state, g, donate=False)
+    return params, state
+
+
+class Theirs:
+    def __init__(self, name, arguments, params):
+        self.variables = [keras.Variable(params[n], name=n) for n in ORDER]
+        arguments = {n: x for n, x in arguments.items() if n not in OURS}
+        self.optimizer = getattr(keras.optimizers, name)(learning_rate=0.05, **arguments)
+        self.optimizer.build(self.variables)
+
+    def run(self, grads):
+        for g in grads:
+            self.optimizer.apply([g[n] for n in ORDER], self.variables)
+        return {n: np.array(v.value) for n, v in zip(ORDER, self.variables, strict=True)}
+
+
+def close(a, b, bar=2e-5):
+    """Within the bar of `jaxopt_keras.parity`: a part of the way that they went."""
+    for n in ORDER:
+        tolerance = bar * np.max(np.abs(b[n] - PARAMS[n]))
+        np.testing.assert_allclose(a[n], b[n], rtol=0, atol=tolerance, err_msg=n)
+
+
+@pytest.mark.parametrize("name, arguments", CASES, ids=str)
+def test_from_keras_and_to_keras(name, arguments):
+    kernel, bar = getattr(jk, FUNCTIONS.get(name, name.lower()))(0.05, **arguments), 2e-4 if name == "Muon" else 2e-5
+    expected = Theirs(name, arguments, PARAMS).run(GRADS)
+    first = Theirs(name, arguments, PARAMS)
+    params = {n: jnp.asarray(x) for n, x in first.run(GRADS[:HALF]).items()}
+    state = checkpoint.from_keras(kernel, params, first.optimizer.variables, ORDER)
+    assert int(state.step) == HALF // arguments.get("gradient_accumulation_steps", 1)
+    close(ours(kernel, params, state, GRADS[HALF:])[0], expected, bar)
+
+    params, state = ours(kernel, PARAMS, kernel.init(PARAMS), GRADS[:HALF])
+    second = Theirs(name, arguments, params)
+    values = checkpoint.to_keras(kernel, state, params, ORDER)
+    for variable, x in zip(second.optimizer.variables, values, strict=True):
+        assert tuple(variable.shape) == x.shape
+        variable.assign(x)
+    close(second.run(GRADS[HALF:]), expected, bar)
+
+
+def test_weights_h5(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+    model.compile(optimizer=keras.optimizers.Adam(0.05), loss="mse")
+    x, y = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32)
+    model.fit(x, y, epochs=2, batch_size=4, verbose=0)
+    model.save_weights(path)
+    kernel, order = jk.adam(0.05, skip_nonfinite=True, use_ema=True), ["dense/kernel", "dense/bias"]
+    params = {"dense": dict(zip(("kernel", "bias"), (jnp.asarray(v.value) for v in model.trainable_variables)))}  # noqa: B905
+    state = checkpoint.from_keras(kernel, params, path, order)
+    assert int(state.step) == 2
+    for a, b in ((str(path), model.optimizer), (path, model.optimizer.variables)):
+        states = [checkpoint.from_keras(kernel, params, source, order) for source in (a, b)]
+        jax.tree.map(np.testing.assert_array_equal, *states)
+
+    plain = jk.adam(0.05)
+    moved = jax.tree.map(lambda s: s * 2, checkpoint.from_keras(plain, params, path, order).slots)
+    changed = plain.init(params)._replace(step=jnp.int32(7), slots=moved)
+    values = checkpoint.to_keras(plain, changed, params, order, path=path)
+    model.load_weights(path)
+    assert int(model.optimizer.iterations.value) == 7
+    for variable, value in zip(model.optimizer.variables, values, strict=True):
+        np.testing.assert_array_equal(variable.value, value)
+
+
+def test_into_other_things_around_the_rule():
+    first = Theirs("AdamW", {}, PARAMS)
+    params = {n: jnp.asarray(x) for n, x in first.run(GRADS[:2]).items()}
+    kernel = jk.loss_scaled(jk.adamw(0.05, state_dtype="bfloat16", use_ema=True))
+    state = checkpoint.from_keras(kernel, params, first.optimizer, ORDER)
+    np.testing.assert_array_equal(state.slots["cube"]["average"], params["cube"])
+    rate = jk.adamw(lambda step: 0.05)  # scheduled: then Keras has no variable for the rate
+    again = checkpoint.to_keras(rate, checkpoint.from_keras(rate, params, first.optimizer, ORDER), params, ORDER)
+    variables = [v.value for v in first.optimizer.variables]
+    for a, b in zip(again, [variables[0], *variables[2:]], strict=True):
+        np.testing.assert_array_equal(a, b)
+    jax.tree.map(
+        np.testing.assert_array_equal, checkpoint.from_keras(rate, params, again, ORDER).slots,
+        checkpoint.from_keras(rate, params, first.optimizer, ORDER).slots,
+    )  # fmt: skip
+
+
+def test_refused(tmp_path):
+    variables = Theirs("Adam", {}, PARAMS).optimizer.variables
+    for order in (["kernel"], ["kernel", "bias", "bias"], "kernel"):
+        with pytest.raises(ValueError, match="`order` must name each of"):
+            checkpoint.from_keras(jk.adam(), PARAMS, variables, order)
+    with pytest.raises(
+        ValueError, match=r"must be those of Keras's Adam: `step` \(\), .*Received: \[\(\), \(\), \(6, 4\)"
+    ):
+        checkpoint.from_keras(jk.adam(), PARAMS, variables)  # without the order
+    with pytest.raises(TypeError, match="must run one rule"):
+        checkpoint.from_keras(jk.partition({"bias": jk.sgd()}, default=jk.adam()), PARAMS, variables)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.from_keras(jk.adam(), PARAMS, tmp_path / "none.weights.h5")
+    with pytest.raises(ValueError, match="Use `variant='keras'`"):
+        hat = Theirs("Adam", {"amsgrad": True}, PARAMS).optimizer.variables
+        checkpoint.from_keras(jk.adam(amsgrad=True, variant="optax"), PARAMS, hat, ORDER)
