@@ -25,7 +25,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 default_role = "py:obj"  # in docstrings: a link where there is something of that name, else code
 toc_object_entries_show_parents = "hide"
-python_maximum_signature_line_length = 240
+python_maximum_signature_line_length = 500
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_use_rtype = False
@@ -41,21 +41,31 @@ html_copy_source = False
 html_show_sphinx = False
 
 # Where the site has the project's other pages.
-ELSEWHERE = {"benchmarks/README.md": "benchmarks.md", "tests/README.md": "testing.md"}
+ELSEWHERE = {
+    "README.md": "index.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "tests/README.md": "testing.md",
+    "jaxopt_keras/engine/native/README.md": "native.md",
+}
 
 
-def linked(app: Any, path: Any, parent: str, content: list[str]) -> None:
-    """The links of an included page, which are those of the repository, to the site's pages."""
+def moved(text: str) -> str:
+    """The links of a page, which are those of the repository, to the site's pages."""
 
     def target(found: re.Match[str]) -> str:
-        link = found[1]
-        return f"]({ELSEWHERE.get(link, link.removeprefix('docs/'))})"
+        return f"]({ELSEWHERE.get(found[1], found[1].removeprefix('docs/'))}"
 
-    content[0] = re.sub(r"\]\(((?:docs|benchmarks|tests)/[^)#\s]+)\)", target, content[0])
+    known = "|".join(map(re.escape, ELSEWHERE))
+    return re.sub(rf"\]\((?:\.\./)*({known}|docs/\w+\.md)(?=[)#])", target, text)
+
+
+def included(app: Any, path: Any, parent: str, content: list[str]) -> None:
+    content[0] = moved(content[0])
 
 
 def generated(app: Any, page: str, source: list[str]) -> None:
     """Pages that are made, in whole or in part, whenever the site is."""
+    source[0] = moved(source[0])
     if page == "optimizers":
         source[0] += optimizers.page()
     elif page == "api":
@@ -66,12 +76,25 @@ def generated(app: Any, page: str, source: list[str]) -> None:
 
 
 def documented(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = restructured(lines)
+    # Before a property's docstring stands an empty comment: napoleon would take words before a colon for its type.
+    lines[:] = (["..", ""] if what == "property" else []) + restructured(lines)
+
+
+def signed(app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None) -> Any:
+    """Types without the ranges of hyperparameters."""
+    return signature and re.sub(r"Annotated\[([^,\]]+),[^\]]*\]", r"\1", signature), returns
+
+
+def skipped(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples, of which autodoc knows nothing but their number."""
+    return type(obj).__name__ == "_tuplegetter" or None
 
 
 def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (mathml.inline, None), (mathml.block, None))
-    app.connect("include-read", linked)
+    app.connect("include-read", included)
     app.connect("source-read", generated)
     app.connect("env-get-outdated", lambda *_: ["optimizers", "api", "index"])
     app.connect("autodoc-process-docstring", documented, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", signed)
+    app.connect("autodoc-skip-member", skipped)

@@ -248,6 +248,13 @@ FAULTS = [
           "fresh slots lie on every device whole", "tests/test_sharding.py -k 'state_lies and adam-auto'"),
     Fault("engine/offloaded.py", "return self._moved(state, jax.memory.Space.Host)", "return state",
           "state never leaves the device", "tests/test_sharding.py -k 'test_offload and pure'"),
+    # The site
+    Fault("../docs/generator/equations.py", "factors[-1].append(self.factor())", "factors[-1] = [self.factor()]",
+          "a fraction without what it divides", "tests/test_docs.py -k test_equations"),
+    Fault("../docs/generator/equations.py", "self.at, self.depth = before", "self.at = before[0]",
+          "fractions after a norm are written in a line", "tests/test_docs.py -k test_equations"),
+    Fault("../docs/generator/optimizers.py", "not has(on | {name: off[name]}, MATRIX)", "not has(on, MATRIX)",
+          "optional slots are said to exist always", "tests/test_docs.py -k test_when_slots_exist"),
 ]  # fmt: skip
 
 

@@ -19,11 +19,12 @@ def test_examples(module):
 @pytest.mark.parametrize(
     "text, latex",
     [
-        ("p <- p - lr m / (sqrt(v) + epsilon)", r"p \leftarrow p - \eta\,\frac{m}{\sqrt{v} + \epsilon}"),
+        ("p <- p - lr m / (sqrt(v) + epsilon)", r"p \leftarrow p - \eta\,\frac{m}{\sqrt{v} + \varepsilon}"),
         ("u = a / b / (c + d) e", r"u = \frac{a}{b\,(c + d)}\,e"),  # one after the other: by their product
         ("x = (1 - 0.96^t / 2) cᵀ", r"x = (1 - 0.96^{t} / 2)\,c^{\top}"),
         ("n' = mu_{t+1} |p - 1e-7|²", r"n' = \mu_{t+1}\,\lvert p - 10^{-7}\rvert ^{2}"),
         ("r <- mean_rows(q), as before", r"r \leftarrow \operatorname{mean}_{\text{rows}}(q)\text{, as before}"),
+        ("p <- p - lr |p| / |u| u", r"p \leftarrow p - \eta\,\frac{\lvert p\rvert }{\lvert u\rvert }\,u"),
         ("k = -rate_power if a step", r"k = -\text{rate_power}\text{ if a step}"),
     ],
 )
@@ -31,7 +32,9 @@ def test_equations(text, latex):
     assert equations.display([text], {"rate_power"}) == f"\\begin{{aligned}}\n&{latex}\n\\end{{aligned}}"
 
 
-@pytest.mark.parametrize("text", ["no equation here", "x = (1 - y", "x = some words", "optimizer = jk.Adam(0.1)"])
+@pytest.mark.parametrize(
+    "text", ["no equation here", "x = (1 - y", "x = some words", "c = w / (the sum of w)", "optimizer = jk.Adam(0.1)"]
+)
 def test_what_is_no_equation_stays_code(text):
     assert equations.display([text]) is None
 

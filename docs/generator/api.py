@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import types
 
 import jaxopt_keras as jk
@@ -18,6 +19,8 @@ GROUPS = {
 }  # fmt: skip
 MODULES = {"The language of rules": "rule", "Helpers for rules": "numerics"}
 INHERITED = {"Optimizer", "Variable"}  # whose methods come from mixins
+MACHINERY = "Field, Hyperparameters, Marker, Rule, Stateless, as_scalar, fields_of, markers"  # of rules; Rule is above
+INTERNAL = "hook_hyper, hook_variables, hooks_running, pack_into, places, view"
 
 
 def names() -> list[str]:
@@ -47,14 +50,14 @@ def heading(title: str) -> str:
 def entry(name: str) -> str:
     if not inspect.isclass(getattr(jk, name)):
         return f".. autofunction:: jaxopt_keras.{name}"
-    inherited = "\n   :inherited-members:" if name in INHERITED else ""
+    inherited = f"\n   :inherited-members:\n   :exclude-members: {INTERNAL}" if name in INHERITED else ""
     return f".. autoclass:: jaxopt_keras.{name}\n   :members:{inherited}"
 
 
 def modules() -> list[str]:
     """The modules that are public: those that the package shows, and those of `interop` that can be imported here."""
-    shown = [name for name, value in vars(jk).items() if isinstance(value, types.ModuleType) and name in jk_init()]
-    found = [*shown]
+    shown = re.findall(r" as (\w+)$", inspect.getsource(jk), re.MULTILINE)
+    found = [name for name in shown if isinstance(getattr(jk, name), types.ModuleType) and name != "optimizers"]
     for _, name, _ in pkgutil.iter_modules(interop.__path__):
         try:
             importlib.import_module(f"jaxopt_keras.interop.{name}")
@@ -64,11 +67,5 @@ def modules() -> list[str]:
     return found
 
 
-def jk_init() -> set[str]:
-    """The names that the package imports by name (`from x import y as y`), for which it stands up."""
-    tree = inspect.getsource(jk)
-    return {line.rsplit(" as ", 1)[1].split()[0] for line in tree.splitlines() if " as " in line}
-
-
 def module(title: str, name: str) -> str:
-    return heading(title) + f".. automodule:: {name}\n   :members:\n"
+    return heading(title) + f".. automodule:: {name}\n   :members:\n   :exclude-members: {MACHINERY}\n"

@@ -8,7 +8,7 @@ the factor after it; a name that touches a parenthesis is a function; two spaces
 import re
 from collections.abc import Collection
 
-GREEK = {"beta", "epsilon", "mu", "rho"}
+GREEK = {"beta": r"\beta", "epsilon": r"\varepsilon", "mu": r"\mu", "rho": r"\rho"}
 SYMBOLS = {
     "lr": r"\eta",
     "weight_decay": r"\lambda",
@@ -26,7 +26,9 @@ TOKEN = re.compile(
     r"|(?P<operator><-|[-+=/^(){},|'²ᵀ])",
     re.ASCII,
 )
-RELATION = re.compile(r"(?<![\w'`])[A-Za-z]\w*(?:(?<=_)\{[^}]*\})?'? (?:<-|=) ", re.ASCII)
+START = re.compile(
+    r"(?<![\w'`.])(?:[A-Za-z]\w*(?:(?<=_)\{[^}]*\})?'? (?:<-|=) |(?P<function>max|min|sqrt)\()", re.ASCII
+)
 
 
 class End(Exception):
@@ -46,7 +48,7 @@ def symbol(name: str, known: Collection[str] = ()) -> str:
         return SYMBOLS[name]
     stem, _, index = name.partition("_")
     if (len(stem) == 1 or stem in GREEK) and re.fullmatch(r"\w?|\{.*\}", index):
-        return (rf"\{stem}" if stem in GREEK else stem) + (f"_{index}" if index else "")
+        return GREEK.get(stem, stem) + (f"_{index}" if index else "")
     if name in known:
         return rf"\text{{{name}}}"
     raise End(name)
@@ -95,14 +97,14 @@ class Reader:
         """Factors in a row, of which a fraction takes those on each side of it."""
         factors = [[self.factor()]]  # each with its divisors
         while True:
-            before = self.at
+            before = self.at, self.depth
             try:
                 if self.take("/"):
                     factors[-1].append(self.factor())
                 else:
                     factors.append([self.factor()])
             except End:
-                self.at = before
+                self.at, self.depth = before
                 break
         return r"\,".join(self.fraction(*factor) for factor in factors)
 
@@ -184,15 +186,17 @@ def words(text: str) -> str:
 def pieces(text: str, known: Collection[str]) -> list[tuple[bool, str]]:
     """The text in pieces: equations as LaTeX (True), and what is between them as it is (False)."""
     found, at = [], 0
-    for start in (match.start() for match in RELATION.finditer(text)):
-        if start < at:
+    for start in START.finditer(text):
+        if start.start() < at:
             continue
-        reader = Reader(text, start, known)
+        reader = Reader(text, start.start(), known)
         try:
-            latex = reader.relation()
+            latex = reader.product() if start["function"] else reader.relation()
+            if reader.peek()[1] in ("+", "-", "/", "^", "=", "("):
+                raise End("it goes on, in words")
         except End:
             continue
-        found += [(False, text[at:start]), (True, latex)]
+        found += [(False, text[at : start.start()]), (True, latex)]
         at = reader.at
     return [piece for piece in [*found, (False, text[at:])] if piece[1]]
 
@@ -203,7 +207,7 @@ def display(lines: list[str], known: Collection[str] = ()) -> str | None:
     >>> print(display(["m <- beta_1 m + (1 - beta_1) g     v <- max(v, g²)", "p <- p - lr m / (sqrt(v) + epsilon)"]))
     \\begin{aligned}
     &m \\leftarrow \\beta_1\\,m + (1 - \\beta_1)\\,g\\quad v \\leftarrow \\max(v, g^{2}) \\\\
-    &p \\leftarrow p - \\eta\\,\\frac{m}{\\sqrt{v} + \\epsilon}
+    &p \\leftarrow p - \\eta\\,\\frac{m}{\\sqrt{v} + \\varepsilon}
     \\end{aligned}
     """
     rows = []

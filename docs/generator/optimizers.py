@@ -126,8 +126,8 @@ def facts(rule: type[Rule]) -> list[str]:
         lines["Complex parameters"] = "no."
     if rule.averaged is not Rule.averaged:
         lines["Evaluate"] = "the weights of `Kernel.averaged`, not the parameters."
-    for variant in rule.variants:
-        if scalars := rule(variant=variant).scalars():
-            said = ", ".join(f"`{name}`" for name in scalars._fields)
-            lines[f'Kept once for all arrays, `variant="{variant}"`'] = said + "."
+    scalars = {variant: kept._fields for variant in rule.variants if (kept := rule(variant=variant).scalars())}
+    for variant, kept in scalars.items():
+        only = "" if len(scalars) == len(rule.variants) else f', with `variant="{variant}"`'
+        lines["Kept once"] = " and ".join(f"`{name}`" for name in kept) + f", for all arrays{only}."
     return [f":{name}: {text}" for name, text in lines.items()] + [""]
