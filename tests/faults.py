@@ -244,6 +244,16 @@ FAULTS = [
           "fresh slots lie on every device whole", "tests/test_sharding.py -k 'state_lies and adam-auto'"),
     Fault("engine/offloaded.py", "return self._moved(state, jax.memory.Space.Host)", "return state",
           "state never leaves the device", "tests/test_sharding.py -k 'test_offload and pure'"),
+    # Keras models
+    Fault("interop/keras/state.py", "leaves[i] = _wrapped(value, leaves[i])", "pass",
+          "Keras's values of the state are not taken", "tests/test_interop_keras.py -k jitted_loop"),
+    Fault("interop/keras/state.py", "self._value = _Held(self).take()", "pass",
+          "a step donates an array of the state that somebody holds", "tests/test_interop_keras.py -k outlives"),
+    Fault("interop/keras/state.py", "layout = value.sharding if isinstance(value.sharding, NamedSharding) else None",
+          "layout = None", "a slot does not lie where its parameter does", "tests/test_interop_keras.py -k eight_devices"),
+    Fault("interop/keras/wrappers.py", "return scaled(value_of(loss), self.dynamic_scale.value)",
+          "return scaled(value_of(loss), self.dynamic_scale.value * 0 + 64.0)",
+          "the loss scale of the trainer is not the state's", "tests/test_interop_keras.py -k wrapped_again"),
 ]  # fmt: skip
 
 
