@@ -25,7 +25,7 @@ LAYERS = [
     ["configs"],
     ["optimizer"],
     ["optimizers"],
-    ["serialization", "wrappers"],
+    ["serialization", "wrappers", "history"],
     ["loss_scale"],
     ["multi"],
     [""],  # the package itself
