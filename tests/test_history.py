@@ -271,7 +271,7 @@ def test_plot(tmp_path):
     figure = history.plot(tmp_path / "run.png")
     assert (tmp_path / "run.png").stat().st_size > 10_000
     titles = [ax.get_title() for ax in figure.axes]
-    assert titles[1:3] == ["Learning rate", "Norm of the gradient"] and len(titles) == 5
+    assert titles[:3] == ["loss", "Learning rate", "Norm of the gradient"] and len(titles) == 5
     labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
     assert labels == ["gradient norm", "bias", "rest"]
     only = History()

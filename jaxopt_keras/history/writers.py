@@ -43,7 +43,8 @@ def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int
     with SummaryWriter(str(directory), filename_suffix=f".{first}") as writer:
         for i, row in enumerate(rows, first):
             for name, x in row.items():
-                if name != "step":
+                nothing = name.startswith("update_ratio") and math.isnan(x)  # of weights that are zero
+                if name != "step" and not nothing:
                     writer.add_scalar(name, x, int(row.get("step", i)))
 
 
@@ -76,21 +77,15 @@ def _panel(ax: Any, title: str, names: list[str], steps: np.ndarray, history: An
     values = [history[name] for name in names]
     for name, column in zip(names, values, strict=True):
         there = ~np.isnan(column)
-        few = there.sum() < 2
-        whole = "/" not in name
-        ax.plot(
-            steps[there],
-            column[there],
-            label=name.partition("/")[2] or name.replace("_", " "),
-            linewidth=1.5 if whole else 1,
-            marker="." if few else None,
-            zorder=3 if whole else 2,
-        )
+        whole, _, group = name.partition("/")
+        behind = {"color": "0.75", "linewidth": 4} if any(n.startswith(f"{name}/") for n in names) else {}
+        marker = "." if there.sum() < 2 else None
+        ax.plot(steps[there], column[there], label=group or whole.replace("_", " "), marker=marker, **behind)
     positive = np.concatenate(values)
     positive = positive[np.isfinite(positive) & (positive != 0)]
-    if title != "Learning rate" and title != "Skipped steps" and positive.size and (positive > 0).all():
+    if title not in LINEAR and positive.size and (positive > 0).all():
         ax.set_yscale("log")
-    ax.set(title=title, xlabel="step")
+    ax.set(title=title or ", ".join(names[:3]), xlabel="step")
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")
 
@@ -101,9 +96,10 @@ def _is_own(name: str) -> bool:
 
 
 PANELS = {
-    "Yours": _is_own,
+    "": _is_own,  # which has its names for a title
     "Learning rate": lambda name: name.split("/")[0] == RATE,
     "Norm of the gradient": lambda name: name.split("/")[0] == "gradient_norm",
     "Update by weight, |Δw| / |w|": lambda name: name.split("/")[0] == "update_ratio",
     "Skipped steps": lambda name: name == "skipped",
 }
+LINEAR = ("Learning rate", "Skipped steps")
