@@ -265,6 +265,25 @@ FAULTS = [
     Fault("interop/keras/wrappers.py", "return scaled(value_of(loss), self.dynamic_scale.value)",
           "return scaled(value_of(loss), self.dynamic_scale.value * 0 + 64.0)",
           "the loss scale of the trainer is not the state's", "tests/test_interop_keras.py -k wrapped_again"),
+    # Other libraries
+    Fault("functional.py", "for name in self._given} if self._given else hyper", "for name in ()}",
+          "injected hyperparameters are ignored", "tests/test_interop_optax.py -k injected_hyperparameters_count"),
+    Fault("engine/foreign.py", "tree, **now.hyper.get(EXTRA, {}))", "tree)",
+          "extra arguments do not arrive", "tests/test_interop_optax.py -k 'from_optax and polyak_sgd'"),
+    Fault("engine/native/regions.py", "elif not e.inputs or not all(", "elif not all(",
+          "a loop for an array that is made from nothing", "tests/test_native.py -k from_nothing"),
+    Fault("interop/flax.py", "self.tx.step(params, self.state, grads, donate=False, **extra)",
+          "self.tx.step(params, self.tx.init(params), grads, donate=False, **extra)",
+          "the state starts anew in every step", "tests/test_interop_flax.py -k 'test_nnx and True-ours'"),
+    Fault("interop/flax.py", "state = self.kernel.init(nnx.as_pure(variables))", "return self.kernel.init(variables)",
+          "patterns see other paths at first", "tests/test_interop_flax.py -k plain_paths"),
+    # Measures of a run
+    Fault("history/measures.py", "program.on_engine(seen) if plain else seen", "seen",
+          "measures that cost a pass of their own", "tests/test_history.py -k nothing_is_copied"),
+    Fault("history/measures.py", "whole = program.summed(params, grads) if plain else grads", "whole = grads",
+          "the norm of one device's gradient", "tests/test_history.py -k mapped_axis"),
+    Fault("history/record.py", "del self._waiting[:count]", "del self._waiting[count:]",
+          "rows that are dropped, and others twice", "tests/test_history.py -k nothing_waits"),
 ]  # fmt: skip
 
 
