@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental.shard_alike import shard_alike
 
 from jaxopt_keras.engine.core import Slots
 from jaxopt_keras.rule import Slot
@@ -33,4 +32,8 @@ def _tied(x: Array, p: Array) -> Array:
         if p.shape[:-1] != x.shape[:-1]:
             return x
         p = jnp.broadcast_to(p, x.shape)
-    return shard_alike(p, x)[1] if p.ndim else x
+    if p.ndim == 0:
+        return x
+    # A choice that the compiler does not see through until it has spread shardings over elementwise operations.
+    never = jax.lax.optimization_barrier(jnp.zeros((), bool))
+    return jax.lax.select(never, (p if jnp.iscomplexobj(x) else p.real).astype(x.dtype), x)
