@@ -22,6 +22,7 @@ from jaxopt_keras.interop import keras as ours
 FACES: dict[str, Any] = {"keras.optimizers.Adam": keras.optimizers.Adam, "interop.keras.Adam": ours.Adam}
 THEIRS, OURS = FACES
 STEPS = 200
+FIT: dict[str, Any] = {"batch_size": 32, "shuffle": False, "verbose": 0}
 
 
 class Fit:
@@ -40,11 +41,11 @@ class Fit:
         """The mean loss so far after each batch of one epoch."""
         found: list[float] = []
         note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: found.append(logs["loss"]))
-        self.model.fit(*self.data, batch_size=32, shuffle=False, verbose=0, callbacks=[note])
+        self.model.fit(*self.data, callbacks=[note], **FIT)
         return found
 
     def step(self) -> None:
-        self.model.fit(*self.data, batch_size=32, shuffle=False, verbose=0)
+        self.model.fit(*self.data, **FIT)
 
     def block(self) -> None:
         pass  # `fit` has waited for its losses

@@ -1,13 +1,17 @@
 """What the examples share: their command line, their figures, and scikit-learn's handwritten digits."""
 
 import argparse
-from collections.abc import Iterator
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 OUT = Path(__file__).parent / "out"
 
@@ -22,6 +26,36 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def heading(text: str) -> None:
     print(f"\n{text}\n{'-' * len(text)}")
+
+
+@contextlib.contextmanager
+def progress(title: str, steps: int) -> Iterator[Callable[[Callable[[], str]], None]]:
+    """A bar on a terminal, and lines now and then elsewhere: call the result after each step, with what tells of it.
+
+    What tells is called a few times a second only.
+    """
+    console = Console()
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task, told, done = bar.add_task("", total=steps), 0.0, 0
+
+        def advance(tell: Callable[[], str]) -> None:
+            nonlocal told, done
+            done += 1
+            now = time.monotonic()
+            if now - told > (0.2 if console.is_terminal else 10) or done == steps:
+                told = now
+                bar.update(task, completed=done, description=tell())
+                if not console.is_terminal:
+                    print(f"{title}: {tell()}")
+
+        yield advance
 
 
 def save(figure: Figure, out: Path, name: str) -> Path:

@@ -144,8 +144,13 @@ def batches(data: Digits, size: int, rng: np.random.Generator) -> Iterator[tuple
 # The training
 
 
-def train(optimizer: jk.Optimizer, data: Digits, epochs: int, seed: int = 0) -> tuple[dict[str, Array], list[float]]:
-    """The parameters that `optimizer` finds, and the loss of each step."""
+GROUPS = {"kernels": "kernel$", "biases": "bias$"}
+
+
+def train(
+    optimizer: jk.Optimizer, data: Digits, epochs: int, seed: int = 0
+) -> tuple[dict[str, Array], jk.history.History]:
+    """The parameters that `optimizer` finds, and what happened in each step."""
     variables = {name: jk.Variable(array, name=name) for name, array in init(seed).items()}
     trainable = list(variables.values())
 
@@ -153,17 +158,17 @@ def train(optimizer: jk.Optimizer, data: Digits, epochs: int, seed: int = 0) -> 
         return loss({name: v.value for name, v in variables.items()}, x, y)
 
     rng = np.random.default_rng(seed)
-    losses: list[float] = []
-    for epoch in range(1, epochs + 1):
-        for x, y in batches(data, 64, rng):
-            value, gradients = jk.value_and_grad(loss_fn, trainable, x, y)
-            optimizer.apply_gradients(zip(gradients, trainable, strict=True))
-            losses.append(float(value))
-        print(f"Epoch {epoch:2d}: loss {losses[-1]:.4f}")
-    return {name: v.value for name, v in variables.items()}, losses
+    history = jk.history.History(every=5, groups=GROUPS)
+    with common.progress("LeNet-5", epochs * (len(data.x_train) // 64)) as advance:
+        for _ in range(epochs):
+            for x, y in batches(data, 64, rng):
+                value, gradients = jk.value_and_grad(loss_fn, trainable, x, y)
+                history.apply_gradients(optimizer, zip(gradients, trainable, strict=True), loss=value)
+                advance(history.line)
+    return {name: v.value for name, v in variables.items()}, history
 
 
-def draw(losses: list[float], found: np.ndarray, data: Digits, who: str, out: Path) -> None:
+def draw(losses: np.ndarray, found: np.ndarray, data: Digits, who: str, out: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(np.arange(1, len(losses) + 1), losses, linewidth=1, label=f"{who}, of each batch")
@@ -195,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--optimizer", metavar="NAME", help="adam, sgd, lion, ... (default: TestGD of custom_optimizers)"
     )
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the run's scalars there")
     arguments = parser.parse_args(argv)
     optimizer = TestGD() if arguments.optimizer is None else jk.get(arguments.optimizer)
     data = load(arguments.mnist)
@@ -203,10 +209,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     epochs = arguments.epochs or (1 if arguments.quick else 5 if arguments.mnist else 40)
 
     print(f"{len(data.x_train)} pictures to train on, {len(data.x_test)} to test with, 44,426 parameters, {optimizer}")
-    params, losses = train(optimizer, data, epochs, arguments.seed)
+    params, history = train(optimizer, data, epochs, arguments.seed)
     found = recognised(params, data.x_test)
     print(f"Test accuracy: {np.mean(found == data.y_test):.4f}")
-    draw(losses, found, data, type(optimizer).__name__, arguments.out)
+    draw(history["loss"], found, data, type(optimizer).__name__, arguments.out)
+    common.save(history.plot(), arguments.out, "lenet_history.png")
+    history.csv(arguments.out / "lenet_history.csv")
+    if arguments.tensorboard is not None:
+        history.tensorboard(arguments.tensorboard)
 
 
 if __name__ == "__main__":

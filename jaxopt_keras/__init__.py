@@ -1,6 +1,7 @@
 """Optimizers for JAX: pure kernels and Keras-style classes over one implementation."""
 
 from jaxopt_keras import checkpoint as checkpoint
+from jaxopt_keras import history as history
 from jaxopt_keras import optimizers as optimizers
 from jaxopt_keras import schedules as schedules
 from jaxopt_keras import sharding as sharding

@@ -174,7 +174,7 @@ class Kernel:
 
         The updates are float32 for bfloat16 and float16 parameters, so that `optax.apply_updates` rounds once.
         """
-        moving, hyper = self._moving(state), self.current(state.hyper)
+        moving, hyper = self.moving(state), self.current(state.hyper)
         try:
             updates, moved = self.compiled.update(grads, moving, params, self._with(hyper, extra))
         except TypeError as error:
@@ -197,7 +197,7 @@ class Kernel:
         """
         if extra and not isinstance(self.rule, Foreign):
             raise TypeError(f"`step` takes `params`, `state`, `grads` and `donate`. Received: {sorted(extra)} besides")
-        run, moving = self.compiled.step_donating if donate else self.compiled.step, self._moving(state)
+        run, moving = self.compiled.step_donating if donate else self.compiled.step, self.moving(state)
         hyper = self.current(state.hyper)
         try:
             params, moved = run(params, moving, grads, self._with(hyper, extra))
@@ -210,7 +210,7 @@ class Kernel:
 
         Where there is neither, they are `params`. A pure function; nothing is donated.
         """
-        return self.compiled.averaged(params, self._moving(state), self.current(state.hyper))
+        return self.compiled.averaged(params, self.moving(state), self.current(state.hyper))
 
     def describe(self, params: Any) -> Plan:
         """What will run for `params`, arrays or `jax.ShapeDtypeStruct`s: a value that prints as a table.
@@ -239,7 +239,7 @@ class Kernel:
         Raises:
             ValueError: for a name that `state.hyper` has not, or a value out of its range.
         """
-        self._moving(state)
+        self.moving(state)
         fields = fields_of(Options) | (fields_of(type(self.rule)) if isinstance(self.rule, Rule) else {})
         for name in hyper:
             if name not in state.hyper:
@@ -268,7 +268,7 @@ class Kernel:
     def _needs(self) -> frozenset[str]:
         return frozenset(self.hyper())
 
-    def _moving(self, state: Any) -> State:
+    def moving(self, state: Any) -> State:
         """What a step moves of `state`.
 
         Raises:

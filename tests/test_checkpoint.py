@@ -237,6 +237,24 @@ def test_optax_transformations_too():
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(numbers(a), numbers(b)), again, state)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ""], ids=["file", "folder"])
+@pytest.mark.parametrize("packed", [False, True], ids=["tree", "packed"])
+def test_parameters_with_their_state(suffix, packed, tmp_path):
+    kernel, path = jk.adamw(0.1, master_weights="bf16+16"), tmp_path / f"a{suffix}"
+    start = {"b": jnp.ones(3), "a": {"w": jnp.ones((2, 4), jnp.bfloat16)}, "none": jnp.ones((0, 2))}
+    start = jk.pack(start) if packed else start
+    params, state = kernel.step(start, kernel.init(start), start, donate=False)
+    checkpoint.save(path, state, params)
+    again = checkpoint.load_params(path, start)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    there = again, checkpoint.load(path, kernel, again)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), there, (params, state))
+    with pytest.raises(ValueError, match="without \\['other'\\]"):
+        checkpoint.load_params(path, {"other": jnp.ones(1)})
+    with pytest.raises(ValueError, match="`params/b` must have the shape"):
+        checkpoint.load_params(path, {"b": jnp.ones(4)})
+
+
 def test_what_a_dict_holds_stays():
     """It is a copy: the next step may consume the state."""
     params, state = trained(ADAMW)

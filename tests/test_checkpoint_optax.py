@@ -21,7 +21,7 @@ def drawn(size=1.0):
 
 
 PARAMS, GRADS = drawn(), [drawn(0.3) for _ in range(8)]
-HALF = 3  # steps in the first library: in the middle of a window of two
+HALF = 3  # steps in the first library: in the middle of a window of four
 
 
 def falling(count):
@@ -63,7 +63,7 @@ CASES = {
         jk.adam(0.1, skip_nonfinite=True, **B, **E), optax.apply_if_finite(optax.adam(0.1, **OB), 9),
     ),
     "window": (
-        jk.adam(0.1, gradient_accumulation_steps=2, **B, **E), optax.MultiSteps(optax.adam(0.1, **OB), 2)
+        jk.adam(0.1, gradient_accumulation_steps=4, **B, **E), optax.MultiSteps(optax.adam(0.1, **OB), 4)
     ),
     "groups": (
         jk.partition({"kernel": jk.adam(0.1, **B, **E)}, default=jk.sgd(0.1, momentum=0.9)),

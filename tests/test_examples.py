@@ -98,6 +98,9 @@ def test_lenet(run: Run, tmp_path: Path):
     assert "44,426 parameters" in output and "TestGD" in output
     assert 0 <= number_after("Test accuracy", output) <= 1
     assert_drawn(tmp_path / "lenet.png")
+    assert_drawn(tmp_path / "lenet_history.png")
+    header, *rows = (tmp_path / "lenet_history.csv").read_text().splitlines()
+    assert header.startswith("step,") and len(rows) == 5
     with pytest.raises(ValueError, match="There is no optimizer `adamant`"):
         run(lenet, "--optimizer", "adamant")
 

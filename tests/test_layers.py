@@ -25,7 +25,7 @@ LAYERS = [
     ["configs", "registry"],
     ["optimizer"],
     ["optimizers"],
-    ["serialization", "wrappers"],
+    ["serialization", "wrappers", "history"],
     ["loss_scale"],
     ["multi"],
     ["checkpoint"],

@@ -39,7 +39,7 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ValueError(f"`path` must be a file's. Received: {path}, which is a folder")
-    flat = {name: on_host(name, x, copy=None) for name, x in arrays.items()}
+    flat: dict[str, Any] = {name: on_host(name, x, copy=None) for name, x in arrays.items()}
     pairs = [name for name, x in flat.items() if x.dtype == np.complex128]  # which the format has not
     flat |= {name: np.stack([flat[name].real, flat[name].imag], axis=-1) for name in pairs}
     metadata = {MAKER: OURS, PAIRS: "\n".join(pairs)}
@@ -87,7 +87,7 @@ def digest(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     for name in sorted(flat):
         x = flat[name]
         total.update(repr((name, x.dtype.name, x.shape)).encode())
-        total.update(x.reshape(-1).view(np.uint8))
+        total.update(x.reshape(-1).view(np.uint8).data)
     return f"sha256:{total.hexdigest()}"
 
 

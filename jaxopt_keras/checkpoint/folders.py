@@ -7,9 +7,6 @@ from typing import Any
 
 import jax
 
-from jaxopt_keras.checkpoint.names import leaves, spread
-from jaxopt_keras.engine.pipeline import State
-
 
 def write(path: Any, arrays: Mapping[str, Any]) -> None:
     """Writes arrays, which may be sharded over processes, and waits until all of it is there."""
@@ -18,10 +15,10 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
         checkpointer.save(_whole(path), kept, force=True)
 
 
-def read(path: Any, fresh: State) -> dict[str, Any]:
+def read(path: Any, like: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a folder that `write` made, or of an item of a `CheckpointManager`'s step.
 
-    Each comes to where the array of its name in `fresh` lies, if it has its shape; others lie on every device whole.
+    Each comes to where the array of its name in `like` lies, if it has its shape; others lie on every device whole.
 
     Raises:
         FileNotFoundError: if there is nothing. ValueError: if it is no such folder.
@@ -37,7 +34,6 @@ def read(path: Any, fresh: State) -> dict[str, Any]:
                 f"{path} is no Orbax checkpoint of names and arrays. Of a CheckpointManager, pass the item: "
                 'manager.directory / "STEP" / "default".'
             )
-        like = spread(leaves(fresh), portable=False)
         elsewhere = _everywhere(like)
         wanted = {}
         for name, x in saved.items():
@@ -47,7 +43,7 @@ def read(path: Any, fresh: State) -> dict[str, Any]:
         return checkpointer.restore(path, wanted)
 
 
-def _everywhere(arrays: dict[str, Any]) -> Any:
+def _everywhere(arrays: Mapping[str, Any]) -> Any:
     """Whole on each device of the mesh that there is, if there is one."""
     for x in arrays.values():
         if isinstance(x.sharding, jax.sharding.NamedSharding):

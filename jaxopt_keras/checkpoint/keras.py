@@ -72,9 +72,10 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
     flat: dict[str, Any] = {entry.name: x for entry, x in zip(layout, values, strict=True) if entry.name}
     flat.pop(RATE, None)
     every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, we count updates
-    flat[STEP], micro = divmod(np.asarray(flat[STEP], np.int32), np.int32(every))
+    step, micro = divmod(int(flat[STEP]), every)
+    flat[STEP] = np.asarray(step, np.int32)
     if every > 1:
-        flat[f"scalars/{MICRO_STEP}"] = micro
+        flat[f"scalars/{MICRO_STEP}"] = np.asarray(micro, np.int32)
     library = Library("keras", TABLE, kernel, kernel.hyper(), flat[STEP])
     for path in order:
         for slot in library.slots(path, arrays[path]):

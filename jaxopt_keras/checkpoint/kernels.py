@@ -53,15 +53,16 @@ def hyper_at(kernel: Kernel, hyper: dict[str, Any], path: str) -> dict[str, Any]
 
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
     """The rule's scalars after so many updates: what they are is a matter of the step, and of the rate, alone."""
-    shared = kernel.rule.scalars() if isinstance(kernel.rule, Rule) else None
-    if not shared:
+    rule = kernel.rule
+    shared = rule.scalars() if isinstance(rule, Rule) else None
+    if not (isinstance(rule, Rule) and shared):
         return {}
     dtype, schedule = jnp.result_type(float), kernel.core.schedule
 
     def once(i: Any, scalars: Any) -> Any:
         rate = hyper.get("learning_rate") if schedule is None else jnp.asarray(schedule(i), dtype)
         now = Now((i + 1).astype(dtype), rate, hyper.get("weight_decay"), hyper)
-        return jax.tree.map(lambda x: x.astype(dtype), kernel.rule.bind(hyper).advance(scalars, At(now, scalars)))
+        return jax.tree.map(lambda x: x.astype(dtype), rule.bind(hyper).advance(scalars, At(now, scalars)))
 
     start = jax.tree.map(lambda x: jnp.asarray(x, dtype), shared)
     return present(jax.lax.fori_loop(jnp.int32(0), jnp.asarray(step, jnp.int32), once, start))

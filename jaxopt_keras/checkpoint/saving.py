@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxopt_keras.checkpoint import faces, files, folders
+from jaxopt_keras.checkpoint.forms import formed
 from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, VERSION, leaves, spread
 from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.optimizer import Optimizer
+from jaxopt_keras.packed import Packed
 
 SUFFIX = ".safetensors"
 
@@ -75,7 +78,7 @@ def from_dict(kernel: Any, params: Any, d: Mapping[str, Any], *, hyper: bool = F
     return restored(_place(kernel, params), d, hyper)
 
 
-def save(path: Any, state: Any, *, portable: bool = False) -> None:
+def save(path: Any, state: Any, params: Any = None, *, portable: bool = False) -> None:
     """Saves a state or an `Optimizer` to a file, or to an Orbax folder if `path` does not end in ".safetensors".
 
     A file is written under another name, synchronised and renamed: killed at any moment, this leaves the old file or
@@ -83,13 +86,17 @@ def save(path: Any, state: Any, *, portable: bool = False) -> None:
 
     Args:
         path: of the file or folder.
-        state, portable: as in `to_dict`.
+        state: as in `to_dict`.
+        params: a pytree of arrays to save with it, so that the two are always of the same step; `load_params` reads it.
+        portable: as in `to_dict`.
 
     Raises:
         ImportError: if safetensors, or Orbax, is not installed. TypeError, ValueError: as `to_dict`.
     """
+    flat = to_dict(state, portable=portable, on_host=False)
+    given = {_param(p): x for p, x in by_path(params).items()}
     write = files.write if _is_file(path) else folders.write
-    write(path, to_dict(state, portable=portable, on_host=False))
+    write(path, flat | given)
 
 
 def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> Any:
@@ -109,15 +116,38 @@ def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> 
         OSError: if there is no such file. ValueError: if it is empty, cut off, damaged, foreign, or does not fit.
     """
     place = faces.place_of(kernel) if isinstance(kernel, Optimizer) else _place(kernel, params)
-    flat = files.read(path) if _is_file(path) or Path(path).is_file() else folders.read(path, place.fresh)
-    state = restored(place, flat, hyper)
+    state = restored(place, _read(path, spread(leaves(place.fresh), portable=False)), hyper)
     if not isinstance(kernel, Optimizer):
         return state
     faces.put(kernel, state)
 
 
+def load_params(path: Any, params: Any) -> Any:
+    """The parameters that `save` was given, in the structure and the dtypes of `params`, where those lie.
+
+    Raises:
+        OSError, ValueError: as `load`; also if one is missing.
+    """
+    like = by_path(params)
+    flat = _read(path, {_param(p): x for p, x in like.items()})
+    if lacking := [p for p in like if _param(p) not in flat and like[p].size]:
+        raise ValueError(f"{path} must hold the parameters {[*like]}. Received: one without {lacking}")
+    found = {p: formed(_param(p), flat[_param(p)], x) if _param(p) in flat else x for p, x in like.items()}
+    if not isinstance(params, Packed):
+        return jax.tree.unflatten(jax.tree.structure(params), list(found.values()))
+    return params.like(jax.tree.unflatten(params.treedef, list(found.values())))
+
+
+def _param(path: str) -> str:
+    return f"params/{path}"
+
+
 def _is_file(path: Any) -> bool:
     return Path(path).suffix == SUFFIX
+
+
+def _read(path: Any, like: Mapping[str, Any]) -> Mapping[str, Any]:
+    return files.read(path) if _is_file(path) or Path(path).is_file() else folders.read(path, like)
 
 
 def _place(kernel: Any, params: Any) -> Place:

@@ -80,13 +80,13 @@ class Program:
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""
-        return self._on_engine(self.bare_step)(params, state, grads, hyper, reduce=reduce)
+        return self.on_engine(self.bare_step)(params, state, grads, hyper, reduce=reduce)
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
-        return self._on_engine(self.bare_update)(grads, state, params, hyper, reduce=reduce)
+        return self.on_engine(self.bare_update)(grads, state, params, hyper, reduce=reduce)
 
-    def _on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` as the option `engine` says; here, so that programs within others keep their own."""
         if self.options.engine == "xla" or (self.options.engine == "auto" and unavailable()):
             return function

@@ -15,8 +15,9 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from jaxopt_keras.engine.native import build
-from jaxopt_keras.engine.native.emit import Loop, type_of
+from jaxopt_keras.engine.native.emit import Loop
 from jaxopt_keras.engine.native.trace import Equation, Value, evaluated
+from jaxopt_keras.engine.native.vocabulary import type_of
 
 
 @dataclass(eq=False)

@@ -9,62 +9,15 @@ source.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from jaxopt_keras.engine.native import vocabulary as c
 from jaxopt_keras.engine.native.trace import INTRINSICS, Atom, Constant, Equation, Value, is_scalar
-
-
-class Unsupported(Exception):
-    """What has no form in C here. The message is the reason, for `describe`."""
-
-
-class Type(NamedTuple):
-    memory: str  # in the buffers
-    register: str  # in the loop
-    load: str = "{}"
-    store: str = "{}"
-    rounded: str = "{}"  # the result of an operation, where the register is wider
-    words: int = 1  # of 32 bits, as a scalar
-    scalar: str = "({register})S[{k}]"
-
-
-TYPES = {
-    "float32": Type("float", "float", scalar="as_float(S[{k}])"),
-    "float64": Type("double", "double", words=2, scalar="as_double(S + {k})"),
-    "bfloat16": Type(
-        "uint16_t", "float", "from_bf16({})", "upper_half({})", "from_bf16(to_bf16({}))", scalar="as_float(S[{k}])"
-    ),
-    "float16": Type(
-        "uint16_t", "float", "from_f16({})", "to_f16({})", "from_f16(to_f16({}))", scalar="as_float(S[{k}])"
-    ),
-    "bool": Type("uint8_t", "int"),
-    **{f"{u}int{n}": Type(f"{u}int{n}_t", f"{u}int{n}_t") for n in (8, 16, 32) for u in ("", "u")},
-    **{f"{u}int64": Type(f"{u}int64_t", f"{u}int64_t", words=2, scalar="as_int64(S + {k})") for u in ("", "u")},
-}
-FLOATS = ("float32", "float64", "bfloat16", "float16")
-
-# `{f}` ends the name of a function of C's library for a float, and is nothing for a double.
-ANY = {
-    "add": "{0} + {1}", "add_any": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "neg": "-{0}",
-    "max": "MAX({0}, {1})", "min": "MIN({0}, {1})", "clamp": "MIN(MAX({1}, {0}), {2})", "square": "{0} * {0}",
-    "gt": "{0} > {1}", "lt": "{0} < {1}", "ge": "{0} >= {1}", "le": "{0} <= {1}", "eq": "{0} == {1}",
-    "ne": "{0} != {1}", "select_n": "{0} ? {2} : {1}",
-}  # fmt: skip
-FLOATING = {
-    "div": "{0} / {1}", "abs": "fabs{f}({0})", "sign": "SIGN({0})", "sqrt": "sqrt{f}({0})", "floor": "floor{f}({0})",
-    "ceil": "ceil{f}({0})", "rsqrt": "1 / sqrt{f}({0})", "is_finite": "(fabs{f}({0}) <= MAX_OF({0}))",
-    "exp": "exp{f}({0})", "log": "log{f}({0})", "expm1": "expm1{f}({0})", "log1p": "log1p{f}({0})",
-    "tanh": "tanh{f}({0})", "cbrt": "cbrt{f}({0})", "pow": "pow{f}({0}, {1})",
-}  # fmt: skip
-WHOLE = {"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "abs": "{0} < 0 ? -{0} : {0}"}
-SHIFTS = {"shift_right_logical": ">>", "shift_left": "<<", "shift_right_arithmetic": ">>"}
-LIBRARY = ("exp", "log", "expm1", "log1p", "tanh", "cbrt", "pow")  # which have vector forms in glibc
 
 CHEAP = ("abs", "neg", "min", "lt", "gt", "convert_element_type", "bitcast_convert_type")
 SAME = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "stop_gradient")
-REDUCTIONS = {"reduce_sum": "+", "reduce_max": "max", "reduce_min": "min", "reduce_and": "&", "reduce_or": "|"}
 UNIT = 4096  # elements that one thread takes at least
 
 
@@ -144,7 +97,7 @@ class Emitter:
         """How the source calls `x` in the loop of `stage`."""
         x = self.base(x)
         if isinstance(x, Constant):
-            return literal(x.value)
+            return c.literal(x.value)
         if x not in self.names:
             self._enter(x)
         if is_scalar(x) or self.per_block(x) or self.stage[x] == stage:
@@ -153,7 +106,7 @@ class Emitter:
 
     def _enter(self, x: Value) -> None:
         """A value that comes from outside."""
-        type_of(x)
+        c.type_of(x)
         if is_scalar(x):
             self.names[x] = f"s{len(self.scalars)}"
             self.scalars.append(x)
@@ -162,7 +115,7 @@ class Emitter:
         self.inputs.append(x)
         self.names[x], self.stage[x] = f"x{k}", 0
         where, place = (self.before, "o / BLOCK") if self.per_block(x) else (self.loads, "o + j")
-        add(where, 0, f"const {type_of(x).register} x{k} = {type_of(x).load.format(f'X{k}[{place}]')};")
+        add(where, 0, f"const {c.type_of(x).register} x{k} = {c.type_of(x).load.format(f'X{k}[{place}]')};")
 
     def _is_cheap(self, x: Value) -> bool:
         """Whether it costs less to compute `x` once more than to keep it: it comes of one array at most."""
@@ -170,7 +123,7 @@ class Emitter:
         arrays = [self.base(a) for a in maker.arrays] if maker else []
         if (
             maker is None
-            or maker.name in (*INTRINSICS[1:], *REDUCTIONS)
+            or maker.name in (*INTRINSICS[1:], *c.REDUCTIONS)
             or any(not is_scalar(a) and self.per_block(a) for a in arrays)
         ):
             return False
@@ -183,14 +136,14 @@ class Emitter:
 
     def _repeated(self, x: Value, stage: int) -> str:
         """A value of an earlier stage, computed once more."""
-        text = f"const {type_of(x).register} {self.names[x]} = {self._expression(self.maker[x], stage)};"
+        text = f"const {c.type_of(x).register} {self.names[x]} = {self._expression(self.maker[x], stage)};"
         if text not in self.body.get(stage, []):
             add(self.body, stage, text)
         return self.names[x]
 
     def _kept(self, x: Value, stage: int) -> str:
         """A value of an earlier stage: it waits in a small array."""
-        name, register = self.names[x], type_of(x).register
+        name, register = self.names[x], c.type_of(x).register
         if f"{name}_" not in self.tiles:
             self.tiles[f"{name}_"] = register
             add(self.body, self.stage[x], f"{name}_[j] = {name};")
@@ -208,12 +161,12 @@ class Emitter:
             self._pair(equation, name, stage)
         elif equation.name == "unpaired":
             self._unpair(equation, name)
-        elif equation.name in REDUCTIONS:
+        elif equation.name in c.REDUCTIONS:
             read = self._accumulate(equation, name, stage)
             stage += 1
-            add(self.before, stage, f"const {type_of(out).register} {name} = {read};")
+            add(self.before, stage, f"const {c.type_of(out).register} {name} = {read};")
         else:
-            text = f"const {type_of(out).register} {name} = {self._expression(equation, stage)};"
+            text = f"const {c.type_of(out).register} {name} = {self._expression(equation, stage)};"
             add(self.before if self.per_block(out) else self.body, stage, text)
         self.names[out], self.stage[out] = name, stage
 
@@ -225,41 +178,41 @@ class Emitter:
         suffix = "" if dtype == "float64" else "f"
         args = [self.name(x, stage) for x in equation.inputs]
         if name == "convert_element_type":
-            return converted(args[0], dtype, out.dtype)
+            return c.converted(args[0], dtype, out.dtype)
         if name == "bitcast_convert_type":
-            return bitcast(args[0], dtype, out.dtype)
-        if name == "integer_pow" and dtype in FLOATS and 0 < abs(equation.params["y"]) <= 4:
+            return c.bitcast(args[0], dtype, out.dtype)
+        if name == "integer_pow" and dtype in c.FLOATS and 0 < abs(equation.params["y"]) <= 4:
             product = " * ".join([args[0]] * abs(equation.params["y"]))
             text = product if equation.params["y"] > 0 else f"1 / ({product})"
-        elif name == "round" and dtype in FLOATS:
+        elif name == "round" and dtype in c.FLOATS:
             nearest_even = int(equation.params["rounding_method"]) == 1
             text = f"{'rint' if nearest_even else 'round'}{suffix}({args[0]})"
         elif name == "pow" and equation.inputs[1] == Constant(np.float32(0.5)):
             text = f"sqrt{suffix}({args[0]})"
-        elif name in ANY or (name in FLOATING and dtype in FLOATS):
-            text = (ANY | FLOATING)[name].format(*args, f=suffix)
-            self.needs_library |= name in LIBRARY
-        elif name in WHOLE:
-            text = WHOLE[name].format(*args)
+        elif name in c.ANY or (name in c.FLOATING and dtype in c.FLOATS):
+            text = (c.ANY | c.FLOATING)[name].format(*args, f=suffix)
+            self.needs_library |= name in c.LIBRARY
+        elif name in c.WHOLE:
+            text = c.WHOLE[name].format(*args)
         elif name == "not":
             text = f"!{args[0]}" if dtype == "bool" else f"~{args[0]}"
-        elif name in SHIFTS:
+        elif name in c.SHIFTS:
             text = self._shift(equation, args)
         else:
-            raise Unsupported(f"{name} of {dtype}")
-        return type_of(out).rounded.format(text)
+            raise c.Unsupported(f"{name} of {dtype}")
+        return c.type_of(out).rounded.format(text)
 
     def _shift(self, equation: Equation, args: list[str]) -> str:
         by, dtype = self.base(equation.inputs[1]), equation.outputs[0].dtype
         if not isinstance(by, Constant) or not 0 <= int(by.value) < 8 * np.dtype(dtype).itemsize:
-            raise Unsupported("shift by a number that is not known")
+            raise c.Unsupported("shift by a number that is not known")
         logical = equation.name == "shift_right_logical" and not dtype.startswith("u")
         left = f"(u{dtype}_t){args[0]}" if logical else args[0]
-        return f"{left} {SHIFTS[equation.name]} {int(by.value)}"
+        return f"{left} {c.SHIFTS[equation.name]} {int(by.value)}"
 
     def _accumulate(self, equation: Equation, name: str, stage: int) -> str:
         """Reduces over the loop of `stage`; how the result is read after it."""
-        x, operator, dtype = self.base(equation.inputs[0]), REDUCTIONS[equation.name], equation.inputs[0].dtype
+        x, operator, dtype = self.base(equation.inputs[0]), c.REDUCTIONS[equation.name], equation.inputs[0].dtype
         value, result = self.name(x, stage), f"{name}_a"
         maker = self.maker.get(x) if isinstance(x, Value) else None
         if dtype == "bool" and operator in ("&", "|"):
@@ -271,7 +224,7 @@ class Emitter:
             kind, start, read = "uint32_t", 0, f"as_float({result})"
             text = f"{result} = MAX(as_bits({value}), {result});"
         else:
-            raise Unsupported(f"{equation.name} of {dtype}")
+            raise c.Unsupported(f"{equation.name} of {dtype}")
         add(self.before, stage, f"{kind} {result} = {start};")
         add(self.body, stage, text)
         self.reduced.setdefault(stage, []).append((operator, result))
@@ -281,7 +234,7 @@ class Emitter:
         """Codes of four bits out of bytes, into a small array."""
         x = self.base(equation.inputs[0])
         if x in self.names or not isinstance(x, Value):
-            raise Unsupported("unpaired codes that are used otherwise")
+            raise c.Unsupported("unpaired codes that are used otherwise")
         k, signed = len(self.inputs), equation.outputs[0].dtype == "int8"
         self.inputs.append(x)
         self.names[x], self.pairs[x] = f"x{k}", f"{name}_"
@@ -291,7 +244,7 @@ class Emitter:
         add(self.before, 0, f"  const uint8_t c = X{k}[o / 2 + k];")
         add(self.before, 0, f"  {name}_[2 * k] = {low}, {name}_[2 * k + 1] = {high};")
         add(self.before, 0, "}")
-        add(self.loads, 0, f"const {type_of(equation.outputs[0]).register} {name} = {name}_[j];")
+        add(self.loads, 0, f"const {c.type_of(equation.outputs[0]).register} {name} = {name}_[j];")
 
     def _pair(self, equation: Equation, name: str, stage: int) -> None:
         """Codes of four bits into a small array, from where `_store` puts them into bytes."""
@@ -303,7 +256,7 @@ class Emitter:
 
     def _store(self, k: int, value: Value) -> None:
         x = self.base(value)
-        stage, store = self._known(x), type_of(value).store
+        stage, store = self._known(x), c.type_of(value).store
         if x in self.pairs:
             tile = self.pairs[x]
             both = f"{tile}[2 * k] | {tile}[2 * k + 1] << 4"
@@ -313,24 +266,24 @@ class Emitter:
         add(where, stage, f"Y{k}[{place}] = {store.format(self.name(x, stage))};")
 
     def _total(self, k: int, equation: Equation) -> None:
-        """A reduction over the whole array: each tile adds its own to what the runtime combines."""
+        """A reduction over the whole array: each call of the loop adds its part to what the runtime combines."""
         stage = self._known(equation.inputs[0])
         read = self._accumulate(equation, f"t{k}", stage)
-        operator = REDUCTIONS[equation.name]
+        operator = c.REDUCTIONS[equation.name]
         combined = {"+": "R[{k}] + {x}", "max": "MAX({x}, R[{k}])", "&": "R[{k}] && {x}", "|": "R[{k}] || {x}"}
         add(self.after, stage, f"R[{k}] = {combined[operator].format(k=k, x=f'(double){read}')};")
 
     def _text(self, outputs: list[Value], sums: list[Equation]) -> str:
-        words = sum(type_of(x).words for x in self.scalars)
+        words = sum(c.type_of(x).words for x in self.scalars)
         tile = "BLOCK" if self.block else "n"
         layout = {"X": self.inputs, "Y": outputs}
         lines = [f"#define BLOCK {self.block or 1}", f"#define UNIT {self.block or UNIT}"]
         lines += [f"enum {{ NX = {len(self.inputs)}, NY = {len(outputs)}, NS = {words}, NR = {len(sums)} }};"]
         for side, values in layout.items():
-            sizes = ", ".join(f"sizeof({type_of(x).memory})" for x in values) or "0"
+            sizes = ", ".join(f"sizeof({c.type_of(x).memory})" for x in values) or "0"
             items = ", ".join(str(self._elements_of_an_item(x)) for x in values) or "1"
             lines.append(f"#define SIZES_{side} {{ {sizes} }}\n#define ITEMS_{side} {{ {items} }}")
-        operators = [REDUCTIONS[e.name] for e in sums]
+        operators = [c.REDUCTIONS[e.name] for e in sums]
         starts = {"+": "0", "max": "-INFINITY", "&": "1", "|": "0"}
         combine = {"+": "SUM", "max": "GREATEST", "&": "ALL", "|": "SOME"}
         lines.append(f"#define STARTS {{ {', '.join(starts[o] for o in operators) or '0'} }}")
@@ -342,10 +295,10 @@ class Emitter:
         lines.append("static void loop(int64_t n, int64_t start, const uint32_t* S, char** X, char** Y, double* R) {")
         lines += [f"  {text}" for text in self._parameters()]
         lines += [
-            f"  const {type_of(x).memory}* X{k} = (const {type_of(x).memory}*)X[{k}];"
+            f"  const {c.type_of(x).memory}* X{k} = (const {c.type_of(x).memory}*)X[{k}];"
             for k, x in enumerate(self.inputs)
         ]
-        lines += [f"  {type_of(y).memory}* Y{k} = ({type_of(y).memory}*)Y[{k}];" for k, y in enumerate(outputs)]
+        lines += [f"  {c.type_of(y).memory}* Y{k} = ({c.type_of(y).memory}*)Y[{k}];" for k, y in enumerate(outputs)]
         lines.append(f"  for (int64_t o = 0; o < n; o += {tile}) {{")
         lines.append(f"    const int64_t h = {tile};")
         lines += [f"    {kind} {name}[BLOCK] __attribute__((aligned(64)));" for name, kind in self.tiles.items()]
@@ -366,57 +319,10 @@ class Emitter:
     def _parameters(self) -> Iterable[str]:
         k = 0
         for i, x in enumerate(self.scalars):
-            kind = type_of(x)
+            kind = c.type_of(x)
             yield f"const {kind.register} s{i} = {kind.scalar.format(register=kind.register, k=k)};"
             k += kind.words
 
 
 def add(lines: dict[int, list[str]], stage: int, text: str) -> None:
     lines.setdefault(stage, []).append(text)
-
-
-def type_of(x: Atom) -> Type:
-    if x.dtype not in TYPES:
-        raise Unsupported(x.dtype)
-    return TYPES[x.dtype]
-
-
-def literal(value: Any) -> str:
-    """A number as C writes it, exactly."""
-    kind = TYPES.get(str(value.dtype))
-    if kind is None:
-        raise Unsupported(str(value.dtype))
-    if str(value.dtype) not in FLOATS:
-        return f"(({kind.register}){int(value)}{'LL' if kind.words == 2 else 'u' if value > 0 else ''})"
-    number = float(value)
-    if math.isnan(number):
-        return "NAN"
-    if math.isinf(number):
-        return "INFINITY" if number > 0 else "(-INFINITY)"
-    return f"({number.hex()}{'' if kind.words == 2 else 'f'})"
-
-
-def converted(x: str, old: str, new: str) -> str:
-    """A conversion, which in XLA saturates and takes NaN to 0."""
-    kind = TYPES[new]
-    if new == "bool":
-        return f"{x} != 0"
-    if old in FLOATS and new not in FLOATS:
-        bits = 8 * np.dtype(new).itemsize
-        if bits > 16:
-            raise Unsupported(f"conversion of {old} to {new}")
-        low, high = (0, 2**bits - 1) if new.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        return f"({kind.register})TO_INT({x}, {low}, {high})"
-    return kind.rounded.format(f"({kind.register}){x}") if new in FLOATS else f"({kind.register}){x}"
-
-
-def bitcast(x: str, old: str, new: str) -> str:
-    forms = {
-        ("float32", "uint32"): "as_bits({})", ("float32", "int32"): "(int32_t)as_bits({})",
-        ("uint32", "float32"): "as_float({})", ("int32", "float32"): "as_float((uint32_t){})",
-        ("uint16", "bfloat16"): "from_bf16({})", ("bfloat16", "uint16"): "upper_half({})",
-        ("uint32", "int32"): "(int32_t){}", ("int32", "uint32"): "(uint32_t){}",
-    }  # fmt: skip
-    if (old, new) not in forms:
-        raise Unsupported(f"bitcast of {old} to {new}")
-    return forms[old, new].format(x)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxopt_keras.engine.native import rows
-from jaxopt_keras.engine.native.emit import FLOATS, REDUCTIONS, SAME, Emitter, Loop, Unsupported
+from jaxopt_keras.engine.native.emit import SAME, Emitter, Loop
 from jaxopt_keras.engine.native.trace import INTRINSICS, Atom, Equation, Trace, Value, is_scalar
+from jaxopt_keras.engine.native.vocabulary import FLOATS, REDUCTIONS, Unsupported
 
 BARRIERS = ("cond", "while", "scan", "psum", "psum2", "psum_invariant", "optimization_barrier")
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from jax import lax
 
-from jaxopt_keras.engine.native.emit import Loop, type_of
+from jaxopt_keras.engine.native.emit import Loop
 from jaxopt_keras.engine.native.trace import Equation, Value
+from jaxopt_keras.engine.native.vocabulary import type_of
 
 
 def is_gather(e: Equation) -> bool:

@@ -1,0 +1,39 @@
+"""What the libraries of CUDA kernels for 8-bit state have in common. They run beside our int8 state."""
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.peers import torch
+from benchmarks.problem import Problem
+from benchmarks.runs import Implementation, Run, Wish
+from jaxopt_keras.parity.peer import Absent, load
+
+
+@dataclass(frozen=True)
+class EightBits:
+    """A library: the names of its classes by ours, the module that they are in, and their arguments."""
+
+    name: str
+    classes: dict[str, str]
+    module: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def available(self, platform: str) -> str | None:
+        if platform != "gpu":
+            return "its kernels need CUDA"
+        try:
+            load(self.module)
+        except Absent as absent:
+            return f"{absent}: pip install {self.name}"
+        return torch.available(platform)
+
+    def implementations(self, wish: Wish) -> list[Implementation]:
+        name = self.classes.get(wish.rule.__name__)
+        if wish.workload.kind != "arrays" or "int8" not in wish.storages or name is None:
+            return []
+        start = functools.partial(self.run, name=name)
+        return [Implementation(f"{self.name}, int8 state", self.name, start, storage="int8")]
+
+    def run(self, problem: Problem, name: str) -> Run:
+        return torch.TorchRun(problem, make=getattr(load(self.module), name), **self.arguments)

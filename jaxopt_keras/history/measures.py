@@ -1,0 +1,194 @@
+"""Measures of one step, as arrays: inside the compiled step, and on a CPU inside the loops that make it."""
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxopt_keras.engine import rows
+from jaxopt_keras.engine.partitioned import Partitioned
+from jaxopt_keras.engine.pipeline import Program
+from jaxopt_keras.functional import Kernel
+from jaxopt_keras.numerics import compute_dtype, square
+from jaxopt_keras.packed import Packed
+from jaxopt_keras.rule import Count, Field
+from jaxopt_keras.sparse import densify, is_sparse, rows_of
+from jaxopt_keras.transforms.guard import SKIPPED
+
+Measures = dict[str, Array]
+Groups = Mapping[str, str]  # a name, and a regular expression that is searched for in paths
+
+RATE = "learning_rate"
+NORMS = ("gradient_norm", "update_norm", "weight_norm", "update_ratio")
+COUNT = Field.read(Count)
+
+
+def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | None = None) -> Measures:
+    """The norms of one step, for use inside `jit`.
+
+        gradient_norm  |g|           update_norm   |new - old|
+        weight_norm    |old|         update_ratio  |new - old| / |old|, NaN where |old| is 0
+
+    Args:
+        old_params, new_params: the trees before and after the step.
+        grads: a tree like them, as the step takes it: before clipping. None, `IndexedSlices` or BCOO leaves too.
+        groups: the norms of parts of the tree besides, as `gradient_norm/name`: `{name: regular expression}`.
+
+    Returns:
+        0-d arrays by name, float32 (float64 under x64). No leaf is read twice, however many groups it is in.
+
+    A step made by a kernel is measured at less cost by `measured_step`.
+
+    Raises:
+        ValueError: for a group without parameters. TypeError: for one that is no regular expression.
+
+    >>> old, new = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([3.0, 3.5])}
+    >>> {name: float(x) for name, x in measure(old, new, {"w": jnp.array([0.0, 2.0])}).items()}
+    {'gradient_norm': 2.0, 'update_norm': 0.5, 'weight_norm': 5.0, 'update_ratio': 0.1}
+    """
+    if groups and isinstance(old_params, Packed):
+        grads = grads.unpack() if isinstance(grads, Packed) else grads
+        old_params, new_params = old_params.unpack(), new_params.unpack()
+    paths, leaves = _leaves(old_params, new_params, grads)
+    members = {"": paths} | {f"/{name}": _matching(name, pattern, paths) for name, pattern in (groups or {}).items()}
+    squares = {path: [_total(g), _total(_moved(old, new)), _total(old)] for path, (old, new, g) in leaves.items()}
+    found = {}
+    for suffix, group in members.items():
+        zero = jnp.zeros((), jnp.result_type(float))
+        g, u, w = (jnp.sqrt(sum((squares[path][i] for path in group), zero)) for i in range(3))
+        ratio = jnp.where(w > 0, u / jnp.where(w > 0, w, 1), jnp.nan)
+        found |= {f"{name}{suffix}": x for name, x in zip(NORMS, (g, u, w, ratio), strict=True)}
+    return found
+
+
+def measured_step(
+    kernel: Kernel,
+    params: Any,
+    state: Any,
+    grads: Any,
+    *,
+    norms: bool = True,
+    groups: Groups | None = None,
+    donate: bool = True,
+) -> tuple[Any, Any, Measures]:
+    """`kernel.step`, and what can be said of it: `(params, state, measures)`. Inside `jit` or outside.
+
+    Args:
+        kernel: of any kind.
+        params, state, grads: as in `Kernel.step`.
+        norms: False leaves the norms out, which are all that costs anything: `norms=i % 100 == 0`, say. Python's own
+            True or False; in a `jit` of yours, make it a static argument.
+        groups: as in `measure`.
+        donate: as in `Kernel.step`.
+
+    Returns:
+        New `params` and `state`, and 0-d arrays: those of `measure`; `step`, the updates made so far; `learning_rate`,
+        where the kernel knows it (`learning_rate/group` for each group of a partition); `skipped`, where there is a
+        guard. The gradient is the one after a sum over `axis_name`, and before clipping.
+
+    Raises:
+        As `Kernel.step` and `measure`.
+    """
+    if not isinstance(norms, bool | np.bool_):
+        raise TypeError(
+            f"`norms` must be True or False when the step is compiled. Received: norms={norms!r}. In a `jit` of yours "
+            "make it a static argument."
+        )
+    moving, hyper = kernel.moving(state), kernel.current(state.hyper)
+    settings = kernel.program, bool(norms), tuple((groups or {}).items()), donate
+    try:
+        run = _compiled(*settings)
+    except TypeError:  # a rule with an unhashable field
+        run = _compiled.__wrapped__(*settings)
+    new, moved, seen = run(params, moving, grads, hyper)
+    return new, moved._replace(hyper=hyper), seen
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], donate: bool) -> Any:
+    """One program of the step and its measures. Where loops are native, both are made in one pass over memory."""
+    plain = isinstance(program, Program)
+
+    def seen(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
+        new, moved = (program.bare_step if plain else program.step)(params, state, grads, hyper)
+        whole = program.summed(params, grads) if plain else grads
+        return new, moved, measure(params, new, whole, groups=dict(groups))
+
+    def unseen(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
+        return *program.step(params, state, grads, hyper), {}
+
+    step = unseen if not norms else program.on_engine(seen) if plain else seen
+
+    def run(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
+        rates = _rates(program, state.step, hyper)
+        params, state, found = step(params, state, grads, hyper)
+        found |= rates | {"step": state.step}
+        if SKIPPED in state.scalars:
+            found[SKIPPED] = state.scalars[SKIPPED]
+        # Copies: the next step consumes the state.
+        return params, state, jax.tree.map(jnp.copy, found)
+
+    return jax.jit(run, donate_argnums=(0, 1) if donate else ())
+
+
+def _rates(program: Any, step: Any, hyper: dict[str, Any]) -> Measures:
+    """The rates of a step, where they are known."""
+    if isinstance(program, Partitioned):
+        parts = zip(program.names, program.joint.programs, strict=True)
+        return {f"{RATE}/{name}": x for name, part in parts for x in _rates(part, step, hyper[name]).values()}
+    if not isinstance(program, Program):
+        return _rates(program.inner, step, hyper) if hasattr(program, "inner") else {}
+    if program.core.schedule is not None:
+        return {RATE: jnp.asarray(program.core.schedule(step), jnp.result_type(float))}
+    return {RATE: hyper[RATE]} if RATE in hyper else {}
+
+
+def _leaves(old_params: Any, new_params: Any, grads: Any) -> tuple[list[str], dict[str, tuple[Any, Any, Any]]]:
+    """The paths of the floats in a tree, and what each is before and after, and its gradient."""
+    if isinstance(old_params, Packed) and not isinstance(grads, Packed):
+        grads = old_params.like(grads)
+    keyed, structure = jax.tree_util.tree_flatten_with_path(old_params)
+    new, given = structure.flatten_up_to(new_params), structure.flatten_up_to(grads)
+    leaves = {}
+    for (key, p), q, g in zip(keyed, new, given, strict=True):
+        if jnp.issubdtype(jnp.result_type(p), jnp.inexact):
+            leaves[jax.tree_util.keystr(key, simple=True, separator="/")] = p, q, _dense(g, p)
+    return [*leaves], leaves
+
+
+def _dense(g: Any, p: Any) -> Any:
+    """A gradient as an array with its norm; None: there is none."""
+    if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
+        return None
+    if is_sparse(g):
+        slices = rows_of(g)
+        return densify(g, p.shape) if slices is None else rows.merge(slices, p.shape).values
+    return jnp.asarray(g)
+
+
+def _matching(name: str, pattern: Any, paths: list[str]) -> list[str]:
+    if not isinstance(pattern, str):
+        raise TypeError(f"`groups` must map names to regular expressions. Received: {name!r}: {pattern!r}")
+    found = [path for path in paths if re.search(pattern, path)]
+    if not found:
+        raise ValueError(f"The group {name!r} has no parameter: {pattern!r} is found in no path. There are {paths}")
+    return found
+
+
+def _wide(x: Any) -> Array:
+    return x.astype(compute_dtype(x.dtype))
+
+
+def _moved(old: Any, new: Any) -> Array:
+    return _wide(new) - _wide(old)
+
+
+def _total(x: Any) -> Array:
+    """The sum of squares; of no gradient 0."""
+    dtype = jnp.result_type(float)
+    return jnp.zeros((), dtype) if x is None else jnp.sum(square(_wide(x))).astype(dtype)

@@ -1,0 +1,105 @@
+"""Rows of numbers as a line, a table, TensorBoard's events and a picture."""
+
+import csv as tables
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxopt_keras.history.measures import NORMS, RATE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Path = str | os.PathLike[str]
+SHORT = {RATE: "rate", "gradient_norm": "|g|", "update_ratio": "|Δw|/|w|", "skipped": "skipped"}
+
+
+def line(row: Mapping[str, float]) -> str:
+    """The step, the user's own numbers, and the chief measures."""
+    own = [name for name in row if _is_own(name)]
+    parts = [f"step {row['step']:.0f}"] if "step" in row else []
+    parts += [f"{name} {row[name]:.4g}" for name in own]
+    parts += [f"{short} {row[name]:.2g}" for name, short in SHORT.items() if name in row and row[name] != 0]
+    return "  ".join(parts)
+
+
+def csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = tables.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int) -> None:
+    """Writes `rows`, the first of which is the run's row number `first`, where there is no step."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError("`tensorboard` needs tensorboardX: `pip install 'jaxopt_keras[tensorboard]'`.") from error
+    # Two files that begin in the same second need different names.
+    with SummaryWriter(str(directory), filename_suffix=f".{first}") as writer:
+        for i, row in enumerate(rows, first):
+            for name, x in row.items():
+                nothing = name.startswith("update_ratio") and math.isnan(x)  # of weights that are zero
+                if name != "step" and not nothing:
+                    writer.add_scalar(name, x, int(row.get("step", i)))
+
+
+def plot(history: Any, path: Path | None) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("`plot` needs matplotlib: `pip install 'jaxopt_keras[plots]'`.") from error
+    if not len(history):
+        raise ValueError("There is nothing to draw yet: `append` rows first.")
+    steps = history["step"] if "step" in history.names else np.arange(len(history))
+    panels = {title: [n for n in history.names if belongs(n)] for title, belongs in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        raise ValueError(f"There is nothing to draw among the columns {history.names}")
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5.5 * columns, 3.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    for ax, (title, names) in zip(axes, panels.items(), strict=False):
+        _panel(ax, title, names, steps, history)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def _panel(ax: Any, title: str, names: list[str], steps: np.ndarray, history: Any) -> None:
+    values = [history[name] for name in names]
+    for name, column in zip(names, values, strict=True):
+        there = ~np.isnan(column)
+        whole, _, group = name.partition("/")
+        behind = {"color": "0.75", "linewidth": 4} if any(n.startswith(f"{name}/") for n in names) else {}
+        marker = "." if there.sum() < 2 else None
+        ax.plot(steps[there], column[there], label=group or whole.replace("_", " "), marker=marker, **behind)
+    positive = np.concatenate(values)
+    positive = positive[np.isfinite(positive) & (positive != 0)]
+    if title not in LINEAR and positive.size and (positive > 0).all():
+        ax.set_yscale("log")
+    ax.set(title=title or ", ".join(names[:3]), xlabel="step")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
+
+
+def _is_own(name: str) -> bool:
+    """Whether a column is the user's."""
+    return name.split("/")[0] not in (*NORMS, RATE, "step", "skipped")
+
+
+PANELS = {
+    "": _is_own,  # which has its names for a title
+    "Learning rate": lambda name: name.split("/")[0] == RATE,
+    "Norm of the gradient": lambda name: name.split("/")[0] == "gradient_norm",
+    "Update by weight, |Δw| / |w|": lambda name: name.split("/")[0] == "update_ratio",
+    "Skipped steps": lambda name: name == "skipped",
+}
+LINEAR = ("Learning rate", "Skipped steps")
