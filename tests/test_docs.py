@@ -43,7 +43,7 @@ def test_what_is_no_equation_stays_code(text):
 def test_every_equation_of_every_rule_is_read(name):
     rule = RULES[name]
     lines = optimizers.section(name, rule).splitlines()
-    indented = [line.strip() for line in inspect.getdoc(rule).splitlines() if line.startswith("    ")]
+    indented = [line.strip() for line in (inspect.getdoc(rule) or "").splitlines() if line.startswith("    ")]
     assert indented and not any("code-block" in line for line in lines)  # what was no equation
     assert sum(line.strip().startswith("&") for line in lines) == len(indented)
     for slot in rule.slots():
