@@ -152,7 +152,8 @@ class History:
 
 
 def _is_ready(x: Any) -> bool:
-    return not isinstance(x, jax.Array) or x.is_ready()
+    ready = getattr(x, "is_ready", None)
+    return ready is None or ready()
 
 
 def _by_path(handles: list[Any]) -> dict[str, Any]:
