@@ -30,7 +30,10 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_use_rtype = False
 copybutton_exclude = ".linenos, .gp, .go"  # of an example, copy what was typed
-suppress_warnings = ["myst.header"]  # a page of ours may begin with a part of the README
+suppress_warnings = [
+    "myst.header",  # a page of ours may begin with a part of the README
+    "ref.python",  # a name in backquotes that several modules have is the first's
+]
 
 html_theme = "furo"
 html_title = "jaxopt_keras"

@@ -43,13 +43,18 @@ def test_what_is_no_equation_stays_code(text):
 def test_every_equation_of_every_rule_is_read(name):
     rule = RULES[name]
     lines = optimizers.section(name, rule).splitlines()
-    indented = [line.strip() for line in inspect.getdoc(rule).splitlines() if line.startswith("    ")]
-    assert indented and "::" not in lines  # code: what was no equation
+    indented = [line.strip() for line in (inspect.getdoc(rule) or "").splitlines() if line.startswith("    ")]
+    assert indented and not any("code-block" in line for line in lines)  # what was no equation
     assert sum(line.strip().startswith("&") for line in lines) == len(indented)
     for slot in rule.slots():
         assert f"   * - `{slot}`" in lines
     left = [line for line in lines if "&" in line and any(mark in line for mark in ("<-", "²", "sqrt(", "^t", "max(("))]
     assert not left  # of a line that was read in part
+
+
+def test_errors_are_told_apart():
+    lines = ["Raises:", "    TypeError: if it is", "    none. ValueError: if it is bad."]
+    assert docstrings.restructured(lines)[1:3] == ["    TypeError: if it is none.", "    ValueError: if it is bad."]
 
 
 def test_when_slots_exist():

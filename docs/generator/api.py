@@ -19,7 +19,7 @@ GROUPS = {
 }  # fmt: skip
 MODULES = {"The language of rules": "rule", "Helpers for rules": "numerics"}
 INHERITED = {"Optimizer", "Variable"}  # whose methods come from mixins
-MACHINERY = "Field, Hyperparameters, Marker, Rule, Stateless, as_scalar, fields_of, markers"  # of rules; Rule is above
+MACHINERY = "Field, Hyperparameters, Marker, Stateless, as_scalar, fields_of, markers"  # of the language of rules
 INTERNAL = "hook_hyper, hook_variables, hooks_running, pack_into, places, view"
 
 
@@ -56,8 +56,7 @@ def entry(name: str) -> str:
 
 def modules() -> list[str]:
     """The modules that are public: those that the package shows, and those of `interop` that can be imported here."""
-    shown = re.findall(r" as (\w+)$", inspect.getsource(jk), re.MULTILINE)
-    found = [name for name in shown if isinstance(getattr(jk, name), types.ModuleType) and name != "optimizers"]
+    found = [name for name in exported(jk) if isinstance(getattr(jk, name), types.ModuleType) and name != "optimizers"]
     for _, name, _ in pkgutil.iter_modules(interop.__path__):
         try:
             importlib.import_module(f"jaxopt_keras.interop.{name}")
@@ -67,5 +66,14 @@ def modules() -> list[str]:
     return found
 
 
+def exported(module: types.ModuleType) -> list[str]:
+    """The names that a package imports to show them: `from x import y as y`."""
+    return re.findall(r"^from .* import \w+ as (\w+)$", inspect.getsource(module), re.MULTILINE)
+
+
 def module(title: str, name: str) -> str:
-    return heading(title) + f".. automodule:: {name}\n   :members:\n   :exclude-members: {MACHINERY}\n"
+    found = importlib.import_module(name)
+    shown = ", ".join(exported(found))
+    already = [known for known in names() if getattr(found, known, None) is getattr(jk, known)]
+    hidden = ", ".join([MACHINERY, *CLASSES, *already])
+    return heading(title) + f".. automodule:: {name}\n   :members: {shown}\n   :exclude-members: {hidden}\n"

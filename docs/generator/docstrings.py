@@ -1,11 +1,13 @@
 """Docstrings, which are written for terminals, as reStructuredText."""
 
 import re
+import textwrap
 from collections.abc import Collection
 
 from docs.generator.equations import display, pieces
 
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields)\b.*:$")
+ERROR = re.compile(r"(?<=[.;]) (?=(?:\w+Error, )*\w+Error: )")
 CODE = re.compile(r"(`[^`]*`)(?!`)")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
@@ -16,15 +18,19 @@ def prose(text: str, known: Collection[str] = ()) -> str:
     >>> print(prose("`jit`s of |g| and *args (g <- g + weight_decay p)."))
     `jit`\\ s of \\|g\\| and \\*args (:math:`g \\leftarrow g + \\lambda\\,p`).
     """
-    return "".join(part if i % 2 else _plain(part, known) for i, part in enumerate(CODE.split(text)))
+    first, *parts = CODE.split(text)
+    return _plain(first, known) + "".join(
+        # Markup ends where a space is, which a backslash hides.
+        part if i % 2 else re.sub(r"^(?=\w)", r"\\ ", _plain(part, known))
+        for i, part in enumerate(parts, 1)
+    )
 
 
 def _plain(text: str, known: Collection[str]) -> str:
-    said = "".join(
+    return "".join(
         f":math:`{piece}`" if is_equation else ARXIV.sub(_link, re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", piece))
         for is_equation, piece in pieces(text, known)
     )
-    return rf"\ {said}" if re.match(r"\w", said) else said  # markup ends where a space is, which this one hides
 
 
 def _link(found: re.Match[str]) -> str:
@@ -41,16 +47,27 @@ def restructured(lines: list[str], known: Collection[str] = ()) -> list[str]:
         first = paragraph[0]
         if first.startswith("    "):
             block = display([line for line in paragraph if line.strip()], known)
-            out += [".. math::" if block else "::", ""]
+            out += [".. math::" if block else f".. code-block:: {language(paragraph)}", ""]
             out += ["    " + line for line in (block.splitlines() if block else [line[4:] for line in paragraph])]
         elif first.startswith(">>>"):
             out += paragraph
+        elif first == "Raises:":
+            said = " ".join(line.strip() for line in paragraph[1:])
+            out += [first, *("    " + prose(error, known) for error in ERROR.split(said))]
         elif SECTION.match(first):
             out += [first, *prose("\n".join(paragraph[1:]), known).splitlines()]
         else:
             out += prose("\n".join(paragraph), known).splitlines()
         out.append("")
     return out
+
+
+def language(lines: list[str]) -> str:
+    try:
+        compile(textwrap.dedent("\n".join(lines)), "", "exec")
+    except SyntaxError:
+        return "text"
+    return "python"
 
 
 def paragraphs(lines: list[str]) -> list[list[str]]:

@@ -148,12 +148,14 @@ class Reader:
             return name, name
         if kind == "function" and token in FUNCTIONS:
             self.at = self.next
-            return (self.function(token),) * 2
+            function = self.function(token)
+            return function, function
         if self.take("("):
             inside = ", ".join(self.until(")"))
             return f"({inside})", inside
         if self.take("|"):
-            return (rf"\lvert {self.until('|')[0]}\rvert ",) * 2
+            norm = rf"\lvert {self.until('|')[0]}\rvert "
+            return norm, norm
         raise End(token)
 
     def until(self, close: str) -> list[str]:

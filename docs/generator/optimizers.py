@@ -126,7 +126,8 @@ def facts(rule: type[Rule]) -> list[str]:
         lines["Complex parameters"] = "no."
     if rule.averaged is not Rule.averaged:
         lines["Evaluate"] = "the weights of `Kernel.averaged`, not the parameters."
-    scalars = {variant: kept._fields for variant in rule.variants if (kept := rule(variant=variant).scalars())}
+    made = {variant: rule().bind({"variant": variant}).scalars() for variant in rule.variants}
+    scalars = {variant: kept._fields for variant, kept in made.items() if kept is not None}
     for variant, kept in scalars.items():
         only = "" if len(scalars) == len(rule.variants) else f', with `variant="{variant}"`'
         lines["Kept once"] = " and ".join(f"`{name}`" for name in kept) + f", for all arrays{only}."
