@@ -2,8 +2,8 @@
 
     python -m tests.keras_own optimizers | schedules | trainer | callbacks
 
-runs a group twice, with Keras's classes and with ours (`keras_swap`). What fails only with ours must be in `DEVIATIONS`,
-and what is there must fail. docs/keras.md lists them.
+runs a group twice, with Keras's classes and with ours (`keras_swap`). What fails only with ours must be in
+`DEVIATIONS`, and what is there must fail. docs/keras.md lists them.
 """
 
 import argparse
