@@ -263,6 +263,8 @@ FAULTS = [
     Fault("interop/keras/state.py", "layout = value.sharding if isinstance(value.sharding, NamedSharding) else None",
           "layout = None", "a slot does not lie where its parameter does",
           "tests/test_interop_keras.py -k eight_devices"),
+          "layout = None",
+          "a slot does not lie where its parameter does", "tests/test_interop_keras.py -k eight_devices"),
     Fault("interop/keras/wrappers.py", "return scaled(value_of(loss), self.dynamic_scale.value)",
           "return scaled(value_of(loss), self.dynamic_scale.value * 0 + 64.0)",
           "the loss scale of the trainer is not the state's", "tests/test_interop_keras.py -k wrapped_again"),

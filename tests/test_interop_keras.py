@@ -291,6 +291,7 @@ def test_a_callback_with_its_own_reference_learns_why_and_one_through_the_model_
 
     class Own(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
+            assert all(v.away for v in optimizer.variables)  # the trainer has the only copy
             for use in (
                 lambda: optimizer.learning_rate,
                 lambda: setattr(optimizer, "learning_rate", 0.5),
