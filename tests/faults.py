@@ -274,7 +274,7 @@ FAULTS = [
     Fault("engine/foreign.py", "tree, **now.hyper.get(EXTRA, {}))", "tree)",
           "extra arguments do not arrive", "tests/test_interop_optax.py -k 'from_optax and polyak_sgd'"),
     Fault("engine/native/regions.py", "elif not e.inputs or not all(", "elif not all(",
-          "a loop for an array that is made from nothing", "tests/test_native.py -k from_nothing"),
+          "a loop for an array that is made from nothing", "tests/test_native.py -k 'no_loop and nothing'"),
     Fault("interop/flax.py", "self.tx.step(params, self.state, grads, donate=False, **extra)",
           "self.tx.step(params, self.tx.init(params), grads, donate=False, **extra)",
           "the state starts anew in every step", "tests/test_interop_flax.py -k 'test_nnx and True-ours'"),

@@ -149,15 +149,21 @@ def test_a_rule_of_ten_lines():
     np.testing.assert_array_equal(params["w"], PARAMS["w"] - 0.5 * jnp.sign(GRADS["w"]))
 
 
-def test_sums_of_products_and_arrays_from_nothing_are_left_to_xla():
-    class Aligned(Rule):
+FOR_XLA = {
+    "a sum of products": lambda g, p: jnp.vdot(g, p) * g,
+    "an array from nothing": lambda g, p: g + jax.lax.broadcasted_iota(jnp.float32, p.shape, p.ndim - 1),
+}
+
+
+@pytest.mark.parametrize("direction", FOR_XLA)
+def test_what_has_no_loop_is_left_to_xla(direction):
+    class Directed(Rule):
         learning_rate: Rate = 0.1
 
         def update(self, g, p, s, at):
-            ramp = jax.lax.broadcasted_iota(jnp.float32, p.shape, p.ndim - 1)
-            return -at.lr * jnp.vdot(g, p) * (g + ramp), s
+            return -at.lr * FOR_XLA[direction](g, p), s
 
-    kernels = (jk.Kernel(Aligned(), jk.Options(engine=engine)) for engine in ("auto", "xla"))
+    kernels = (jk.Kernel(Directed(), jk.Options(engine=engine)) for engine in ("auto", "xla"))
     assert_near(*(one_step(kernel, PARAMS, GRADS)[0] for kernel in kernels))
 
 
