@@ -55,6 +55,9 @@ CONFIGS = {
 LOSSY = {"bfloat16": 2**-8, "int8": 2**-4, "int4": 0.6}  # of a value: half a step, or of the greatest in its block
 anything = pytest.mark.filterwarnings("ignore:Of the checkpoint")
 every_config = pytest.mark.parametrize("name", CONFIGS)
+PACKED = ("the same", "ema", "accumulation", "nadam", "partition", "int8", "offload")
+trees = [(name, False) for name in CONFIGS] + [(name, True) for name in PACKED]
+every_tree = pytest.mark.parametrize("name, packed", trees, ids=lambda x: "packed" * x if isinstance(x, bool) else x)
 
 
 def slots(state):
@@ -77,8 +80,7 @@ def near(a, b, part):
 
 
 @anything
-@pytest.mark.parametrize("packed", [False, True], ids=["tree", "packed"])
-@every_config
+@every_tree
 def test_adamw_restores_into(name, packed):
     _, state = trained(ADAMW)
     saved, kernel = checkpoint.to_dict(state), CONFIGS[name]
@@ -94,8 +96,7 @@ def test_adamw_restores_into(name, packed):
 
 
 @anything
-@pytest.mark.parametrize("packed", [False, True], ids=["tree", "packed"])
-@every_config
+@every_tree
 def test_and_back(name, packed):
     _, there = trained(CONFIGS[name], pack=packed)
     back = checkpoint.from_dict(ADAMW, PARAMS, checkpoint.to_dict(there))
