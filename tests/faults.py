@@ -261,8 +261,6 @@ FAULTS = [
     Fault("interop/keras/state.py", "self._value = _Held(self).take()", "pass",
           "a step donates an array of the state that somebody holds", "tests/test_interop_keras.py -k outlives"),
     Fault("interop/keras/state.py", "layout = value.sharding if isinstance(value.sharding, NamedSharding) else None",
-          "layout = None", "a slot does not lie where its parameter does",
-          "tests/test_interop_keras.py -k eight_devices"),
           "layout = None",
           "a slot does not lie where its parameter does", "tests/test_interop_keras.py -k eight_devices"),
     Fault("interop/keras/wrappers.py", "return scaled(value_of(loss), self.dynamic_scale.value)",

@@ -152,8 +152,6 @@ class History:
 
 
 def _is_ready(x: Any) -> bool:
-    ready = getattr(x, "is_ready", None)
-    return ready is None or ready()
     return bool(getattr(x, "is_ready", lambda: True)())  # a number is
 
 
