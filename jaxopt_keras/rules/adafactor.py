@@ -25,7 +25,7 @@ class Adafactor(Rule):
         p <- p - max(epsilon_2, rms(p)) min(lr, 1 / sqrt(t)) u
 
     Keras caps the rate at 1 / sqrt(t) whatever `relative_step` says, and so does this. Unlike Keras, no full-size v is
-    kept for a factored array.
+    kept or made for a factored array, so that rows and columns of zeros do no harm.
 
     `variant="optax"` caps nothing, factors over the two largest axes if both have `min_dim_size_to_factor` (None: 128;
     the Keras variant: 1) elements, and applies weight decay as p <- p - weight_decay p, without the rate.
@@ -79,7 +79,7 @@ class Adafactor(Rule):
         b, q = 1 - at.t**self.beta_2_decay, square(g) + self.epsilon_1
         if s.velocity is not None:
             v = b * s.velocity + (1 - b) * q
-            s = self.State(velocity=v)
+            u, s = g / jnp.sqrt(v), self.State(velocity=v)
         else:
             axes = self.factored_axes(g.shape)
             assert axes is not None and s.row is not None and s.column is not None  # as `init` made it
@@ -87,9 +87,9 @@ class Adafactor(Rule):
             r = b * s.row + (1 - b) * q.mean(columns)
             c = b * s.column + (1 - b) * q.mean(rows)
             r_full, c_full = jnp.expand_dims(r, columns), jnp.expand_dims(c, rows)
-            v = r_full / r_full.mean(rows, keepdims=True) * c_full
+            # By its factors: where a row and a column are zeros, their product is too small for a float32 (Keras: NaN).
+            u = g * (jnp.sqrt(r_full.mean(rows, keepdims=True)) / jnp.sqrt(r_full)) / jnp.sqrt(c_full)
             s = self.State(row=r, column=c)
-        u = g / jnp.sqrt(v)
         u = u / jnp.maximum(1, at.rms(u) / self.clip_threshold)
         scale = jnp.maximum(self.epsilon_2, at.rms(p))
         if self.variant == "keras":
