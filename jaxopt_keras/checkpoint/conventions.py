@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxopt_keras.checkpoint.kernels import hyper_at, plain, rule_at
+from jaxopt_keras.checkpoint.kernels import group_of, of_group, plain, rule_at
 from jaxopt_keras.engine.leafwise import present
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.numerics import compute_dtype
@@ -64,7 +64,7 @@ class Library(NamedTuple):
         """The rate of the last update."""
         schedule = plain(self.kernel, path).core.schedule
         if schedule is None:
-            return float(hyper_at(self.kernel, self.hyper, path).get("learning_rate", 1.0))
+            return float(of_group(self.hyper, group_of(self.kernel, path)).get("learning_rate", 1.0))
         return float(schedule(np.maximum(np.asarray(self.step, np.int32) - 1, 0)))
 
 

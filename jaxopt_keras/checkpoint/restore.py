@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.forms import formed
-from jaxopt_keras.checkpoint.kernels import advanced
+from jaxopt_keras.checkpoint.kernels import advanced, of_group
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, leaves, replaced
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Kernel
@@ -103,11 +103,9 @@ def _advanced(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]
     """The rules' scalars that were not saved, as they are after `state.step` updates."""
     found = {}
     for group, kernel in place.kernels.items():
-        hyper = state.hyper[group] if group else state.hyper
-        step = state.scalars[group][STEP] if group else state.step
-        missing = [_inside(group, n) not in new for n in (state.scalars[group] if group else state.scalars)]
-        if any(missing):
-            scalars = advanced(kernel, hyper, step)
+        own = of_group(state.scalars, group)
+        if any(_inside(group, n) not in new for n in own):
+            scalars = advanced(kernel, of_group(state.hyper, group), own[STEP] if group else state.step)
             found |= {_inside(group, n): x for n, x in scalars.items() if _inside(group, n) not in new}
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library
-from jaxopt_keras.checkpoint.kernels import group_of
+from jaxopt_keras.checkpoint.kernels import group_of, of_group
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
@@ -118,7 +118,7 @@ def to_torch(
             x = np.transpose(x, np.argsort(axes)) if axes else x
             new[slot.theirs] = torch.tensor(np.array(x / x.dtype.type(slot.factor), order="C"))
         group = group_of(kernel, path)
-        scalars = state.scalars[group] if group else state.scalars
+        scalars = of_group(state.scalars, group)
         if U_PRODUCT in scalars:
             new[PRODUCT] = torch.tensor(float(scalars[U_PRODUCT]))
         if new and "momentum_buffer" not in new or "square_avg" in new:  # SGD counts nothing
