@@ -120,6 +120,24 @@ def test_into_other_things_around_the_rule():
     )  # fmt: skip
 
 
+def test_a_subclass_is_what_it_is_made_of():
+    class Mine(jk.rules.Adam):
+        pass
+
+    class Factored(jk.rules.Adafactor):
+        pass
+
+    for rule, name in ((Mine(0.05), "Adam"), (Factored(0.05), "Adafactor")):
+        first = Theirs(name, {}, PARAMS)
+        first.run(GRADS[:1])
+        kernel = jk.Kernel(rule)
+        values = checkpoint.to_keras(
+            kernel, checkpoint.from_keras(kernel, PARAMS, first.optimizer, ORDER), PARAMS, ORDER
+        )
+        assert [x.shape for x in values] == [tuple(v.shape) for v in first.optimizer.variables]
+        assert int(values[0]) == 1
+
+
 def test_refused(tmp_path):
     variables = Theirs("Adam", {}, PARAMS).optimizer.variables
     for order in (["kernel"], ["kernel", "bias", "bias"], "kernel"):

@@ -50,7 +50,8 @@ class Library(NamedTuple):
         if kept is None:
             like = jax.ShapeDtypeStruct(p.shape, compute_dtype(p.dtype))
             kept = () if type(rule) is Rule else present(jax.eval_shape(rule.init, like))  # of the frozen: nothing
-        names = next((self.table[cls.__name__] for cls in type(rule).__mro__ if cls.__name__ in self.table), {})
+        kind = kind_of(rule, self.table)
+        names = self.table.get(kind, {})
         unknown = [name for name in kept if name not in names]
         if unknown:
             raise ValueError(
@@ -58,7 +59,7 @@ class Library(NamedTuple):
                 f"known here. Those are the counterparts of {sorted(self.table)}"
             )
         rate = self._rate(path)
-        return [Slot(name, names[name], _factor(rule, name, self.name, rate)) for name in kept]
+        return [Slot(name, names[name], _factor(kind, rule.variant, name, self.name, rate)) for name in kept]
 
     def _rate(self, path: str) -> float:
         """The rate of the last update."""
@@ -68,8 +69,12 @@ class Library(NamedTuple):
         return float(schedule(np.maximum(np.asarray(self.step, np.int32) - 1, 0)))
 
 
-def _factor(rule: Rule, slot: str, library: str, rate: float) -> float:
-    kind, own = type(rule).__name__, rule.variant
+def kind_of(rule: Any, table: Table) -> str:
+    """The name of the nearest class of the rule that the table has, so that a subclass is what it is made of; or ""."""
+    return next((cls.__name__ for cls in type(rule).__mro__ if cls.__name__ in table), "")
+
+
+def _factor(kind: str, own: str, slot: str, library: str, rate: float) -> float:
     if slot == "velocity_hat" and (library == "optax") != (own == "optax"):
         variant = "optax" if library == "optax" else "keras"
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxopt_keras.checkpoint.conventions import Library
+from jaxopt_keras.checkpoint.conventions import Library, kind_of
 from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
 from jaxopt_keras.checkpoint.restore import by_path
@@ -66,7 +66,7 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
     layout = next((entries for entries in layouts if [entry.shape for entry in entries] == shapes), None)
     if layout is None:
         raise ValueError(
-            f"`variables` must be those of Keras's {type(plain.rule).__name__}: {_shown(layouts[0])}; the rate and "
+            f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {_shown(layouts[0])}; the rate and "
             f"the averages may be missing. Received: {shapes}. Do the order and the settings of the two agree?"
         )
     flat: dict[str, Any] = {entry.name: x for entry, x in zip(layout, values, strict=True) if entry.name}
@@ -130,7 +130,7 @@ def _layout(
     around = [name for name, is_on in ((AVERAGE, averages), (SUM, plain.options.gradient_accumulation_steps)) if is_on]
     entries = [Entry(STEP, ()), *([Entry(RATE, ())] if rate else [])]
     entries += [Entry(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
-    factored = type(rule).__name__ == "Adafactor"  # of which Keras keeps all three of every parameter
+    factored = kind_of(rule, TABLE) == "Adafactor"  # of which Keras keeps all three of every parameter
     for group in [rule.State._fields] if factored else slot_groups(State(0, {}, {}, slots), rule, []):
         for p, shape in shapes.items():
             for slot in group:
@@ -144,7 +144,7 @@ def _layout(
 
 def _plain(kernel: Kernel) -> Kernel:
     found = [*groups(kernel).values()]
-    if len(found) > 1 or type(found[0].rule).__name__ not in TABLE:
+    if len(found) > 1 or not kind_of(found[0].rule, TABLE):
         raise TypeError(f"`kernel` must run one rule, as Keras's optimizers do. Received: kernel={kernel!r}")
     return found[0]
 
