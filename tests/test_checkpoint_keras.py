@@ -138,6 +138,21 @@ def test_a_subclass_is_what_it_is_made_of():
         assert int(values[0]) == 1
 
 
+def test_the_saved_rate_is_what_the_momentum_holds():
+    """Whatever the kernel's own is; without a saved one, that is what there is."""
+    saved = -0.01 * jnp.ones(3)
+    for rate, variant, variables, expected in [
+        (0.1, "optax", [3, 0.01, saved], 1.0),
+        (0.1, "optax", [3, saved], 0.1),
+        (lambda step: 0.1, "optax", [3, 0.01, saved], 1.0),
+        (0.1, "keras", [3, 0.01, saved], -0.01),
+        (0.0, "keras", [3, 0.0, saved], -0.01),
+    ]:
+        kernel = jk.sgd(rate, momentum=0.9, variant=variant)
+        state = checkpoint.from_keras(kernel, {"w": jnp.ones(3)}, variables)
+        np.testing.assert_allclose(state.slots["w"]["momentum"], expected, rtol=1e-6)
+
+
 def test_refused(tmp_path):
     variables = Theirs("Adam", {}, PARAMS).optimizer.variables
     for order in (["kernel"], ["kernel", "bias", "bias"], "kernel"):

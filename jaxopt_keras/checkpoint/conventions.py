@@ -36,6 +36,7 @@ class Library(NamedTuple):
     kernel: Kernel
     hyper: Any  # of the state, for the rate
     step: Any
+    saved_rate: float | None = None  # the other library's, if it was saved
 
     def slots(self, path: str, p: Any, kept: Iterable[str] | None = None) -> list[Slot]:
         """What the rule of the parameter `p` at `path` keeps (or those of its slots that are `kept`).
@@ -63,6 +64,8 @@ class Library(NamedTuple):
 
     def _rate(self, path: str) -> float:
         """The rate of the last update."""
+        if self.saved_rate is not None:
+            return self.saved_rate
         schedule = plain(self.kernel, path).core.schedule
         if schedule is None:
             return float(of_group(self.hyper, group_of(self.kernel, path)).get("learning_rate", 1.0))
@@ -88,6 +91,8 @@ def _factor(kind: str, own: str, slot: str, library: str, rate: float) -> float:
     if units is None:
         return 1.0
     mine, theirs = units[own if kind == "SGD" else "keras"], units[library]
-    if mine != theirs and rate == 0:
+    if mine == theirs:
+        return 1.0
+    if rate == 0:
         raise ValueError(f"The momentum of {kind} is converted by the rate, which must not be 0. Received: rate=0.0")
     return mine / theirs

@@ -37,7 +37,7 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
 
     Args:
         kernel: of one rule, in its Keras variant. If Keras's optimizer accumulates gradients, so must the kernel, over
-            as many calls.
+            as many calls. Its rate is its own; a momentum that holds Keras's rate is freed of that.
         params: the parameters.
         variables: `optimizer.variables`, a list of arrays like it, the optimizer, or the path of a `.weights.h5`.
         order: the paths of our parameters in the order of Keras's; None: in the order of `params`, which for dicts is
@@ -70,13 +70,13 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
             f"the averages may be missing. Received: {shapes}. Do the order and the settings of the two agree?"
         )
     flat: dict[str, Any] = {entry.name: x for entry, x in zip(layout, values, strict=True) if entry.name}
-    flat.pop(RATE, None)
+    rate = flat.pop(RATE, None)
     every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, we count updates
     step, micro = divmod(int(flat[STEP]), every)
     flat[STEP] = np.asarray(step, np.int32)
     if every > 1:
         flat[f"scalars/{MICRO_STEP}"] = np.asarray(micro, np.int32)
-    library = Library("keras", TABLE, kernel, kernel.hyper(), flat[STEP])
+    library = Library("keras", TABLE, kernel, kernel.hyper(), flat[STEP], None if rate is None else float(rate))
     for path in order:
         for slot in library.slots(path, arrays[path]):
             name = slot_name(path, slot.ours)
