@@ -298,6 +298,9 @@ def test_refused():
         checkpoint.from_dict(ADAMW, params, [1])
     with pytest.raises(TypeError, match="`kernel` must be a kernel"):
         checkpoint.from_dict(jk.Adam(), params, saved)
+    for path in ("none.safetensors", "none"):
+        with pytest.raises(TypeError, match="`params` must be given for a kernel.*Received: params=None"):
+            checkpoint.load(path, ADAMW)
     with pytest.raises(TypeError, match="`state` must be what"):
         checkpoint.to_dict(params)
     with pytest.raises(ValueError, match="told apart by their paths"):

@@ -106,20 +106,27 @@ def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> 
         path: a file, an Orbax folder, or an item in a step's folder of an `orbax.checkpoint.CheckpointManager`, which
             may have been written by any number of processes or devices.
         kernel: a kernel, or an `Optimizer` that is built. An error leaves it as it was.
-        params: for a kernel: as in `from_dict`.
+        params: for a kernel, which needs them: as in `from_dict`. None for an `Optimizer`.
         hyper: as in `from_dict`.
 
     Returns:
         The state, or None for an `Optimizer`.
 
     Raises:
-        OSError: if there is no such file. ValueError: if it is empty, cut off, damaged, foreign, or does not fit.
+        OSError: if there is no such file. TypeError: if `params` are missing, or given for an `Optimizer`. ValueError:
+        if it is empty, cut off, damaged, foreign, or does not fit.
     """
+    if isinstance(kernel, Optimizer) and params is not None:
+        raise TypeError(
+            "`params` must be left out for an `Optimizer`, which has its variables. Received: "
+            f"params={type(params).__name__}. `load_params(path, params)` reads those that were saved"
+        )
     place = faces.place_of(kernel) if isinstance(kernel, Optimizer) else _place(kernel, params)
     state = restored(place, _read(path, spread(leaves(place.fresh), portable=False)), hyper)
     if not isinstance(kernel, Optimizer):
         return state
     faces.put(kernel, state)
+    return None
 
 
 def load_params(path: Any, params: Any) -> Any:
@@ -153,4 +160,6 @@ def _read(path: Any, like: Mapping[str, Any]) -> Mapping[str, Any]:
 def _place(kernel: Any, params: Any) -> Place:
     if not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
+    if params is None:
+        raise TypeError("`params` must be given for a kernel, as for `kernel.init`. Received: params=None")
     return Place(kernel.init(params), groups(kernel), by_path(params))
