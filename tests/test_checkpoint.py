@@ -256,6 +256,16 @@ def test_parameters_with_their_state(suffix, packed, tmp_path):
         checkpoint.load_params(path, {"b": jnp.ones(4)})
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ""], ids=["file", "folder"])
+def test_parameters_that_are_not_jax_arrays(suffix, tmp_path):
+    params = {"array": np.arange(3, dtype=np.float32), "float": 0.5, "none": np.ones((0, 2), np.float32)}
+    checkpoint.save(tmp_path / f"a{suffix}", ADAMW.init({"w": jnp.ones(3)}), params)
+    again = checkpoint.load_params(tmp_path / f"a{suffix}", jax.tree.map(np.zeros_like, params) | {"float": 0.0})
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        assert isinstance(a, jax.Array)
+        np.testing.assert_array_equal(a, np.asarray(b, np.float32), strict=True)
+
+
 def test_what_a_dict_holds_stays():
     """It is a copy: the next step may consume the state."""
     params, state = trained(ADAMW)

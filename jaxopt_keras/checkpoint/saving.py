@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint import faces, files, folders
@@ -130,12 +131,12 @@ def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> 
 
 
 def load_params(path: Any, params: Any) -> Any:
-    """The parameters that `save` was given, in the structure and the dtypes of `params`, where those lie.
+    """The parameters that `save` was given as JAX arrays, in the structure and the dtypes of `params`, where those lie.
 
     Raises:
         OSError, ValueError: as `load`; also if one is missing.
     """
-    like = by_path(params)
+    like = {path: x if hasattr(x, "sharding") else jnp.asarray(x) for path, x in by_path(params).items()}
     flat = _read(path, {_param(p): x for p, x in like.items()})
     if lacking := [p for p in like if _param(p) not in flat and like[p].size]:
         raise ValueError(f"{path} must hold the parameters {[*like]}. Received: one without {lacking}")
