@@ -286,6 +286,12 @@ def test_it_is_told():
     assert not np.any(there.slots["dense"]["bias"]["velocity"]) and np.any(there.slots["dense"]["kernel"]["velocity"])
     with pytest.warns(UserWarning, match="does not use: `slots/old/momentum`$"):
         checkpoint.from_dict(ADAMW, params, saved | {"slots/old/momentum": np.ones(2)})
+    for orphan in ("hyper/beta_1.complement", "slots/dense/bias/momentum.scales"):
+        alone = {n: x for n, x in saved.items() if n != "hyper/beta_1.complement"} | {orphan: np.ones(())}
+        del alone["hyper/beta_1"]
+        with pytest.warns(UserWarning, match=f"does not use: `{orphan}`$"):
+            there = checkpoint.from_dict(ADAMW, params, alone, hyper=True)
+        assert float(there.hyper["beta_1"].value) == np.float32(0.9)
 
 
 def test_refused():

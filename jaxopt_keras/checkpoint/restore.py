@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.forms import formed
 from jaxopt_keras.checkpoint.kernels import advanced, of_group
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, leaves, replaced
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, is_complement, leaves, replaced
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.packed import Packed
@@ -125,6 +125,8 @@ def _tell(like: Any, saved: dict[str, Any], new: Any, used: set[str], step: int)
     idle = all(np.all(np.asarray(x) == 0) for n, x in saved.items() if n.rpartition("/")[2] == MICRO_STEP)
 
     def matters(name: str) -> bool:
+        if is_complement(name):  # of nothing, or it were a `Decay`
+            return True
         own = name.rpartition("/")[2]
         if name in used or name.startswith(("hyper/", "params/")) or (idle and own in (SUM, MICRO_STEP)):
             return False
