@@ -103,6 +103,23 @@ def test_weights_h5(tmp_path):
         np.testing.assert_array_equal(variable.value, value)
 
 
+@pytest.mark.parametrize("ours", ["bfloat16", None])
+@pytest.mark.parametrize("theirs", ["bfloat16", "float32"])
+def test_weights_h5_in_bfloat16(theirs, ours, tmp_path):
+    path = tmp_path / "model.weights.h5"
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, use_bias=False, dtype=theirs)])
+    model.compile(optimizer=keras.optimizers.Adam(0.05))
+    model.optimizer.build(model.trainable_variables)
+    model.save_weights(path)
+    kernel, params = jk.adam(0.05, state_dtype=ours), {"w": model.trainable_variables[0].value}
+    state = kernel.step(params, kernel.init(params), {"w": jnp.ones((3, 2), theirs)}, donate=False)[1]
+    checkpoint.to_keras(kernel, state, params, path=path)
+    model.load_weights(path)
+    for source in (path, model.optimizer):
+        again = checkpoint.from_keras(kernel, params, source)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), again.slots, state.slots)
+
+
 def test_into_other_things_around_the_rule():
     first = Theirs("AdamW", {}, PARAMS)
     params = {n: jnp.asarray(x) for n, x in first.run(GRADS[:2]).items()}

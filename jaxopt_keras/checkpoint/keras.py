@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library, kind_of
@@ -161,7 +162,7 @@ def _values(variables: Any) -> list[np.ndarray]:
             if VARIABLES not in file:
                 raise ValueError(f"{variables} has no variables of an optimizer.")
             stored = file[VARIABLES]
-            return [np.array(stored[str(i)]) for i in range(len(stored))]
+            return [_read(stored[str(i)]) for i in range(len(stored))]
     variables = getattr(variables, "variables", variables)
     if not isinstance(variables, Iterable):
         raise TypeError(f"`variables` must be a list, an optimizer or a path. Received: {type(variables).__name__}")
@@ -175,7 +176,12 @@ def _replace(path: Any, values: list[np.ndarray]) -> None:
         if shapes != [x.shape for x in values]:
             raise ValueError(f"{path} must hold variables of {[x.shape for x in values]}. Received: {shapes}")
         for i, x in enumerate(values):
-            stored[str(i)][...] = x
+            stored[str(i)][...] = x.astype(_read(stored[str(i)]).dtype).view(stored[str(i)].dtype)
+
+
+def _read(dataset: Any) -> np.ndarray:
+    """HDF5 has no bfloat16: there are two bytes, of which Keras notes what they are."""
+    return np.array(dataset).view(jnp.bfloat16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype)
 
 
 def _shown(layout: list[Entry]) -> str:
