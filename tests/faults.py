@@ -310,6 +310,8 @@ FAULTS = [
           "what was not saved is left from before", "tests/test_checkpoint_facade.py -k 'adamw_into and ema'"),
     Fault("checkpoint/conventions.py", "return mine / theirs", "return 1.0",
           "a momentum without its rate", "tests/test_checkpoint_optax.py -k 'momentum and keras'"),
+    Fault("checkpoint/conventions.py", "if self.saved_rate is not None:", "if False:",
+          "the kernel's rate in the place of Keras's", "tests/test_checkpoint_keras.py -k saved_rate"),
     Fault("checkpoint/optax.py", "x * float(node.mini_step)", "x",
           "a mean taken for a sum", "tests/test_checkpoint_optax.py -k window"),
     Fault("checkpoint/keras.py", "step, micro = divmod(int(flat[STEP]), every)", "step, micro = int(flat[STEP]), 0",
