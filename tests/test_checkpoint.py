@@ -256,6 +256,16 @@ def test_parameters_with_their_state(suffix, packed, tmp_path):
         checkpoint.load_params(path, {"b": jnp.ones(4)})
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ""], ids=["file", "folder"])
+def test_parameters_that_are_not_jax_arrays(suffix, tmp_path):
+    params = {"array": np.arange(3, dtype=np.float32), "float": 0.5, "none": np.ones((0, 2), np.float32)}
+    checkpoint.save(tmp_path / f"a{suffix}", ADAMW.init({"w": jnp.ones(3)}), params)
+    again = checkpoint.load_params(tmp_path / f"a{suffix}", jax.tree.map(np.zeros_like, params) | {"float": 0.0})
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        assert isinstance(a, jax.Array)
+        np.testing.assert_array_equal(a, np.asarray(b, np.float32), strict=True)
+
+
 def test_what_a_dict_holds_stays():
     """It is a copy: the next step may consume the state."""
     params, state = trained(ADAMW)
@@ -276,6 +286,12 @@ def test_it_is_told():
     assert not np.any(there.slots["dense"]["bias"]["velocity"]) and np.any(there.slots["dense"]["kernel"]["velocity"])
     with pytest.warns(UserWarning, match="does not use: `slots/old/momentum`$"):
         checkpoint.from_dict(ADAMW, params, saved | {"slots/old/momentum": np.ones(2)})
+    for orphan in ("hyper/beta_1.complement", "slots/dense/bias/momentum.scales"):
+        alone = {n: x for n, x in saved.items() if n != "hyper/beta_1.complement"} | {orphan: np.ones(())}
+        del alone["hyper/beta_1"]
+        with pytest.warns(UserWarning, match=f"does not use: `{orphan}`$"):
+            there = checkpoint.from_dict(ADAMW, params, alone, hyper=True)
+        assert float(there.hyper["beta_1"].value) == np.float32(0.9)
 
 
 def test_refused():
@@ -298,6 +314,9 @@ def test_refused():
         checkpoint.from_dict(ADAMW, params, [1])
     with pytest.raises(TypeError, match="`kernel` must be a kernel"):
         checkpoint.from_dict(jk.Adam(), params, saved)
+    for path in ("none.safetensors", "none"):
+        with pytest.raises(TypeError, match="`params` must be given for a kernel.*Received: params=None"):
+            checkpoint.load(path, ADAMW)
     with pytest.raises(TypeError, match="`state` must be what"):
         checkpoint.to_dict(params)
     with pytest.raises(ValueError, match="told apart by their paths"):

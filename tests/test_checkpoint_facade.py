@@ -144,6 +144,12 @@ def test_unbuilt_is_refused(tmp_path):
             checkpoint.save(tmp_path / "a.safetensors", optimizer)
 
 
+def test_parameters_are_refused():
+    """It has its own."""
+    with pytest.raises(TypeError, match="`params` must be left out for an `Optimizer`.*params=dict. `load_params"):
+        checkpoint.load("none.safetensors", Trained("plain").optimizer, VALUES)
+
+
 def test_variables_of_one_name_are_told_apart(tmp_path):
     variables = [jk.Variable(jnp.full(2, float(i)), name="w") for i in range(3)]
     optimizer = jk.SGD(0.1, momentum=0.9)

@@ -103,6 +103,23 @@ def test_weights_h5(tmp_path):
         np.testing.assert_array_equal(variable.value, value)
 
 
+@pytest.mark.parametrize("ours", ["bfloat16", None])
+@pytest.mark.parametrize("theirs", ["bfloat16", "float32"])
+def test_weights_h5_in_bfloat16(theirs, ours, tmp_path):
+    path = tmp_path / "model.weights.h5"
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2, use_bias=False, dtype=theirs)])
+    model.compile(optimizer=keras.optimizers.Adam(0.05))
+    model.optimizer.build(model.trainable_variables)
+    model.save_weights(path)
+    kernel, params = jk.adam(0.05, state_dtype=ours), {"w": model.trainable_variables[0].value}
+    state = kernel.step(params, kernel.init(params), {"w": jnp.ones((3, 2), theirs)}, donate=False)[1]
+    checkpoint.to_keras(kernel, state, params, path=path)
+    model.load_weights(path)
+    for source in (path, model.optimizer):
+        again = checkpoint.from_keras(kernel, params, source)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), again.slots, state.slots)
+
+
 def test_into_other_things_around_the_rule():
     first = Theirs("AdamW", {}, PARAMS)
     params = {n: jnp.asarray(x) for n, x in first.run(GRADS[:2]).items()}
@@ -118,6 +135,39 @@ def test_into_other_things_around_the_rule():
         np.testing.assert_array_equal, checkpoint.from_keras(rate, params, again, ORDER).slots,
         checkpoint.from_keras(rate, params, first.optimizer, ORDER).slots,
     )  # fmt: skip
+
+
+def test_a_subclass_is_what_it_is_made_of():
+    class Mine(jk.rules.Adam):
+        pass
+
+    class Factored(jk.rules.Adafactor):
+        pass
+
+    for rule, name in ((Mine(0.05), "Adam"), (Factored(0.05), "Adafactor")):
+        first = Theirs(name, {}, PARAMS)
+        first.run(GRADS[:1])
+        kernel = jk.Kernel(rule)
+        values = checkpoint.to_keras(
+            kernel, checkpoint.from_keras(kernel, PARAMS, first.optimizer, ORDER), PARAMS, ORDER
+        )
+        assert [x.shape for x in values] == [tuple(v.shape) for v in first.optimizer.variables]
+        assert int(values[0]) == 1
+
+
+def test_the_saved_rate_is_what_the_momentum_holds():
+    """Whatever the kernel's own is; without a saved one, that is what there is."""
+    saved = -0.01 * jnp.ones(3)
+    for rate, variant, variables, expected in [
+        (0.1, "optax", [3, 0.01, saved], 1.0),
+        (0.1, "optax", [3, saved], 0.1),
+        (lambda step: 0.1, "optax", [3, 0.01, saved], 1.0),
+        (0.1, "keras", [3, 0.01, saved], -0.01),
+        (0.0, "keras", [3, 0.0, saved], -0.01),
+    ]:
+        kernel = jk.sgd(rate, momentum=0.9, variant=variant)
+        state = checkpoint.from_keras(kernel, {"w": jnp.ones(3)}, variables)
+        np.testing.assert_allclose(state.slots["w"]["momentum"], expected, rtol=1e-6)
 
 
 def test_refused(tmp_path):

@@ -140,6 +140,30 @@ def test_the_fixture_is_what_torch_says():
     assert state_dict["param_groups"][0].items() <= found["param_groups"][0].items()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_slots_in_bfloat16(dtype):
+    """Also where the parameters are."""
+    torch = pytest.importorskip("torch")
+    kernel, params = jk.adam(variant="optax", state_dtype="bfloat16"), {"w": jnp.ones(3, dtype)}
+    _, state = kernel.step(params, kernel.init(params), params, donate=False)
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(3, dtype=getattr(torch, dtype)))])
+    optimizer.load_state_dict(checkpoint.to_torch(kernel, state, optimizer.state_dict(), ["w"]))
+    again = checkpoint.from_torch(kernel, params, optimizer.state_dict(), ["w"])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), again, state)
+
+
+def test_a_subclass_is_what_it_is_made_of():
+    """Also in the units of its momentum."""
+
+    class Mine(jk.rules.SGD):
+        pass
+
+    saved = {"state": {0: {"momentum_buffer": np.ones(3)}}, "param_groups": [{"params": [0]}]}
+    kernel = jk.Kernel(Mine(0.5, momentum=0.9))
+    state = checkpoint.from_torch(kernel, {"w": jnp.ones(3)}, saved, ["w"])
+    assert state.slots["w"]["momentum"].tolist() == [-0.5] * 3
+
+
 def test_refused_and_told():
     weight, bias, state_dict = made()
     params = {"b": jnp.asarray(bias), "w": jnp.asarray(weight.T)}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxopt_keras.checkpoint.kernels import hyper_at, plain, rule_at
+from jaxopt_keras.checkpoint.kernels import group_of, of_group, plain, rule_at
 from jaxopt_keras.engine.leafwise import present
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.numerics import compute_dtype
@@ -36,6 +36,7 @@ class Library(NamedTuple):
     kernel: Kernel
     hyper: Any  # of the state, for the rate
     step: Any
+    saved_rate: float | None = None  # the other library's, if it was saved
 
     def slots(self, path: str, p: Any, kept: Iterable[str] | None = None) -> list[Slot]:
         """What the rule of the parameter `p` at `path` keeps (or those of its slots that are `kept`).
@@ -50,7 +51,8 @@ class Library(NamedTuple):
         if kept is None:
             like = jax.ShapeDtypeStruct(p.shape, compute_dtype(p.dtype))
             kept = () if type(rule) is Rule else present(jax.eval_shape(rule.init, like))  # of the frozen: nothing
-        names = next((self.table[cls.__name__] for cls in type(rule).__mro__ if cls.__name__ in self.table), {})
+        kind = kind_of(rule, self.table)
+        names = self.table.get(kind, {})
         unknown = [name for name in kept if name not in names]
         if unknown:
             raise ValueError(
@@ -58,18 +60,24 @@ class Library(NamedTuple):
                 f"known here. Those are the counterparts of {sorted(self.table)}"
             )
         rate = self._rate(path)
-        return [Slot(name, names[name], _factor(rule, name, self.name, rate)) for name in kept]
+        return [Slot(name, names[name], _factor(kind, rule.variant, name, self.name, rate)) for name in kept]
 
     def _rate(self, path: str) -> float:
         """The rate of the last update."""
+        if self.saved_rate is not None:
+            return self.saved_rate
         schedule = plain(self.kernel, path).core.schedule
         if schedule is None:
-            return float(hyper_at(self.kernel, self.hyper, path).get("learning_rate", 1.0))
+            return float(of_group(self.hyper, group_of(self.kernel, path)).get("learning_rate", 1.0))
         return float(schedule(np.maximum(np.asarray(self.step, np.int32) - 1, 0)))
 
 
-def _factor(rule: Rule, slot: str, library: str, rate: float) -> float:
-    kind, own = type(rule).__name__, rule.variant
+def kind_of(rule: Any, table: Table) -> str:
+    """The name of the nearest class of the rule that the table has, so that a subclass is what it is made of; or ""."""
+    return next((cls.__name__ for cls in type(rule).__mro__ if cls.__name__ in table), "")
+
+
+def _factor(kind: str, own: str, slot: str, library: str, rate: float) -> float:
     if slot == "velocity_hat" and (library == "optax") != (own == "optax"):
         variant = "optax" if library == "optax" else "keras"
         raise ValueError(
@@ -83,6 +91,8 @@ def _factor(rule: Rule, slot: str, library: str, rate: float) -> float:
     if units is None:
         return 1.0
     mine, theirs = units[own if kind == "SGD" else "keras"], units[library]
-    if mine != theirs and rate == 0:
+    if mine == theirs:
+        return 1.0
+    if rate == 0:
         raise ValueError(f"The momentum of {kind} is converted by the rate, which must not be 0. Received: rate=0.0")
     return mine / theirs

@@ -9,17 +9,13 @@ import importlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import jax.numpy as jnp
 import numpy as np
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: leftovers are then taken for what they look like
-    fcntl = None
 
 NARROW = {"BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}  # which NumPy has not
 WIDE = {
@@ -28,6 +24,7 @@ WIDE = {
 }  # fmt: skip
 MAKER, DIGEST, PAIRS = "made_by", "digest", "complex128"
 OURS = "jaxopt_keras"
+ABANDONED = 3600.0  # seconds since the last write: no living process takes so long for the next
 
 
 def write(path: Any, arrays: Mapping[str, Any]) -> None:
@@ -112,12 +109,10 @@ def _array(x: dict[str, Any]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file beside `path`, locked by this process, which takes the place of `path` at the end."""
+    """A new file beside `path`, which takes the place of `path` at the end."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
         os.replace(temporary, path)
     except BaseException:
@@ -139,12 +134,10 @@ def _synchronise(folder: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Removes what a process that died while it wrote `path` has left. A living one holds a lock on its own."""
+    """Removes what processes that died while they wrote `path` have left: what is too old to be a living one's."""
     for leftover in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):  # it is locked, or somebody else was faster
-            with open(leftover, "rb") as file:
-                if fcntl:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):  # somebody else was faster
+            if time.time() - leftover.stat().st_mtime > ABANDONED:
                 os.unlink(leftover)
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def write(path: Any, arrays: Mapping[str, Any]) -> None:
     """Writes arrays, which may be sharded over processes, and waits until all of it is there."""
-    kept = {name: x for name, x in arrays.items() if x.size}  # Orbax refuses what is empty
+    found = {name: x if isinstance(x, jax.Array) else np.asarray(x) for name, x in arrays.items()}
+    kept = {name: x for name, x in found.items() if x.size}  # Orbax refuses what is empty
     with _orbax().StandardCheckpointer() as checkpointer:
         checkpointer.save(_whole(path), kept, force=True)
 

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.checkpoint.conventions import Library
+from jaxopt_keras.checkpoint.conventions import Library, kind_of
 from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
 from jaxopt_keras.checkpoint.restore import by_path
@@ -37,7 +38,7 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
 
     Args:
         kernel: of one rule, in its Keras variant. If Keras's optimizer accumulates gradients, so must the kernel, over
-            as many calls.
+            as many calls. Its rate is its own; a momentum that holds Keras's rate is freed of that.
         params: the parameters.
         variables: `optimizer.variables`, a list of arrays like it, the optimizer, or the path of a `.weights.h5`.
         order: the paths of our parameters in the order of Keras's; None: in the order of `params`, which for dicts is
@@ -66,17 +67,17 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
     layout = next((entries for entries in layouts if [entry.shape for entry in entries] == shapes), None)
     if layout is None:
         raise ValueError(
-            f"`variables` must be those of Keras's {type(plain.rule).__name__}: {_shown(layouts[0])}; the rate and "
+            f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {_shown(layouts[0])}; the rate and "
             f"the averages may be missing. Received: {shapes}. Do the order and the settings of the two agree?"
         )
     flat: dict[str, Any] = {entry.name: x for entry, x in zip(layout, values, strict=True) if entry.name}
-    flat.pop(RATE, None)
+    rate = flat.pop(RATE, None)
     every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, we count updates
     step, micro = divmod(int(flat[STEP]), every)
     flat[STEP] = np.asarray(step, np.int32)
     if every > 1:
         flat[f"scalars/{MICRO_STEP}"] = np.asarray(micro, np.int32)
-    library = Library("keras", TABLE, kernel, kernel.hyper(), flat[STEP])
+    library = Library("keras", TABLE, kernel, kernel.hyper(), flat[STEP], None if rate is None else float(rate))
     for path in order:
         for slot in library.slots(path, arrays[path]):
             name = slot_name(path, slot.ours)
@@ -130,7 +131,7 @@ def _layout(
     around = [name for name, is_on in ((AVERAGE, averages), (SUM, plain.options.gradient_accumulation_steps)) if is_on]
     entries = [Entry(STEP, ()), *([Entry(RATE, ())] if rate else [])]
     entries += [Entry(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
-    factored = type(rule).__name__ == "Adafactor"  # of which Keras keeps all three of every parameter
+    factored = kind_of(rule, TABLE) == "Adafactor"  # of which Keras keeps all three of every parameter
     for group in [rule.State._fields] if factored else slot_groups(State(0, {}, {}, slots), rule, []):
         for p, shape in shapes.items():
             for slot in group:
@@ -144,7 +145,7 @@ def _layout(
 
 def _plain(kernel: Kernel) -> Kernel:
     found = [*groups(kernel).values()]
-    if len(found) > 1 or type(found[0].rule).__name__ not in TABLE:
+    if len(found) > 1 or not kind_of(found[0].rule, TABLE):
         raise TypeError(f"`kernel` must run one rule, as Keras's optimizers do. Received: kernel={kernel!r}")
     return found[0]
 
@@ -161,7 +162,7 @@ def _values(variables: Any) -> list[np.ndarray]:
             if VARIABLES not in file:
                 raise ValueError(f"{variables} has no variables of an optimizer.")
             stored = file[VARIABLES]
-            return [np.array(stored[str(i)]) for i in range(len(stored))]
+            return [_read(stored[str(i)]) for i in range(len(stored))]
     variables = getattr(variables, "variables", variables)
     if not isinstance(variables, Iterable):
         raise TypeError(f"`variables` must be a list, an optimizer or a path. Received: {type(variables).__name__}")
@@ -175,7 +176,12 @@ def _replace(path: Any, values: list[np.ndarray]) -> None:
         if shapes != [x.shape for x in values]:
             raise ValueError(f"{path} must hold variables of {[x.shape for x in values]}. Received: {shapes}")
         for i, x in enumerate(values):
-            stored[str(i)][...] = x
+            stored[str(i)][...] = x.astype(_read(stored[str(i)]).dtype).view(stored[str(i)].dtype)
+
+
+def _read(dataset: Any) -> np.ndarray:
+    """HDF5 has no bfloat16: there are two bytes, of which Keras notes what they are."""
+    return np.array(dataset).view(jnp.bfloat16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype)
 
 
 def _shown(layout: list[Entry]) -> str:

@@ -45,10 +45,9 @@ def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
     return route(rule, path, p)
 
 
-def hyper_at(kernel: Kernel, hyper: dict[str, Any], path: str) -> dict[str, Any]:
-    """Of a state's hyperparameters those of the parameter at `path`."""
-    group = group_of(kernel, path)
-    return hyper[group] if group else hyper
+def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
+    """Of a state's hyperparameters, or of its scalars, those of one group; all, where there are no groups."""
+    return x[group] if group else x
 
 
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:

@@ -155,10 +155,13 @@ def gathered(flat: dict[str, Any]) -> dict[str, Any]:
                 if f"{base}.{kind}" in found:
                     found[base] = Coded(found.pop(f"{base}.{kind}"), found.pop(name), code)
                     break
-        elif name.startswith("hyper/") and name.endswith(COMPLEMENT):
-            base = name.removesuffix(COMPLEMENT)
+        elif is_complement(name) and (base := name.removesuffix(COMPLEMENT)) in flat:
             found[base] = Decay(found[base], found.pop(name))
     return found
+
+
+def is_complement(name: str) -> bool:
+    return name.startswith("hyper/") and name.endswith(COMPLEMENT)
 
 
 def _code_name(code: Code) -> str:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.forms import formed
-from jaxopt_keras.checkpoint.kernels import advanced
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, leaves, replaced
+from jaxopt_keras.checkpoint.kernels import advanced, of_group
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, is_complement, leaves, replaced
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.packed import Packed
@@ -103,11 +103,9 @@ def _advanced(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]
     """The rules' scalars that were not saved, as they are after `state.step` updates."""
     found = {}
     for group, kernel in place.kernels.items():
-        hyper = state.hyper[group] if group else state.hyper
-        step = state.scalars[group][STEP] if group else state.step
-        missing = [_inside(group, n) not in new for n in (state.scalars[group] if group else state.scalars)]
-        if any(missing):
-            scalars = advanced(kernel, hyper, step)
+        own = of_group(state.scalars, group)
+        if any(_inside(group, n) not in new for n in own):
+            scalars = advanced(kernel, of_group(state.hyper, group), own[STEP] if group else state.step)
             found |= {_inside(group, n): x for n, x in scalars.items() if _inside(group, n) not in new}
     return found
 
@@ -127,6 +125,8 @@ def _tell(like: Any, saved: dict[str, Any], new: Any, used: set[str], step: int)
     idle = all(np.all(np.asarray(x) == 0) for n, x in saved.items() if n.rpartition("/")[2] == MICRO_STEP)
 
     def matters(name: str) -> bool:
+        if is_complement(name):  # of nothing, or it were a `Decay`
+            return True
         own = name.rpartition("/")[2]
         if name in used or name.startswith(("hyper/", "params/")) or (idle and own in (SUM, MICRO_STEP)):
             return False

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint import faces, files, folders
@@ -106,29 +107,36 @@ def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> 
         path: a file, an Orbax folder, or an item in a step's folder of an `orbax.checkpoint.CheckpointManager`, which
             may have been written by any number of processes or devices.
         kernel: a kernel, or an `Optimizer` that is built. An error leaves it as it was.
-        params: for a kernel: as in `from_dict`.
+        params: for a kernel, which needs them: as in `from_dict`. None for an `Optimizer`.
         hyper: as in `from_dict`.
 
     Returns:
         The state, or None for an `Optimizer`.
 
     Raises:
-        OSError: if there is no such file. ValueError: if it is empty, cut off, damaged, foreign, or does not fit.
+        OSError: if there is no such file. TypeError: if `params` are missing, or given for an `Optimizer`. ValueError:
+        if it is empty, cut off, damaged, foreign, or does not fit.
     """
+    if isinstance(kernel, Optimizer) and params is not None:
+        raise TypeError(
+            "`params` must be left out for an `Optimizer`, which has its variables. Received: "
+            f"params={type(params).__name__}. `load_params(path, params)` reads those that were saved"
+        )
     place = faces.place_of(kernel) if isinstance(kernel, Optimizer) else _place(kernel, params)
     state = restored(place, _read(path, spread(leaves(place.fresh), portable=False)), hyper)
     if not isinstance(kernel, Optimizer):
         return state
     faces.put(kernel, state)
+    return None
 
 
 def load_params(path: Any, params: Any) -> Any:
-    """The parameters that `save` was given, in the structure and the dtypes of `params`, where those lie.
+    """The parameters that `save` was given as JAX arrays, in the structure and the dtypes of `params`, where those lie.
 
     Raises:
         OSError, ValueError: as `load`; also if one is missing.
     """
-    like = by_path(params)
+    like = {path: x if hasattr(x, "sharding") else jnp.asarray(x) for path, x in by_path(params).items()}
     flat = _read(path, {_param(p): x for p, x in like.items()})
     if lacking := [p for p in like if _param(p) not in flat and like[p].size]:
         raise ValueError(f"{path} must hold the parameters {[*like]}. Received: one without {lacking}")
@@ -153,4 +161,6 @@ def _read(path: Any, like: Mapping[str, Any]) -> Mapping[str, Any]:
 def _place(kernel: Any, params: Any) -> Place:
     if not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
+    if params is None:
+        raise TypeError("`params` must be given for a kernel, as for `kernel.init`. Received: params=None")
     return Place(kernel.init(params), groups(kernel), by_path(params))

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library
-from jaxopt_keras.checkpoint.kernels import group_of
+from jaxopt_keras.checkpoint.kernels import group_of, of_group
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
@@ -49,11 +50,13 @@ def from_torch(
     greatest is taken.
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
-    >>> saved = {"state": {0: {"step": 2.0, "momentum_buffer": np.ones((3, 2))}}, "param_groups": [{"params": [0]}]}
+    >>> saved = {"state": {0: {"momentum_buffer": np.ones((3, 2))}}, "param_groups": [{"params": [0]}]}
     >>> kernel = jk.sgd(0.5, momentum=0.9)
     >>> state = from_torch(kernel, {"w": jnp.ones((2, 3))}, saved, ["w"], transpose=["w"])
     >>> int(state.step), state.slots["w"]["momentum"].tolist()
-    (2, [[-0.5, -0.5, -0.5], [-0.5, -0.5, -0.5]])
+    (0, [[-0.5, -0.5, -0.5], [-0.5, -0.5, -0.5]])
+
+    SGD counts no steps: set `state._replace(step=jnp.int32(n))` where there is a schedule.
 
     Raises:
         TypeError: if it is no `state_dict`. ValueError: if `order` does not fit, a shape does not, or torch has no such
@@ -113,12 +116,12 @@ def to_torch(
     for path, i in zip(order, numbers, strict=True):
         own, new = kept.get(path, {}), {}
         for slot in library.slots(path, known.get(path), own) if own else []:
-            x = np.array(own[slot.ours])
+            x = _torchable(own[slot.ours])
             axes = _axes(transpose, path, x.ndim)
             x = np.transpose(x, np.argsort(axes)) if axes else x
             new[slot.theirs] = torch.tensor(np.array(x / x.dtype.type(slot.factor), order="C"))
         group = group_of(kernel, path)
-        scalars = state.scalars[group] if group else state.scalars
+        scalars = of_group(state.scalars, group)
         if U_PRODUCT in scalars:
             new[PRODUCT] = torch.tensor(float(scalars[U_PRODUCT]))
         if new and "momentum_buffer" not in new or "square_avg" in new:  # SGD counts nothing
@@ -155,6 +158,11 @@ def _axes(transpose: Transposed, path: str, ndim: int) -> tuple[int, ...] | None
         if re.search(pattern, path) and (axes is not None or ndim == 2):
             return tuple(axes or (1, 0))
     return None
+
+
+def _torchable(x: Any) -> np.ndarray:
+    """Torch takes no bfloat16 from NumPy; `load_state_dict` makes of float32 what its parameter is."""
+    return np.array(x, np.float32 if x.dtype == jnp.bfloat16 else None)
 
 
 def _numpy(x: Any) -> np.ndarray:
