@@ -155,8 +155,7 @@ def gathered(flat: dict[str, Any]) -> dict[str, Any]:
                 if f"{base}.{kind}" in found:
                     found[base] = Coded(found.pop(f"{base}.{kind}"), found.pop(name), code)
                     break
-        elif name.startswith("hyper/") and name.endswith(COMPLEMENT):
-            base = name.removesuffix(COMPLEMENT)
+        elif name.endswith(COMPLEMENT) and (base := name.removesuffix(COMPLEMENT)) in found and "hyper/" in name:
             found[base] = Decay(found[base], found.pop(name))
     return found
 
