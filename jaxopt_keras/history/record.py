@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxopt_keras.handles import handle
 from jaxopt_keras.history import writers
@@ -55,8 +56,8 @@ class History:
         """
         row = dict(measures or {}) | more
         for name, x in row.items():
-            if isinstance(x, str | bytes | None | jax.core.Tracer):
-                hint = " Return it from the `jit`." if isinstance(x, jax.core.Tracer) else ""
+            if isinstance(x, str | bytes | None | Tracer):
+                hint = " Return it from the `jit`." if isinstance(x, Tracer) else ""
                 raise TypeError(f"`{name}` must be one number. Received: {name}={x!r}.{hint}")
             if np.size(x) != 1:
                 raise ValueError(f"`{name}` must be one number. Received: an array of shape {np.shape(x)}")
