@@ -26,7 +26,7 @@ class Configs:
     name: str
     _state: Any
     _rule: Any
-    _rate: Any
+    _rate_source: Any
     _options: Options
 
     def get_config(self) -> dict[str, Any]:
@@ -54,9 +54,9 @@ class Configs:
         return config
 
     def _rate_config(self) -> Any:
-        if isinstance(self._rate, schedules.LearningRateSchedule):
-            return schedules.serialize(self._rate)
-        if self._rate is not None:
+        if isinstance(self._rate_source, schedules.LearningRateSchedule):
+            return schedules.serialize(self._rate_source)
+        if self._rate_source is not None:
             warnings.warn("`learning_rate` is a function, which a config cannot hold: it is left out.", stacklevel=3)
             return None
         if "learning_rate" not in self._state.hyper:

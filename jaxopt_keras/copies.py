@@ -10,7 +10,7 @@ import numpy as np
 from jaxopt_keras.engine.hooks import Hooks
 from jaxopt_keras.handles import Handle, handle
 
-_LEFT_BEHIND = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_rate_at")
+_LEFT_BEHIND = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_rate_now")
 
 
 class Copies:
@@ -18,7 +18,7 @@ class Copies:
 
     _state: Any
     _rule: Any
-    _rate: Any
+    _rate_source: Any
     _options: Any
     _excluded: Any
     _paths: list[str]
@@ -46,13 +46,13 @@ class Copies:
         views, stand_ins, keys = (met.get(name, {}) for name in ("_views", "_stand_ins", "_keys"))
         met.update(kept, _handles={}, _keys=keys, _kernel_cache=None, _views=views, _stand_ins=stand_ins)
         met["_state"] = jax.tree.map(jnp.asarray, kept["_state"])
-        if self._rate is not None:
-            self._take_rate(self._rate)
+        if self._rate_source is not None:
+            self._take_rate(self._rate_source)
 
     def __copy__(self) -> Self:
         """A copy for the same variables, with a state of its own."""
         twin = object.__new__(type(self))
-        shared = [self._options, self._rate, *(h.variable for h in self._handles.values())]
+        shared = [self._options, self._rate_source, *(h.variable for h in self._handles.values())]
         if not isinstance(self._rule, Hooks):
             shared.append(self._rule)
         # Deep, since a custom optimizer's attributes hold views: those of the copy are to show the copy's state.

@@ -195,12 +195,10 @@ class Kernel:
             ValueError: if the structure or a shape does not fit. TypeError: for a leaf of a wrong kind, or a keyword
             that nobody takes.
         """
-        if extra and not isinstance(self.rule, Foreign):
-            raise TypeError(f"`step` takes `params`, `state`, `grads` and `donate`. Received: {sorted(extra)} besides")
         run, moving = self.compiled.step_donating if donate else self.compiled.step, self.moving(state)
         hyper = self.current(state.hyper)
         try:
-            params, moved = run(params, moving, grads, self._with(hyper, extra))
+            params, moved = run(params, moving, grads, self.given(hyper, extra))
         except TypeError as error:
             raise _explained(error, params=params, grads=grads) from error
         return params, moved._replace(hyper=hyper)
@@ -260,6 +258,16 @@ class Kernel:
         """The names of the hyperparameters that were given as arrays."""
         numbers = self.options.traced() | (self.rule.traced() if isinstance(self.rule, Rule) else {})
         return tuple(name for name, value in numbers.items() if isinstance(value, jax.Array))
+
+    def given(self, hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        """The run-time values of a step: hyperparameters, and what a transformation of optax's takes besides.
+
+        Raises:
+            TypeError: for a keyword that nobody takes.
+        """
+        if extra and not isinstance(self.rule, Foreign):
+            raise TypeError(f"`step` takes `params`, `state`, `grads` and `donate`. Received: {sorted(extra)} besides")
+        return self._with(hyper, extra)
 
     def _with(self, hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         return hyper | self.rule.extra(extra) if extra and isinstance(self.rule, Foreign) else hyper

@@ -355,7 +355,7 @@ class Optimizer(Registry, Configs, Weights):
         return view(self, place)
 
     def __repr__(self) -> str:
-        rate = self._rate if self._rate is not None else self._state.hyper.get("learning_rate")
+        rate = self._rate_source if self._rate_source is not None else self._state.hyper.get("learning_rate")
         return f"<{type(self).__name__} name={self.name!r} learning_rate={rate} iterations={int(self._state.step)}>"
 
 

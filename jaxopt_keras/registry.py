@@ -28,7 +28,7 @@ class Registry(Settings, Custom, Copies):
             built=False,
             _rule=None,
             _options=options,
-            _rate=None,  # a schedule, or a function without arguments; None: the number in state.hyper
+            _rate_source=None,  # a schedule, or a function without arguments; None: the number in state.hyper
             _paths=[],  # of the variables, in the order of arrival
             _handles={},  # path -> Handle
             _keys={},  # id of a variable -> path

@@ -82,6 +82,12 @@ def markers(hint: Any, kind: type) -> list[Any]:
     return found + [m for argument in typing.get_args(hint) for m in markers(argument, kind)]
 
 
+CAST = (
+    ". `optax.inject_hyperparams` casts numbers to the parameters' dtype, unless it is told "
+    "`hyperparam_dtype=jnp.float32`"
+)
+
+
 class Field(NamedTuple):
     """One hyperparameter, read off its annotation."""
 
@@ -134,9 +140,16 @@ class Field(NamedTuple):
         kind = float if float in self.types else int
         numeric = isinstance(value, (int, float, np.number, np.ndarray, Array)) and not isinstance(value, bool)
         if not numeric or np.ndim(value) or np.iscomplexobj(value) or (kind is int and not float(value).is_integer()):
+            hint = CAST if isinstance(value, Array) and np.iscomplexobj(value) else ""
             raise TypeError(
                 f"`{name}` must be {'a number' if kind is float else 'an integer'}"
                 f"{' or None' if type(None) in self.types else ''}. Received: {name}={value!r} ({type(value).__name__})"
+                f"{hint}"
+            )
+        if self.complement and isinstance(value, Array) and value.dtype in (jnp.bfloat16, jnp.float16):
+            raise TypeError(
+                f"`{name}` must be a Python number or a float32 array: in {value.dtype}, 0.999 is another number. "
+                f"Received: {name}={value!r}{CAST}"
             )
         if isinstance(value, Tracer):
             return value

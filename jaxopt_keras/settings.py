@@ -5,6 +5,7 @@ depends on the rule.
 """
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from types import NoneType
@@ -57,12 +58,14 @@ class Settings:
     name: str
     _state: State
     _rule: Any
-    _rate: Any  # a schedule, or a function without arguments; None: the number in state.hyper
-    _rate_at: Callable[[Any], Any]
+    _rate_source: Any  # a schedule, or a function without arguments; None: the number in state.hyper
+    _rate_now: Callable[[Any], Any]
     _options: Options
     _excluded: Exclusion
     _handles: dict[str, Handle]
     _own: list[str]
+    _views: dict[Any, Any]
+    _stand_ins: dict[str, Any]
     _in_hooks: bool
     _kernel_cache: Kernel | None
     view: Callable[[Place], View]
@@ -76,7 +79,7 @@ class Settings:
     @property
     def learning_rate(self) -> Any:
         """The rate of the next step: an assignable view of it, or what the schedule or function gives now."""
-        if self._rate is not None and not self._in_hooks:  # hooks find the rate of their step in its place
+        if self._rate_source is not None and not self._in_hooks:  # hooks find the rate of their step in its place
             return self._hyper(self._state)["learning_rate"]
         if "learning_rate" not in self._state.hyper:
             raise AttributeError(
@@ -101,12 +104,14 @@ class Settings:
         value = value_of(value)
         if callable(value) and not isinstance(value, type):
             rate = jax.jit(lambda step: _one_rate(value(step)))
-            object.__setattr__(self, "_rate", value)
-            object.__setattr__(self, "_rate_at", rate if schedules.is_schedule(value) else lambda _: _one_rate(value()))
+            object.__setattr__(self, "_rate_source", value)
+            object.__setattr__(
+                self, "_rate_now", rate if schedules.is_schedule(value) else lambda _: _one_rate(value())
+            )
             number = None
         else:
             number = RATE_FIELD.check("learning_rate", value)
-            object.__setattr__(self, "_rate", None)
+            object.__setattr__(self, "_rate_source", None)
         if isinstance(self._rule, Rule):
             rule = self._rule.bind({"learning_rate": 1e-3 if number is None else number})
             object.__setattr__(self, "_rule", rule)
@@ -116,9 +121,9 @@ class Settings:
 
     def _hyper(self, state: State) -> dict[str, Any]:
         """The hyperparameters of the next step."""
-        if self._rate is None:
+        if self._rate_source is None:
             return state.hyper
-        return state.hyper | {"learning_rate": self._rate_at(state.step)}
+        return state.hyper | {"learning_rate": self._rate_now(state.step)}
 
     @property
     def iterations(self) -> View:
@@ -183,6 +188,11 @@ class Settings:
         if "_rule" not in self.__dict__:
             raise RuntimeError(
                 f"`{type(self).__name__}.__init__` must call `super().__init__()` first. Received: {name}={value!r}"
+            )
+        if name.startswith("_") and _is_taken(type(self), name):
+            raise AttributeError(
+                f"`{name}` is taken: the library keeps something of its own there. Received: {name}={value!r}. Choose "
+                "another name."
             )
         if hasattr(type(self), name) or name in self.__dict__:
             own = name not in ("name", "built") and not isinstance(getattr(type(self), name, None), property)
@@ -267,6 +277,13 @@ class Settings:
         if len({self._excludes(options, v.path, v) for v in buffer.variables}) > 1:
             return "exclude_from_weight_decay"
         return None
+
+
+def _is_taken(cls: type, name: str) -> bool:
+    """Whether the library has this name for itself: it declares it, or has a method of that name."""
+    ours = [c for c in cls.__mro__ if c.__module__.startswith("jaxopt_keras.")]
+    declared = any(name in vars(c) or name in inspect.get_annotations(c) for c in ours)
+    return declared and not isinstance(getattr(cls, name, None), property)
 
 
 def _taken_over(old: Any, fresh: Any) -> Any:

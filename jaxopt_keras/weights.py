@@ -24,7 +24,7 @@ class Weights:
     name: str
     _state: Any
     _rule: Any
-    _rate: Any
+    _rate_source: Any
     _paths: list[str]
     _own: list[str]
 
@@ -34,7 +34,7 @@ class Weights:
     def places(self) -> list[Place]:
         """Where the `variables` stand in the state."""
         groups = slot_groups(self._state, self._rule, self._own)
-        return keras_order(self._state, self._paths, groups, self._own, scheduled=self._rate is not None)
+        return keras_order(self._state, self._paths, groups, self._own, scheduled=self._rate_source is not None)
 
     @property
     def variables(self) -> Variables:

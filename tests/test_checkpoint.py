@@ -236,6 +236,20 @@ def test_optax_transformations_too():
     again = checkpoint.from_dict(kernel, params, checkpoint.to_dict(state))
     numbers = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(numbers(a), numbers(b)), again, state)
+    with pytest.raises(ValueError, match="Nothing in this checkpoint fits.*scalars/transformation/1/0/mu/v"):
+        checkpoint.from_dict(kernel, {"v": jnp.ones(3)}, checkpoint.to_dict(state))
+    with pytest.raises(ValueError, match="Nothing in this checkpoint fits"):
+        checkpoint.from_dict(jk.adam(0.1), params, checkpoint.to_dict(state))
+
+
+def test_a_kernel_inside_an_optax_transformation(recwarn):
+    optax = pytest.importorskip("optax")
+    kernel = jk.Kernel.from_optax(optax.chain(optax.clip(1.0), jk.adam(0.1, state_dtype="int8")))
+    params = {"w": jnp.ones((4, 2048))}
+    params, state = kernel.step(params, kernel.init(params), params, donate=False)
+    again = checkpoint.from_dict(kernel, params, checkpoint.to_dict(state))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), again, state)  # complements too
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ""], ids=["file", "folder"])
@@ -317,7 +331,7 @@ def test_refused():
     for path in ("none.safetensors", "none"):
         with pytest.raises(TypeError, match="`params` must be given for a kernel.*Received: params=None"):
             checkpoint.load(path, ADAMW)
-    with pytest.raises(TypeError, match="`state` must be what"):
+    with pytest.raises(TypeError, match="`state` must be what.*Received: builtins.dict. Of an optimizer of"):
         checkpoint.to_dict(params)
     with pytest.raises(ValueError, match="told apart by their paths"):
         checkpoint.to_dict(ADAMW.init({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}))

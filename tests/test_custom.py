@@ -269,6 +269,28 @@ def test_a_hook_may_keep_notes_without_being_traced_again():
     assert Noting.traces == 2 and optimizer.seen == ["kernel", "bias"]  # in the order of the variables
 
 
+def test_private_attributes_are_the_subclass_s_own():
+    class Scaled(Tf2):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self._rate = 0.5  # a name that one thinks of
+
+        def _resource_apply_dense(self, grad, var):
+            super()._resource_apply_dense(self._rate * grad, var)
+
+    w, v = jk.Variable([1.0, 2.0]), jk.Variable([1.0, 2.0])
+    optimizer = Scaled()
+    optimizer.apply_gradients([(jnp.ones(2), w)])
+    Tf2().apply_gradients([(jnp.full(2, 0.5), v)])
+    assert w.numpy().tolist() == v.numpy().tolist() and optimizer._rate == 0.5
+
+
+@pytest.mark.parametrize("name", ["_state", "_rule", "_keys", "_views", "_step"])
+def test_a_private_name_that_is_taken_is_refused(name):
+    with pytest.raises(AttributeError, match=f"`{name}` is taken.*Received: {name}=0.5. Choose another"):
+        setattr(Tf2(), name, 0.5)
+
+
 def test_a_changed_attribute_is_traced_anew():
     optimizer, variables = Keras3(mu=0.9), two()
     trained(optimizer, variables)

@@ -150,6 +150,10 @@ def test_bad_input():
     state = kernel.init(PARAMS)
     with pytest.raises(ValueError, match="The group 'x' has no parameter: 'nothing' is found in no path"):
         measured_step(kernel, PARAMS, state, GRADS, groups={"x": "nothing"}, donate=False)
+    with pytest.raises(TypeError, match="`kernel` must be a kernel"):
+        measured_step(None, PARAMS, state, GRADS)
+    with pytest.raises(TypeError, match="`groups` must map names to regular expressions. Received: \\['w'\\]"):
+        History(groups=["w"])
     with pytest.raises(TypeError, match="`groups` must map names to regular expressions. Received: 'x': 3"):
         measured_step(kernel, PARAMS, state, GRADS, groups={"x": 3}, donate=False)
     with pytest.raises(ValueError, match="`every` must be an integer >= 1. Received: every=0"):
@@ -189,6 +193,35 @@ def test_apply_gradients(kind):
     assert history["skipped"].tolist() == [0, 0, 0]
     assert np.isnan(history["gradient_norm"]).tolist() == [False, True, False]
     np.testing.assert_allclose(history["learning_rate"], 0.1)
+
+
+def test_a_group_without_variables_changes_nothing():
+    w, optimizer, history = jk.Variable(jnp.ones(2), name="w"), jk.SGD(0.5), History(groups={"x": "nothing"})
+    with pytest.raises(ValueError, match="The group 'x' has no parameter"):
+        history.apply_gradients(optimizer, [(jnp.ones(2), w)])
+    assert w.numpy().tolist() == [1, 1] and int(optimizer.iterations) == 0
+
+
+def test_what_an_optax_transformation_takes_besides():
+    optax = pytest.importorskip("optax")
+    kernel = jk.Kernel.from_optax(optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau()))
+    params = {"w": jnp.ones(2)}
+    given = params, kernel.init(params), params
+    value = jnp.float32(1.0)
+    with jax.numpy_dtype_promotion("standard"):
+        new, state, seen = measured_step(kernel, *given, donate=False, value=value)
+        again = kernel.step(*given, donate=False, value=value)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, (new, state), again)) and int(seen["step"]) == 1
+    with pytest.raises(TypeError, match=r"Received: \['value'\] besides"):
+        measured_step(jk.sgd(0.5), params, jk.sgd(0.5).init(params), params, value=1.0)
+
+
+@pytest.mark.parametrize("bad", ["0.5", None])
+def test_what_is_no_number_is_refused(bad):
+    with pytest.raises(TypeError, match="`loss` must be one number. Received: loss="):
+        History().append(loss=bad)
+    with pytest.raises(TypeError, match="Return it from the `jit`"):
+        jax.jit(lambda x: History().append(loss=x))(1.0)
 
 
 def test_apply_gradients_of_others():

@@ -101,6 +101,16 @@ def test_slots_have_their_parameters_metadata():
     assert layer.kernel[...].sharding.shard_shape((2, 8)) == (2, 1)
 
 
+@pytest.mark.parametrize("kernel", [jk.sgd(0.1), jk.adam(0.1, skip_nonfinite=True)], ids=["rule", "guard"])
+def test_a_state_of_another_kernel_is_refused(kernel):
+    model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    optimizer = flax.Optimizer(model, jk.adam(0.1))
+    before = optimizer.state
+    with pytest.raises(ValueError, match="`state` must be a state of this optimizer's kernel"):
+        optimizer.set_state(kernel.init(nnx.as_pure(nnx.state(model, nnx.Param))))
+    jax.tree.map(np.testing.assert_array_equal, optimizer.state, before)
+
+
 def test_numbers_can_be_replaced_and_averages_read():
     kernel, model = jk.sgd(0.1, use_ema=True, ema_momentum=0.5), nnx.Linear(1, 1, rngs=nnx.Rngs(0))
     optimizer = flax.Optimizer(model, kernel)

@@ -132,7 +132,11 @@ def test_configs_go_through_json_and_back(name):
     again = CLASSES[name].from_config(config)
     assert config == before
     assert again.get_config() == optimizer.get_config()
-    assert (again._rule, again._options, again._rate) == (optimizer._rule, optimizer._options, optimizer._rate)
+    assert (again._rule, again._options, again._rate_source) == (
+        optimizer._rule,
+        optimizer._options,
+        optimizer._rate_source,
+    )
     assert type(again) is CLASSES[name]
 
     whole = json.loads(json.dumps(jk.serialize(optimizer)))
@@ -179,7 +183,7 @@ def test_kerass_own_serialized_optimizers_load(name):
 def test_kerass_own_schedules_load():
     theirs = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.5))
     ours = jk.deserialize(keras.optimizers.serialize(theirs))
-    assert ours._rate == schedules.ExponentialDecay(0.5, 10, 0.5)
+    assert ours._rate_source == schedules.ExponentialDecay(0.5, 10, 0.5)
 
 
 class Doubling(schedules.LearningRateSchedule):

@@ -155,7 +155,7 @@ def gathered(flat: dict[str, Any]) -> dict[str, Any]:
                 if f"{base}.{kind}" in found:
                     found[base] = Coded(found.pop(f"{base}.{kind}"), found.pop(name), code)
                     break
-        elif is_complement(name) and (base := name.removesuffix(COMPLEMENT)) in flat:
+        elif is_complement(name) and (base := name.removesuffix(COMPLEMENT)) in found:
             found[base] = Decay(found[base], found.pop(name))
     return found
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxopt_keras.checkpoint.forms import formed
 from jaxopt_keras.checkpoint.kernels import advanced, of_group
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, is_complement, leaves, replaced
+from jaxopt_keras.engine.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.packed import Packed
@@ -52,7 +53,8 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
     if not new.keys() & _slots(like) and _slots(like) and _slots(saved):
         raise ValueError(
             f"Nothing in this checkpoint fits these parameters. It has {_some(_slots(saved))}; needed are "
-            f"{_some(_slots(like))}."
+            f"{_some(_slots(like))}. They are told apart by their paths: a model that is made anew, in Keras say, must "
+            "be given the same names."
         )
     state = replaced(place.fresh, new)
     state = replaced(state, _advanced(place, state, new) | _windows(place, leaves(state)))
@@ -91,8 +93,10 @@ def _sources(name: str) -> list[str]:
     return [name, STEP if own == STEP else f"{kind}/{own}"]
 
 
-def _slots(names: Any) -> set[str]:
-    return {name for name in names if name.startswith("slots/") and name.rpartition("/")[2] not in AROUND}
+def _slots(found: Mapping[str, Any]) -> set[str]:
+    """The names of what is kept for parameters: slots of rules, and the arrays of an optax transformation."""
+    names = {name for name in found if name.startswith("slots/") and name.rpartition("/")[2] not in AROUND}
+    return names | {name for name, x in found.items() if f"/{FOREIGN}/" in name and getattr(x, "shape", None) != ()}
 
 
 def _inside(group: str, name: str) -> str:

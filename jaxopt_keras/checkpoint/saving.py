@@ -44,8 +44,9 @@ def to_dict(state: Any, *, portable: bool = False, on_host: bool = True) -> dict
     """
     if not isinstance(state, (State, Optimizer)):
         raise TypeError(
-            "`state` must be what `kernel.init` or `kernel.step` returned, or an `Optimizer`. Received: "
-            f"{type(state).__name__}"
+            "`state` must be what `kernel.init` or `kernel.step` returned, or a `jaxopt_keras.Optimizer`. Received: "
+            f"{type(state).__module__}.{type(state).__qualname__}. Of an optimizer of `interop.keras` pass its "
+            "`wrapped`, of one of `interop.flax` its `state`, of a `TrainState` its `opt_state`."
         )
     found = leaves(faces.state_of(state) if isinstance(state, Optimizer) else state)
     flat = {FORMAT: np.asarray(VERSION, np.int32)} | spread(found, portable)

@@ -51,11 +51,12 @@ def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | No
     >>> {name: float(x) for name, x in measure(old, new, {"w": jnp.array([0.0, 2.0])}).items()}
     {'gradient_norm': 2.0, 'update_norm': 0.5, 'weight_norm': 5.0, 'update_ratio': 0.1}
     """
+    groups = checked_groups(groups)
     if groups and isinstance(old_params, Packed):
         grads = grads.unpack() if isinstance(grads, Packed) else grads
         old_params, new_params = old_params.unpack(), new_params.unpack()
     paths, leaves = _leaves(old_params, new_params, grads)
-    members = {"": paths} | {f"/{name}": _matching(name, pattern, paths) for name, pattern in (groups or {}).items()}
+    members = {"": paths} | {f"/{name}": matching(name, pattern, paths) for name, pattern in groups.items()}
     squares = {path: [_total(g), _total(_moved(old, new)), _total(old)] for path, (old, new, g) in leaves.items()}
     found = {}
     for suffix, group in members.items():
@@ -75,6 +76,7 @@ def measured_step(
     norms: bool = True,
     groups: Groups | None = None,
     donate: bool = True,
+    **extra: Any,
 ) -> tuple[Any, Any, Measures]:
     """`kernel.step`, and what can be said of it: `(params, state, measures)`. Inside `jit` or outside.
 
@@ -85,6 +87,7 @@ def measured_step(
             True or False; in a `jit` of yours, make it a static argument.
         groups: as in `measure`.
         donate: as in `Kernel.step`.
+        **extra: as in `Kernel.step`.
 
     Returns:
         New `params` and `state`, and 0-d arrays: those of `measure`; `step`, the updates made so far; `learning_rate`,
@@ -94,18 +97,20 @@ def measured_step(
     Raises:
         As `Kernel.step` and `measure`.
     """
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
     if not isinstance(norms, bool | np.bool_):
         raise TypeError(
             f"`norms` must be True or False when the step is compiled. Received: norms={norms!r}. In a `jit` of yours "
             "make it a static argument."
         )
     moving, hyper = kernel.moving(state), kernel.current(state.hyper)
-    settings = kernel.program, bool(norms), tuple((groups or {}).items()), donate
+    settings = kernel.program, bool(norms), tuple(checked_groups(groups).items()), donate
     try:
         run = _compiled(*settings)
     except TypeError:  # a rule with an unhashable field
         run = _compiled.__wrapped__(*settings)
-    new, moved, seen = run(params, moving, grads, hyper)
+    new, moved, seen = run(params, moving, grads, kernel.given(hyper, extra))
     return new, moved._replace(hyper=hyper), seen
 
 
@@ -171,9 +176,19 @@ def _dense(g: Any, p: Any) -> Any:
     return jnp.asarray(g)
 
 
-def _matching(name: str, pattern: Any, paths: list[str]) -> list[str]:
-    if not isinstance(pattern, str):
-        raise TypeError(f"`groups` must map names to regular expressions. Received: {name!r}: {pattern!r}")
+def checked_groups(groups: Any) -> dict[str, str]:
+    """`groups` as a dict; a TypeError if they are no mapping to strings."""
+    found = {} if groups is None else groups
+    bad = (
+        [f"{n!r}: {x!r}" for n, x in found.items() if not isinstance(x, str)] if isinstance(found, Mapping) else [found]
+    )
+    if bad:
+        raise TypeError(f"`groups` must map names to regular expressions. Received: {bad[0]}")
+    return dict(found)
+
+
+def matching(name: str, pattern: str, paths: list[str]) -> list[str]:
+    """The paths that a group has; a ValueError if there are none."""
     found = [path for path in paths if re.search(pattern, path)]
     if not found:
         raise ValueError(f"The group {name!r} has no parameter: {pattern!r} is found in no path. There are {paths}")
@@ -181,6 +196,7 @@ def _matching(name: str, pattern: Any, paths: list[str]) -> list[str]:
 
 
 def _wide(x: Any) -> Array:
+    x = jnp.asarray(x)
     return x.astype(compute_dtype(x.dtype))
 
 

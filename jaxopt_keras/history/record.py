@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxopt_keras.handles import handle
 from jaxopt_keras.history import writers
-from jaxopt_keras.history.measures import COUNT, RATE, Groups, measure
+from jaxopt_keras.history.measures import COUNT, RATE, Groups, checked_groups, matching, measure
 from jaxopt_keras.inputs import pairs
 from jaxopt_keras.variable import value_of
 
@@ -40,7 +41,7 @@ class History:
     """
 
     def __init__(self, every: int = 1, groups: Groups | None = None) -> None:
-        self.every, self.groups = COUNT.check("every", every), dict(groups or {})
+        self.every, self.groups = COUNT.check("every", every), checked_groups(groups)
         if self.every < 1:
             raise ValueError(f"`every` must be an integer >= 1. Received: every={every}")
         self._rows: list[Row] = []
@@ -55,6 +56,9 @@ class History:
         """
         row = dict(measures or {}) | more
         for name, x in row.items():
+            if isinstance(x, str | bytes | None | Tracer):
+                hint = " Return it from the `jit`." if isinstance(x, Tracer) else ""
+                raise TypeError(f"`{name}` must be one number. Received: {name}={x!r}.{hint}")
             if np.size(x) != 1:
                 raise ValueError(f"`{name}` must be one number. Received: an array of shape {np.shape(x)}")
         self._waiting.append(row)
@@ -75,6 +79,8 @@ class History:
         measured, rate = self._calls % self.every == 0, getattr(optimizer, RATE, None)
         # What is held here the step does not consume.
         old = _by_path(handles) if measured else {}
+        for name, pattern in self.groups.items() if measured else ():
+            matching(name, pattern, [*old])  # which may refuse, before anything has changed
         seen = {} if rate is None else {RATE: jnp.copy(value_of(rate))}
         optimizer.apply_gradients(zip(grads, variables, strict=True))
         self._calls += 1
@@ -82,8 +88,9 @@ class History:
             given = dict(zip(old, grads, strict=True))
             seen |= _measured(old, _by_path(handles), given, tuple(self.groups.items()))
         seen |= {"step": jnp.copy(value_of(optimizer.iterations))}
-        if not isinstance(optimizer.skipped, int):
-            seen["skipped"] = jnp.copy(value_of(optimizer.skipped))
+        skipped = getattr(optimizer, "skipped", 0)  # Keras's own optimizers know of no such thing
+        if not isinstance(skipped, int):
+            seen["skipped"] = jnp.copy(value_of(skipped))
         self.append(seen, **more)
 
     # --- reading ----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ which master weights and stochastic rounding reach parameters of 16 bits exactly
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from flax.training import train_state
 
@@ -85,12 +86,27 @@ class Optimizer(nnx.Optimizer[Model]):
         return nnx.as_pure(self.opt_state)
 
     def set_state(self, state: State) -> None:
-        """Takes another state of the same kernel: a restored one, or `kernel.replaced(optimizer.state, ...)`."""
+        """Takes another state of the same kernel: a restored one, or `kernel.replaced(optimizer.state, ...)`.
+
+        Raises:
+            ValueError: if it is no state of this kernel, for these parameters.
+        """
+        new, old = (_shapes(x) for x in (state, self.state))
+        if new != old:
+            raise ValueError(
+                "`state` must be a state of this optimizer's kernel, for these parameters. It differs in: "
+                f"{sorted(name for name, _ in new ^ old)}"
+            )
         nnx.update(self.opt_state, nnx.state(state, graph=self.graph))
 
     def averaged(self, model: Model) -> Any:
         """The values to evaluate (`Kernel.averaged`), for `nnx.update(evaluated_model, ...)`."""
         return self.tx.averaged(nnx.as_pure(nnx.state(model, self.wrt, graph=self.graph)), self.state)
+
+
+def _shapes(state: Any) -> set[tuple[str, tuple[int, ...]]]:
+    keyed = jax.tree_util.tree_leaves_with_path(nnx.as_pure(state))
+    return {(jax.tree_util.keystr(key, simple=True, separator="/"), jnp.shape(x)) for key, x in keyed}
 
 
 class _Described:

@@ -106,9 +106,9 @@ class Adapter(Steps, keras.optimizers.Optimizer):
         """The rate: a variable, or what the schedule or function gives now."""
         if not in_stateless_scope():
             self._check_present()
-        if self.wrapped._rate is None:
+        if self.wrapped._rate_source is None:
             return self._learning_rate if self._learning_rate is not None else self.wrapped.learning_rate
-        return self.wrapped._rate_at(self._iterations.value)
+        return self.wrapped._rate_now(self._iterations.value)
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
@@ -118,7 +118,7 @@ class Adapter(Steps, keras.optimizers.Optimizer):
         if callable(value):
             self.wrapped.learning_rate = value
             self._list()
-        elif self.wrapped._rate is not None:
+        elif self.wrapped._rate_source is not None:
             raise TypeError(FIXED.format(value))
         elif self._learning_rate is None:
             self.wrapped.learning_rate = value  # which says why not
@@ -186,7 +186,7 @@ class Adapter(Steps, keras.optimizers.Optimizer):
     # --- configs and copies -----------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        rate = self.wrapped._rate
+        rate = self.wrapped._rate_source
         if rate is None or isinstance(rate, tuple(SCHEDULES.values())):
             return self.wrapped.get_config()
         with warnings.catch_warnings():
