@@ -285,8 +285,12 @@ FAULTS = [
     # Measures of a run
     Fault("history/measures.py", "program.on_engine(seen) if plain else seen", "seen",
           "measures that cost a pass of their own", "tests/test_history.py -k nothing_is_copied"),
-    Fault("history/measures.py", "whole = program.summed(params, grads) if plain else grads", "whole = grads",
+    Fault("history/measures.py", "summed, scale = program.summed(params, grads), hyper", "summed, scale = grads, hyper",
           "the norm of one device's gradient", "tests/test_history.py -k mapped_axis"),
+    Fault("history/measures.py", "grads = unscaled(grads, state.scalars[SCALE])", "pass",
+          "the norm of a scaled loss's gradient", "tests/test_history.py -k unscaled"),
+    Fault("history/record.py", "scale = optimizer.scale_loss(1.0)", "scale = 1.0",
+          "the same in the stateful face", "tests/test_history.py -k unscaled"),
     Fault("history/record.py", "del self._waiting[:count]", "del self._waiting[count:]",
           "rows that are dropped, and others twice", "tests/test_history.py -k nothing_waits"),
     # Checkpoints

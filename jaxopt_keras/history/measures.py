@@ -11,8 +11,9 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine import rows
-from jaxopt_keras.engine.partitioned import Partitioned
+from jaxopt_keras.engine.partitioned import Partitioned, Tree
 from jaxopt_keras.engine.pipeline import Program
+from jaxopt_keras.engine.scaled import SCALE, Scaled, unscaled
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.numerics import compute_dtype, square
 from jaxopt_keras.packed import Packed
@@ -24,7 +25,8 @@ Measures = dict[str, Array]
 Groups = Mapping[str, str]  # a name, and a regular expression that is searched for in paths
 
 RATE = "learning_rate"
-NORMS = ("gradient_norm", "update_norm", "weight_norm", "update_ratio")
+GRADIENT = "gradient_norm"
+NORMS = (GRADIENT, "update_norm", "weight_norm", "update_ratio")
 COUNT = Field.read(Count)
 
 
@@ -89,7 +91,8 @@ def measured_step(
     Returns:
         New `params` and `state`, and 0-d arrays: those of `measure`; `step`, the updates made so far; `learning_rate`,
         where the kernel knows it (`learning_rate/group` for each group of a partition); `skipped`, where there is a
-        guard. The gradient is the one after a sum over `axis_name`, and before clipping.
+        guard. The gradient is the one after a sum over `axis_name`, unscaled (divided by the loss's scale, if it has
+        one), and before clipping.
 
     Raises:
         As `Kernel.step` and `measure`.
@@ -116,7 +119,7 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
 
     def seen(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
         new, moved = (program.bare_step if plain else program.step)(params, state, grads, hyper)
-        whole = program.summed(params, grads) if plain else grads
+        whole = _whole(program, params, state, grads, hyper)
         return new, moved, measure(params, new, whole, groups=dict(groups))
 
     def unseen(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
@@ -134,6 +137,21 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
         return params, state, jax.tree.map(jnp.copy, found)
 
     return jax.jit(run, donate_argnums=(0, 1) if donate else ())
+
+
+def _whole(program: Any, params: Any, state: Any, grads: Any, hyper: dict[str, Any]) -> Any:
+    """The gradients as the rules have them before clipping: summed over the mapped axis, without the loss's scale."""
+    if isinstance(program, Partitioned):
+        tree = Tree(program, params)
+        trees = tree.split(params), tree.apart(state).slots, tree.split(grads), [hyper[name] for name in program.names]
+        parts = [_whole(*x) for x in zip(program.joint.programs, *trees, strict=True)]
+        return tree.mirror(parts)
+    if isinstance(program, Scaled):
+        grads = unscaled(grads, state.scalars[SCALE])
+    if hasattr(program, "inner"):
+        return _whole(program.inner, params, state, grads, hyper)
+    summed, scale = program.summed(params, grads), hyper.get("loss_scale_factor")
+    return summed if scale is None else unscaled(summed, scale)
 
 
 def _rates(program: Any, step: Any, hyper: dict[str, Any]) -> Measures:
