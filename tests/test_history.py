@@ -90,6 +90,17 @@ def test_inside_a_jit_with_a_schedule_and_a_skipped_step():
     np.testing.assert_allclose(seen["update_norm"][2], 0.25 * norm(*jax.tree.leaves(GRADS)), rtol=1e-6)
 
 
+def test_a_group_that_accumulates_has_the_rate_of_its_own_step():
+    rate = jk.schedules.PiecewiseConstantDecay([0, 1, 2, 3], [1.0, 0.8, 0.6, 0.4, 0.2])
+    kernel = jk.partition({"a": jk.sgd(rate, gradient_accumulation_steps=2)}, default=jk.sgd(rate))
+    for wrapped in (kernel, jk.loss_scaled(kernel, initial_scale=1.0)):
+        params, seen = {"a": jnp.ones(2), "b": jnp.ones(2)}, {}
+        state = wrapped.init(params)
+        for _ in range(4):
+            params, state, seen = measured_step(wrapped, params, state, copied(params), norms=False)
+        close(seen, {"learning_rate/a": 0.8, "learning_rate/default": 0.4, "step": 4})
+
+
 @pytest.mark.skipif(bool(jk.engine.native.unavailable()), reason="no native engine")
 def test_nothing_is_copied_for_it():
     """The old parameters are consumed by the loop that measures them: no second pass, and no copy of them."""

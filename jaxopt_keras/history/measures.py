@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine import rows
-from jaxopt_keras.engine.partitioned import Partitioned, Tree
+from jaxopt_keras.engine.partitioned import STEP, Partitioned, Tree
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.scaled import SCALE, Scaled, unscaled
 from jaxopt_keras.functional import Kernel
@@ -128,7 +128,7 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
     step = unseen if not norms else program.on_engine(seen) if plain else seen
 
     def run(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
-        rates = _rates(program, state.step, hyper)
+        rates = _rates(program, state, hyper)
         params, state, found = step(params, state, grads, hyper)
         found |= rates | {"step": state.step}
         if SKIPPED in state.scalars:
@@ -154,15 +154,18 @@ def _whole(program: Any, params: Any, state: Any, grads: Any, hyper: dict[str, A
     return summed if scale is None else unscaled(summed, scale)
 
 
-def _rates(program: Any, step: Any, hyper: dict[str, Any]) -> Measures:
+def _rates(program: Any, state: Any, hyper: dict[str, Any]) -> Measures:
     """The rates of a step, where they are known."""
     if isinstance(program, Partitioned):
-        parts = zip(program.names, program.joint.programs, strict=True)
-        return {f"{RATE}/{name}": x for name, part in parts for x in _rates(part, step, hyper[name]).values()}
+        found = {}
+        for name, part in zip(program.names, program.joint.programs, strict=True):
+            own = state._replace(step=state.scalars[name][STEP])  # a group that accumulates is behind the others
+            found |= {f"{RATE}/{name}": x for x in _rates(part, own, hyper[name]).values()}
+        return found
     if not isinstance(program, Program):
-        return _rates(program.inner, step, hyper) if hasattr(program, "inner") else {}
+        return _rates(program.inner, state, hyper) if hasattr(program, "inner") else {}
     if program.core.schedule is not None:
-        return {RATE: jnp.asarray(program.core.schedule(step), jnp.result_type(float))}
+        return {RATE: jnp.asarray(program.core.schedule(state.step), jnp.result_type(float))}
     return {RATE: hyper[RATE]} if RATE in hyper else {}
 
 
