@@ -14,6 +14,7 @@ from jaxopt_keras.engine.offloaded import Offloaded
 from jaxopt_keras.engine.pipeline import Program, State
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.options import Options
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.rule import Rule, as_scalar, fields_of
 from jaxopt_keras.schedules import is_schedule
 
@@ -294,8 +295,7 @@ def _explained(error: TypeError, **trees: Any) -> TypeError:
     """An error that names the first leaf that is no array; `error` itself if all are."""
     arrays = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
     for name, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not isinstance(leaf, arrays):
-                where = jax.tree_util.keystr(path, simple=True, separator="/")
-                return TypeError(f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{where}`")
+                return TypeError(f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{path_of(key)}`")
     return error

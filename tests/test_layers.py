@@ -11,7 +11,7 @@ ROOT = pathlib.Path(jaxopt_keras.__file__).parent
 
 # Each layer may import those before it, and what stands in its own line.
 LAYERS = [
-    ["numerics"],
+    ["numerics", "paths"],
     ["rule"],
     ["rules", "options", "schedules", "sparse", "packed"],
     ["transforms", "storage"],

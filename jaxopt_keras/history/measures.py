@@ -17,6 +17,7 @@ from jaxopt_keras.engine.scaled import SCALE, Scaled, unscaled
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.numerics import compute_dtype, square
 from jaxopt_keras.packed import Packed
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.rule import Count, Field
 from jaxopt_keras.sparse import densify, is_sparse, rows_of
 from jaxopt_keras.transforms.guard import SKIPPED
@@ -178,7 +179,7 @@ def _leaves(old_params: Any, new_params: Any, grads: Any) -> tuple[list[str], di
     leaves = {}
     for (key, p), q, g in zip(keyed, new, given, strict=True):
         if jnp.issubdtype(jnp.result_type(p), jnp.inexact):
-            leaves[jax.tree_util.keystr(key, simple=True, separator="/")] = p, q, _dense(g, p)
+            leaves[path_of(key)] = p, q, _dense(g, p)
     return [*leaves], leaves
 
 
