@@ -17,6 +17,7 @@ class Compiled(NamedTuple):
 
 
 def compiled(program: Any) -> Compiled:
+    """The forms of one program, which nobody shares yet."""
     # Donated arguments come in the order of the outputs: jit pairs buffers in that order, and would copy otherwise.
     return Compiled(
         init=jax.jit(program.init),
