@@ -2,11 +2,12 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxopt_keras.engine.compiled import Compiled, shared
 from jaxopt_keras.engine.core import Core
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.leafwise import Leafwise
@@ -14,42 +15,9 @@ from jaxopt_keras.engine.offloaded import Offloaded
 from jaxopt_keras.engine.pipeline import Program, State
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.options import Options
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.rule import Rule, as_scalar, fields_of
 from jaxopt_keras.schedules import is_schedule
-
-
-class Compiled(NamedTuple):
-    """The jitted forms of one program, shared by all optimizers that differ only in run-time values."""
-
-    init: Any
-    update: Any
-    step: Any
-    step_donating: Any
-    averaged: Any
-
-
-def compiled(program: Program) -> Compiled:
-    # Donated arguments come in the order of the outputs: jit pairs buffers in that order, and would copy otherwise.
-    return Compiled(
-        init=jax.jit(program.init),
-        update=jax.jit(program.update),
-        step=jax.jit(program.step, static_argnames="reduce"),
-        step_donating=jax.jit(program.step, static_argnames="reduce", donate_argnums=(0, 1)),
-        averaged=jax.jit(program.averaged),
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _interned(program: Program) -> Compiled:
-    return compiled(program)
-
-
-def shared(program: Any) -> Compiled:
-    """The compiled forms of a program, or of an equal one."""
-    try:
-        return _interned(program)
-    except TypeError:  # a rule with an unhashable field: its programs are its own
-        return compiled(program)
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,8 +270,7 @@ def _explained(error: TypeError, **trees: Any) -> TypeError:
     """An error that names the first leaf that is no array; `error` itself if all are."""
     arrays = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
     for name, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not isinstance(leaf, arrays):
-                where = jax.tree_util.keystr(path, simple=True, separator="/")
-                return TypeError(f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{where}`")
+                return TypeError(f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{path_of(key)}`")
     return error

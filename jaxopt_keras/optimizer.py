@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from jaxopt_keras.configs import Configs
 from jaxopt_keras.custom import HOOKS, refuse_unknown
+from jaxopt_keras.engine.compiled import Compiled
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.hooks import Hooks
 from jaxopt_keras.engine.pipeline import State
-from jaxopt_keras.functional import Compiled
 from jaxopt_keras.gradients import pullback
 from jaxopt_keras.handles import Handle, handle
 from jaxopt_keras.inputs import checked, listed, numbers, of_length, pairs, refuse_traced

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.paths import path_of
+
 
 class Part(NamedTuple):
     """One array in a buffer."""
@@ -104,7 +106,7 @@ def pack(params: Any) -> Packed:
     keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
     parts = []
     for key, leaf in keyed:
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        path = path_of(key)
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(f"`params` must be a pytree of arrays. Received: {leaf!r} at `{path}`")
         parts.append(Part(path, str(leaf.dtype), tuple(leaf.shape)))

@@ -12,10 +12,11 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from jaxopt_keras.engine.offloaded import outermost
 from jaxopt_keras.engine.pipeline import State
-from jaxopt_keras.engine.placed import Placed, named
+from jaxopt_keras.engine.placed import Placed
 from jaxopt_keras.engine.plan import Plan, aligned, size
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.options import Options
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.rule import Rule
 
 
@@ -73,7 +74,7 @@ class Zero1(Kernel):
         super().__init__(Rule(), Options())
         keyed = jax.tree_util.tree_leaves_with_path(param_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
         self.__dict__.update(kernel=kernel, mesh=mesh, axis=axis, param_specs=param_specs)
-        self.__dict__["_specs"] = tuple((named(key), spec) for key, spec in keyed)
+        self.__dict__["_specs"] = tuple((path_of(key), spec) for key, spec in keyed)
 
     kernel: Kernel
     mesh: Mesh

@@ -3,7 +3,7 @@
     python -m tests.keras_own optimizers | schedules | trainer | callbacks
 
 runs a group twice, with Keras's classes and with ours (`keras_swap`). What fails only with ours must be in
-`DEVIATIONS`, and what is there must fail. docs/keras.md lists them.
+`DEVIATIONS`, and what is there must fail. tests/README.md lists them, and docs/keras.md their reasons.
 """
 
 import argparse

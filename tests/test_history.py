@@ -90,6 +90,17 @@ def test_inside_a_jit_with_a_schedule_and_a_skipped_step():
     np.testing.assert_allclose(seen["update_norm"][2], 0.25 * norm(*jax.tree.leaves(GRADS)), rtol=1e-6)
 
 
+def test_a_group_that_accumulates_has_the_rate_of_its_own_step():
+    rate = jk.schedules.PiecewiseConstantDecay([0, 1, 2, 3], [1.0, 0.8, 0.6, 0.4, 0.2])
+    kernel = jk.partition({"a": jk.sgd(rate, gradient_accumulation_steps=2)}, default=jk.sgd(rate))
+    for wrapped in (kernel, jk.loss_scaled(kernel, initial_scale=1.0)):
+        params, seen = {"a": jnp.ones(2), "b": jnp.ones(2)}, {}
+        state = wrapped.init(params)
+        for _ in range(4):
+            params, state, seen = measured_step(wrapped, params, state, copied(params), norms=False)
+        close(seen, {"learning_rate/a": 0.8, "learning_rate/default": 0.4, "step": 4})
+
+
 @pytest.mark.skipif(bool(jk.engine.native.unavailable()), reason="no native engine")
 def test_nothing_is_copied_for_it():
     """The old parameters are consumed by the loop that measures them: no second pass, and no copy of them."""
@@ -137,12 +148,59 @@ def test_packed(groups):
     assert groups is None or float(seen["weight_norm/w"]) == pytest.approx(3**0.5)
 
 
-def test_over_a_mapped_axis_the_gradient_is_the_sum():
-    kernel = jk.sgd(1.0, axis_name="i")
+def axis_sgd(**options):
+    return jk.sgd(1.0, axis_name="i", **options)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [axis_sgd(), jk.loss_scaled(axis_sgd(), initial_scale=1.0), jk.partition({"w": axis_sgd()})],
+    ids=["plain", "loss_scaled", "partition"],
+)
+def test_over_a_mapped_axis_the_gradient_is_the_sum(kernel):
     grads = {"w": jnp.arange(8.0).reshape(4, 2)}
     state = kernel.init({"w": jnp.ones(2)})
     step = jax.vmap(lambda g: measured_step(kernel, {"w": jnp.ones(2)}, state, g)[2], axis_name="i")
     np.testing.assert_allclose(step(grads)["gradient_norm"], np.full(4, norm(np.array([12.0, 16.0]))))
+
+
+SCALED = {
+    "factor": jk.sgd(0.5, loss_scale_factor=1024.0),
+    "dynamic": jk.loss_scaled(jk.sgd(0.5), initial_scale=1024.0),
+    "both": jk.loss_scaled(jk.sgd(0.5, loss_scale_factor=4.0), initial_scale=256.0),
+    "groups": jk.partition({"a": jk.sgd(0.5, loss_scale_factor=256.0)}, default=jk.sgd(0.5, loss_scale_factor=64.0)),
+    "scaled_groups": jk.loss_scaled(
+        jk.partition({"a": jk.sgd(0.5, loss_scale_factor=4.0)}, default=jk.sgd(0.5)), initial_scale=64.0
+    ),
+}
+FACTORS = {"groups": {"a": 256.0, "b": 64.0}, "scaled_groups": {"a": 256.0, "b": 64.0}}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["tree", "packed"])
+@pytest.mark.parametrize("name", SCALED)
+def test_the_gradient_is_unscaled(name, packed):
+    kernel, factors = SCALED[name], FACTORS.get(name, {"a": 1024.0, "b": 1024.0})
+    params = {"a": jnp.ones(3, jnp.float16), "b": jnp.ones(2, jnp.float16)}
+    grads = {n: jnp.full_like(p, factors[n]) for n, p in params.items()}
+    if packed:
+        params, grads = jk.pack(params), jk.pack(grads)
+    _, _, seen = measured_step(kernel, params, kernel.init(params), grads, donate=False, groups={"a": "^a$"})
+    close(seen, {"gradient_norm": 5**0.5, "gradient_norm/a": 3**0.5, "update_norm": 0.5 * 5**0.5})
+
+
+STATEFUL = {
+    "factor": lambda: jk.SGD(0.5, loss_scale_factor=1024.0),
+    "dynamic": lambda: jk.LossScaleOptimizer(jk.SGD(0.5), initial_scale=1024.0),
+    "multi": lambda: jk.MultiOptimizer(jk.OptimizerMap(jk.SGD(0.5)), loss_scale_factor=1024.0),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_the_gradient_is_unscaled_in_the_stateful_face(name):
+    history, variable = History(groups={"all": ""}), jk.Variable(jnp.ones(3), name="w")
+    history.apply_gradients(STATEFUL[name](), [(jnp.full(3, 1024.0), variable)])
+    wanted = {"gradient_norm": 3**0.5, "gradient_norm/all": 3**0.5, "update_norm": 0.5 * 3**0.5}
+    close({n: history[n][0] for n in wanted}, wanted)
 
 
 def test_bad_input():

@@ -129,6 +129,20 @@ def test_a_transformation_is_refused():
         flax.TrainState.create(apply_fn=None, params={}, tx=optax.adam(0.1))
 
 
+def test_parameters_that_gradients_overwrite_are_refused():
+    class Layer(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(4, dot_general_cls=linen.Fp8DirectDotGeneralOp)(x)
+
+    params = Layer().init(jax.random.key(0), jnp.ones((4, 4)))
+    with pytest.raises(ValueError, match=r"`params` must not hold.*keys \['_overwrite_with_gradient', 'params'\]"):
+        flax.TrainState.create(apply_fn=None, params=params, tx=ADAM)
+    state = train_state.TrainState.create(apply_fn=None, params=params, tx=ADAM)  # which the message names
+    state = state.apply_gradients(grads=params)
+    assert int(state.opt_state.step) == 1
+
+
 class Weights(nnx.Module):
     def __init__(self):
         self.w = nnx.Param(jnp.ones((32, 16), jnp.bfloat16))

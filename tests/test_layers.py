@@ -11,7 +11,7 @@ ROOT = pathlib.Path(jaxopt_keras.__file__).parent
 
 # Each layer may import those before it, and what stands in its own line.
 LAYERS = [
-    ["numerics"],
+    ["numerics", "paths"],
     ["rule"],
     ["rules", "options", "schedules", "sparse", "packed"],
     ["transforms", "storage"],
@@ -61,6 +61,14 @@ def test_imports_point_down(path):
     assert here in RANK, f"put {here} into LAYERS"
     above = {name for name in imported(path) if RANK[name] > RANK[here]}
     assert not above, f"{path.relative_to(ROOT)} imports {above}, which stand above it"
+
+
+def test_every_room_is_in_the_plan_of_the_house():
+    page = (ROOT.parent / "docs" / "design.md").read_text().split("## The rooms")[1].split("## ")[0]
+    rooms = [*ROOT.glob("*.py"), *(ROOT / "engine").glob("*.py")]
+    folders = [path for path in ROOT.iterdir() if (path / "__init__.py").exists()]
+    names = {path.name for path in rooms} | {f"{path.name}/" for path in folders}
+    assert not {name for name in names - {"__init__.py"} if name not in page.split()}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "engine").rglob("*.py")), ids=lambda p: p.stem)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras import rules, schedules
-from jaxopt_keras.functional import Compiled
+from jaxopt_keras.engine.compiled import Compiled
 from jaxopt_keras.handles import Handle, handle
 from tests.facade import (
     CLASSES,

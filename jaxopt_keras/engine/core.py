@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxopt_keras.options import Options
 from jaxopt_keras.packed import Packed
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.rule import Slot
 
 Slots = dict[str, Any]  # of one parameter: slot name -> array
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
         parts = params.parts if isinstance(params, Packed) else ()  # which all decay, or all do not
         leaves = []
         for key, p in keyed:
-            path = jax.tree_util.keystr(key, simple=True, separator="/")
+            path = path_of(key)
             dtype = getattr(p, "dtype", None)
             if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
                 raise TypeError(

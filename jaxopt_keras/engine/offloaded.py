@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.paths import path_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Offloaded:
 
     def _moved(self, state: State, space: Any) -> State:
         def one(key: Any, x: Any) -> Any:
-            path = jax.tree_util.keystr(key, simple=True, separator="/")
+            path = path_of(key)
             return jax.device_put(x, space) if any(re.search(pattern, path) for pattern in self.patterns) else x
 
         return state._replace(slots=jax.tree_util.tree_map_with_path(one, state.slots))

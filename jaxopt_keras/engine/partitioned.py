@@ -84,7 +84,7 @@ class Tree:
 
     def whole(self, parts: list[dict[str, Any]]) -> Any:
         """The other way round."""
-        tree = self._mirror(parts)
+        tree = self.mirror(parts)
         return tree if self.like is None else self.like.like(tree)
 
     def apart(self, state: State) -> State:
@@ -98,9 +98,10 @@ class Tree:
     def together(self, state: State) -> State:
         """The other way round."""
         scalars = {name: s.scalars | {STEP: s.step} for name, s in zip(self.names, state.slots, strict=True)}
-        return State(state.step, {}, scalars | state.scalars, self._mirror([s.slots for s in state.slots]))
+        return State(state.step, {}, scalars | state.scalars, self.mirror([s.slots for s in state.slots]))
 
-    def _mirror(self, parts: list[dict[str, Any]]) -> Any:
+    def mirror(self, parts: list[dict[str, Any]]) -> Any:
+        """What each group has, as a tree like that of the parameters; of packed ones as they are cut."""
         everything = {path: x for part in parts for path, x in part.items()}
         return self.layout.unflatten([everything[path] for path in self.group])
 

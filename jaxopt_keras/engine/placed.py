@@ -12,6 +12,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.storage.blockwise import Blocks
 
 
@@ -68,14 +69,14 @@ class Placed:
         return self._mapped(tree, lambda path, shape: self.spec(path))
 
     def _mapped(self, tree: Any, spec: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda key, x: self._put(x, spec(named(key), x.shape)), tree)
+        return jax.tree_util.tree_map_with_path(lambda key, x: self._put(x, spec(path_of(key), x.shape)), tree)
 
     def _slots(self, params: Any, slots: Any) -> Any:
         """What has a parameter's shape lies where its share does. The rest: its first axis that can be split is."""
-        shapes = {named(key): x.shape for key, x in jax.tree_util.tree_leaves_with_path(params)}
+        shapes = {path_of(key): x.shape for key, x in jax.tree_util.tree_leaves_with_path(params)}
 
         def one(key: Any, x: Any) -> Any:
-            path = next((p for p in parents(named(key)) if p in shapes), "")
+            path = next((p for p in parents(path_of(key)) if p in shapes), "")
             if isinstance(x, Blocks):
                 return jax.tree.map(lambda part: self._put(part, self._of_blocks(path, x)), x)
             home = self.spec(path) if x.shape == shapes.get(path) else PartitionSpec()
@@ -111,10 +112,6 @@ def split(spec: PartitionSpec, shape: tuple[int, ...], axis: str, mesh: Mesh | A
         if parts[i] is None and n and n % mesh.shape[axis] == 0:
             return PartitionSpec(*parts[:i], axis, *parts[i + 1 :])
     return spec
-
-
-def named(key: Any) -> str:
-    return jax.tree_util.keystr(key, simple=True, separator="/")
 
 
 def parents(path: str) -> Iterator[str]:

@@ -69,7 +69,7 @@ class Scaled:
         ours, state = self._apart(state)
         scale, good = ours[SCALE], ours[GOOD]
         grads = self.inner.summed(params, grads) if reduce else grads
-        grads = jax.tree.map(lambda g: _divided(g, scale), grads)
+        grads = unscaled(grads, scale)
         finite = guard.is_finite(grads)
         skipped = state.scalars[SKIPPED] + (~finite).astype(jnp.int32)
         # The counter goes in and out where the inner program counts too; its decision comes after this one.
@@ -92,6 +92,11 @@ class Scaled:
     @property
     def counts(self) -> bool:
         return guard.is_on(self.inner.options)
+
+
+def unscaled(grads: Any, scale: Any) -> Any:
+    """`grads` of a loss that was multiplied by `scale`, as those of the loss itself, in the arithmetic's dtype."""
+    return jax.tree.map(lambda g: _divided(g, scale), grads)
 
 
 def _divided(g: Any, scale: Any) -> Any:

@@ -11,11 +11,13 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine import rows
-from jaxopt_keras.engine.partitioned import Partitioned
+from jaxopt_keras.engine.partitioned import STEP, Partitioned, Tree
 from jaxopt_keras.engine.pipeline import Program
+from jaxopt_keras.engine.scaled import SCALE, Scaled, unscaled
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.numerics import compute_dtype, square
 from jaxopt_keras.packed import Packed
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.rule import Count, Field
 from jaxopt_keras.sparse import densify, is_sparse, rows_of
 from jaxopt_keras.transforms.guard import SKIPPED
@@ -24,7 +26,8 @@ Measures = dict[str, Array]
 Groups = Mapping[str, str]  # a name, and a regular expression that is searched for in paths
 
 RATE = "learning_rate"
-NORMS = ("gradient_norm", "update_norm", "weight_norm", "update_ratio")
+GRADIENT = "gradient_norm"
+NORMS = (GRADIENT, "update_norm", "weight_norm", "update_ratio")
 COUNT = Field.read(Count)
 
 
@@ -92,7 +95,8 @@ def measured_step(
     Returns:
         New `params` and `state`, and 0-d arrays: those of `measure`; `step`, the updates made so far; `learning_rate`,
         where the kernel knows it (`learning_rate/group` for each group of a partition); `skipped`, where there is a
-        guard. The gradient is the one after a sum over `axis_name`, and before clipping.
+        guard. The gradient is the one after a sum over `axis_name`, unscaled (divided by the loss's scale, if it has
+        one), and before clipping.
 
     Raises:
         As `Kernel.step` and `measure`.
@@ -121,7 +125,7 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
 
     def seen(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
         new, moved = (program.bare_step if plain else program.step)(params, state, grads, hyper)
-        whole = program.summed(params, grads) if plain else grads
+        whole = _whole(program, params, state, grads, hyper)
         return new, moved, measure(params, new, whole, groups=dict(groups))
 
     def unseen(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
@@ -130,7 +134,7 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
     step = unseen if not norms else program.on_engine(seen) if plain else seen
 
     def run(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
-        rates = _rates(program, state.step, hyper)
+        rates = _rates(program, state, hyper)
         params, state, found = step(params, state, grads, hyper)
         found |= rates | {"step": state.step}
         if SKIPPED in state.scalars:
@@ -141,15 +145,33 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
     return jax.jit(run, donate_argnums=(0, 1) if donate else ())
 
 
-def _rates(program: Any, step: Any, hyper: dict[str, Any]) -> Measures:
+def _whole(program: Any, params: Any, state: Any, grads: Any, hyper: dict[str, Any]) -> Any:
+    """The gradients as the rules have them before clipping: summed over the mapped axis, without the loss's scale."""
+    if isinstance(program, Partitioned):
+        tree = Tree(program, params)
+        trees = tree.split(params), tree.apart(state).slots, tree.split(grads), [hyper[name] for name in program.names]
+        parts = [_whole(*x) for x in zip(program.joint.programs, *trees, strict=True)]
+        return tree.mirror(parts)
+    if isinstance(program, Scaled):
+        grads = unscaled(grads, state.scalars[SCALE])
+    if hasattr(program, "inner"):
+        return _whole(program.inner, params, state, grads, hyper)
+    summed, scale = program.summed(params, grads), hyper.get("loss_scale_factor")
+    return summed if scale is None else unscaled(summed, scale)
+
+
+def _rates(program: Any, state: Any, hyper: dict[str, Any]) -> Measures:
     """The rates of a step, where they are known."""
     if isinstance(program, Partitioned):
-        parts = zip(program.names, program.joint.programs, strict=True)
-        return {f"{RATE}/{name}": x for name, part in parts for x in _rates(part, step, hyper[name]).values()}
+        found = {}
+        for name, part in zip(program.names, program.joint.programs, strict=True):
+            own = state._replace(step=state.scalars[name][STEP])  # a group that accumulates is behind the others
+            found |= {f"{RATE}/{name}": x for x in _rates(part, own, hyper[name]).values()}
+        return found
     if not isinstance(program, Program):
-        return _rates(program.inner, step, hyper) if hasattr(program, "inner") else {}
+        return _rates(program.inner, state, hyper) if hasattr(program, "inner") else {}
     if program.core.schedule is not None:
-        return {RATE: jnp.asarray(program.core.schedule(step), jnp.result_type(float))}
+        return {RATE: jnp.asarray(program.core.schedule(state.step), jnp.result_type(float))}
     return {RATE: hyper[RATE]} if RATE in hyper else {}
 
 
@@ -162,7 +184,7 @@ def _leaves(old_params: Any, new_params: Any, grads: Any) -> tuple[list[str], di
     leaves = {}
     for (key, p), q, g in zip(keyed, new, given, strict=True):
         if jnp.issubdtype(jnp.result_type(p), jnp.inexact):
-            leaves[jax.tree_util.keystr(key, simple=True, separator="/")] = p, q, _dense(g, p)
+            leaves[path_of(key)] = p, q, _dense(g, p)
     return [*leaves], leaves
 
 

@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from jaxopt_keras.handles import handle
 from jaxopt_keras.history import writers
-from jaxopt_keras.history.measures import COUNT, RATE, Groups, checked_groups, matching, measure
+from jaxopt_keras.history.measures import COUNT, GRADIENT, RATE, Groups, checked_groups, matching, measure
 from jaxopt_keras.inputs import pairs
 from jaxopt_keras.variable import value_of
 
@@ -69,7 +69,7 @@ class History:
         """`optimizer.apply_gradients(grads_and_vars)`, and a row that says what it did.
 
         A call that is measured copies the variables, and takes a pass over them: see `every`. Names of groups and
-        patterns are of the variables' paths.
+        patterns are of the variables' paths. The gradient is unscaled, as that of `measured_step`.
 
         Raises:
             As `Optimizer.apply_gradients`; ValueError for a group without variables.
@@ -82,11 +82,12 @@ class History:
         for name, pattern in self.groups.items() if measured else ():
             matching(name, pattern, [*old])  # which may refuse, before anything has changed
         seen = {} if rate is None else {RATE: jnp.copy(value_of(rate))}
+        scale = optimizer.scale_loss(1.0)
         optimizer.apply_gradients(zip(grads, variables, strict=True))
         self._calls += 1
         if measured:
             given = dict(zip(old, grads, strict=True))
-            seen |= _measured(old, _by_path(handles), given, tuple(self.groups.items()))
+            seen |= _measured(old, _by_path(handles), given, scale, tuple(self.groups.items()))
         seen |= {"step": jnp.copy(value_of(optimizer.iterations))}
         skipped = getattr(optimizer, "skipped", 0)  # Keras's own optimizers know of no such thing
         if not isinstance(skipped, int):
@@ -174,6 +175,8 @@ def _by_path(handles: list[Any]) -> dict[str, Any]:
     return values
 
 
-@jax.jit(static_argnums=3)
-def _measured(old: Any, new: Any, grads: Any, groups: tuple[tuple[str, str], ...]) -> Any:
-    return measure(old, new, grads, groups=dict(groups))
+@jax.jit(static_argnums=4)
+def _measured(old: Any, new: Any, grads: Any, scale: Any, groups: tuple[tuple[str, str], ...]) -> Any:
+    """As `measure`, of gradients of a loss that was multiplied by `scale`."""
+    found = measure(old, new, grads, groups=dict(groups))
+    return {name: x / jnp.asarray(scale, x.dtype) if name.startswith(GRADIENT) else x for name, x in found.items()}

@@ -19,11 +19,13 @@ which master weights and stochastic rounding reach parameters of 16 bits exactly
 (True, 3)
 """
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from jaxopt_keras.engine.pipeline import State
@@ -156,9 +158,20 @@ class TrainState(train_state.TrainState):
     def create(cls, *, apply_fn: Any, params: Any, tx: Any, **fields: Any) -> "TrainState":
         """The state to start with.
 
+        Args:
+            apply_fn: of the module; only kept.
+            params: a pytree of arrays, all of which `tx` moves.
+            tx: a kernel.
+            **fields: of a subclass.
+
         Raises:
-            TypeError: if `tx` is no kernel.
+            TypeError: if `tx` is no kernel. ValueError: for parameters that gradients overwrite (of fp8 layers).
         """
+        if isinstance(params, Mapping) and OVERWRITE_WITH_GRADIENT in params:
+            raise ValueError(
+                f"`params` must not hold `{OVERWRITE_WITH_GRADIENT}` (fp8 layers). Received: keys {sorted(params)}. "
+                "Use flax's `TrainState`, which takes kernels too."
+            )
         return super().create(apply_fn=apply_fn, params=params, tx=_kernel(tx), **fields)
 
     def apply_gradients(self, *, grads: Any, **fields: Any) -> "TrainState":

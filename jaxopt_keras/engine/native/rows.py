@@ -17,11 +17,10 @@ def is_gather(e: Equation) -> bool:
     """Whether it takes whole rows by their numbers, the nearest where there is no such row."""
     if e.name != "gather" or e.params["mode"] != lax.GatherScatterMode.CLIP:
         return False
-    x, numbers = e.inputs[0].shape, e.params["dimension_numbers"]
-    rows = (*range(1, len(x)),), (0,), (0,)
+    x, at = e.inputs[0].shape, e.params["dimension_numbers"]
+    axes = at.offset_dims, at.collapsed_slice_dims, at.start_index_map, at.operand_batching_dims
     return (
-        (numbers.offset_dims, numbers.collapsed_slice_dims, numbers.start_index_map) == rows
-        and not numbers.operand_batching_dims
+        axes == _axes_of_rows(x)
         and tuple(e.params["slice_sizes"]) == (1, *x[1:])
         and e.inputs[1].shape == (e.outputs[0].shape[0], 1)
     )
@@ -31,14 +30,16 @@ def is_scatter(e: Equation) -> bool:
     """Whether it puts whole rows, each number at most once, and drops those that there are not."""
     if e.name != "scatter" or e.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
         return False
-    x, numbers = e.inputs[0].shape, e.params["dimension_numbers"]
-    rows = (*range(1, len(x)),), (0,), (0,)
+    x, at = e.inputs[0].shape, e.params["dimension_numbers"]
+    axes = at.update_window_dims, at.inserted_window_dims, at.scatter_dims_to_operand_dims, at.operand_batching_dims
     return (
-        (numbers.update_window_dims, numbers.inserted_window_dims, numbers.scatter_dims_to_operand_dims) == rows
-        and not numbers.operand_batching_dims
-        and e.params["unique_indices"]
-        and e.inputs[2].shape == (e.inputs[1].shape[0], *x[1:])
+        axes == _axes_of_rows(x) and e.params["unique_indices"] and e.inputs[2].shape == (e.inputs[1].shape[0], *x[1:])
     )
+
+
+def _axes_of_rows(shape: tuple[int, ...]) -> Any:
+    """The axes by which whole rows move: those within a row, the one dropped, the one numbered; of batches none."""
+    return (*range(1, len(shape)),), (0,), (0,), ()
 
 
 def in_place(
