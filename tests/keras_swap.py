@@ -13,8 +13,11 @@ import keras.src.optimizers as theirs
 
 from jaxopt_keras.interop.keras import CLASSES
 
-for name, cls in CLASSES.items():
-    own = getattr(keras.optimizers, name)
-    for module in (keras.optimizers, theirs, importlib.import_module(own.__module__)):
-        setattr(module, name, cls)
-    theirs.ALL_OBJECTS_DICT[name.lower()] = cls
+
+def pytest_configure() -> None:
+    """Here, not where this module is imported: others may look at it, for doctests."""
+    for name, cls in CLASSES.items():
+        own = getattr(keras.optimizers, name)
+        for module in (keras.optimizers, theirs, importlib.import_module(own.__module__)):
+            setattr(module, name, cls)
+        theirs.ALL_OBJECTS_DICT[name.lower()] = cls

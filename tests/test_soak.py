@@ -138,7 +138,8 @@ def test_soak():
     machine = Facade.TestCase
     machine.settings = sized
     compiled = jk.Adam(skip_nonfinite=True)._kernel().compiled.step_donating
+    before = compiled._cache_size()  # of other tests, which share the program
     machine().runTest()
     gc.collect()
-    assert compiled._cache_size() <= 3, "a program for each set of variables"
+    assert compiled._cache_size() - before <= 3, "a program for each set of variables"
     assert len(jax.live_arrays()) < 2000
