@@ -150,3 +150,15 @@ def test_refused():
         checkpoint.from_optax(jk.sgd(0.0, momentum=0.9), PARAMS, optax.sgd(0.1, momentum=0.9).init(PARAMS))
     with pytest.raises(TypeError, match="Only a `Rule` can be converted"):
         checkpoint.from_optax(jk.Kernel.from_optax(optax.adam(0.1, **OB)), PARAMS, optax.adam(0.1, **OB).init(PARAMS))
+
+
+def test_a_kernel_of_ours_within():
+    """The state of one that optax injects numbers into, or chains, is its own."""
+    for tx in (optax.inject_hyperparams(jk.adam)(0.1), optax.chain(optax.clip(1.0), jk.adam(0.1))):
+        updates, opt_state = tx.update(GRADS[0], tx.init(PARAMS), PARAMS)
+        state = checkpoint.from_optax(jk.adam(0.1), PARAMS, opt_state)
+        kernel = jk.adam(0.1)
+        _, expected = kernel.update(jax.tree.map(lambda g: jnp.clip(g, -1, 1), GRADS[0]), kernel.init(PARAMS), PARAMS)
+        assert int(state.step) == 1
+        # optax injects 0.999 as a float32, and what that lacks to 1 is off by 1e-5.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), state.slots, expected.slots)

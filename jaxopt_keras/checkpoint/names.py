@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.numerics import Complemented
 from jaxopt_keras.packed import Packed, Part, concatenated
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.storage import forms
 from jaxopt_keras.storage.blockwise import Blocks, Code, decode
 from jaxopt_keras.views import at_home
@@ -99,7 +100,7 @@ def _flat(state: State) -> tuple[list[tuple[str, Any]], Any]:
         tree["slots"] = slots[""] if _is_bare(state.slots) else slots
     is_leaf = lambda x: isinstance(x, (Blocks, Complemented))  # noqa: E731
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return [(jax.tree_util.keystr(key, simple=True, separator="/"), x) for key, x in keyed], treedef
+    return [(path_of(key), x) for key, x in keyed], treedef
 
 
 def _is_bare(packed: Packed) -> bool:

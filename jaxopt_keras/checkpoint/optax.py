@@ -10,9 +10,10 @@ import numpy as np
 from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
 from jaxopt_keras.checkpoint.restore import by_path
-from jaxopt_keras.checkpoint.saving import from_dict
+from jaxopt_keras.checkpoint.saving import from_dict, to_dict
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Kernel
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.views import AROUND
 
@@ -48,7 +49,7 @@ def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
         params: the parameters.
         opt_state: of optax's adam, adamw, amsgrad, nadam, adamax, lamb, lion, sgd, rmsprop, adagrad, adadelta,
             adafactor or muon, also in a `chain`, `inject_hyperparams`, `masked`, `partition`, `apply_if_finite` or
-            `MultiSteps` (of mean gradients).
+            `MultiSteps` (of mean gradients); or of a kernel of ours within them.
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk, optax
     >>> params = {"w": jnp.ones(3)}
@@ -61,6 +62,8 @@ def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
     Raises:
         ValueError: if there is no state of a known optimizer in it, or the kernel runs a rule that optax has not.
     """
+    if ours := [node for node in _nodes(opt_state) if isinstance(node, State)]:  # a kernel of ours, inside of optax's
+        return from_dict(kernel, params, to_dict(ours[0]))
     found: dict[str, dict[str, Any]] = {}
     counts, flat = [0], dict[str, Any]({FORMAT: np.asarray(VERSION, np.int32)})
     for node in _nodes(opt_state):
@@ -152,9 +155,7 @@ def _children(node: Any, function: Any) -> Any:
 
 
 def _mapped(function: Any, tree: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda key, x: function(jax.tree_util.keystr(key, simple=True, separator="/"), x), tree
-    )
+    return jax.tree_util.tree_map_with_path(lambda key, x: function(path_of(key), x), tree)
 
 
 def _fitted(name: str, x: Any, old: Any) -> Any:

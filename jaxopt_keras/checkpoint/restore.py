@@ -15,6 +15,7 @@ from jaxopt_keras.engine.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.packed import Packed
+from jaxopt_keras.paths import path_of
 from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.views import AROUND
 
@@ -31,7 +32,7 @@ def by_path(params: Any) -> dict[str, Any]:
     """The arrays of `params`; of packed ones too."""
     tree = params.unpack() if isinstance(params, Packed) else params
     keyed = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(key, simple=True, separator="/"): p for key, p in keyed}
+    return {path_of(key): p for key, p in keyed}
 
 
 def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:

@@ -30,6 +30,7 @@ from flax.training import train_state
 
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.functional import Kernel
+from jaxopt_keras.paths import path_of
 
 Model = TypeVar("Model")
 
@@ -108,7 +109,7 @@ class Optimizer(nnx.Optimizer[Model]):
 
 def _shapes(state: Any) -> set[tuple[str, tuple[int, ...]]]:
     keyed = jax.tree_util.tree_leaves_with_path(nnx.as_pure(state))
-    return {(jax.tree_util.keystr(key, simple=True, separator="/"), jnp.shape(x)) for key, x in keyed}
+    return {(path_of(key), jnp.shape(x)) for key, x in keyed}
 
 
 class _Described:
