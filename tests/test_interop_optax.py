@@ -172,7 +172,6 @@ def test_every_factory_can_be_injected(name):
 
 
 def test_integers_shape_the_program():
-    tx = optax.inject_hyperparams(jk.muon)(learning_rate=0.1)
     for dtype in (jnp.bfloat16, jnp.complex64):  # to which optax casts the numbers; in bfloat16 0.999 is 1
         low = {"w": jnp.ones(3, dtype)}
         with pytest.raises(TypeError, match="unless it is told `hyperparam_dtype=jnp.float32`"):
@@ -180,6 +179,7 @@ def test_integers_shape_the_program():
         tx = optax.inject_hyperparams(jk.adam, hyperparam_dtype=jnp.float32)(learning_rate=0.1)
         updates, _ = jax.jit(tx.update)(low, tx.init(low), low)
         assert jnp.allclose(updates["w"], -0.1)
+    tx = optax.inject_hyperparams(jk.muon)(learning_rate=0.1)
     with pytest.raises(TypeError, match=r'`ns_steps` shapes the program.*pass `static_args=\("ns_steps",\)`'):
         jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
 

@@ -54,13 +54,10 @@ int main(int count, char** path) {
 
 KERNELS = {
     "adamw": jk.adamw(0.1, global_clipnorm=1.0),
-    "ftrl": jk.ftrl(0.1),
     "lamb": jk.lamb(0.1),
     "lion": jk.lion(0.1, rounding="stochastic"),
-    "adadelta": jk.adadelta(0.1, use_ema=True),
     "int8": jk.adam(0.1, state_dtype="int8"),
     "int4": jk.nadam(0.1, state_dtype="int4", master_weights="bf16+8"),
-    "bfloat16": jk.rmsprop(0.1, momentum=0.9, state_dtype="bfloat16"),
     "float16": jk.adamax(0.1, state_dtype="float16"),
 }
 

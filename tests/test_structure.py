@@ -39,7 +39,7 @@ OLD_SLOT = "the new parameter and the new slot both read the old slot: XLA copie
 WIDENED = "a 16-bit array that is read twice is widened once and copied before it is overwritten"
 RULES = {
     "adadelta": Exceptional("the step u is an array of its own, and its square the second accumulator's", extra=2),
-    "adafactor": Exceptional("means over rows and over columns", extra=2),
+    "adafactor": Exceptional("means over rows and over columns, and the roots of the rows'", extra=3),
     "ftrl": Exceptional(OLD_SLOT, extra=1, copies=1),
     "lamb": Exceptional("the step's norm has to be known before it is taken", extra=1),
     "lion": Exceptional(OLD_SLOT, copies=1),

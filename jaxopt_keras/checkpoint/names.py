@@ -162,7 +162,7 @@ def gathered(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_complement(name: str) -> bool:
-    return name.startswith("hyper/") and name.endswith(COMPLEMENT)
+    return "hyper/" in name and name.endswith(COMPLEMENT)  # also of a kernel within another state
 
 
 def _code_name(code: Code) -> str:
