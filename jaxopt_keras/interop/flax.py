@@ -64,9 +64,11 @@ class Optimizer(nnx.Optimizer[Model]):
 
     def __init__(self, model: Model, tx: Kernel, *, wrt: Any = nnx.Param, graph: bool | None = None) -> None:
         kernel = _kernel(tx)
+        # nnx asks only for `init`, and its annotation for a class of optax's.
         super().__init__(model, _Described(kernel), wrt=wrt, graph=graph)  # pyright: ignore[reportArgumentType]
         self.tx = kernel
 
+    # Positional only, unlike nnx's own: an extra argument may then be called `grads` or `model`.
     def update(self, model: Model, grads: Any, /, **extra: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step: new values for the variables of `model`, in place. There are no updates to return.
 

@@ -72,7 +72,8 @@ def in_place(
         return None
     (numbers,) = indices
     inputs: list[Any] = [gathers[k].inputs[0] if k in gathers else x for k, x in enumerate(loop.inputs)]
-    far = ", ".join(str(int(k in gathers)) for k in range(len(inputs)))
+    inputs.append(numbers)
+    far = ", ".join(str(int(k in gathers)) for k in range(len(loop.inputs)))
     source = f"#define ROWS {type_of(numbers).memory}\n#define FAR_X {{ {far} }}\n{loop.source}"
-    taken = Loop(source, [*inputs, numbers], loop.scalars, [e.outputs[0] for e in scatters], [], aliases)  # type: ignore
+    taken = Loop(source, inputs, loop.scalars, [e.outputs[0] for e in scatters], [], aliases)
     return taken, [*gathers.values()], scatters
