@@ -1,5 +1,6 @@
 """The native engine around its loops: where it runs, where XLA runs instead, and what it loads."""
 
+import ctypes
 import os
 import pathlib
 import re
@@ -279,6 +280,34 @@ def test_a_folder_open_to_others_is_not_used(cache, mode):
     cache.chmod(mode)
     build.library(SOURCE)
     assert not [*cache.iterdir()]
+
+
+def test_a_folder_from_which_nothing_can_be_loaded_is_not_used(cache, monkeypatch):
+    def load(path, whole=ctypes.CDLL):  # as on a file system that is mounted `noexec`
+        if pathlib.Path(path).parent == cache:
+            raise OSError("failed to map segment from shared object")
+        return whole(path)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    _, loaded = build.library(SOURCE)
+    assert loaded.handler and pathlib.Path(loaded._name).parent != cache
+
+
+def test_a_folder_for_one_process_is_not_that_of_one_forked_from_it(cache):
+    program = """
+import os, sys
+from jaxopt_keras.engine.native import build
+mine = build.folder()
+process = os.fork()
+if not process:
+    sys.exit(build.folder() == mine)
+assert os.waitpid(process, 0)[1] == 0
+assert build.folder() == mine and mine.exists()
+print(mine)
+"""
+    cache.touch()  # a file: there can be no such folder
+    mine = subprocess.check_output([sys.executable, "-c", program], text=True).strip()
+    assert not pathlib.Path(mine).exists()
 
 
 def test_a_fresh_folder_is_the_users_alone(cache):

@@ -5,6 +5,7 @@ loaded only from a folder and a file that belong to the user and that nobody els
 once compiled there (its digest stands beside it).
 """
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -57,7 +58,7 @@ def unavailable() -> str:
 
 @functools.cache
 def identity(command: tuple[str, ...]) -> str:
-    """What a compiled library depends on besides its source: the compiler, the processor and XLA's interface."""
+    """What a library depends on besides its source: the compiler and its flags, the processor and XLA's interface."""
     try:
         version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -69,7 +70,7 @@ def identity(command: tuple[str, ...]) -> str:
     except OSError:
         pass
     header = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_bytes()
-    return "\n".join([version, processor, hashlib.sha256(header).hexdigest(), RUNTIME.read_text(), *FLAGS])
+    return "\n".join([*command, version, processor, hashlib.sha256(header).hexdigest(), RUNTIME.read_text(), *FLAGS])
 
 
 def tuning(source: str = "") -> tuple[str, ...]:
@@ -91,18 +92,16 @@ def folder() -> pathlib.Path:
         reason = "it can be written by others, or not by the user"
     except OSError as error:
         reason = str(error)
-    return _own_folder(f"{path}: {reason}")
+    return _own_folder(f"{path}: {reason}", os.getpid())
 
 
 @functools.cache
-def _own_folder(reason: str) -> pathlib.Path:
+def _own_folder(reason: str, process: int) -> pathlib.Path:
+    """A folder until `process` ends. One that is forked makes its own, and leaves this one when it ends."""
     log.warning("compiled loops are not kept for later processes (%s)", reason)
-    own = tempfile.TemporaryDirectory(prefix="jaxopt_keras_")
-    _held.append(own)
-    return pathlib.Path(own.name)
-
-
-_held: list[tempfile.TemporaryDirectory[str]] = []  # until the process ends
+    path = pathlib.Path(tempfile.mkdtemp(prefix="jaxopt_keras_"))
+    atexit.register(lambda: shutil.rmtree(path, ignore_errors=True) if os.getpid() == process else None)
+    return path
 
 
 def is_private(path: pathlib.Path) -> bool:
@@ -130,6 +129,9 @@ def library(source: str) -> tuple[str, ctypes.CDLL]:
     key = hashlib.sha256("\0".join([source, identity(tuple(command)), *tuning(source)]).encode()).hexdigest()[:32]
     path = folder() / f"{key}.so"
     loaded = load(path) or load(compiled(source, path, command))
+    if loaded is None:  # a file system that is mounted `noexec`
+        path = _own_folder(f"{path.parent}: nothing can be loaded from there", os.getpid()) / path.name
+        loaded = load(compiled(source, path, command))
     if loaded is None:
         raise Unavailable(f"the compiled loop cannot be loaded from {path.parent}")
     return key, loaded
