@@ -133,6 +133,7 @@ def time_group(
     tell: Tell,
 ) -> Times:
     runs: dict[str, Any] = {LIMIT: limit}
+    # JAX's flags are attributes that are made at run time.
     cached = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     start, ours_now = samples(given, given.params), None
     for i, each in enumerate(group):

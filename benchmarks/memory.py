@@ -70,7 +70,7 @@ def watched(run: Run, library: str, device: Any) -> Memory:
         after = high_water(reset=False)
         return Memory(held, None if before is None or after is None else max(0, after - before))
     if library not in ("jaxopt_keras", "optax", "keras"):
-        import torch  # pyright: ignore[reportMissingImports]
+        import torch  # pyright: ignore[reportMissingImports]  # not everywhere
 
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

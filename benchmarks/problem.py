@@ -95,6 +95,7 @@ class Problem:
 
 def device() -> Any:
     """Where JAX puts its arrays."""
+    # JAX's flags are attributes that are made at run time.
     return jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -12,8 +12,9 @@ sys.path.insert(0, str(DOCS.parent))
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# After the path and the environment, which they need.
 from docs.generator import api, mathml, optimizers  # noqa: E402
-from docs.generator.docstrings import restructured  # noqa: E402
+from docs.generator.docstrings import restructured  # noqa: E402  # likewise
 
 project = "jaxopt_keras"
 copyright = "the jaxopt_keras authors, Apache-2.0"

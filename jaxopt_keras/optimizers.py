@@ -71,6 +71,7 @@ def stateful(rule: type[Rule]) -> type[Optimizer]:
         self._start(made, options, made.learning_rate)
 
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    # Functions have no such attribute for a type checker, but `inspect.signature` reads it.
     __init__.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
     members = {"__init__": __init__, "__doc__": _documented(rule, "optimizer"), "__module__": "jaxopt_keras"}
     return type(rule.__name__, (Optimizer,), members)
@@ -84,7 +85,7 @@ def pure(rule: type[Rule]) -> Callable[..., Kernel]:
         return Kernel(*split(rule, signature, args, kwargs))
 
     make.__name__ = make.__qualname__ = rule.__module__.rsplit(".", 1)[-1]
-    make.__signature__ = signature  # type: ignore[attr-defined]
+    make.__signature__ = signature  # type: ignore[attr-defined]  # as above
     make.__doc__, make.__module__ = _documented(rule, "kernel"), "jaxopt_keras"
     return make
 

@@ -38,7 +38,7 @@ def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> St
     >>> spec.slots["w"]
     {'column': P(None,), 'row': P('data',)}
     """
-    is_spec = lambda x: isinstance(x, (PartitionSpec, NamedSharding))  # noqa: E731
+    is_spec = lambda x: isinstance(x, (PartitionSpec, NamedSharding))
     given = jax.tree.broadcast(param_specs, params, is_leaf=is_spec)
     found = [s.mesh for s in jax.tree.leaves(given, is_leaf=is_spec) if isinstance(s, NamedSharding)]
     plain = jax.tree.map(lambda s: s.spec if isinstance(s, NamedSharding) else s, given, is_leaf=is_spec)

@@ -36,7 +36,7 @@ def main(address, processes, process, folder, mode):
     jax.distributed.initialize(address, int(processes), int(process), heartbeat_timeout_seconds=10)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    put = lambda tree: jax.tree.map(  # noqa: E731
+    put = lambda tree: jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index]), tree
     )
     worst, folder = 0.0, Path(folder)

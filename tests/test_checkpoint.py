@@ -14,7 +14,7 @@ SHAPES = {"embed": (64, 80), "dense": {"kernel": (80, 64), "bias": (64,)}, "scal
 
 
 def drawn():
-    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    is_shape = lambda x: isinstance(x, tuple)
     return jax.tree.map(lambda s: jnp.asarray(RNG.normal(size=s), jnp.float32), SHAPES, is_leaf=is_shape)
 
 
@@ -234,7 +234,7 @@ def test_optax_transformations_too():
     with jax.numpy_dtype_promotion("standard"):
         params, state = kernel.step(params, kernel.init(params), params, donate=False)
     again = checkpoint.from_dict(kernel, params, checkpoint.to_dict(state))
-    numbers = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    numbers = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(numbers(a), numbers(b)), again, state)
     with pytest.raises(ValueError, match="Nothing in this checkpoint fits.*scalars/transformation/1/0/mu/v"):
         checkpoint.from_dict(kernel, {"v": jnp.ones(3)}, checkpoint.to_dict(state))

@@ -12,7 +12,7 @@ SHAPES = {"embed": (64, 80), "dense/kernel": (8, 4), "dense/bias": (4,), "scale"
 RNG = np.random.default_rng(0)
 VALUES = {n: RNG.normal(size=s).astype(np.float32) for n, s in SHAPES.items()}
 GRADS = [{n: jnp.asarray(RNG.normal(size=s), jnp.float32) for n, s in SHAPES.items()} for _ in range(4)]
-GROUPS = lambda: jk.OptimizerMap(jk.AdamW(0.01), {"dense/.*": jk.Adam(0.01, skip_nonfinite=True)})  # noqa: E731
+GROUPS = lambda: jk.OptimizerMap(jk.AdamW(0.01), {"dense/.*": jk.Adam(0.01, skip_nonfinite=True)})
 MAKERS = {
     "plain": lambda: jk.AdamW(0.01),
     "schedule": lambda: jk.AdamW(jk.schedules.CosineDecay(0.01, 100)),

@@ -86,7 +86,9 @@ def test_weights_h5(tmp_path):
     model.fit(x, y, epochs=2, batch_size=4, verbose=0)
     model.save_weights(path)
     kernel, order = jk.adam(0.05, skip_nonfinite=True, use_ema=True), ["dense/kernel", "dense/bias"]
-    params = {"dense": dict(zip(("kernel", "bias"), (jnp.asarray(v.value) for v in model.trainable_variables)))}  # noqa: B905
+    params = {
+        "dense": dict(zip(("kernel", "bias"), (jnp.asarray(v.value) for v in model.trainable_variables), strict=True))
+    }
     state = checkpoint.from_keras(kernel, params, path, order)
     assert int(state.step) == 2
     for a, b in ((str(path), model.optimizer), (path, model.optimizer.variables)):

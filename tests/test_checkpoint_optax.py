@@ -16,7 +16,7 @@ SHAPES = {"dense": {"kernel": (6, 4), "bias": (4,)}, "scale": ()}
 
 
 def drawn(size=1.0):
-    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    is_shape = lambda x: isinstance(x, tuple)
     return jax.tree.map(lambda s: jnp.asarray(size * RNG.normal(size=s), jnp.float32), SHAPES, is_leaf=is_shape)
 
 
@@ -30,7 +30,7 @@ def falling(count):
 
 # Decays that are exact in binary: of 0.999 optax knows the complement to 1e-5 only, which is no matter of a conversion.
 B, OB = {"beta_1": 0.875, "beta_2": 1 - 2**-7}, {"b1": 0.875, "b2": 1 - 2**-7}
-O = {"variant": "optax"}  # noqa: E741
+O = {"variant": "optax"}  # noqa: E741  # O as in optax, in a long table
 E = {"epsilon": 1e-8, "variant": "optax"}
 CASES = {
     "adam": (jk.adam(0.1, **B, **E), optax.adam(0.1, **OB)),

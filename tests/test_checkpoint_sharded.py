@@ -24,7 +24,7 @@ def mesh(devices, axis_type=AxisType.Auto):
 
 def placed(m, spec=None):
     specs = {} if spec is None else {"kernel": spec, "dense/bias": spec}
-    put = lambda n, x: jax.device_put(jnp.asarray(x, jnp.float32), NamedSharding(m, specs.get(n, P())))  # noqa: E731
+    put = lambda n, x: jax.device_put(jnp.asarray(x, jnp.float32), NamedSharding(m, specs.get(n, P())))
     return {n: put(n, x) for n, x in VALUES.items()}
 
 

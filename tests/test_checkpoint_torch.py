@@ -16,14 +16,14 @@ STEPS, HALF = 6, 3
 
 
 def drawn(size=1.0):
-    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    is_shape = lambda x: isinstance(x, tuple)
     return jax.tree.map(lambda s: jnp.asarray(size * RNG.normal(size=s), jnp.float32), SHAPES, is_leaf=is_shape)
 
 
 PARAMS, GRADS = drawn(), [drawn(0.3) for _ in range(STEPS)]
 B = {"beta_1": 0.875, "beta_2": 1 - 2**-7, "epsilon": 1e-8}
 TB = {"betas": (0.875, 1 - 2**-7)}
-O = {"variant": "optax"}  # noqa: E741
+O = {"variant": "optax"}  # noqa: E741  # O as in optax, in a long table
 # Where torch adds epsilon to the root and we to the square, it is nothing but a guard here.
 CASES = {
     "Adam": (jk.adam(0.1, **B, **O), TB),

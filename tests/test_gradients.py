@@ -108,7 +108,7 @@ def test_a_batch_loss_is_traced_once(kind):
 def test_variables_besides_may_change(kind):
     w, scale = variable(kind, np.float32(1)), variable(kind, np.float32(2), "scale")
     seen = []
-    loss = lambda x: jnp.sum(x) * w.value * scale.value  # noqa: E731
+    loss = lambda x: jnp.sum(x) * w.value * scale.value
     for value in (2.0, 3.0, 4.0):
         scale.assign(np.float32(value))
         value, (g,) = value_and_grad(loss, [w], jnp.ones(2))
@@ -118,7 +118,7 @@ def test_variables_besides_may_change(kind):
 
 def test_views_besides_may_change():
     optimizer, w = jk.SGD(0.5), jk.Variable(1.0)
-    loss = lambda x: x * w * optimizer.learning_rate  # noqa: E731
+    loss = lambda x: x * w * optimizer.learning_rate
     assert float(value_and_grad(loss, [w], jnp.float32(1))[0]) == 0.5
     optimizer.learning_rate = 0.25
     assert float(value_and_grad(loss, [w], jnp.float32(1))[0]) == 0.25
@@ -126,7 +126,7 @@ def test_views_besides_may_change():
 
 def test_a_closure_sees_what_is_there_now():
     w, box = jk.Variable(1.0), {"x": 1.0}
-    loss = lambda: w * box["x"] * (3 if box["x"] > 1 else 1)  # noqa: E731
+    loss = lambda: w * box["x"] * (3 if box["x"] > 1 else 1)
     assert float(value_and_grad(loss, [w])[1][0]) == 1
     box["x"] = 2.0
     assert float(value_and_grad(loss, [w])[1][0]) == 6
@@ -139,7 +139,7 @@ def test_a_function_made_anew_is_traced_once():
 
             def loss(x, *, power=2):
                 traced.append(factor)  # noqa: B023  # called at once
-                return w * x**power * factor  # noqa: B023
+                return w * x**power * factor  # noqa: B023  # likewise
 
             assert float(value_and_grad(loss, [w], x)[0]) == factor * float(x) ** 2
     assert traced == [2, 3]
@@ -322,7 +322,7 @@ def test_losses_that_are_none(loss, error, text, batch):
 
 
 def test_what_is_no_variable():
-    loss = lambda: jnp.float32(1)  # noqa: E731
+    loss = lambda: jnp.float32(1)
     for variables, text in [
         (jk.Variable(1.0), "`variables` must be a list of variables. Received: Variable"),
         (None, "`variables` must be a list.* Received: NoneType"),
@@ -344,7 +344,7 @@ def test_what_is_no_variable():
 @both_kinds
 def test_minimize(kind):
     w = variable(kind, np.array([1.0, -2.0], np.float32))
-    loss = lambda: jnp.sum(w.value**2) / 2  # noqa: E731
+    loss = lambda: jnp.sum(w.value**2) / 2
     optimizer = jk.SGD(0.5)
     assert int(optimizer.minimize(loss, [w])) == 1
     close(values([w])[0], [0.5, -1.0])
@@ -427,7 +427,7 @@ def test_training_with_a_batch_and_two_networks():
     optimizer = jk.Adam(0.1)
     y = jnp.ones((4, 3))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
-    loss = lambda x, y: jnp.mean((x @ kernel + bias.reshape(1, 3) - y) ** 2)  # noqa: E731
+    loss = lambda x, y: jnp.mean((x @ kernel + bias.reshape(1, 3) - y) ** 2)
     first, _ = value_and_grad(loss, [kernel, bias], x, y)
     for _ in range(50):
         last, grads = value_and_grad(loss, [kernel, bias], x, y)

@@ -146,7 +146,7 @@ def test_loss_scale_in_half_precision(wrap):
     def step(x):
         w = {"w": jnp.ones(2, jnp.float16)}
         state = kernel.init(w)
-        loss = lambda w: kernel.scale_loss(jnp.sum(w["w"] * x * jnp.float16(1e-7)), state)  # noqa: E731
+        loss = lambda w: kernel.scale_loss(jnp.sum(w["w"] * x * jnp.float16(1e-7)), state)
         w, state = kernel.step(w, state, jax.grad(loss)(w))
         return w["w"][None], state.scalars[SKIPPED][None], state.scalars[SCALE][None]
 

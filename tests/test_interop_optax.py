@@ -218,7 +218,7 @@ class Case(NamedTuple):
     without: tuple[str, ...] = ()  # parameters that optax itself does not take
 
 
-SGD = lambda: optax.sgd(0.05)  # noqa: E731
+SGD = lambda: optax.sgd(0.05)
 SPECIAL = {
     "sm3": Case(without=("s",)),  # fails on scalars
     "lbfgs": Case(extra=("value", "grad", "value_fn")),

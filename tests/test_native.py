@@ -59,8 +59,8 @@ def test_what_is_not_donated_stays():
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp", "scan", "cond", "while"])
 def test_inside_transformations(transform):
     def run(kernel):
-        step = lambda p, g: one_step(kernel, p, g)[0]  # noqa: E731
-        loss = lambda g: jnp.sum(step(PARAMS, g)["w"] ** 2)  # noqa: E731
+        step = lambda p, g: one_step(kernel, p, g)[0]
+        loss = lambda g: jnp.sum(step(PARAMS, g)["w"] ** 2)
         if transform == "vmap":
             return jax.vmap(step, (None, 0))(PARAMS, jax.tree.map(lambda g: jnp.stack([g, -g, 2 * g]), GRADS))
         if transform == "grad":
@@ -117,7 +117,7 @@ def test_inside_shard_map_each_device_runs_its_own():
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
     kernel, params, grads = jk.adamw(0.1), {"w": PARAMS["w"]}, {"w": GRADS["w"]}
     spec = PartitionSpec("x")
-    function = lambda p, g: one_step(kernel, p, g)[0]  # noqa: E731
+    function = lambda p, g: one_step(kernel, p, g)[0]
     mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
     assert loops(mapped, params, grads) == 1
     assert_near(jax.jit(mapped)(params, grads), function(params, grads))

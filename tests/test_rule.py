@@ -85,7 +85,7 @@ def test_numbers_and_program_come_apart():
 def test_a_rule_is_an_immutable_value():
     assert Toy() == Toy() and "learning_rate=0.1" in repr(Toy()) and "beta=0.25" in repr(Toy(beta=0.25))
     with pytest.raises(AttributeError):
-        Toy().beta = 0.1  # type: ignore[misc]
+        Toy().beta = 0.1  # type: ignore[misc]  # a wrong write, on purpose
 
 
 def test_annotations_are_read():

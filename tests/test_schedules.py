@@ -497,9 +497,9 @@ def test_what_cannot_be_deserialized():
         deserialize({"module": "elsewhere", "class_name": "CosineDecay", "config": {}})
     for config in ("CosineDecay", {}, {"class_name": 3}, None):
         with pytest.raises(TypeError, match="`config` must be a dict with `class_name`"):
-            deserialize(config)  # pyright: ignore[reportArgumentType]
+            deserialize(config)
     with pytest.raises(TypeError, match="must be a `LearningRateSchedule` to be serialized"):
-        serialize(lambda step: 0.1)  # pyright: ignore[reportArgumentType]
+        serialize(lambda step: 0.1)
 
 
 def test_the_base_class_says_what_is_missing():
@@ -539,7 +539,7 @@ WRONG_VALUES = {
     "values[0]=-1": lambda: PiecewiseConstantDecay([1], [-1, 2]),
     "boundaries=[2, 1]": lambda: PiecewiseConstantDecay([2, 1], [1, 2, 3]),
     "boundaries=[2, 2]": lambda: PiecewiseConstantDecay([2, 2], [1, 2, 3]),
-    "decay='cubic'": lambda: WarmupStableDecay(0.1, 1, 1, 1, decay="cubic"),  # pyright: ignore[reportArgumentType]
+    "decay='cubic'": lambda: WarmupStableDecay(0.1, 1, 1, 1, decay="cubic"),
 }
 WRONG_TYPES = {
     "initial_learning_rate='0.1'": lambda: any_exponential("0.1", 10, 0.5),
@@ -685,7 +685,7 @@ def test_plot_leaves_pyplot_alone(matplotlib):
 
 def test_plot_errors(monkeypatch):
     with pytest.raises(TypeError, match="`schedule` must be a function of the step.*Received: 0.1"):
-        plot({"constant": 0.1}, 20)  # pyright: ignore[reportArgumentType]
+        plot({"constant": 0.1}, 20)
     for steps in (0, -3, []):
         with pytest.raises(ValueError, match="`steps` must be at least 1. Received: steps="):
             plot(CosineDecay(0.1, 20), steps)

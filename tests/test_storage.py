@@ -294,7 +294,7 @@ def loss_after(kernel, steps=400):
     def loss(p):
         return jnp.mean((jnp.tanh(jnp.tanh(x @ p["in"] + p["bias"]) @ p["out"]) @ p["last"] - y) ** 2)
 
-    body = lambda _, c: kernel.step(*c, jax.grad(loss)(c[0]))  # noqa: E731
+    body = lambda _, c: kernel.step(*c, jax.grad(loss)(c[0]))
     params, _ = jax.jit(lambda *c: jax.lax.fori_loop(0, steps, body, c))(params, kernel.init(params))
     return float(loss(params))
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.peers import torch
+from benchmarks.peers.absent import absent
 from benchmarks.problem import Problem
 from benchmarks.runs import Implementation, Run, Wish
-from jaxopt_keras.parity.peer import Absent, load
+from jaxopt_keras.parity.peer import load
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,7 @@ class EightBits:
     def available(self, platform: str) -> str | None:
         if platform != "gpu":
             return "its kernels need CUDA"
-        try:
-            load(self.module)
-        except Absent as absent:
-            return f"{absent}: pip install {self.name}"
-        return torch.available(platform)
+        return absent(lambda: load(self.module), self.name) or torch.available(platform)
 
     def implementations(self, wish: Wish) -> list[Implementation]:
         name = self.classes.get(wish.rule.__name__)

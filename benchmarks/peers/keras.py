@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.peers.absent import absent
 from benchmarks.problem import Problem
 from benchmarks.runs import Implementation, Loop, Run, Wish
 from jaxopt_keras.parity.keras import Keras
@@ -16,10 +17,7 @@ NAME = "keras"
 
 
 def available(platform: str) -> str | None:
-    try:
-        Keras()
-    except Absent as absent:
-        return f"{absent}: pip install keras"
+    return absent(Keras, "keras")
 
 
 def implementations(wish: Wish) -> list[Implementation]:
@@ -29,8 +27,8 @@ def implementations(wish: Wish) -> list[Implementation]:
         return [Implementation(NAME, NAME, Eager, refused="not compared: the model is in plain JAX")]
     try:
         Keras().terms(wish.rule)
-    except Absent as absent:
-        return [Implementation(NAME, NAME, Eager, refused=str(absent))]
+    except Absent as reason:
+        return [Implementation(NAME, NAME, Eager, refused=str(reason))]
     return [
         Implementation("keras, jitted", NAME, jitted, "keras"),
         Implementation("keras, eager", NAME, Eager, "keras", copies=5),

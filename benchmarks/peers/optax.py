@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import models
+from benchmarks.peers.absent import absent
 from benchmarks.problem import Problem, Rows
 from benchmarks.runs import Implementation, Loop, Run, Wish
 from jaxopt_keras.parity.optax import Optax
@@ -16,17 +17,14 @@ NAME = "optax"
 
 
 def available(platform: str) -> str | None:
-    try:
-        Optax()
-    except Absent as absent:
-        return f"{absent}: pip install optax"
+    return absent(Optax, "optax")
 
 
 def implementations(wish: Wish) -> list[Implementation]:
     try:
         Optax().terms(wish.rule)
-    except Absent as absent:
-        return [Implementation(NAME, NAME, run, refused=str(absent))]
+    except Absent as reason:
+        return [Implementation(NAME, NAME, run, refused=str(reason))]
     if wish.workload.kind == "rows":
         return [Implementation("optax, dense", NAME, run, copies=4)]
     if wish.workload.kind == "training":

@@ -3,20 +3,17 @@
 import functools
 
 from benchmarks.peers import torch
+from benchmarks.peers.absent import absent
 from benchmarks.problem import Problem
 from benchmarks.runs import Implementation, Run, Wish
-from jaxopt_keras.parity.peer import Absent, load
+from jaxopt_keras.parity.peer import load
 
 NAME = "torchao"
 BITS = {"int8": "8bit", "int4": "4bit", "float8": "Fp8"}
 
 
 def available(platform: str) -> str | None:
-    try:
-        load("torchao.optim")
-    except Absent:
-        return "torchao is not installed: pip install torchao"
-    return torch.available(platform)
+    return absent(lambda: load("torchao.optim"), "torchao") or torch.available(platform)
 
 
 def implementations(wish: Wish) -> list[Implementation]:

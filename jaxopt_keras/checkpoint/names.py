@@ -98,7 +98,7 @@ def _flat(state: State) -> tuple[list[tuple[str, Any]], Any]:
     if isinstance(state.slots, Packed):
         slots = cut(state.slots.buffers, state.slots.parts)
         tree["slots"] = slots[""] if _is_bare(state.slots) else slots
-    is_leaf = lambda x: isinstance(x, (Blocks, Complemented))  # noqa: E731
+    is_leaf = lambda x: isinstance(x, (Blocks, Complemented))
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return [(path_of(key), x) for key, x in keyed], treedef
 

@@ -175,11 +175,11 @@ def form(program: Program, name: str, x: Any, kind: Slot | None, p: Any) -> str:
     return f"{x.dtype}" + (f" ({reason})" if reason else "")
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.4g} {unit}"
-        count /= 1000  # type: ignore[assignment]
+        count /= 1000
     return f"{count:.4g} GB"
 
 

@@ -94,7 +94,7 @@ class Muon(Rule):
             u = g + mu * m if self.nesterov else m
         return u, self.State(m)
 
-    def whole(self, u: Array) -> Array:  # pyright: ignore
+    def whole(self, u: Array) -> Array:  # pyright: ignore  # likewise
         """`u` orthogonalized, at the size of an update for a rate of 1."""
         x, (rows, columns) = self.orthogonalized(u), u.shape
         if self.rms_rate is not None:

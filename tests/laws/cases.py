@@ -101,7 +101,7 @@ def draw(shapes: Any, seed: int, dtype: Any = jnp.float32, scale: float = 1.0) -
 def parameters(shapes: Any = SMALL, dtype: Any = jnp.float32) -> Any:
     """Fresh parameters; biases are zero, as they are at the start of a training."""
     drawn = draw(shapes, 0, dtype)
-    zero = lambda path, x: jnp.zeros_like(x) if "bias" in jax.tree_util.keystr(path) else x  # noqa: E731
+    zero = lambda path, x: jnp.zeros_like(x) if "bias" in jax.tree_util.keystr(path) else x
     return jax.tree_util.tree_map_with_path(zero, drawn)
 
 
@@ -136,7 +136,7 @@ def by_hand(case: Case, path: str, p: Any, grads: list[Any]) -> np.ndarray:
 
 def types(tree: Any) -> Any:
     """Structure, shapes, dtypes and weak types."""
-    aval = lambda x: (x.shape, x.dtype, x.weak_type)  # noqa: E731
+    aval = lambda x: (x.shape, x.dtype, x.weak_type)
     leaves, treedef = jax.tree.flatten(tree)
     return treedef, [aval(x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)) for x in leaves]
 

@@ -24,7 +24,7 @@ without_form = pytest.mark.parametrize("case", [c for c in SWITCHED if not c.rul
 def test_turned_equals_turned(case):
     kernel, params, grads = case.kernel(), parameters(dtype=C), gradients(STEPS, dtype=C)
     angle = np.exp(np.complex64(0.7j))
-    turn = lambda tree: jax.tree.map(lambda x: x * angle, tree)  # noqa: E731
+    turn = lambda tree: jax.tree.map(lambda x: x * angle, tree)
     (p, s), (q, t) = run(kernel, params, grads), run(kernel, turn(params), [turn(g) for g in grads])
     assert types((p, s)) == types((q, t)) == types((params, kernel.init(params)))
     for name in SMALL:
@@ -36,7 +36,7 @@ def test_turned_equals_turned(case):
 def test_real_numbers_stay_real(case):
     kernel, params, grads = case.kernel(), parameters(), gradients(STEPS)
     expected, _ = run(kernel, params, grads)
-    as_complex = lambda tree: jax.tree.map(lambda x: x.astype(C), tree)  # noqa: E731
+    as_complex = lambda tree: jax.tree.map(lambda x: x.astype(C), tree)
     p, _ = run(kernel, as_complex(params), [as_complex(g) for g in grads])
     for name in SMALL:
         assert_rounded(p[name], expected[name].astype(C), rounding(C, STEPS), name)

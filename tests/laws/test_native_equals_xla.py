@@ -39,7 +39,7 @@ def error(found, exact, old):
 
 
 def wide(tree):
-    floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+    floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     return jax.tree.map(lambda x: x.astype(jnp.float64) if floating(x) else x, tree)
 
 

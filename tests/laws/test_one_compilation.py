@@ -16,7 +16,7 @@ OPTIONS = {"use_ema": True, "ema_overwrite_frequency": 2, "clipnorm": 0.5}
 
 
 def with_other_numbers(kernel):
-    other = lambda x: dataclasses.replace(x, **{name: value / 2 for name, value in x.traced().items()})  # noqa: E731
+    other = lambda x: dataclasses.replace(x, **{name: value / 2 for name, value in x.traced().items()})
     return Kernel(other(kernel.rule), other(kernel.options))
 
 

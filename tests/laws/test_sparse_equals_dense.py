@@ -81,7 +81,7 @@ def test_lazy_touches_its_rows(case, indices):
     q, t = run(case.kernel(engine="xla"), params, [g | {TABLE: dense(rows)}], state)
 
     touched = np.isin(np.arange(ROWS), [i % ROWS for i in indices if -ROWS <= i < ROWS])
-    take = lambda p, s, which: jax.tree.map(lambda x: x[which], (p[TABLE], s.slots[TABLE]))  # noqa: E731
+    take = lambda p, s, which: jax.tree.map(lambda x: x[which], (p[TABLE], s.slots[TABLE]))
     assert_close(take(p, s, touched), take(q, t, touched), 2)
     assert_same_bits(take(p, s, ~touched), take(params, state, ~touched))
     assert_close((s.step, s.scalars), (t.step, t.scalars), 2)

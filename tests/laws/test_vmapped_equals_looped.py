@@ -19,7 +19,7 @@ def test_vmapped_equals_looped(case):
     grads = [[jax.tree.map(lambda x, i=i: x - i, g) for g in gradients(STEPS)] for i in range(len(RATES))]
     expected = [run(case.kernel(rate), p, g) for rate, p, g in zip(RATES, batch, grads, strict=True)]
 
-    stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
+    stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
     train = jax.vmap(lambda rate, p, g: run(case.kernel(rate), p, g))
     batched = jax.jit(train)(jnp.asarray(RATES), stack(*batch), stack(*grads))
     for i, one in enumerate(expected):

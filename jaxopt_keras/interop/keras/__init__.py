@@ -34,7 +34,7 @@ def adapted(stateful: type[Optimizer]) -> type[Adapter]:
         optimizer = stateful(*args, **kwargs)
         self._wrap(optimizer, optimizer._options.name)
 
-    __init__.__signature__ = stateful.__init__.__signature__  # type: ignore[attr-defined]
+    __init__.__signature__ = stateful.__init__.__signature__  # type: ignore[attr-defined]  # of a function
     members = {"__init__": __init__, "__doc__": stateful.__doc__, "__module__": __name__}
     made = type(stateful.__name__, (Adapter,), members)
     NAMED[stateful] = keras.saving.register_keras_serializable(package="jaxopt_keras")(made)

@@ -50,6 +50,7 @@ def _registered() -> dict[str, Any]:
 
 
 @keras.saving.register_keras_serializable(package="jaxopt_keras")
+# Both bases have `from_config`, and Keras's has another signature.
 class WrappedLossScale(Wrapped, keras.optimizers.LossScaleOptimizer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Our `LossScaleOptimizer`; one of Keras's too, so that mixed precision puts no other around it."""
 
