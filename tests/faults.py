@@ -300,6 +300,10 @@ FAULTS = [
     Fault("history/record.py", "del self._waiting[:count]", "del self._waiting[count:]",
           "rows that are dropped, and others twice", "tests/test_history.py -k nothing_waits"),
     # Checkpoints
+    Fault("checkpoint/anew.py", "sorted(paths, key=_counters)", "sorted(paths)",
+          "the tenth of a model's layers before its ninth", "tests/test_checkpoint_facade.py -k counters"),
+    Fault("checkpoint/anew.py", "or set(saved.values()) & set(now.values())", "",
+          "a name counts for less than its counter", "tests/test_checkpoint_facade.py -k name_that_is_found"),
     Fault("checkpoint/files.py", "        os.fsync(file.fileno())", "        pass",
           "renamed before it is on the disk", "tests/test_checkpoint_files.py -k killed"),
     Fault("checkpoint/files.py", "if metadata.pop(DIGEST, None) != digest(flat, metadata):", "if False:",

@@ -191,3 +191,62 @@ def test_the_rate_is_the_optimizers_own_unless_asked_for(tmp_path):
     assert float(other.optimizer.learning_rate) == np.float32(0.01)
     checkpoint.load(path, other.optimizer, hyper=True)
     assert float(other.optimizer.learning_rate) == 0.5
+
+
+# --- a model that is made anew --------------------------------------------------------------------------------------
+
+
+def momenta(shapes, seed=None):
+    """An SGD over variables of these names and shapes, and its momenta; with a `seed`, after a step."""
+    variables = [jk.Variable(np.zeros(shape, np.float32), name=name) for name, shape in shapes.items()]
+    optimizer = jk.SGD(0.5, momentum=0.9)
+    optimizer.build(variables)
+    if seed is not None:
+        rng = np.random.default_rng(seed)
+        optimizer.apply([jnp.asarray(rng.normal(size=v.shape), jnp.float32) for v in variables], variables)
+    return optimizer, {
+        name: optimizer.get_slot(v, "momentum").numpy() for name, v in zip(shapes, variables, strict=True)
+    }
+
+
+SAVED = {"net/dense_9/kernel": (2, 2), "net/dense_10/kernel": (2, 2), "head/w": (3,)}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_other_counters_in_the_names(tmp_path, backwards):
+    """Wherever they stand: what was counted first is first, whatever the order of the variables."""
+    path, names = tmp_path / "a.safetensors", list(SAVED)[:: -1 if backwards else 1]
+    saved, expected = momenta({name: SAVED[name] for name in names}, seed=0)
+    checkpoint.save(path, saved)
+    names = ["net_1/dense_99/kernel", "net_1/dense_100/kernel", "head_7/w"]
+    anew, _ = momenta(dict(zip(names, SAVED.values(), strict=True)))
+    checkpoint.load(path, anew)
+    for name, x in zip(anew._paths, SAVED, strict=True):
+        np.testing.assert_array_equal(anew._state.slots[name]["momentum"], expected[x])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["net_1/dense_11/kernel", "net_1/dense_12/kernel", "other/w"],  # another name
+        ["net_1/dense_11/kernel", "net_1/conv_12/kernel", "head_1/w"],
+        ["net_1/dense_11/kernel", "net_1/dense_12/kernel"],  # fewer
+    ],
+)
+def test_other_names_are_refused(tmp_path, names):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, momenta(SAVED, seed=0)[0])
+    anew, _ = momenta(dict(zip(names, SAVED.values(), strict=False)))
+    with pytest.raises(ValueError, match="Nothing in this checkpoint fits .* automatic counters"):
+        checkpoint.load(path, anew)
+
+
+@anything
+def test_a_name_that_is_found_says_more_than_its_counter(tmp_path):
+    path = tmp_path / "a.safetensors"
+    saved, expected = momenta({"block_1/w": (3,), "block_2/w": (3,)}, seed=0)
+    checkpoint.save(path, saved)
+    other, _ = momenta({"block_2/w": (3,), "block_3/w": (3,)})
+    checkpoint.load(path, other)
+    np.testing.assert_array_equal(other._state.slots["block_2/w"]["momentum"], expected["block_2/w"])
+    np.testing.assert_array_equal(other._state.slots["block_3/w"]["momentum"], np.zeros(3))

@@ -188,3 +188,21 @@ def test_refused(tmp_path):
     with pytest.raises(ValueError, match="Use `variant='keras'`"):
         hat = Theirs("Adam", {"amsgrad": True}, PARAMS).optimizer.variables
         checkpoint.from_keras(jk.adam(amsgrad=True, variant="optax"), PARAMS, hat, ORDER)
+
+
+def test_a_model_made_anew_in_the_same_process(tmp_path):
+    """Keras numbers its names on: `sequential_1/dense_2/kernel`."""
+
+    def model():
+        layers = [keras.layers.Input((3,)), keras.layers.Dense(3), keras.layers.Dense(3)]
+        return keras.Sequential(layers).trainable_variables
+
+    path, one, other = tmp_path / "a.safetensors", jk.Adam(0.1), jk.Adam(0.1)
+    first, second = model(), model()
+    one.apply([jnp.full(v.shape, i + 1.0) for i, v in enumerate(first)], first)
+    checkpoint.save(path, one)
+    other.build(second)
+    checkpoint.load(path, other)
+    for v, w in zip(first, second, strict=True):
+        assert v.path != w.path
+        np.testing.assert_array_equal(one.get_slot(v, "momentum").numpy(), other.get_slot(w, "momentum").numpy())

@@ -39,7 +39,7 @@ def place_of(optimizer: Any) -> Place:
     arrays = {path: {"": h.read()} for path, h in optimizer._handles.items()}
     params = _unpacked(optimizer, arrays)
     kernels = {group: o._kernel() for group, o in _groups(optimizer).items()}
-    return Place(_laid_out(optimizer, _fresh), kernels, {path: x[""] for path, x in params.items()})
+    return Place(_laid_out(optimizer, _fresh), kernels, {path: x[""] for path, x in params.items()}, counted=True)
 
 
 def put(optimizer: Any, state: State) -> None:

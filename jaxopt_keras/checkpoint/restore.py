@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_keras.checkpoint.anew import renamed
 from jaxopt_keras.checkpoint.forms import formed
 from jaxopt_keras.checkpoint.kernels import advanced, of_group
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, is_complement, leaves, replaced
@@ -26,6 +27,7 @@ class Place(NamedTuple):
     fresh: State  # as it is without a checkpoint
     kernels: dict[str, Kernel]  # by the names of their groups
     params: dict[str, Any]  # by path
+    counted: bool = False  # whether paths hold automatic counters, which tell nothing
 
 
 def by_path(params: Any) -> dict[str, Any]:
@@ -43,6 +45,7 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
         not fit, or where nothing fits.
     """
     check_version(flat)
+    flat = renamed(flat, place.params) if place.counted else flat
     saved = gathered({name: _array(name, x) for name, x in flat.items()})
     like, new, used = leaves(place.fresh), {}, {FORMAT}
     for name, leaf in like.items():
@@ -54,8 +57,8 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
     if not new.keys() & _slots(like) and _slots(like) and _slots(saved):
         raise ValueError(
             f"Nothing in this checkpoint fits these parameters. It has {_some(_slots(saved))}; needed are "
-            f"{_some(_slots(like))}. They are told apart by their paths: a model that is made anew, in Keras say, must "
-            "be given the same names."
+            f"{_some(_slots(like))}. They are told apart by their paths. In the stateful face these may differ in "
+            "automatic counters only (`dense_1`), variable for variable: else give the model the same names."
         )
     state = replaced(place.fresh, new)
     state = replaced(state, _advanced(place, state, new) | _windows(place, leaves(state)))
