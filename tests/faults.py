@@ -300,6 +300,8 @@ FAULTS = [
     Fault("history/record.py", "del self._waiting[:count]", "del self._waiting[count:]",
           "rows that are dropped, and others twice", "tests/test_history.py -k nothing_waits"),
     # Checkpoints
+    Fault("handles.py", "h.path = h.name = path_of(key)", "pass",
+          "all nnx variables are called `param`", "tests/test_interop_flax.py -k names_its"),
     Fault("checkpoint/anew.py", "sorted(paths, key=_counters)", "sorted(paths)",
           "the tenth of a model's layers before its ninth", "tests/test_checkpoint_facade.py -k counters"),
     Fault("checkpoint/anew.py", "or set(saved.values()) & set(now.values())", "",
