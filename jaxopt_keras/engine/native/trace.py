@@ -9,8 +9,10 @@ import jax
 import numpy as np
 from jax.extend import core
 
-# Jitted helpers that have a meaning of their own in a loop (storage/noise.py, storage/blockwise.py): not inlined.
+# Jitted helpers that have a meaning of their own here: not inlined. In a loop (storage/noise.py, storage/blockwise.py):
 INTRINSICS = ("flat_index", "pairs", "unpaired")
+# Around loops (packed.py): a buffer in pieces, and the other way round.
+APART, TOGETHER = "taken_apart", "put_together"
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
@@ -120,7 +122,7 @@ def _inline(closed: core.ClosedJaxpr, inputs: list[Atom], trace: Trace, known: d
     for equation in closed.jaxpr.eqns:
         arguments = [atom(x) for x in equation.invars]
         name = equation.primitive.name
-        if name in _CALLS and equation.params.get("name") not in INTRINSICS and not equation.effects:
+        if name in _CALLS and equation.params.get("name") not in (*INTRINSICS, APART, TOGETHER) and not equation.effects:
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
             inner = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
             results = _inline(inner, arguments, trace, known)
