@@ -10,6 +10,7 @@ from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.leafwise import Leafwise, route
 from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.engine.pipeline import Program
+from jaxopt_keras.flat import unpacked
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options
 from jaxopt_keras.packed import Packed
@@ -103,7 +104,11 @@ def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
     layout, stored = Layout.read(params, program.options)
     groups: dict[Kind, Group] = {}
     everything = zip(
-        layout.leaves, stored, layout.flatten(state.slots, "state"), engines(program, params, state), strict=True
+        layout.leaves,
+        stored,
+        layout.flatten(unpacked(state.slots), "state"),
+        engines(program, params, state),
+        strict=True,
     )
     for leaf, p, slots, engine in everything:
         rule, grain, kinds = type(program.core).__name__, "tree", {}

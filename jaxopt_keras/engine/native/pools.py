@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jax import lax
 
 from jaxopt_keras.engine.native.emit import Loop, Place
-from jaxopt_keras.engine.native.regions import Phase, Region, Split
+from jaxopt_keras.engine.native.regions import Phase, Region, Split, is_same
 from jaxopt_keras.engine.native.trace import APART, TOGETHER, Equation, Value
 
 
@@ -54,19 +54,24 @@ class Pools:
 
     def _rejoin(self, together: Equation, pool: Value, apart: Equation) -> None:
         """Takes in what loops write into places that nobody else reads."""
-        if [x.shape for x in together.inputs] != [x.shape for x in apart.outputs]:
+        if [(x.shape, x.dtype) for x in together.inputs] != [(x.shape, x.dtype) for x in apart.outputs]:
             return
         written, rest = {}, {}
         for (start, old), new in zip(spans(apart.outputs), together.values, strict=True):
             region = self._writer(new)
             if region is not None and self._reader(old) is region and self._split.users[new] == [together]:
                 written[new] = Place(pool, start)
-            elif new is not old and 0 not in new.shape:
+            elif self._origin(new) is not old and 0 not in new.shape:
                 rest[start] = new
-        if written:
-            self._places |= written
-            self.rejoined.append(Rejoined(together, pool, rest))
-            self._split.owned.add(id(together))
+        self._places |= written
+        self.rejoined.append(Rejoined(together, pool, rest))
+        self._split.owned.add(id(together))
+
+    def _origin(self, x: Value) -> Value:
+        """What `x` is in another shape."""
+        while (maker := self._split.makers.get(x)) is not None and is_same(maker) and maker.values:
+            (x,) = maker.values
+        return x
 
     def _reader(self, x: Value) -> Region | None:
         """The region whose loops, and nobody else, read `x`."""

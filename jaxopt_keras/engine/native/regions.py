@@ -117,7 +117,7 @@ class Split:
             region = regions.setdefault(root(nodes[0]), Region(depth))
             region.equations.append(e)
             region.values |= dict.fromkeys(x.value for x in nodes)
-        return [*regions.values()]
+        return [r for r in regions.values() if not all(map(is_same, r.equations))]  # a reshape costs XLA nothing
 
     def _users(self) -> dict[Value, list[Equation | None]]:
         users: dict[Value, list[Equation | None]] = {x: [None] for x in self.trace.outputs if isinstance(x, Value)}
