@@ -1,5 +1,6 @@
 """Slots between steps as one buffer for each dtype: a step over many small arrays then hands over a third of them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +34,16 @@ class Flat:
         return Flat(self.small.like(small), rest, self.treedef, self.is_small)
 
 
-def flat(tree: Any) -> Flat:
-    """A pytree of arrays with the small ones in one buffer for each dtype."""
-    leaves, treedef = jax.tree.flatten(tree)
-    is_small = tuple(1 < x.size <= LARGE and jnp.issubdtype(x.dtype, jnp.number) for x in leaves)
+def flat(tree: Any, apart: Collection[str] = ()) -> Flat:
+    """A pytree of arrays with the small ones in one buffer for each dtype, but for those with a key of `apart`."""
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = [x for _, x in keyed]
+    is_small = tuple(
+        1 < x.size <= LARGE
+        and jnp.issubdtype(x.dtype, jnp.number)
+        and not {getattr(k, "key", None) for k in key} & {*apart}
+        for key, x in keyed
+    )
     small, rest = _parted(leaves, is_small)
     return Flat(pack(small), rest, treedef, is_small)
 

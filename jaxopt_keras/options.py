@@ -106,6 +106,11 @@ class Options(Hyperparameters):
                     f'`sparse="lazy"` cannot be combined with `{name}`: the sum of several sparse gradients is dense. '
                     f'Received: {name}={getattr(self, name)!r}. Use `sparse="dense"`.'
                 )
+        if self.flat_state and self.offload:
+            raise ValueError(
+                "`flat_state` and `offload` cannot be combined: slots in one buffer go nowhere by themselves. "
+                f"Received: flat_state=True, offload={self.offload!r}"
+            )
         object.__setattr__(self, "state_dtype", _forms(self.state_dtype))
         object.__setattr__(self, "offload", _offloaded(self.offload))
         object.__setattr__(self, "exclude_from_weight_decay", _names(self.exclude_from_weight_decay))

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from jaxopt_keras.engine.native import unavailable
+from jaxopt_keras.engine.pipeline import LOOSE
 from jaxopt_keras.flat import LARGE, Flat, flat
 from jaxopt_keras.options import Options
 
@@ -28,6 +29,11 @@ class Resting(Mapping[str, Any]):
     def _by_path(self) -> dict[str, Any]:
         return _unpacked(self._held)
 
+    def flattened(self) -> tuple[list[tuple[Any, Any]], list[str]]:
+        """The slots with their keys, and the paths. This is no look: the arrays are copies."""
+        tree = self.__dict__.get("_by_path") or _unpacked(self._held)
+        return [(jax.tree_util.DictKey(path), tree[path]) for path in sorted(tree)], sorted(tree)
+
     def __getitem__(self, path: str) -> Any:
         return self._by_path[path]
 
@@ -43,7 +49,7 @@ class Resting(Mapping[str, Any]):
 
 jax.tree_util.register_pytree_with_keys(
     Resting,
-    lambda slots: ([(jax.tree_util.DictKey(path), slots[path]) for path in sorted(slots)], tuple(sorted(slots))),
+    lambda slots: slots.flattened(),
     lambda paths, values: dict(zip(paths, values, strict=True)),  # type: ignore[arg-type]  # once looked at, a dict
 )
 
@@ -72,4 +78,4 @@ def taken(slots: Any, paths: Collection[str]) -> Flat:
     return _flat({path: slots[path] for path in paths}) if held is None else held
 
 
-_flat, _unpacked = jax.jit(flat), jax.jit(Flat.unpack)
+_flat, _unpacked = jax.jit(functools.partial(flat, apart=LOOSE)), jax.jit(Flat.unpack)

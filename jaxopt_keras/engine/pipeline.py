@@ -29,6 +29,9 @@ from jaxopt_keras.transforms.accumulate import without
 from jaxopt_keras.transforms.average import AVERAGE
 from jaxopt_keras.transforms.clip import clip
 
+# In a flat state by themselves: they change in every call, and the rest within a `cond`.
+LOOSE = (accumulate.SUM,)
+
 
 class State(NamedTuple):
     """All that an optimizer keeps: arrays only, none of them shared, of types that a step does not change.
@@ -78,7 +81,7 @@ class Program:
         slots = [alike(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         guard.init(self.options, scalars)
         tree = layout.unflatten(slots)
-        return State(jnp.zeros((), jnp.int32), hyper, scalars, flat(tree) if self.options.flat_state else tree)
+        return State(jnp.zeros((), jnp.int32), hyper, scalars, flat(tree, LOOSE) if self.options.flat_state else tree)
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""

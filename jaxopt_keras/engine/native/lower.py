@@ -12,10 +12,11 @@ from jaxopt_keras.engine.native.call import Call, run
 from jaxopt_keras.engine.native.emit import Loop
 from jaxopt_keras.engine.native.pools import Pools, Rejoined
 from jaxopt_keras.engine.native.regions import Phase, Region, Split, plain
+from jaxopt_keras.engine.native.sinking import sink
 from jaxopt_keras.engine.native.trace import Constant, Equation, Trace, Value, evaluated, is_scalar, trace_of, traced
 
 # Leaves of one call. XLA's time to pair the memory of inputs and outputs grows faster than their number.
-TOGETHER = 128
+AT_ONCE = 128
 
 
 def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., Any]:
@@ -46,6 +47,7 @@ def reasons(function: Callable[..., Any], *args: Any) -> list[str]:
 
 def evaluate(trace: Trace, args: list[Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
     """The results of a trace. `partners`: the input whose memory a result may have."""
+    sink(trace, partners)
     split = Split(trace)
     refused = [region.reason for region in split.regions if region.reason and region.count]
     if strict and refused:
@@ -80,8 +82,8 @@ def calls(
             key = region.depth, level, phase.loop.source, *phase.loop.pools
             groups.setdefault(key, []).append(phase)
     for (depth, level, *_), members in groups.items():
-        for i in range(0, len(members), TOGETHER):
-            loops, equations = zip(*members[i : i + TOGETHER], strict=True)
+        for i in range(0, len(members), AT_ONCE):
+            loops, equations = zip(*members[i : i + AT_ONCE], strict=True)
             aliases = [in_place(loop, partners) for loop in loops]
             yield depth, level, Call([*loops], [*equations], aliases, moved & {*loops[0].pools}, strict)
 
@@ -108,7 +110,7 @@ def conditional(equation: Equation, known: dict[Value, Any], partners: dict[Any,
 
     def branch(closed: Any) -> Callable[..., Any]:
         def lowered(*args: Any) -> list[Any]:
-            trace = traced(closed)
+            trace = closed if isinstance(closed, Trace) else traced(closed)
             outer = dict(zip(equation.inputs[1:], trace.inputs, strict=True))
             mine = {
                 x: outer[partners[y]]

@@ -1,8 +1,8 @@
 """Arrays that lie in one buffer, a pool: loops read and write them there.
 
-A step takes a pool apart and puts its results together again. The loops take both in: they get the pool itself, with the
-places of its parts, and write into it. What is not a loop's (an array of one element, say) is cut out of the pool before
-the loops, and put in after them.
+A step takes a pool apart and puts its results together again. The loops take both in: they get the pool itself, with
+the places of its parts, and write into it. What is not a loop's (an array of one element, say) is cut out of the pool
+before the loops, and put in after them.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jax import lax
 
-from jaxopt_keras.engine.native.emit import Loop, Place
+from jaxopt_keras.engine.native.emit import Place
 from jaxopt_keras.engine.native.regions import Phase, Region, Split, is_same
 from jaxopt_keras.engine.native.trace import APART, TOGETHER, Equation, Value
 
@@ -59,7 +59,8 @@ class Pools:
         written, rest = {}, {}
         for (start, old), new in zip(spans(apart.outputs), together.values, strict=True):
             region = self._writer(new)
-            if region is not None and self._reader(old) is region and self._split.users[new] == [together]:
+            outside = [u for u in self._split.users[new] if self._regions.get(id(u)) is not region]
+            if region is not None and self._reader(old) is region and outside == [together]:
                 written[new] = Place(pool, start)
             elif self._origin(new) is not old and 0 not in new.shape:
                 rest[start] = new
@@ -75,9 +76,11 @@ class Pools:
 
     def _reader(self, x: Value) -> Region | None:
         """The region whose loops, and nobody else, read `x`."""
-        regions = {id(r): r for u in self._split.users.get(x, []) for r in [self._regions.get(id(u))]}
-        region = next(iter(regions.values()), None)
-        return region if len(regions) == 1 and region and all(is_plain(p.loop) for p in region.phases.values()) else None
+        readers = [self._regions.get(id(u)) for u in self._split.users.get(x, [None])]
+        region = readers[0]
+        if region is None or any(r is not region for r in readers) or region.scatters:
+            return None
+        return region
 
     def _writer(self, x: Any) -> Region | None:
         """The region whose last loop makes `x`."""
@@ -98,10 +101,6 @@ class Pools:
         head = f"#define POOLS {len(pools)}\n#define POOL_X {{ {which(loop.inputs)} }}\n"
         head += f"#define POOL_Y {{ {which(loop.outputs)} }}\n"
         return phase._replace(loop=replace(loop, source=head + loop.source, places=places))
-
-
-def is_plain(loop: Loop) -> bool:
-    return loop.aliases is None
 
 
 def spans(parts: Iterable[Value]) -> Iterable[tuple[int, Value]]:
