@@ -229,7 +229,8 @@ class Optimizer(Registry, Configs, Weights):
             everything = self._options.use_ema or kernel.core.whole or isinstance(state.slots, Resting)
             handles = self._handles if everything else {k: self._handles[k] for k in given}
             params = {k: h.take() for k, h in handles.items()}
-            flat = isinstance(self._rule, Rule) and len(params) == len(self._paths) and rests(self._options, params)
+            whole = isinstance(self._rule, Rule) and len(params) == len(self._paths)
+            flat = whole and rests(self._options, params, state.slots)
         slots = taken(state.slots, params) if flat else {k: state.slots[k] for k in params}
         moving = state._replace(hyper={}, slots=slots)
         grads = {k: given.get(k) for k in params}

@@ -54,16 +54,15 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
-def rests(options: Options, params: dict[str, Any]) -> bool:
-    """Whether the slots of these arrays are to lie in one buffer."""
+def rests(options: Options, params: dict[str, Any], slots: Any) -> bool:
+    """Whether the slots of these arrays are to lie in one buffer. `slots`: as they are now."""
     if options.flat_state is not None:
         return options.flat_state
-    return (
-        len(params) >= FEW
-        and not _is_slower(options)
-        and any(1 < p.size <= LARGE for p in params.values())
-        and all(type(p.sharding) is SingleDeviceSharding for p in params.values())
-    )
+    alone = all(type(p.sharding) is SingleDeviceSharding for p in params.values())
+    if isinstance(slots, Resting):
+        return alone
+    small = any(1 < p.size <= LARGE for p in params.values())
+    return alone and small and len(params) >= FEW and not _is_slower(options)
 
 
 def _is_slower(options: Options) -> bool:
