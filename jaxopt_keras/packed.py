@@ -126,7 +126,7 @@ def _joined(leaves: list[Any], arrangement: Arrangement) -> Packed:
 @functools.partial(jax.jit, static_argnums=1)  # by these two names the native engine knows them
 def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
     """A flat array in pieces. The gradient is one concatenation."""
-    return jax.lax.split(buffer, sizes)
+    return [*jax.lax.split(buffer, sizes)]
 
 
 @jax.jit

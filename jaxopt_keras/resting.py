@@ -29,10 +29,10 @@ class Resting(Mapping[str, Any]):
     def _by_path(self) -> dict[str, Any]:
         return _unpacked(self._held)
 
-    def flattened(self) -> tuple[list[tuple[Any, Any]], list[str]]:
+    def flattened(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
         """The slots with their keys, and the paths. This is no look: the arrays are copies."""
         tree = self.__dict__.get("_by_path") or _unpacked(self._held)
-        return [(jax.tree_util.DictKey(path), tree[path]) for path in sorted(tree)], sorted(tree)
+        return [(jax.tree_util.DictKey(path), tree[path]) for path in sorted(tree)], tuple(sorted(tree))
 
     def __getitem__(self, path: str) -> Any:
         return self._by_path[path]
@@ -49,7 +49,7 @@ class Resting(Mapping[str, Any]):
 
 jax.tree_util.register_pytree_with_keys(
     Resting,
-    lambda slots: slots.flattened(),
+    Resting.flattened,
     lambda paths, values: dict(zip(paths, values, strict=True)),  # type: ignore[arg-type]  # once looked at, a dict
 )
 

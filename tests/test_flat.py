@@ -10,7 +10,8 @@ import pytest
 
 import jaxopt_keras as jk
 from jaxopt_keras import checkpoint, flat
-from jaxopt_keras.engine.native import unavailable
+from jaxopt_keras.engine.native import native, unavailable
+from jaxopt_keras.packed import put_together, taken_apart
 from jaxopt_keras.resting import FEW, Resting
 from tests.laws.cases import AWKWARD, PLAIN, assert_close, assert_same_bits, draw, gradients, types
 
@@ -90,6 +91,19 @@ def test_packed_parameters_are_not_cut_out_either():
     assert not re.search(r"= \w+\[(140|70|35|5,7)\]\S* (copy|slice|concatenate|dynamic-update-slice|fusion)\(", text)
 
 
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+def test_what_is_needed_elsewhere_too_is_there():
+    def doubled(buffer):
+        parts = [2 * x for x in taken_apart(buffer, (3, 4, 1))]
+        return put_together(parts), parts[1]
+
+    buffer = jnp.arange(8.0)
+    for function in (doubled, native(doubled, strict=True), jax.jit(native(doubled), donate_argnums=0)):
+        whole, part = function(jnp.copy(buffer))
+        np.testing.assert_array_equal(whole, 2 * buffer)
+        np.testing.assert_array_equal(part, 2 * buffer[3:7])
+
+
 def test_checkpoints_are_those_of_the_tree(tmp_path):
     params, grads = draw(SHAPES, 0), gradients(2, SHAPES)
     kernel, other = jk.adam(0.1), jk.adam(0.1, flat_state=True)
@@ -144,8 +158,9 @@ def test_slots_rest_in_a_buffer_until_somebody_looks():
     held = resting._state.slots._held.small.buffers["float32"]
     assert held.size == 2 * 6 * FEW
     for optimizer, own in pairs:  # what is written after a look is seen by the next step
-        optimizer.get_slot(own[0], "momentum").assign(jnp.full((2, 3), 7.0))
         optimizer._state.slots["w1"]["velocity"] = jnp.full((2, 3), 3.0)
+        optimizer.apply_gradients([(jnp.ones((2, 3)), v) for v in own])
+        optimizer.get_slot(own[0], "momentum").assign(jnp.full((2, 3), 7.0))
         optimizer.apply_gradients([(jnp.ones((2, 3)), v) for v in own])
     assert_same(pairs)
     twins = [(copy.deepcopy(optimizer), own) for optimizer, own in pairs]

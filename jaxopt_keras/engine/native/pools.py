@@ -42,12 +42,12 @@ class Pools:
         self._regions = {id(e): r for r in split.regions if not r.reason for e in r.equations}
         self._places: dict[Value, Place] = {}
         self.rejoined: list[Rejoined] = []
-        apart = {e.inputs[0]: e for e in split.trace.equations if e.name == APART}
+        apart = {e.values[0]: e for e in split.trace.equations if e.name == APART}
         for pool, e in apart.items():
             self._places |= {x: Place(pool, start) for start, x in spans(e.outputs) if self._reader(x)}
         for e in split.trace.equations:
             pool = partners.get(e.outputs[0])
-            if e.name == TOGETHER and pool in apart and split.users[pool] == [apart[pool]]:
+            if e.name == TOGETHER and pool is not None and pool in apart and split.users[pool] == [apart[pool]]:
                 self._rejoin(e, pool, apart[pool])
         for region in split.regions:
             region.phases = {level: self._pooled(phase) for level, phase in region.phases.items()}
