@@ -39,6 +39,7 @@ def implementations(wish: Wish) -> list[Implementation]:
     found = [
         this("step", start=functools.partial(pure, variant=wish.variant)),
         this("apply_gradients", start=functools.partial(stateful, variant=wish.variant)),
+        this("step, flat state", start=functools.partial(pure, variant=wish.variant, flat_state=True)),
         this("packed", start=functools.partial(packed, variant=wish.variant), copies=4),
         this("step, not donated", start=functools.partial(pure, variant=wish.variant, donate=False), copies=6),
     ]
@@ -117,7 +118,7 @@ class Stateful:
         self.optimizer.apply_gradients(zip(self.next(), self.variables, strict=True))
 
     def block(self) -> None:
-        jax.block_until_ready(([v._value for v in self.variables], self.optimizer._state))
+        jax.block_until_ready(([v._value for v in self.variables], self.optimizer._state.step))  # not a look at slots
 
     def held(self) -> int:
         return jk.nbytes(([v._value for v in self.variables], self.optimizer._state))

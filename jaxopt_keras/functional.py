@@ -274,3 +274,11 @@ def _explained(error: TypeError, **trees: Any) -> TypeError:
             if not isinstance(leaf, arrays):
                 return TypeError(f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{path_of(key)}`")
     return error
+
+
+def refuse_flat(kernel: Kernel, by: str) -> None:
+    """Raises a ValueError for a kernel with `flat_state`, whose slots are no tree like the parameters."""
+    if kernel.options.flat_state:
+        raise ValueError(
+            f"`{by}` needs slots that mirror the parameters. Received: a kernel with flat_state=True. Leave it out."
+        )

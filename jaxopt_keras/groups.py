@@ -13,7 +13,7 @@ from jaxopt_keras.engine.partitioned import Partitioned, Tree
 from jaxopt_keras.engine.pipeline import Program, State
 from jaxopt_keras.engine.plan import Plan, still
 from jaxopt_keras.engine.still import Still
-from jaxopt_keras.functional import Kernel
+from jaxopt_keras.functional import Kernel, refuse_flat
 from jaxopt_keras.options import Options, check_pattern
 from jaxopt_keras.rule import Rule
 
@@ -91,6 +91,7 @@ class Partition(Kernel):
                     f"A group takes a plain kernel. Received: {name!r}: {kernel!r}. Put the whole partition inside: "
                     "`loss_scaled(partition(...))`."
                 )
+            refuse_flat(kernel, "partition")
         self.__dict__.update(kernels=everything, router=Router(tuple(kernels), default is not None))
 
     kernels: dict[str, Kernel]

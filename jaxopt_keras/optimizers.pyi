@@ -50,6 +50,7 @@ class Adadelta(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Adafactor(Optimizer):
@@ -86,6 +87,7 @@ class Adafactor(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -118,6 +120,7 @@ class Adagrad(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -152,6 +155,7 @@ class Adam(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -185,6 +189,7 @@ class Adamax(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -219,6 +224,7 @@ class AdamW(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Ftrl(Optimizer):
@@ -255,6 +261,7 @@ class Ftrl(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Lamb(Optimizer):
@@ -288,6 +295,7 @@ class Lamb(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -320,6 +328,7 @@ class Lion(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -364,6 +373,7 @@ class Muon(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Nadam(Optimizer):
@@ -397,6 +407,7 @@ class Nadam(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -431,6 +442,7 @@ class RMSprop(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
@@ -465,6 +477,7 @@ class ScheduleFreeAdamW(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -497,6 +510,7 @@ class SGD(Optimizer):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 def adadelta(
@@ -527,6 +541,7 @@ def adadelta(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def adafactor(
     learning_rate: Rate = 0.001,
@@ -560,6 +575,7 @@ def adafactor(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def adagrad(
     learning_rate: Rate = 0.001,
@@ -589,6 +605,7 @@ def adagrad(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def adam(
     learning_rate: Rate = 0.001,
@@ -620,6 +637,7 @@ def adam(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def adamax(
     learning_rate: Rate = 0.001,
@@ -650,6 +668,7 @@ def adamax(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def adamw(
     learning_rate: Rate = 0.001,
@@ -681,6 +700,7 @@ def adamw(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def ftrl(
     learning_rate: Rate = 0.001,
@@ -714,6 +734,7 @@ def ftrl(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001,
@@ -744,6 +765,7 @@ def lamb(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def lion(
     learning_rate: Rate = 0.001,
@@ -773,6 +795,7 @@ def lion(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def muon(
     learning_rate: Rate = 0.001,
@@ -814,6 +837,7 @@ def muon(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def nadam(
     learning_rate: Rate = 0.001,
@@ -844,6 +868,7 @@ def nadam(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def rmsprop(
     learning_rate: Rate = 0.001,
@@ -875,6 +900,7 @@ def rmsprop(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def schedule_free_adamw(
     learning_rate: Rate = 0.0025,
@@ -906,6 +932,7 @@ def schedule_free_adamw(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 def sgd(
     learning_rate: Rate = 0.01,
@@ -935,6 +962,7 @@ def sgd(
     skip_nonfinite: bool = False,
     skip_spikes: float | None = None,
     offload: Any = None,
+    flat_state: bool | None = None,
 ) -> Kernel: ...
 
 __all__ = [

@@ -48,6 +48,9 @@ class Options(Hyperparameters):
         skip_spikes: so does a call whose gradients' joint norm is greater than so many times its running mean.
         offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` those in whose
             "path/slot" the expression is found.
+        flat_state: True: the slots of small arrays lie in one buffer for each dtype between steps, so that a step over
+            many of them hands over a third of the arrays. For parameters on one device. In the pure face
+            `state.slots.unpack()` is then the tree. None: only in the stateful face, and where it is faster.
     """
 
     weight_decay: Amount | None = None
@@ -72,6 +75,7 @@ class Options(Hyperparameters):
     skip_nonfinite: bool = False
     skip_spikes: Annotated[float, Within(above=1, below=math.inf)] | None = None
     offload: Any = None
+    flat_state: bool | None = None
 
     def __post_init__(self) -> None:
         for name in fields_of(Options):
@@ -102,6 +106,11 @@ class Options(Hyperparameters):
                     f'`sparse="lazy"` cannot be combined with `{name}`: the sum of several sparse gradients is dense. '
                     f'Received: {name}={getattr(self, name)!r}. Use `sparse="dense"`.'
                 )
+        if self.flat_state and self.offload:
+            raise ValueError(
+                "`flat_state` and `offload` cannot be combined: slots in one buffer go nowhere by themselves. "
+                f"Received: flat_state=True, offload={self.offload!r}"
+            )
         object.__setattr__(self, "state_dtype", _forms(self.state_dtype))
         object.__setattr__(self, "offload", _offloaded(self.offload))
         object.__setattr__(self, "exclude_from_weight_decay", _names(self.exclude_from_weight_decay))

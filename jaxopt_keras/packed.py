@@ -6,6 +6,7 @@ rule that needs norms or shapes, a clip of each array by its own norm, a constra
 arrays are cut out inside the compiled step and put together again.
 """
 
+import functools
 import math
 import weakref
 from dataclasses import dataclass, field
@@ -68,8 +69,8 @@ class Packed:
         """The tree of arrays."""
         pieces = {}
         for name, buffer in self.buffers.items():
-            sizes = [part.size for part in self.parts if part.buffer == name]
-            pieces[name] = iter(jax.lax.split(buffer, sizes))  # its gradient is one concatenation
+            sizes = tuple(part.size for part in self.parts if part.buffer == name)
+            pieces[name] = iter(taken_apart(buffer, sizes))
         arrays = [next(pieces[part.buffer]).reshape(part.shape) for part in self.parts]
         return jax.tree.unflatten(self.treedef, arrays)
 
@@ -119,7 +120,19 @@ def _joined(leaves: list[Any], arrangement: Arrangement) -> Packed:
         if tuple(leaf.shape) != part.shape:
             raise ValueError(f"`{part.path}` must have the shape {part.shape}. Received: {tuple(leaf.shape)}")
         flat.setdefault(part.buffer, []).append(jnp.ravel(leaf))
-    return Packed({name: concatenated(x) for name, x in flat.items()}, arrangement)
+    return Packed({name: put_together(x) for name, x in flat.items()}, arrangement)
+
+
+@functools.partial(jax.jit, static_argnums=1)  # by these two names the native engine knows them
+def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
+    """A flat array in pieces. The gradient is one concatenation."""
+    return [*jax.lax.split(buffer, sizes)]
+
+
+@jax.jit
+def put_together(arrays: list[Array]) -> Array:
+    """The other way round."""
+    return concatenated(arrays)
 
 
 def concatenated(arrays: list[Array]) -> Array:

@@ -256,6 +256,7 @@ class Settings:
         own = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles.items() if h.constraint is not None)
         return dataclasses.replace(
             options,
+            flat_state=None,  # slots come flat into the step, or not (`resting.py`)
             exclude_from_weight_decay=Excluded(excluded) if excluded else (),
             constraints=options.constraints + own,
         )

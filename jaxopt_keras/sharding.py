@@ -14,7 +14,7 @@ from jaxopt_keras.engine.offloaded import outermost
 from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.engine.placed import Placed
 from jaxopt_keras.engine.plan import Plan, aligned, size
-from jaxopt_keras.functional import Kernel
+from jaxopt_keras.functional import Kernel, refuse_flat
 from jaxopt_keras.options import Options
 from jaxopt_keras.paths import path_of
 from jaxopt_keras.rule import Rule
@@ -38,6 +38,7 @@ def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> St
     >>> spec.slots["w"]
     {'column': P(None,), 'row': P('data',)}
     """
+    refuse_flat(kernel, "specs")
     is_spec = lambda x: isinstance(x, (PartitionSpec, NamedSharding))
     given = jax.tree.broadcast(param_specs, params, is_leaf=is_spec)
     found = [s.mesh for s in jax.tree.leaves(given, is_leaf=is_spec) if isinstance(s, NamedSharding)]
@@ -136,6 +137,7 @@ def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = Non
     """
     if not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
+    refuse_flat(kernel, "zero1")
     if axis not in mesh.axis_names:
         raise ValueError(f"`axis` must be an axis of the mesh, which has {mesh.axis_names}. Received: axis={axis!r}")
     return Zero1(kernel, mesh, axis, {} if param_specs is None else param_specs)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.flat import Flat, unpacked
 from jaxopt_keras.numerics import Complemented
 from jaxopt_keras.packed import Packed, Part, concatenated
 from jaxopt_keras.paths import path_of
@@ -84,6 +85,9 @@ def leaves(state: State) -> dict[str, Any]:
 
 def replaced(state: State, new: dict[str, Any]) -> State:
     """`state` with other leaves, as `leaves` names them."""
+    if isinstance(state.slots, Flat):
+        new_state = replaced(state._replace(slots=state.slots.unpack()), new)
+        return new_state._replace(slots=state.slots.like(new_state.slots))
     keyed, treedef = _flat(state)
     tree = jax.tree.unflatten(treedef, [new.get(name, x) for name, x in keyed])
     if isinstance(state.slots, Packed):
@@ -94,6 +98,7 @@ def replaced(state: State, new: dict[str, Any]) -> State:
 
 
 def _flat(state: State) -> tuple[list[tuple[str, Any]], Any]:
+    state = state._replace(slots=unpacked(state.slots))
     tree = state._asdict()
     if isinstance(state.slots, Packed):
         slots = cut(state.slots.buffers, state.slots.parts)

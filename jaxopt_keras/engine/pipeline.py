@@ -19,6 +19,7 @@ from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.keep import Kept, wide
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.flat import Flat, flat, unpacked
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options
 from jaxopt_keras.packed import Packed
@@ -27,6 +28,9 @@ from jaxopt_keras.transforms import accumulate, average, guard
 from jaxopt_keras.transforms.accumulate import without
 from jaxopt_keras.transforms.average import AVERAGE
 from jaxopt_keras.transforms.clip import clip
+
+# In a flat state by themselves: they change in every call, and the rest within a `cond`.
+LOOSE = (accumulate.SUM,)
 
 
 class State(NamedTuple):
@@ -76,7 +80,8 @@ class Program:
         everything = zip(slots, stored, layout.leaves, strict=True)
         slots = [alike(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         guard.init(self.options, scalars)
-        return State(jnp.zeros((), jnp.int32), hyper, scalars, layout.unflatten(slots))
+        tree = layout.unflatten(slots)
+        return State(jnp.zeros((), jnp.int32), hyper, scalars, flat(tree, LOOSE) if self.options.flat_state else tree)
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""
@@ -144,7 +149,7 @@ class Program:
         if self._cuts(params):
             return params.like(self.averaged(params.unpack(), state, hyper))
         layout, stored = Layout.read(params, self.options)
-        slots = layout.flatten(state.slots, "state")
+        slots = layout.flatten(unpacked(state.slots), "state")
         kept = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
         out = [
             k.slots[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._opened(k), hyper)
@@ -171,7 +176,7 @@ class Program:
         self, layout: Layout, stored: list[Any], state: State, grads: Any, hyper: Any, *, reduce: bool, write: bool
     ) -> tuple[list[Any], State]:
         """One call; with `write` the new parameters as they are stored, else what to add to them."""
-        slots, scalars = layout.flatten(state.slots, "state"), state.scalars
+        slots, scalars = layout.flatten(unpacked(state.slots), "state"), state.scalars
         gradients = [self._read(*x) for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)]
         if self.options.axis_name is not None and reduce:
             gradients = jax.lax.psum(gradients, self.options.axis_name)
@@ -193,7 +198,8 @@ class Program:
 
         everything = self.options, hyper, gradients, slots, scalars, state.step
         (out, step), slots, scalars = guard.guarded(*everything, proceed, idle)
-        return out, State(step, {}, scalars, layout.unflatten(slots))
+        tree = layout.unflatten(slots)
+        return out, State(step, {}, scalars, state.slots.like(tree) if isinstance(state.slots, Flat) else tree)
 
     @property
     def _keeps_rows(self) -> bool:

@@ -29,6 +29,7 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.flat import Flat
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.paths import path_of
 
@@ -122,6 +123,8 @@ class _Described:
 
     def init(self, variables: Any) -> State:
         state = self.kernel.init(nnx.as_pure(variables))
+        if isinstance(state.slots, Flat):  # which lie on one device
+            return state
         return state._replace(slots=jax.tree.map(_described, variables, state.slots, is_leaf=_is_variable))
 
 

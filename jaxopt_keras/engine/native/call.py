@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
@@ -18,55 +19,78 @@ from jaxopt_keras.engine.native import build
 from jaxopt_keras.engine.native.emit import Loop
 from jaxopt_keras.engine.native.trace import Equation, Value, evaluated
 from jaxopt_keras.engine.native.vocabulary import type_of
+from jaxopt_keras.packed import concatenated
 
 
 @dataclass(eq=False)
 class Call:
     """One loop over several leaves, in which equal places have the same meaning.
 
-    Operands: `scalars`, then the inputs of each leaf. Results: the outputs of each leaf, then the sums of each leaf.
+    Operands: `scalars`, the pools, then the inputs of each leaf that do not lie in a pool. Results: the outputs of each
+    leaf that do not, the pools that move, then the sums of each leaf.
     """
 
     leaves: list[Loop]
     equations: list[list[Equation]]  # what each leaf computes
     aliases: list[dict[int, int]]  # of each leaf: input -> output that may have its memory
+    moves: set[Value]  # the pools that some loop writes into. All that touch one stand in a row, so that none is copied
     strict: bool  # an error where it cannot be native
 
     def __post_init__(self) -> None:
         self.scalars = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.scalars)]
-        self.inputs = [x for leaf in self.leaves for x in leaf.inputs]
-        self.outputs = [x for leaf in self.leaves for x in leaf.outputs]
+        self.pools = self.leaves[0].pools
+        self.moved = [pool for pool in self.pools if pool in self.moves]
+        self.operands = [*self.scalars, *self.pools, *(x for f in self.leaves for x in f.apart(f.inputs))]
+        self.outputs = [x for f in self.leaves for x in f.apart(f.outputs)]
         self.sums = [x for leaf in self.leaves for x in leaf.sums]
+        self.results = [*self.outputs, *self.moved, *self.sums]
 
     def reference(self, *operands: Any) -> list[Any]:
         """The same through XLA."""
-        known = dict(zip([*self.scalars, *self.inputs], operands, strict=True))
-        for equations in self.equations:
+        known = dict(zip(self.operands, operands, strict=True))
+        for leaf, equations in zip(self.leaves, self.equations, strict=True):
+            inside = {x: leaf.places[x] for x in leaf.inputs if x in leaf.places}
+            known |= {x: known[pool][start : start + x.shape[0]] for x, (pool, start) in inside.items()}
             known = evaluated(equations, known)
-        return [known[x] for x in (*self.outputs, *self.sums)]
+        for pool in self.moved:
+            places = {x: leaf.places[x] for leaf in self.leaves for x in leaf.outputs if x in leaf.places}
+            known[pool] = replaced(known[pool], {at.start: known[x] for x, at in places.items() if at.pool is pool})
+        return [known[x] for x in self.results]
 
     def native(self, *operands: Any) -> list[Any]:
         """The compiled loop."""
-        scalars = dict(zip(self.scalars, operands, strict=False))
-        arrays = operands[len(self.scalars) :]
+        known = dict(zip(self.operands, operands, strict=True))
         leaf, count = self.leaves[0], len(self.leaves)
-        results = [jax.ShapeDtypeStruct(x.shape, x.aval.dtype) for x in self.outputs]
+        results = [jax.ShapeDtypeStruct(x.shape, x.aval.dtype) for x in (*self.outputs, *self.moved)]
         if leaf.sums:
             double = any(x.dtype == "float64" for x in leaf.sums)
             results.append(jax.ShapeDtypeStruct((count, len(leaf.sums)), jnp.float64 if double else jnp.float32))
+        heads = [self._rows(known)]
+        if self.pools:
+            heads += [jnp.asarray(self._table()), *(known[pool] for pool in self.pools)]
+        reads, writes = len(leaf.apart(leaf.inputs)), len(leaf.apart(leaf.outputs))
         places = {
-            1 + i * len(leaf.inputs) + into: i * len(leaf.outputs) + out
+            len(heads) + i * reads + into: i * writes + out
             for i, pairs in enumerate(self.aliases)
             for into, out in pairs.items()
         }
+        places |= {2 + self.pools.index(pool): len(self.outputs) + k for k, pool in enumerate(self.moved)}
         call = jax.ffi.ffi_call(build.target(leaf.source), results, input_output_aliases=places)
-        out = call(self._rows(scalars), *arrays)
+        out = call(*heads, *operands[len(self.scalars) + len(self.pools) :])
         sums = [
             out[-1][i, k].astype(x.aval.dtype).reshape(x.shape)
             for i, f in enumerate(self.leaves)
             for k, x in enumerate(f.sums)
         ]
-        return [*out[: len(self.outputs)], *sums]
+        return [*out[: len(self.outputs) + len(self.moved)], *sums]
+
+    def _table(self) -> Any:
+        """For each leaf its number of elements, and where its arrays start in their pools."""
+        rows = []
+        for leaf in self.leaves:
+            starts = [leaf.places[x].start for x in (*leaf.inputs, *leaf.outputs) if x in leaf.places]
+            rows.append([leaf.count, *starts])
+        return np.array(rows, np.uint32)
 
     def _rows(self, scalars: dict[Value, Any]) -> Any:
         """The scalars as words: one row for all leaves where they are the same, or one for each."""
@@ -80,6 +104,15 @@ class Call:
             else:
                 rows.append(jnp.stack([words(scalars[x]) for x in column]))
         return jnp.concatenate(rows, axis=1) if columns else jnp.zeros((1, 1), jnp.uint32)
+
+
+def replaced(whole: Any, parts: dict[int, Any]) -> Any:
+    """A flat array with other parts, given by where they start."""
+    pieces, end = [], 0
+    for start in sorted(parts):
+        pieces += [whole[end:start], parts[start]]
+        end = start + parts[start].shape[0]
+    return concatenated([*pieces, whole[end:]])
 
 
 def words(x: Any) -> Any:
@@ -105,7 +138,7 @@ def _(*operands: Any, call: Call) -> list[Any]:
 
 @loops_p.def_abstract_eval
 def _(*operands: Any, call: Call) -> list[Any]:
-    return [x.aval for x in (*call.outputs, *call.sums)]
+    return [x.aval for x in call.results]
 
 
 def _jvp(primals: Any, tangents: Any, call: Call) -> Any:

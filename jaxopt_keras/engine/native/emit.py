@@ -9,7 +9,7 @@ source.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,13 @@ SAME = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p
 UNIT = 4096  # elements that one thread takes at least
 
 
+class Place(NamedTuple):
+    """Where an array lies in a buffer with others (`pools.py`)."""
+
+    pool: Value
+    start: int  # in elements
+
+
 @dataclass
 class Loop:
     """A loop in C, and what stands for its parameters: equal sources run as one call."""
@@ -30,7 +37,17 @@ class Loop:
     scalars: list[Value]
     outputs: list[Value]
     sums: list[Value]
+    count: int  # of elements
     aliases: dict[int, int] | None = None  # input -> output that must have its memory; None: there is a choice
+    places: dict[Value, Place] = field(default_factory=dict)  # of inputs and outputs that lie in pools
+
+    @property
+    def pools(self) -> list[Value]:
+        return [*dict.fromkeys(place.pool for place in self.places.values())]
+
+    def apart(self, values: list[Value]) -> list[Value]:
+        """Those that are buffers of their own."""
+        return [x for x in values if x not in self.places]
 
 
 @dataclass
@@ -67,7 +84,8 @@ class Emitter:
             self._store(k, value)
         for k, equation in enumerate(sums):
             self._total(k, equation)
-        return Loop(self._text(outputs, sums), self.inputs, self.scalars, outputs, [s.outputs[0] for s in sums])
+        totals = [s.outputs[0] for s in sums]
+        return Loop(self._text(outputs, sums), self.inputs, self.scalars, outputs, totals, self.count)
 
     # --- values -----------------------------------------------------------------------------------------------------
 

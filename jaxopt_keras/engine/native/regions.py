@@ -7,16 +7,16 @@ devices, a `cond`) is a barrier between two regions.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxopt_keras.engine.native import rows
 from jaxopt_keras.engine.native.emit import SAME, Emitter, Loop
-from jaxopt_keras.engine.native.trace import INTRINSICS, Atom, Equation, Trace, Value, is_scalar
+from jaxopt_keras.engine.native.trace import APART, INTRINSICS, TOGETHER, Atom, Equation, Trace, Value, is_scalar
 from jaxopt_keras.engine.native.vocabulary import FLOATS, REDUCTIONS, Unsupported
 
-BARRIERS = ("cond", "while", "scan", "psum", "psum2", "psum_invariant", "optimization_barrier")
+BARRIERS = ("cond", "while", "scan", "psum", "psum2", "psum_invariant", "optimization_barrier", APART, TOGETHER)
 
 
 class Moment(NamedTuple):
@@ -77,7 +77,8 @@ class Split:
         at = max((self.moments.get(x, Moment(0, 0)) for x in equation.values), default=Moment(0, 0))
         known = at
         if is_barrier(equation):
-            if not (rows.is_gather(equation) and all(self._is_settled(x) for x in equation.values)):
+            reads = rows.is_gather(equation) or equation.name == APART
+            if not (reads and all(self._is_settled(x) for x in equation.values)):
                 at = known = Moment(at.depth + 1, 0)
         elif is_total(equation):
             known = Moment(at.depth, at.level + 1)
@@ -116,7 +117,7 @@ class Split:
             region = regions.setdefault(root(nodes[0]), Region(depth))
             region.equations.append(e)
             region.values |= dict.fromkeys(x.value for x in nodes)
-        return [*regions.values()]
+        return [r for r in regions.values() if not all(map(is_same, r.equations))]  # a reshape costs XLA nothing
 
     def _users(self) -> dict[Value, list[Equation | None]]:
         users: dict[Value, list[Equation | None]] = {x: [None] for x in self.trace.outputs if isinstance(x, Value)}
@@ -264,13 +265,13 @@ def leads(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return all(a == 1 for a in shape[split:])
 
 
-def plain(split: Split) -> list[Equation]:
-    """The equations that XLA runs: what no loop makes and something needs."""
+def plain(split: Split, besides: Iterable[Value]) -> list[Equation]:
+    """The equations that XLA runs: what no loop makes and the loops, the results or `besides` need."""
     native = [r for r in split.regions if not r.reason]
     loops = [phase.loop for r in native for phase in r.phases.values()]
     made = {x for loop in loops for x in (*loop.outputs, *loop.sums)}
-    needed: set[Any] = {x for x in split.trace.outputs if x not in made}
-    needed |= {x for loop in loops for x in (*loop.inputs, *loop.scalars)}
+    needed: set[Any] = {x for x in (*split.trace.outputs, *besides) if x not in made}
+    needed |= {x for loop in loops for x in (*loop.apart(loop.inputs), *loop.pools, *loop.scalars)}
     kept = []
     for e in reversed(split.trace.equations):
         if id(e) in split.owned:

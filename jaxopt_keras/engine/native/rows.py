@@ -4,6 +4,7 @@ The update of the rows that a sparse gradient touches reads them where they lie 
 once. Without this the rows of every array are copied out and in, one array after the other, by one thread.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from jax import lax
@@ -75,5 +76,6 @@ def in_place(
     inputs.append(numbers)
     far = ", ".join(str(int(k in gathers)) for k in range(len(loop.inputs)))
     source = f"#define ROWS {type_of(numbers).memory}\n#define FAR_X {{ {far} }}\n{loop.source}"
-    taken = Loop(source, inputs, loop.scalars, [e.outputs[0] for e in scatters], [], aliases)
+    outputs = [e.outputs[0] for e in scatters]
+    taken = replace(loop, source=source, inputs=inputs, outputs=outputs, aliases=aliases)
     return taken, [*gathers.values()], scatters

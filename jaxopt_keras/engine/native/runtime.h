@@ -74,6 +74,13 @@ static const int far_x[] = FAR_X;  // of which inputs only those rows are meant;
 enum { OPERANDS = NX };
 #endif
 
+// Arrays may be parts of larger ones, the pools: of which pool, or -1 for a buffer of its own.
+#ifdef POOLS
+static const int pool_x[] = POOL_X, pool_y[] = POOL_Y;
+#else
+enum { POOLS = 0 };
+#endif
+
 typedef struct {
   int64_t n;      // elements, in a row if there are rows
   int64_t units;  // of UNIT elements, the last one may be shorter; or rows
@@ -196,7 +203,49 @@ static void run(const XLA_FFI_CallFrame* f, Work* w) {
     if (++spins > 1000) sched_yield();
 }
 
-static void describe(Leaf* l, XLA_FFI_Buffer** in, XLA_FFI_Buffer** out) {
+// Operands: the scalars, one row for all leaves or one for each; with pools, a table with a row for each leaf (its number
+// of elements, and where its parts start), and the pools; then for each leaf the arrays that are buffers of their own.
+// Results: those of each leaf; the pools, in place; if there are reductions, a row of them for each leaf.
+typedef struct {
+  XLA_FFI_Buffer **in, **out;  // of the first leaf
+  int64_t leaves, reads, writes;  // reads, writes: buffers of their own, for each leaf
+  XLA_FFI_Buffer *scalars, *table, **pools;
+} Call;
+
+#ifdef POOLS
+static int count_own(const int* pool, int n) {
+  int own = 0;
+  for (int k = 0; k < n; k++) own += pool[k] < 0;
+  return own;
+}
+
+#endif
+
+static int read_call(const XLA_FFI_CallFrame* f, Call* c) {
+  XLA_FFI_Buffer** in = (XLA_FFI_Buffer**)f->args.args;
+  int64_t moved = 0;
+  c->scalars = in[0], c->out = (XLA_FFI_Buffer**)f->rets.rets;
+#ifdef POOLS
+  c->reads = count_own(pool_x, NX), c->writes = count_own(pool_y, NY);
+  c->table = in[1], c->pools = in + 2, c->in = in + 2 + POOLS, c->leaves = c->table->dims[0];
+  moved = f->rets.size - c->writes * c->leaves - (NR > 0);
+#else
+  c->reads = OPERANDS, c->writes = NY, c->in = in + 1, c->leaves = (f->args.size - 1) / (OPERANDS ? OPERANDS : 1);
+#endif
+  return f->args.size == (c->in - in) + c->reads * c->leaves && moved >= 0 && moved <= POOLS &&
+    f->rets.size == c->writes * c->leaves + moved + (NR > 0);
+}
+
+static void describe(Leaf* l, const Call* c, int64_t i) {
+  XLA_FFI_Buffer **in = c->in + i * c->reads, **out = c->out + i * c->writes;
+#ifdef POOLS
+  const uint32_t* at = (const uint32_t*)c->table->data + i * c->table->dims[1];
+  l->n = *at++, l->units = (l->n + UNIT - 1) / UNIT;
+  for (int k = 0; k < NX; k++)
+    l->x[k] = pool_x[k] < 0 ? (*in++)->data : (char*)c->pools[pool_x[k]]->data + *at++ * size_x[k];
+  for (int k = 0; k < NY; k++)
+    l->y[k] = pool_y[k] < 0 ? (*out++)->data : (char*)c->pools[pool_y[k]]->data + *at++ * size_y[k];
+#else
   for (int k = 0; k < NX; k++) l->x[k] = in[k]->data;
   for (int k = 0; k < NY; k++) l->y[k] = out[k]->data;
 #ifdef ROWS
@@ -207,10 +256,9 @@ static void describe(Leaf* l, XLA_FFI_Buffer** in, XLA_FFI_Buffer** out) {
 #else
   l->n = items(in[0]) * item_x[0], l->units = (l->n + UNIT - 1) / UNIT;
 #endif
+#endif
 }
 
-// Operands: the scalars, one row for all leaves or one for each; then OPERANDS arrays for each leaf. Results: NY arrays
-// for each leaf; then, if there are reductions, a row of them for each leaf.
 XLA_FFI_Error* handler(XLA_FFI_CallFrame* f) {
   for (Extension* e = f->extension_start; e; e = e->next)
     if (e->type == XLA_FFI_Extension_Metadata) {
@@ -219,15 +267,14 @@ XLA_FFI_Error* handler(XLA_FFI_CallFrame* f) {
       m->api_version.minor_version = XLA_FFI_API_MINOR;
       return 0;
     }
-  XLA_FFI_Buffer **in = (XLA_FFI_Buffer**)f->args.args, **out = (XLA_FFI_Buffer**)f->rets.rets;
-  int64_t leaves = (f->args.size - 1) / (OPERANDS ? OPERANDS : 1);
-  if (f->args.size != 1 + OPERANDS * leaves || f->rets.size != NY * leaves + (NR > 0))
-    return failure(f, "jaxopt_keras: the compiled loop does not fit its call");
+  Call call;
+  if (!read_call(f, &call)) return failure(f, "jaxopt_keras: the compiled loop does not fit its call");
+  int64_t leaves = call.leaves;
 
   Leaf leaf;
   int64_t units = 0;
   for (int64_t i = 0; i < leaves; i++, units += leaf.units)
-    describe(&leaf, in + 1 + i * OPERANDS, out + i * NY);
+    describe(&leaf, &call, i);
 #ifdef ROWS
   int64_t unit = leaf.n;
 #else
@@ -252,17 +299,17 @@ XLA_FFI_Error* handler(XLA_FFI_CallFrame* f) {
   for (int r = 0; r < threads; r++) atomic_init(&w->next[r], chunks * r / threads);
   for (size_t i = 0; i < partials; i++) w->partial[i] = starts[i % (NR ? NR : 1)];
 
-  int64_t rows = in[0]->dims[0], first = 0;
+  int64_t rows = call.scalars->dims[0], first = 0;
   for (int64_t i = 0; i < leaves; i++) {
     Leaf* l = w->leaf + i;
-    describe(l, in + 1 + i * OPERANDS, out + i * NY);
-    l->scalars = (const uint32_t*)in[0]->data + (rows > 1 ? i * (NS ? NS : 1) : 0);
+    describe(l, &call, i);
+    l->scalars = (const uint32_t*)call.scalars->data + (rows > 1 ? i * (NS ? NS : 1) : 0);
     l->first = first, first += l->units;
   }
   run(f, w);
 
   if (NR) {
-    result_t* row = out[NY * leaves]->data;
+    result_t* row = ((XLA_FFI_Buffer*)f->rets.rets[f->rets.size - 1])->data;
     for (int64_t i = 0; i < leaves; i++) {
       int64_t from = w->leaf[i].first, to = i + 1 < leaves ? w->leaf[i + 1].first : units;
       for (int k = 0; k < NR; k++) {

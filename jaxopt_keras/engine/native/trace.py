@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.extend import core
 
-# Jitted helpers that have a meaning of their own in a loop (storage/noise.py, storage/blockwise.py): not inlined.
+# Jitted helpers that have a meaning of their own here: not inlined. In a loop (storage/noise.py, storage/blockwise.py):
 INTRINSICS = ("flat_index", "pairs", "unpaired")
+# Around loops (packed.py): a buffer in pieces, and the other way round.
+APART, TOGETHER = "taken_apart", "put_together"
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
@@ -97,6 +99,11 @@ def traced(closed: core.ClosedJaxpr) -> Trace:
     trace = Trace([Value(v.aval) for v in closed.jaxpr.invars])
     known: dict[Any, list[Value]] = {}
     trace.outputs = _inline(closed, list(trace.inputs), trace, known)
+    return pruned(trace)
+
+
+def pruned(trace: Trace) -> Trace:
+    """`trace` without the equations that nobody needs."""
     needed = {x for x in trace.outputs if isinstance(x, Value)}
     kept = []
     for equation in reversed(trace.equations):
@@ -120,7 +127,11 @@ def _inline(closed: core.ClosedJaxpr, inputs: list[Atom], trace: Trace, known: d
     for equation in closed.jaxpr.eqns:
         arguments = [atom(x) for x in equation.invars]
         name = equation.primitive.name
-        if name in _CALLS and equation.params.get("name") not in INTRINSICS and not equation.effects:
+        if (
+            name in _CALLS
+            and equation.params.get("name") not in (*INTRINSICS, APART, TOGETHER)
+            and not equation.effects
+        ):
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
             inner = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
             results = _inline(inner, arguments, trace, known)
@@ -155,6 +166,16 @@ def _key(equation: Any, arguments: list[Atom]) -> Any:
     except TypeError:
         return None
     return key
+
+
+def renamed(equations: list[Equation], names: dict[Any, Atom]) -> list[Equation]:
+    """The equations on other inputs. `names`: what stands for what; the results are added, as new values."""
+    new = []
+    for e in equations:
+        inputs = [names.get(x, x) for x in e.inputs]
+        new.append(replace(e, inputs=inputs, outputs=[Value(x.aval) for x in e.outputs]))
+        names.update(zip(e.outputs, new[-1].outputs, strict=True))
+    return new
 
 
 def evaluated(equations: list[Equation], known: dict[Value, Any]) -> dict[Value, Any]:

@@ -39,6 +39,7 @@ class Adadelta(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Adafactor(Adapter):
@@ -75,6 +76,7 @@ class Adafactor(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Adagrad(Adapter):
@@ -107,6 +109,7 @@ class Adagrad(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Adam(Adapter):
@@ -141,6 +144,7 @@ class Adam(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Adamax(Adapter):
@@ -174,6 +178,7 @@ class Adamax(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class AdamW(Adapter):
@@ -208,6 +213,7 @@ class AdamW(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Ftrl(Adapter):
@@ -244,6 +250,7 @@ class Ftrl(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Lamb(Adapter):
@@ -277,6 +284,7 @@ class Lamb(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Lion(Adapter):
@@ -309,6 +317,7 @@ class Lion(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Muon(Adapter):
@@ -353,6 +362,7 @@ class Muon(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class Nadam(Adapter):
@@ -386,6 +396,7 @@ class Nadam(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class RMSprop(Adapter):
@@ -420,6 +431,7 @@ class RMSprop(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class ScheduleFreeAdamW(Adapter):
@@ -454,6 +466,7 @@ class ScheduleFreeAdamW(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 class SGD(Adapter):
@@ -486,6 +499,7 @@ class SGD(Adapter):
         skip_nonfinite: bool = False,
         skip_spikes: float | None = None,
         offload: Any = None,
+        flat_state: bool | None = None,
     ) -> None: ...
 
 __all__ = [
