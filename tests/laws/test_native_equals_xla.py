@@ -14,12 +14,12 @@ import pytest
 
 from jaxopt_keras.engine.keep import Kept, opened
 from jaxopt_keras.engine.native import unavailable
-from tests.laws.cases import PLAIN_KINDS, SWITCHED, draw, few_cases, gradients, pairs, run
+from tests.laws.cases import PLAIN_KINDS, RULE_BY_RULE, draw, few_cases, gradients, pairs, run
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
-SHAPES = {"w": (33, 128), "half": (64, 80), "b": (17,)}
-AWKWARD = {"w": (33, 128), "one": (1,), "scalar": (), "empty": (0, 3)}
+SHAPES = {"w": (33, 128), "half": (64, 80)}
+AWKWARD = {"w": (33, 128), "b": (17,), "one": (1,), "scalar": (), "empty": (0, 3)}
 STRANGE = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-41, -1e-41, 3e38]
 CLIPS = [{}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}, {"clipvalue": 0.01, "use_ema": True}]
 
@@ -46,7 +46,7 @@ def wide(tree):
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, float)) if floating(x) else x, tree)
 
 
-@pytest.mark.parametrize("number,case", [*enumerate(SWITCHED)], ids=str)
+@pytest.mark.parametrize("number,case", [*enumerate(RULE_BY_RULE)], ids=str)
 def test_as_near_to_the_exact_step(number, case):
     check(case, CLIPS[number % len(CLIPS)], SHAPES)
 
