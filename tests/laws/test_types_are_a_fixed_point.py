@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.laws.cases import AWKWARD, every_case, gradients, kinds, parameters, run, switched_cases, types
+from tests.laws.cases import AWKWARD, gradients, kinds, parameters, run, switched_cases, types
 
 OPTIONS = {
     "use_ema": True,
@@ -31,7 +31,7 @@ def assert_fixed_point(kernel, params, grads):
     assert types(jax.eval_shape(kernel.averaged, params, state)) == types(params)
 
 
-@every_case
+@switched_cases
 def test_mixed_dtypes(case):
     assert_fixed_point(case.kernel(), parameters(AWKWARD), gradients(1, AWKWARD)[0])
 
