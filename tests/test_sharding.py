@@ -130,7 +130,7 @@ def test_specs():
 @functools.cache
 def sixteen_matrices():
     """Parameters, gradients, and what Muon makes of them on one device."""
-    shapes = {f"w{i}": (256, 256) for i in range(16)}
+    shapes = {f"w{i}": (128, 128) for i in range(16)}
     params, grads = draw(shapes, 0), draw(shapes, 1)
     return params, grads, jk.muon(0.1).step(params, jk.muon(0.1).init(params), grads, donate=False)[0]
 
