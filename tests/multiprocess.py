@@ -1,4 +1,4 @@
-"""One of several processes of `test_multiprocess.py`: every optimizer under `zero1`, beside one device.
+"""One of several processes of `test_multiprocess.py`: optimizers of every kind under `zero1`, beside one device.
 
 python -m tests.multiprocess ADDRESS PROCESSES PROCESS FOLDER save|restore
 """
@@ -15,6 +15,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxopt_keras import checkpoint, sharding
 from jaxopt_keras.optimizers import FUNCTIONS
 
+SAVED = ("adamw", "adafactor", "muon")
+NAMES = (*SAVED, "nadam", "lamb", "schedule_free_adamw")  # what is kept once, norms, averages; every one: test_sharding
 SHAPES, STEPS = {"kernel": (8, 4), "bias": (4,)}, 5
 
 
@@ -23,10 +25,10 @@ def drawn(seed):
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def trained(kernel, put):
+def trained(kernel, put, steps=STEPS):
     params = put(drawn(0))
     state, step = kernel.init(params), jax.jit(kernel.step)
-    for i in range(STEPS):
+    for i in range(steps):
         params, state = step(params, state, put(drawn(1 + i)))
     return params, state
 
@@ -40,12 +42,10 @@ def main(address, processes, process, folder, mode):
         lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index]), tree
     )
     worst, folder = 0.0, Path(folder)
-    for name, make in FUNCTIONS.items():
-        if mode == "restore" and name not in ("adamw", "adafactor", "muon"):
-            continue
-        kernel = make(0.01)
+    for name in NAMES if mode == "save" else SAVED:
+        kernel = FUNCTIONS[name](0.01)
         zero = sharding.zero1(kernel, mesh)
-        params, state = trained(zero, put)
+        params, state = trained(zero, put, STEPS if mode == "save" else 0)
         if mode == "restore":  # what another number of processes saved
             saved = np.load(folder / f"{name}.npz")
             with ocp.StandardCheckpointer() as checkpointer:
@@ -63,7 +63,7 @@ def main(address, processes, process, folder, mode):
             jax.tree.leaves((whole[0], whole[1].slots)), jax.tree.leaves((expected, reference.slots)), strict=True
         ):
             worst = max(worst, float(np.max(np.abs(a - np.asarray(b)), initial=0)))
-        if name in ("adamw", "adafactor", "muon"):
+        if name in SAVED:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(folder / name, params)
             checkpoint.save(folder / f"{name}.state", state)

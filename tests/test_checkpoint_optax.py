@@ -12,7 +12,7 @@ optax = pytest.importorskip("optax")
 pytestmark = pytest.mark.usefixtures("jax_defaults")
 
 RNG = np.random.default_rng(0)
-SHAPES = {"dense": {"kernel": (6, 4), "bias": (4,)}, "scale": ()}
+SHAPES = {"dense": {"kernel": (6, 4), "bias": (4,)}}
 
 
 def drawn(size=1.0):
@@ -69,14 +69,14 @@ CASES = {
         jk.partition({"kernel": jk.adam(0.1, **B, **E)}, default=jk.sgd(0.1, momentum=0.9)),
         optax.partition(
             {"a": optax.adam(0.1, **OB), "s": optax.sgd(0.1, momentum=0.9)},
-            {"dense": {"kernel": "a", "bias": "s"}, "scale": "s"},
+            {"dense": {"kernel": "a", "bias": "s"}},
         ),
     ),
     "frozen": (
         jk.partition({"bias": jk.frozen()}, default=jk.adam(0.1, **B, **E)),
         optax.partition(
             {"a": optax.adam(0.1, **OB), "z": optax.set_to_zero()},
-            {"dense": {"kernel": "a", "bias": "z"}, "scale": "a"},
+            {"dense": {"kernel": "a", "bias": "z"}},
         ),
     ),
 }  # fmt: skip

@@ -591,17 +591,13 @@ def test_a_rule_and_its_named_class_are_one():
     same(trained(named, variables), trained(of_rule, twins))
 
 
-TRANSFORMATIONS = {
-    "adam": lambda: optax.adam(0.1),
+TRANSFORMATIONS = {  # more than a name and a rate: those are in test_interop_optax.py
     "adamw with a schedule": lambda: optax.adamw(optax.cosine_decay_schedule(0.1, 5), weight_decay=0.1),
-    "sgd": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
     "chain": lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_lion(), optax.scale(-0.1)),
-    "lamb": lambda: optax.lamb(0.1),
     "adafactor": lambda: optax.adafactor(0.1, min_dim_size_to_factor=1),
     "multi_steps": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
     "injected": lambda: optax.inject_hyperparams(optax.rmsprop)(learning_rate=0.1),
     "masked": lambda: optax.masked(optax.sgd(0.1), {"kernel": True, "bias": False}),
-    "lookahead free": lambda: optax.contrib.schedule_free_adamw(0.1),
 }
 
 

@@ -16,7 +16,7 @@ WRAPPERS = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer"}
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_difference_is_within_the_bar(name: str):
-    cell = compare(RULES[name], "keras", Keras(), seeds=range(2), steps=40)
+    cell = compare(RULES[name], "keras", Keras(), seeds=[0], steps=40)
     if cell.difference is None:
         pytest.skip(str(cell.reason))
     assert cell.passed, cell.settings

@@ -44,10 +44,6 @@ def assert_equal_runs(ours: History, expected: History, case: Case) -> None:
     assert max(differences.values()) <= BAR, (differences, str(case))
 
 
-def both(case: Case) -> tuple[History, History, Case]:
-    return cases.run(case), Oracle().run(case), case
-
-
 @in_float64
 @ignoring_empty_means
 @every_variant
@@ -57,15 +53,12 @@ def test_random_settings(name: str, variant: str):
     assert_equal_runs(cases.run(case), Oracle().run(case), case)
 
 
-@in_float64
-@every_variant
-def test_every_switch_thrown(name: str, variant: str):
+def switches_thrown(name: str) -> dict[str, Any]:
     """What is off by default is on: Nesterov's momentum, AMSGrad, centering, ..."""
     rule = RULES[name]
     fields = {n: field for n, field in fields_of(rule).items() if n not in ("learning_rate", "variant")}
     thrown = {n: not getattr(rule, n) for n, field in fields.items() if bool in field.types}
-    thrown |= {n: 0.9 for n, field in fields.items() if field.fixed == 0}
-    assert_equal_runs(*both(draw(name, variant, (), pinned=thrown)))
+    return thrown | {n: 0.9 for n, field in fields.items() if field.fixed == 0}
 
 
 def longer_memory(name: str) -> dict[str, float]:
@@ -77,8 +70,8 @@ def longer_memory(name: str) -> dict[str, float]:
 @in_float64
 @every_variant
 def test_everything_at_once(name: str, variant: str):
-    """All options together, on 40 updates of two gradients each; the slots and the averages are the reference's too."""
-    rule, terms = RULES[name], Terms(variant, fields_of(RULES[name]), longer_memory(name))
+    """All switches and all options, on 40 updates of two gradients each; slots and averages are the reference's too."""
+    rule, terms = RULES[name], Terms(variant, fields_of(RULES[name]), longer_memory(name) | switches_thrown(name))
     case = cases.draw_settings(rule, terms, 0, 80, np.float64, cases.shapes_for(rule))
     clip = cases.CLIPS[len(name + variant) % 3]
     options = {

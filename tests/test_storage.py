@@ -33,9 +33,7 @@ def numbers(shape, code, seed=0):
 
 
 @every_code
-@pytest.mark.parametrize(
-    "shape", [(4, 256), (3, 1000), (2, 257), (1, 769), (5, 16), (64,), (0, 20), (3, 0), (2, 3, 130)], ids=str
-)
+@pytest.mark.parametrize("shape", [(3, 1000), (2, 257), (64,), (3, 0), (2, 3, 130)], ids=str)
 def test_codes_of_codes_are_the_same(code, shape):
     x = numbers(shape, code)
     stored = encode(x, code, noise.salt(0, "x", 1))
@@ -59,8 +57,8 @@ def test_codes_are_right_on_average(code):
 
 @every_code
 def test_the_greatest_of_a_block_is_exact(code):
-    x = numbers((3, 512), code)
-    blocks = np.abs(np.asarray(x)).reshape(3, -1, code.block)
+    x = numbers((3, 1000), code)
+    blocks = np.abs(np.asarray(x)).reshape(3, -1, block_length(1000, code.block))
     for salt in (None, noise.salt(1, "x", 2)):
         found = np.abs(np.asarray(decode(encode(x, code, salt)))).reshape(blocks.shape)
         np.testing.assert_allclose(found.max(-1), blocks.max(-1), rtol=1e-6)
@@ -76,8 +74,9 @@ def test_what_is_positive_never_becomes_zero(code):
 
 @every_code
 def test_zeros_and_what_is_not_finite(code):
-    x = jnp.zeros((2, 300)).at[1, 5].set(jnp.nan)
-    found = np.asarray(decode(encode(x, code, noise.salt(0, "x", 0))))
+    x = np.zeros((2, 257), np.float32)
+    x[1, 5] = np.nan
+    found = np.asarray(decode(encode(jnp.asarray(x), code, noise.salt(0, "x", 0))))
     assert np.all(found[0] == 0) and np.isnan(found[1, 5])
 
 

@@ -94,6 +94,9 @@ class Blocks:
         return jnp.dtype(jnp.float32)
 
 
+# Compiled as a whole where it is called outside a program (checkpoints, the stateful face's slots): operation by
+# operation, every slot of another shape would wait for dozens of compilations. Inside a program it is inlined.
+@functools.partial(jax.jit, static_argnames="code", inline=True)
 def encode(x: Array, code: Code, salt: Array | None = None) -> Blocks:
     """`x` in codes; without a `salt` rounded to nearest, which gives back the codes that `x` came out of."""
     n = x.shape[-1]
@@ -105,6 +108,7 @@ def encode(x: Array, code: Code, salt: Array | None = None) -> Blocks:
     return Blocks(pairs(c) if code.name == "int4" else c, scales, code, n)
 
 
+@functools.partial(jax.jit, inline=True)
 def decode(stored: Blocks) -> Array:
     """What the codes stand for, in float32."""
     code, n = stored.code, stored.length

@@ -65,12 +65,20 @@ PLAIN, SWITCHED = [
 ]
 CASES = PLAIN + SWITCHED
 
-# Compilation takes most of the time. Half of the cases will do where a law is about the engine as much as about the
-# rule; where it is about the engine alone, two of those that may go through all of it: with the fewest slots, and
-# the most.
+# Compilation takes most of the time. Half of the cases will do where a law is about a rule's equations, and one variant
+# where it is not about their details. Where it is about the engine, one of each kind that the engine tells apart: a
+# slot, many of them, numbers that are kept once, its own average, norms, factored slots, matrices. Where it is about
+# what surrounds the rule, two of those that may go through all of it: with the fewest slots, and the most.
+KERAS = [case for case in PLAIN if case.rule.variant == "keras"]
+TOLD_APART = "SGD-keras Adam-keras Nadam-keras ScheduleFreeAdamW-optax Lamb-keras Adafactor-keras Muon-keras".split()
+RULE_BY_RULE = [case for case in SWITCHED if case.rule.variant == "keras"]
+KINDS = [case for case in SWITCHED if str(case).removesuffix("-switched") in TOLD_APART]
+PLAIN_KINDS = [case for case in KERAS if type(case.rule) in {type(kind.rule) for kind in KINDS}]
 ELEMENTWISE = [case for case in SWITCHED if case.rule.grain == "element"]
 FEW = [pick(ELEMENTWISE, key=lambda case: len(case.rule.slots())) for pick in (min, max)]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_rule = pytest.mark.parametrize("case", RULE_BY_RULE, ids=str)
+kinds = pytest.mark.parametrize("case", KINDS, ids=str)
 switched_cases = pytest.mark.parametrize("case", SWITCHED, ids=str)
 elementwise_cases = pytest.mark.parametrize("case", ELEMENTWISE, ids=str)
 few_cases = pytest.mark.parametrize("case", FEW, ids=str)

@@ -7,7 +7,7 @@ decay, schedule, average) belongs to the update and happens once, and the sum st
 import jax
 
 from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
-from tests.laws.cases import RATE, assert_close, assert_same_bits, few_cases, gradients, parameters, run, switched_cases
+from tests.laws.cases import RATE, assert_close, assert_same_bits, few_cases, gradients, kinds, parameters, run
 
 K, WINDOWS = 3, 3
 
@@ -24,7 +24,7 @@ def without_accumulator(state):
     return state._replace(scalars={k: x for k, x in state.scalars.items() if k != MICRO_STEP}, slots=slots)
 
 
-@switched_cases
+@kinds
 def test_accumulation_equals_mean(case):
     check(case, {})
 

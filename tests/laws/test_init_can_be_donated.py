@@ -7,7 +7,7 @@ the first step on, also between two states of one kernel.
 
 import jax
 
-from tests.laws.cases import AWKWARD, SMALL, assert_same_bits, few_cases, gradients, parameters, switched_cases
+from tests.laws.cases import AWKWARD, SMALL, assert_same_bits, few_cases, gradients, kinds, parameters
 
 OPTIONS = {"use_ema": True, "gradient_accumulation_steps": 2, "clipnorm": 0.5}
 
@@ -29,7 +29,7 @@ def check(kernels, shapes):
     assert all(x.is_deleted() for x in jax.tree.leaves(moved) if x.size)
 
 
-@switched_cases
+@kinds
 def test_init_can_be_donated(case):
     check([case.kernel(), case.kernel(), case.kernel(learning_rate=0.5)], SMALL)
 

@@ -6,12 +6,12 @@ A large model's state is laid out, sharded and restored from a checkpoint before
 import jax
 import pytest
 
-from tests.laws.cases import AWKWARD, every_case, parameters, switched_cases, types
+from tests.laws.cases import AWKWARD, every_case, kinds, parameters, types
 
 OPTIONS = {"use_ema": True, "gradient_accumulation_steps": 2, "clipnorm": 0.5}
 
 
-@switched_cases
+@kinds
 def test_types_of_the_real_state(case):
     kernel, params = case.kernel(**OPTIONS), parameters(AWKWARD)
     expected = types(kernel.init(params))

@@ -10,12 +10,12 @@ import re
 import jax
 import jax.numpy as jnp
 
-from tests.laws.cases import SMALL, assert_close, draw, gradients, parameters, run, switched_cases
+from tests.laws.cases import SMALL, assert_close, draw, every_rule, gradients, kinds, parameters, run
 
 STEPS = 4
 
 
-@switched_cases
+@kinds
 def test_in_scan_and_cond(case):
     kernel, grads = case.kernel(), gradients(STEPS)
 
@@ -31,7 +31,7 @@ def test_in_scan_and_cond(case):
     assert_close(train(parameters(), stacked), run(kernel, parameters(), grads[::2]), STEPS)
 
 
-@switched_cases
+@kinds
 def test_in_a_jit_that_donates(case):
     kernel, params, (g,) = case.kernel(), parameters(), gradients(1)
     given = [(parameters(), kernel.init(params)) for _ in range(2)]
@@ -57,7 +57,7 @@ def copied_arguments(program):
     return [x for x in arrays if re.search(rf"\bcopy(-start)?\({re.escape(x)}\)", text)]
 
 
-@switched_cases
+@every_rule
 def test_under_a_gradient(case):
     kernel, (params, target) = case.kernel(), (draw(SMALL, seed) for seed in (0, 1))
 

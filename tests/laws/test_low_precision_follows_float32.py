@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.laws.cases import SMALL, gradients, parameters, switched_cases
+from tests.laws.cases import SMALL, every_rule, gradients, parameters
 
 STEPS = 10
 DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -19,7 +19,7 @@ def exact(tree):
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float16).astype(jnp.float32), tree)
 
 
-@switched_cases
+@every_rule
 def test_low_precision_follows_float32(case):
     kernel = case.kernel()
     high, grads = exact(parameters()), [exact(g) for g in gradients(STEPS)]

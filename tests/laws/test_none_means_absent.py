@@ -13,9 +13,9 @@ from tests.laws.cases import (
     assert_same_bits,
     few_cases,
     gradients,
+    kinds,
     parameters,
     run,
-    switched_cases,
 )
 
 OPTIONS = {"global_clipnorm": 0.5, "use_ema": True, "gradient_accumulation_steps": 2}
@@ -31,7 +31,7 @@ def test_none_among_the_parameters(case):
     assert_close((params, state), (expected, expected_state), 4)
 
 
-@switched_cases
+@kinds
 def test_stands_still(case):
     check(case, None)
 

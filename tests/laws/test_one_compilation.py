@@ -10,7 +10,7 @@ import logging
 import jax
 
 from jaxopt_keras import Kernel
-from tests.laws.cases import AWKWARD, SMALL, few_cases, gradients, parameters, switched_cases
+from tests.laws.cases import AWKWARD, SMALL, few_cases, gradients, kinds, parameters
 
 OPTIONS = {"use_ema": True, "ema_overwrite_frequency": 2, "clipnorm": 0.5}
 
@@ -35,7 +35,7 @@ def started(kernel, shapes):
     return kernel.step(params, kernel.init(params), gradients(1, shapes)[0])
 
 
-@switched_cases
+@kinds
 def test_one_compilation(case, caplog):
     check(case.kernel(), SMALL, caplog)
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.laws.cases import assert_same_bits, gradients, parameters, run, switched_cases, types
+from tests.laws.cases import assert_same_bits, gradients, kinds, parameters, run, types
 
 WAYS = {"pickle": lambda x: pickle.loads(pickle.dumps(x)), "deepcopy": copy.deepcopy, "copy": copy.copy}
 
 
-@switched_cases
+@kinds
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_pickled_equals_original(case, way):
     kernel, grads = case.kernel(), gradients(4)

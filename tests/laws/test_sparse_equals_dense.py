@@ -10,22 +10,25 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.experimental.sparse import BCOO
 
 from jaxopt_keras import IndexedSlices
 from tests.laws.cases import (
+    ELEMENTWISE,
+    RULE_BY_RULE,
     SMALL,
     assert_close,
     assert_same_bits,
     elementwise_cases,
     few_cases,
     gradients,
+    kinds,
     operations,
     parameters,
     run,
-    switched_cases,
 )
 
 TABLE = "kernel"
@@ -48,7 +51,7 @@ def dense(rows):
     return jnp.asarray(g)
 
 
-@switched_cases
+@kinds
 @settings(max_examples=5)
 @given(indices=some_indices)
 def test_sparse_means_dense(case, indices):
@@ -69,7 +72,7 @@ def test_bcoo_means_the_same(case, indices):
         assert_close(*(run(kernel, parameters(), [g | {TABLE: x}]) for x in (bcoo, rows)), 1)
 
 
-@elementwise_cases
+@pytest.mark.parametrize("case", [case for case in RULE_BY_RULE if case in ELEMENTWISE], ids=str)
 @settings(max_examples=5)
 @given(indices=some_indices)
 @example(indices=[ROWS] * 5)

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from jaxopt_keras.engine.keep import Kept, opened
-from tests.laws.cases import PLAIN, Case, assert_close, draw, gradients, parameters, run, types
+from tests.laws.cases import KERAS, PLAIN_KINDS, Case, assert_close, draw, gradients, parameters, run, types
 
 SHAPES = {"kernel": (64, 80), "bias": (3,)}
 STEPS = 5
-KERAS = [case for case in PLAIN if case.rule.variant == "keras"]
 FEW = [case for case in KERAS if type(case.rule).__name__ in ("Adam", "Lamb")]
 # How far from float32 the parameters may be, as a part of the distance travelled: twice what rounding makes of it.
 NEAR = {"bfloat16": 0.01, "int8": 0.1, "int4": 0.5}
@@ -31,7 +30,7 @@ def start():
 
 
 @pytest.mark.parametrize(
-    "kind,case", [("bf16+16", case) for case in KERAS] + [("float32", case) for case in FEW], ids=str
+    "kind,case", [("bf16+16", case) for case in PLAIN_KINDS] + [("float32", case) for case in FEW], ids=str
 )
 def test_masters_go_where_float32_goes(case: Case, kind):
     grads = gradients(STEPS, SHAPES)

@@ -22,9 +22,9 @@ from tests.laws.cases import (
     assert_rounded,
     assert_same_bits,
     by_hand,
-    every_case,
     few_cases,
     gradients,
+    kinds,
     parameters,
     rounding,
     run,
@@ -39,7 +39,7 @@ OPTIONS = [
 ]
 
 
-@switched_cases
+@kinds
 def test_as_constants_of_the_program(case):
     kernel = case.kernel()
     constants = jax.tree.map(np.asarray, kernel.hyper())
@@ -57,7 +57,7 @@ def test_as_constants_of_the_program(case):
     assert_close((traced, state._replace(hyper={})), (p, s), STEPS)
 
 
-@every_case
+@switched_cases
 def test_as_python_floats(case):
     """So a hyperparameter loses no more in float32 than any other number."""
     params, grads = parameters(), gradients(STEPS)

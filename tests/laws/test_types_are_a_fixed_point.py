@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.laws.cases import AWKWARD, every_case, gradients, parameters, run, switched_cases, types
+from tests.laws.cases import AWKWARD, gradients, kinds, parameters, run, switched_cases, types
 
 OPTIONS = {
     "use_ema": True,
@@ -31,17 +31,17 @@ def assert_fixed_point(kernel, params, grads):
     assert types(jax.eval_shape(kernel.averaged, params, state)) == types(params)
 
 
-@every_case
+@switched_cases
 def test_mixed_dtypes(case):
     assert_fixed_point(case.kernel(), parameters(AWKWARD), gradients(1, AWKWARD)[0])
 
 
-@switched_cases
+@kinds
 def test_every_stage(case):
     assert_fixed_point(case.kernel(**OPTIONS), parameters(AWKWARD), gradients(1, AWKWARD)[0])
 
 
-@switched_cases
+@kinds
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_gradients_of_another_dtype(case, dtype):
     """As a mixed-precision loss gives them."""
@@ -49,7 +49,7 @@ def test_gradients_of_another_dtype(case, dtype):
     assert_fixed_point(case.kernel(), parameters(dtype=dtype), gradients(1)[0])
 
 
-@switched_cases
+@kinds
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
 def test_x64(case, dtype, x64):
     assert_fixed_point(case.kernel(**OPTIONS), parameters(dtype=dtype), gradients(1, dtype=dtype)[0])

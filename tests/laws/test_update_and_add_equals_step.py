@@ -14,9 +14,9 @@ from tests.laws.cases import (
     assert_same_bits,
     few_cases,
     gradients,
+    kinds,
     parameters,
     run,
-    switched_cases,
 )
 
 
@@ -33,7 +33,7 @@ def updated(kernel, params, grads):
     return params, state
 
 
-@switched_cases
+@kinds
 def test_update_and_add_equals_step(case):
     kernel, params, grads = case.kernel(), parameters(), gradients(3)
     actual, expected = updated(kernel, params, grads), run(kernel, params, grads)

@@ -7,20 +7,22 @@ batch axis would break it.
 import jax
 import jax.numpy as jnp
 
-from tests.laws.cases import RATE, assert_close, gradients, parameters, run, switched_cases
+from tests.laws.cases import RATE, assert_close, every_rule, gradients, parameters, run
 
 STEPS = 2
 RATES = [RATE, 2 * RATE, 0.0]
 
 
-@switched_cases
+@every_rule
 def test_vmapped_equals_looped(case):
     batch = [jax.tree.map(lambda x, i=i: x * (1 + i), parameters()) for i in range(len(RATES))]
     grads = [[jax.tree.map(lambda x, i=i: x - i, g) for g in gradients(STEPS)] for i in range(len(RATES))]
     expected = [run(case.kernel(rate), p, g) for rate, p, g in zip(RATES, batch, grads, strict=True)]
 
     stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
-    train = jax.vmap(lambda rate, p, g: run(case.kernel(rate), p, g))
-    batched = jax.jit(train)(jnp.asarray(RATES), stack(*batch), stack(*grads))
+    state = jax.jit(jax.vmap(lambda rate, p: case.kernel(rate).init(p)))(jnp.asarray(RATES), stack(*batch))
+    step, batched = jax.jit(jax.vmap(case.kernel().step)), (stack(*batch), state)
+    for g in zip(*grads, strict=True):
+        batched = step(*batched, stack(*g))
     for i, one in enumerate(expected):
         assert_close(jax.tree.map(lambda x, i=i: x[i], batched), one, STEPS)
