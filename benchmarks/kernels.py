@@ -7,10 +7,6 @@ CUDA's compiler alone: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cud
 """
 
 import argparse
-import functools
-import importlib.util
-import math
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -20,29 +16,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import jaxopt_keras as jk
+from benchmarks.hlo import device, launches
 from benchmarks.workloads import WORKLOADS
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 MARK = "<!-- kernels -->"
 MISSING = "There is neither a GPU nor JAX's plugin for CUDA. `pip install jax-cuda13-plugin jax-cuda13-pjrt`"
-
-# What XLA asks of an NVIDIA H100 SXM before it decides what to fuse.
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132  fpus_per_core: 128  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
-  shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448  shared_memory_per_core: 233472
-  registers_per_block_limit: 65536  registers_per_core_limit: 65536
-  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  clock_rate_ghz: 1.98  memory_bandwidth: 3352320000000  l2_cache_size: 52428800  device_memory_size: 84942979072
-}
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100, described"
-"""
 
 ADAMW: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.01}
 STEPS: dict[str, tuple[Any, str]] = {  # the kernel, None for optax's AdamW; the parameters' dtype
@@ -65,18 +47,6 @@ CASES = {
     "hundred": FEW,
     "many": [*FEW, "packed adamw, global norm", "packed adamw, int8 slots"],
 }  # fmt: skip
-
-
-@functools.cache
-def device() -> Any:
-    """What is compiled for; None without a GPU and without the plugin."""
-    if jax.default_backend() == "gpu":
-        return jax.devices()[0]
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of what only a run needs
-    try:
-        return topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
-    except NotImplementedError:
-        return None
 
 
 def placed(tree: Any) -> Any:
@@ -128,38 +98,6 @@ def counted(kernel: Any, params: Any) -> Counts:
     kept, aliased = len(jax.tree.leaves((params, moving))), len(re.findall(r"m[a-z]+-alias\)", text.splitlines()[0]))
     moved, temporary = sum(size for _, size in launched), compiled.memory_analysis().temp_size_in_bytes
     return Counts(len(launched) - copies, copies, moved, least, kept, aliased, temporary, seconds)
-
-
-FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")
-BYTES = {"pred": 1, "bf16": 2} | {f"f8{kind}": 1 for kind in ("e4m3fn", "e5m2")}
-
-
-def launches(text: str) -> list[tuple[str, int]]:
-    """What the entry of an optimized HLO module runs, and the bytes of its operands and results.
-
-    Raises:
-        ValueError: for a step that branches, whose launches cannot be told from its text.
-    """
-    entry = text[text.index("\nENTRY ") :].splitlines()[2:]
-    sizes: dict[str, int] = {}
-    found = []
-    for line in entry:
-        match = re.match(r"\s+(?:ROOT )?(%\S+) = (.+?) ([a-z\-]+)\((.*?)\)(?:,|$)", line)
-        if match is None:
-            break
-        name, shape, operation, operands = match.groups()
-        sizes[name] = sum(size(*x) for x in re.findall(r"(\w+)\[([\d,]*)\]", shape))
-        if operation in ("conditional", "while", "call"):
-            raise ValueError(f"Only steps without branches can be counted. Received: one with a `{operation}`")
-        if operation not in FREE:
-            found.append((operation, sizes[name] + sum(sizes[x] for x in {*re.findall(r"%[\w.\-]+", operands)})))
-    return found
-
-
-def size(dtype: str, sides: str) -> int:
-    """The bytes of one array, as HLO writes its type."""
-    each = BYTES.get(dtype) or int(re.sub(r"\D", "", dtype)) // 8
-    return each * math.prod(map(int, filter(None, sides.split(","))))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

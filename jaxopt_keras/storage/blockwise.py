@@ -209,6 +209,8 @@ def pairs(c: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def unpaired(pairs: Array, n: int, signed: bool) -> Array:
-    halves = (pairs[..., None] >> jnp.array([0, 4], jnp.uint8)[(None,) * pairs.ndim]) & 15  # `stack` would make an array
+    halves = (
+        pairs[..., None] >> jnp.array([0, 4], jnp.uint8)[(None,) * pairs.ndim]
+    ) & 15  # `stack` would make an array
     c = halves.reshape(*pairs.shape[:-1], 2 * pairs.shape[-1])[..., :n]
     return ((c ^ 8).astype(jnp.int8) - 8) if signed else c
