@@ -48,8 +48,8 @@ class Call:
     def in_two_passes(self, *operands: Any) -> list[Any]:
         """As `reference`, where blocks have scales: these first, then everything anew from the inputs.
 
-        XLA would rather keep the new slots in float32 between the two: a GPU would move 36 bytes for each parameter of
-        Adam with int8 slots, where two passes move 22. The barrier keeps it from merging them again.
+        XLA would rather keep the new slots in float32 between the two: for two int8 slots a GPU would move 36 bytes for
+        each parameter, where two passes move 22. The barrier keeps it from merging them again.
         """
         known = dict(zip([*self.scalars, *self.inputs], operands, strict=True))
 
