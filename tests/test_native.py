@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import Unavailable, build, unavailable
+from jaxopt_keras.engine.native.call import Call
 from jaxopt_keras.numerics import ema
 from jaxopt_keras.rule import Decay, Rate, Rule, Signed
 
@@ -48,6 +49,27 @@ def test_a_step_is_native_and_in_place():
     assert text.count('custom_call_target="jaxopt_keras_') == 2  # the norm of both arrays, then the step of both
     assert not re.search(r"f32\[[^]].* copy\(", text)
     assert_near(one_step(NATIVE, PARAMS, GRADS), one_step(XLA, PARAMS, GRADS))
+
+
+BLOCKS = jnp.cos(jnp.arange(64.0 * 96)).reshape(64, 96)
+INT8 = jk.sgd(0.1, momentum=0.9, state_dtype="int8")
+
+
+def test_a_gpu_finds_scales_in_a_pass_of_their_own():
+    state = INT8.init(BLOCKS)
+    for platform, barriers in {"cuda": 2, "cpu": 0}.items():
+        traced = jax.jit(INT8.program.step).trace(BLOCKS, state, BLOCKS, state.hyper)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.optimization_barrier") == barriers, platform
+
+
+def test_two_passes_have_the_numbers_of_one(monkeypatch):
+    params, state = one_step(INT8, BLOCKS, jnp.sin(BLOCKS))
+
+    # Operation by operation, hence to the bit.
+    one = INT8.program.step(params, state, BLOCKS, state.hyper)
+    monkeypatch.setattr(Call, "reference", Call.in_two_passes)
+    jax.tree.map(np.testing.assert_array_equal, one, INT8.program.step(params, state, BLOCKS, state.hyper))
 
 
 def test_what_is_not_donated_stays():

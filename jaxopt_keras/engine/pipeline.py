@@ -93,9 +93,13 @@ class Program:
 
     def on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` as the option `engine` says; here, so that programs within others keep their own."""
-        if self.options.engine == "xla" or (self.options.engine == "auto" and unavailable()):
+        if self.options.engine == "xla" or (self.options.engine == "auto" and not self._gains()):
             return function
         return native(function, strict=self.options.engine == "native")
+
+    def _gains(self) -> bool:
+        """Whether the engine is of use here: there is a compiler, or blocks, which a GPU has in fewer passes by it."""
+        return not unavailable() or self.options.state_dtype is not None
 
     def bare_step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """`step` as plain operations."""

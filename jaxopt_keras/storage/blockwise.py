@@ -100,11 +100,11 @@ class Blocks:
 def encode(x: Array, code: Code, salt: Array | None = None) -> Blocks:
     """`x` in codes; without a `salt` rounded to nearest, which gives back the codes that `x` came out of."""
     n = x.shape[-1]
-    blocks = _blocked(x.astype(jnp.float32), block_length(n, code.block))
-    size = jnp.abs(blocks)
-    scales = jnp.max(size, axis=-1)
+    x = x.astype(jnp.float32)
+    size, length = jnp.abs(x), block_length(n, code.block)
+    scales = jnp.max(_blocked(size, length), axis=-1)
     c = (_float_codes if code.is_float else _integer_codes)(size, scales, code, salt)
-    c = _joined((jnp.where(blocks < 0, -c, c) if code.signed else c).astype(code.dtype), n)
+    c = (jnp.where(x < 0, -c, c) if code.signed else c).astype(code.dtype)
     return Blocks(pairs(c) if code.name == "int4" else c, scales, code, n)
 
 
@@ -112,22 +112,21 @@ def encode(x: Array, code: Code, salt: Array | None = None) -> Blocks:
 def decode(stored: Blocks) -> Array:
     """What the codes stand for, in float32."""
     code, n = stored.code, stored.length
-    c = unpaired(stored.codes, n, code.signed) if code.name == "int4" else stored.codes
-    blocks, scales = _blocked(c, block_length(n, code.block)), stored.scales[..., None]
+    codes = unpaired(stored.codes, n, code.signed) if code.name == "int4" else stored.codes
     if code.is_float:
-        x = blocks.astype(jnp.float32) * (1 / _greatest(code))
-        return _joined((x if code.signed else x * x) * scales, n)
-    c = blocks.astype(jnp.int32)
+        x = codes.astype(jnp.float32) * (1 / _greatest(code))
+        return (x if code.signed else x * x) * _spread(stored.scales, n, code)
+    c = codes.astype(jnp.int32)
     size = jnp.abs(c) if code.signed else c
     y = jax.lax.bitcast_convert_type((size << code.shift) + _bits_of(code.least), jnp.float32)
-    x = (y - code.least) * (scales * (1 / code.span))
-    return _joined(jnp.where(c < 0, -x, x) if code.signed else x, n)
+    x = (y - code.least) * _spread(stored.scales * (1 / code.span), n, code)
+    return jnp.where(c < 0, -x, x) if code.signed else x
 
 
 def _integer_codes(size: Array, scales: Array, code: Code, salt: Array | None) -> Array:
     """The codes, as int32, of numbers of this size in blocks of these scales."""
     factor = jnp.where(scales > 0, code.span / scales, jnp.where(scales == 0, 0, jnp.nan))
-    bits = jax.lax.bitcast_convert_type(size * factor[..., None] + code.least, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(size * _spread(factor, size.shape[-1], code) + code.least, jnp.uint32)
     part = jnp.uint32(1 << (code.shift - 1)) if salt is None else noise.bits(size.shape, salt) >> (32 - code.shift)
     c = (bits - jnp.uint32(_bits_of(code.least)) + part) >> code.shift
     if not code.signed:
@@ -137,7 +136,7 @@ def _integer_codes(size: Array, scales: Array, code: Code, salt: Array | None) -
 
 def _float_codes(size: Array, scales: Array, code: Code, salt: Array | None) -> Array:
     """As `_integer_codes`, for codes that are floats by themselves."""
-    c = size / jnp.where(scales > 0, scales, 1)[..., None]
+    c = size / _spread(jnp.where(scales > 0, scales, 1), size.shape[-1], code)
     c = (c if code.signed else jnp.sqrt(c)) * _greatest(code)
     c = c if salt is None else stochastic(c, code.dtype, salt).astype(jnp.float32)
     lowest = 0.0 if code.signed else jnp.where(size > 0, float(jnp.finfo(code.dtype).smallest_subnormal), 0.0)
@@ -174,12 +173,17 @@ def _blocked(x: Array, length: int) -> Array:
     return jax.lax.reshape(x, shape, out_sharding=_sharding(x, (*spec, None), shape[-2]))
 
 
-def _joined(blocks: Array, n: int) -> Array:
-    """The other way round."""
-    *outer, count, length = blocks.shape
+def _spread(x: Array, n: int, code: Code) -> Array:
+    """A number for each block, (..., blocks), as one for each element, (..., n).
+
+    All arithmetic on elements has the shape of the array. In that of its blocks, XLA makes kernels of both shapes on a
+    GPU, and keeps float32 arrays between them.
+    """
+    length = block_length(n, code.block)
+    blocks = jnp.broadcast_to(x[..., None], (*x.shape, length))
     spec = jax.typeof(blocks).sharding.spec
-    flat = jax.lax.reshape(blocks, (*outer, count * length), out_sharding=_sharding(blocks, spec[:-1], count))
-    return flat[..., :n]
+    sharding = _sharding(blocks, spec[:-1], x.shape[-1])
+    return jax.lax.reshape(blocks, (*x.shape[:-1], x.shape[-1] * length), out_sharding=sharding)[..., :n]
 
 
 def _sharding(x: Array, spec: Any, blocks: int) -> Any:
@@ -213,5 +217,8 @@ def pairs(c: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def unpaired(pairs: Array, n: int, signed: bool) -> Array:
-    c = jnp.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*pairs.shape[:-1], 2 * pairs.shape[-1])[..., :n]
+    halves = (
+        pairs[..., None] >> jnp.array([0, 4], jnp.uint8)[(None,) * pairs.ndim]
+    ) & 15  # `stack` would make an array
+    c = halves.reshape(*pairs.shape[:-1], 2 * pairs.shape[-1])[..., :n]
     return ((c ^ 8).astype(jnp.int8) - 8) if signed else c

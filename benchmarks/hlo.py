@@ -1,0 +1,68 @@
+"""What XLA compiles a function to on a GPU, also where there is none: the kernels that it launches, and their bytes."""
+
+import functools
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+# What XLA asks of an NVIDIA H100 SXM before it decides what to fuse.
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132  fpus_per_core: 128  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
+  shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448  shared_memory_per_core: 233472
+  registers_per_block_limit: 65536  registers_per_core_limit: 65536
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  clock_rate_ghz: 1.98  memory_bandwidth: 3352320000000  l2_cache_size: 52428800  device_memory_size: 84942979072
+}
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100, described"
+"""
+
+
+@functools.cache
+def device() -> Any:
+    """What is compiled for; None without a GPU and without the plugin."""
+    if jax.default_backend() == "gpu":
+        return jax.devices()[0]
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of what only a run needs
+    try:
+        return topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
+    except NotImplementedError:
+        return None
+
+
+FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")
+BYTES = {"pred": 1, "bf16": 2} | {f"f8{kind}": 1 for kind in ("e4m3fn", "e5m2")}
+
+
+def launches(text: str) -> list[tuple[str, int]]:
+    """What the entry of an optimized HLO module runs, and the bytes of its operands and results.
+
+    Raises:
+        ValueError: for a step that branches, whose launches cannot be told from its text.
+    """
+    entry = text[text.index("\nENTRY ") :].splitlines()[2:]
+    sizes: dict[str, int] = {}
+    found = []
+    for line in entry:
+        match = re.match(r"\s+(?:ROOT )?(%\S+) = (.+?) ([a-z\-]+)\((.*?)\)(?:,|$)", line)
+        if match is None:
+            break
+        name, shape, operation, operands = match.groups()
+        sizes[name] = sum(size(*x) for x in re.findall(r"(\w+)\[([\d,]*)\]", shape))
+        if operation in ("conditional", "while", "call"):
+            raise ValueError(f"Only steps without branches can be counted. Received: one with a `{operation}`")
+        if operation not in FREE:
+            found.append((operation, sizes[name] + sum(sizes[x] for x in {*re.findall(r"%[\w.\-]+", operands)})))
+    return found
+
+
+def size(dtype: str, sides: str) -> int:
+    """The bytes of one array, as HLO writes its type."""
+    each = BYTES.get(dtype) or int(re.sub(r"\D", "", dtype)) // 8
+    return each * math.prod(map(int, filter(None, sides.split(","))))

@@ -1,0 +1,131 @@
+"""How many kernels a step is on a GPU, and how many bytes they move: counted in what XLA compiles, not timed.
+
+    python -m benchmarks.kernels [--workload one lenet5] [--step adamw lamb] [--page]
+
+XLA compiles for the GPU that is here; where there is none, for the H100 of `hlo.py`, with JAX's plugin and CUDA's
+compiler alone: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc`, the first two of jaxlib's version.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+import jaxopt_keras as jk
+from benchmarks.hlo import device, launches
+from benchmarks.workloads import WORKLOADS
+
+PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
+MARK = "<!-- kernels -->"
+MISSING = "There is neither a GPU nor JAX's plugin for CUDA. `pip install jax-cuda13-plugin jax-cuda13-pjrt`"
+
+ADAMW: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.01}
+STEPS: dict[str, tuple[Any, str]] = {  # the kernel, None for optax's AdamW; the parameters' dtype
+    "optax adamw": (None, "float32"),
+    "adamw": (jk.adamw(**ADAMW), "float32"),
+    "adamw, global norm": (jk.adamw(**ADAMW, global_clipnorm=1.0), "float32"),
+    "adamw, int8 slots": (jk.adamw(**ADAMW, state_dtype="int8"), "float32"),
+    "adamw, bf16+8, bf16 slots": (jk.adamw(**ADAMW, master_weights="bf16+8", state_dtype="bfloat16"), "bfloat16"),
+    "adamw, bf16+8, int8 slots": (jk.adamw(**ADAMW, master_weights="bf16+8", state_dtype="int8"), "bfloat16"),
+    "lion": (jk.lion(1e-4), "float32"),
+    "lamb": (jk.lamb(1e-3), "float32"),
+}
+STEPS |= {f"packed {name}": step for name, step in STEPS.items() if name.startswith("adamw")}
+FEW = ["optax adamw", "adamw", "packed adamw"]
+CASES = {
+    "one": [name for name in STEPS if not name.startswith("packed")],
+    "lenet5": [*FEW, "lamb"],
+    "gpt2": [*FEW, "adamw, global norm", "adamw, int8 slots"],
+    "hundred": FEW,
+    "many": ["packed adamw", "packed adamw, global norm", "packed adamw, int8 slots"],  # 1000 kernels take minutes
+}  # fmt: skip
+
+
+def placed(tree: Any) -> Any:
+    """Shapes and dtypes alone, on the device."""
+    where = SingleDeviceSharding(device())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+
+class Counts(NamedTuple):
+    kernels: int  # launches that are no copies; each counts, also one for a few scalars
+    copies: int
+    bytes: int  # operands and results of every launch
+    least: int  # bytes, if gradients were read, parameters and state read and written, once
+    kept: int  # arrays of parameters and state
+    aliased: int  # of them, those that are written in place
+    temporary: int  # bytes
+    seconds: float  # to compile
+
+    def row(self) -> str:
+        passes, mib = f"{self.bytes / self.least:.2f}", f"{self.temporary / 2**20:.1f}"
+        return f"{self.kernels} | {self.copies} | {self.aliased} of {self.kept} | {passes} | {mib} | {self.seconds:.0f}"
+
+
+def counted(kernel: Any, params: Any) -> Counts:
+    """The counts of a donated step of `kernel` (None: of optax's AdamW) on `params`, shapes and dtypes."""
+    params = placed(params)
+    if kernel is None:
+        import optax
+
+        transform = optax.adamw(**ADAMW)
+        moving = placed(jax.eval_shape(transform.init, params))
+
+        def step(params: Any, state: Any, grads: Any) -> Any:
+            updates, state = transform.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, moving, params)
+    else:
+        state = placed(kernel.init(params))
+        moving = state._replace(hyper={})
+        lowered = kernel.compiled.step_donating.lower(params, moving, params, state.hyper)
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None and memory is not None  # what XLA compiled itself has both
+    launched = launches(text)
+    copies = sum(name == "copy" for name, _ in launched)
+    least = 3 * jk.nbytes(params) + 2 * jk.nbytes(moving)
+    kept, aliased = len(jax.tree.leaves((params, moving))), len(re.findall(r"m[a-z]+-alias\)", text.splitlines()[0]))
+    moved, temporary = sum(size for _, size in launched), memory.temp_size_in_bytes
+    return Counts(len(launched) - copies, copies, moved, least, kept, aliased, temporary, seconds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--step", nargs="+", choices=STEPS, help="not given: those that tell most of each workload")
+    parser.add_argument("--page", action="store_true", help="write the table into docs/gpu.md")
+    arguments = parser.parse_args(argv)
+    if device() is None:
+        parser.exit(1, MISSING + f", of version {version('jaxlib')}\n")
+    lines = [
+        f"Counted, not timed: {datetime.now(UTC):%Y-%m-%d}, jax {jax.__version__}, {device().device_kind}.", "",
+        "| workload | step | kernels | copies | in place | passes | temporary MiB | compiled in s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    print(*lines, sep="\n")
+    for workload in arguments.workload:
+        for name in arguments.step or CASES[workload]:
+            kernel, dtype = STEPS[name]
+            tree = {k: jax.ShapeDtypeStruct(s, jnp.dtype(dtype)) for k, s in WORKLOADS[workload].shapes.items()}
+            tree = jax.eval_shape(jk.pack, tree) if name.startswith("packed") else tree
+            lines.append(f"| {WORKLOADS[workload].about} | {name} | {counted(kernel, tree).row()} |")
+            print(lines[-1], flush=True)
+    if arguments.page:
+        before, _, after = PAGE.read_text().split(MARK)
+        PAGE.write_text(f"{before}{MARK}\n" + "\n".join(lines) + f"\n{MARK}{after}")
+
+
+if __name__ == "__main__":
+    main()
