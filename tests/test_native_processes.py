@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,9 @@ def test_workers(start, how):
     """Forked before JAX has started anything. JAX itself forbids it later: a large step hangs, native or not."""
     found, error = finished(start(how, PYTHONWARNINGS="error"))
     assert len({each["bits"] for each in found}) == 1 and [each["loops"] for each in found] == [2, 2], error
+
+
+@pytest.mark.skipif(shutil.which("clang") is None, reason="no clang")
+def test_clang(start):
+    (found,), error = finished(start(CC="clang"))
+    assert found["loops"] == 2 and not error

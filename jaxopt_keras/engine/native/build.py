@@ -22,12 +22,14 @@ import tempfile
 import jax
 
 RUNTIME = pathlib.Path(__file__).with_name("runtime.h")
-# Strict arithmetic (no -ffast-math: NaN and infinity count), except that nobody asks for errno or traps. GCC's partial
-# redundancy elimination makes jumps out of choices between values, and a loop with jumps is not vectorized.
+# Strict arithmetic (no -ffast-math: NaN and infinity count), except that nobody asks for errno or traps.
 FLAGS = (
-    *("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fno-tree-pre", "-fopenmp-simd"),
+    *("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fopenmp-simd"),
     *("-fPIC", "-shared", "-w"),
 )
+# GCC's partial redundancy elimination makes jumps out of choices between values, and a loop with jumps is not
+# vectorized. clang refuses the flag.
+FLAGS_OF_GCC = ("-fno-tree-pre",)
 log = logging.getLogger("jaxopt_keras")
 
 
@@ -57,12 +59,17 @@ def unavailable() -> str:
 
 
 @functools.cache
-def identity(command: tuple[str, ...]) -> str:
-    """What a library depends on besides its source: the compiler and its flags, the processor and XLA's interface."""
+def version(command: tuple[str, ...]) -> str:
+    """What the compiler says of itself."""
     try:
-        version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"`{' '.join(command)} --version` fails: {error}") from None
+
+
+@functools.cache
+def identity(command: tuple[str, ...]) -> str:
+    """What a library depends on besides its source: the compiler and its flags, the processor and XLA's interface."""
     processor = platform.processor() + platform.machine()
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -70,7 +77,8 @@ def identity(command: tuple[str, ...]) -> str:
     except OSError:
         pass
     header = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_bytes()
-    return "\n".join([*command, version, processor, hashlib.sha256(header).hexdigest(), RUNTIME.read_text(), *FLAGS])
+    said = [*command, version(command), processor, hashlib.sha256(header).hexdigest(), RUNTIME.read_text()]
+    return "\n".join([*said, *FLAGS, *FLAGS_OF_GCC])
 
 
 def tuning(source: str = "") -> tuple[str, ...]:
@@ -157,12 +165,13 @@ def compiled(source: str, path: pathlib.Path, command: list[str]) -> pathlib.Pat
         Unavailable: with what the compiler said.
     """
     vectors = ["-lmvec"] if "NEEDS_LIBRARY" in source and platform.machine() == "x86_64" else []
+    flags = [*FLAGS, *(() if "clang" in version(tuple(command)) else FLAGS_OF_GCC), *tuning(source)]
     include = [f"-I{jax.ffi.include_dir()}", f"-I{RUNTIME.parent}"]
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
             work = pathlib.Path(temporary)
             (work / "loop.c").write_text(source)
-            run = [*command, *FLAGS, *tuning(source), *include, "loop.c", "-o", "loop.so", *vectors, "-lm"]
+            run = [*command, *flags, *include, "loop.c", "-o", "loop.so", *vectors, "-lm"]
             done = subprocess.run(run, cwd=work, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 raise Unavailable(f"`{' '.join(command)}` fails: {done.stderr.strip()[:2000]}")
