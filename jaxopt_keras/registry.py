@@ -1,7 +1,7 @@
 """The variables that an optimizer knows: under which path, from when on, and how it starts without any."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class Registry(Settings, Custom, Copies):
         for name, value in (fresh | own).items():
             object.__setattr__(self, name, value)
 
-    def build(self, variables: Sequence[Any] | Mapping[Any, Any]) -> None:
+    def build(self, variables: Any) -> None:
         """Makes the slots of `variables`, which the first `apply` does otherwise. More may join later.
 
         Args:

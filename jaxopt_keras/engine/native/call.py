@@ -47,15 +47,10 @@ class Call:
 
     def reference(self, *operands: Any) -> list[Any]:
         """The same through XLA."""
-        known = dict(zip(self.operands, operands, strict=True))
-        for leaf, equations in zip(self.leaves, self.equations, strict=True):
-            inside = {x: leaf.places[x] for x in leaf.inputs if x in leaf.places}
-            known |= {x: known[pool][start : start + x.shape[0]] for x, (pool, start) in inside.items()}
-            known = evaluated(equations, known)
-        for pool in self.moved:
-            places = {x: leaf.places[x] for leaf in self.leaves for x in leaf.outputs if x in leaf.places}
-            known[pool] = replaced(known[pool], {at.start: known[x] for x, at in places.items() if at.pool is pool})
-        return [known[x] for x in self.results]
+        known = self._known(operands)
+        for equations in self.equations:
+            evaluated(equations, known)
+        return self._results(known)
 
     def in_two_passes(self, *operands: Any) -> list[Any]:
         """As `reference`, where blocks have scales: these first, then everything anew from the inputs.
@@ -63,7 +58,7 @@ class Call:
         XLA would rather keep the new slots in float32 between the two: for two int8 slots a GPU would move 36 bytes for
         each parameter, where two passes move 22. The barrier keeps it from merging them again.
         """
-        known = dict(zip([*self.scalars, *self.inputs], operands, strict=True))
+        known = self._known(operands)
 
         def hold(*values: Value) -> None:
             known.update(zip(values, lax.optimization_barrier([known[x] for x in values]), strict=True))
@@ -76,7 +71,22 @@ class Call:
                 evaluated(equations, known)
                 hold(*leaf.inputs, *(e.outputs[0] for e in scales))
             evaluated([e for e in equations if e not in scales], known)
-        return [known[x] for x in (*self.outputs, *self.sums)]
+        return self._results(known)
+
+    def _known(self, operands: Any) -> dict[Value, Any]:
+        """The operands by name, and what lies in the pools."""
+        known = dict(zip(self.operands, operands, strict=True))
+        for leaf in self.leaves:
+            inside = {x: leaf.places[x] for x in leaf.inputs if x in leaf.places}
+            known |= {x: known[pool][start : start + x.shape[0]] for x, (pool, start) in inside.items()}
+        return known
+
+    def _results(self, known: dict[Value, Any]) -> list[Any]:
+        """The results by what is known, the pools with their new parts."""
+        places = {x: leaf.places[x] for leaf in self.leaves for x in leaf.outputs if x in leaf.places}
+        for pool in self.moved:
+            known[pool] = replaced(known[pool], {at.start: known[x] for x, at in places.items() if at.pool is pool})
+        return [known[x] for x in self.results]
 
     def native(self, *operands: Any) -> list[Any]:
         """The compiled loop."""
