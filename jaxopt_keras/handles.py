@@ -4,14 +4,12 @@ The other libraries are recognised by what their variables can do, and are not i
 """
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.buffers import Buffer
-from jaxopt_keras.paths import path_of
 from jaxopt_keras.variable import Variable
 
 
@@ -102,14 +100,12 @@ class RefHandle(Handle):
 
 
 def handle(variable: Any) -> Handle:
-    """The handle of a variable; of a handle itself.
+    """The handle of a variable.
 
     Raises:
         TypeError: for anything that is not a variable.
     """
     module = type(variable).__module__
-    if isinstance(variable, Handle):
-        return variable
     if isinstance(variable, (Variable, Buffer)):
         return VariableHandle(variable)
     if isinstance(variable, jax.Ref):
@@ -123,23 +119,6 @@ def handle(variable: Any) -> Handle:
         f"`jax.Ref`. Received: {type(variable).__module__}.{type(variable).__name__}. Wrap an array: "
         "`jaxopt_keras.Variable(array)`; for a pytree of arrays use the pure face, e.g. `jaxopt_keras.adam(...)`."
     )
-
-
-def handles_in(tree: Mapping[Any, Any]) -> list[Handle]:
-    """Those of the variables in a tree, which gives a name to the kinds that have none: nnx's, and `jax.Ref`.
-
-    Raises:
-        TypeError: if there is anything else in it.
-    """
-    known = (Variable, Buffer, jax.Ref)
-    is_leaf = lambda x: isinstance(x, known) or hasattr(x, "get_value") or hasattr(x, "assign")
-    found = []
-    for key, variable in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf):
-        h = handle(variable)
-        if isinstance(h, (NnxHandle, RefHandle)):
-            h.path = h.name = path_of(key)
-        found.append(h)
-    return found
 
 
 def _calibrate() -> int:

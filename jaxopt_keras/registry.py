@@ -1,7 +1,7 @@
 """The variables that an optimizer knows: under which path, from when on, and how it starts without any."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxopt_keras.copies import Copies, rebound, unique
 from jaxopt_keras.custom import Custom
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.functional import Kernel
-from jaxopt_keras.handles import Handle, handle, handles_in
+from jaxopt_keras.handles import Handle, handle
 from jaxopt_keras.inputs import checked, refuse_traced
 from jaxopt_keras.options import Options
 from jaxopt_keras.settings import Exclusion, Settings
@@ -41,17 +41,11 @@ class Registry(Settings, Custom, Copies):
         for name, value in (fresh | own).items():
             object.__setattr__(self, name, value)
 
-    def build(self, variables: Any) -> None:
-        """Makes the slots of `variables`, which the first `apply` does otherwise. More may join later.
-
-        Args:
-            variables: a list; or a tree of mappings, such as `nnx.state(model, nnx.Param)`, by whose paths variables
-                without names of their own (nnx's, `jax.Ref`) are known then, instead of as `param`, `param_1`, ...
-        """
+    def build(self, variables: Sequence[Any]) -> None:
+        """Makes the slots of `variables`, which the first `apply` does otherwise. More may join later."""
         before = self._snapshot()
         try:
-            tree = isinstance(variables, Mapping)
-            given: list[Any] = handles_in(variables) if tree else list(several("variables", variables))
+            given = list(several("variables", variables))
             self._create_slots_of(self._register(self._taken_apart([None] * len(given), given)[1]))
         except BaseException:
             self._restore(before)
@@ -88,7 +82,7 @@ class Registry(Settings, Custom, Copies):
 
     def _register(self, variables: list[Any]) -> list[str]:
         """Gives each new variable a path and slots; returns the paths of those that no slots of a copy waited for."""
-        new = {id(h.variable): h for h in map(handle, variables) if id(h.variable) not in self._keys}
+        new = {id(v): handle(v) for v in variables if id(v) not in self._keys}
         if not new:
             return []
         self._check_outside_hooks()

@@ -252,7 +252,7 @@ class Settings:
                     f"`{what}` acts on each variable by itself, but {self.name} has slots for `{h.path}` as a whole "
                     "already. Set it before the first step, or `build`."
                 )
-        excluded = frozenset(key for key, h in handles.items() if self._excludes(options, key, h))
+        excluded = frozenset(key for key, h in handles.items() if self._excludes(options, key, h.variable))
         own = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles.items() if h.constraint is not None)
         return dataclasses.replace(
             options,
@@ -263,12 +263,10 @@ class Settings:
 
     def _excludes(self, options: Options, key: str, variable: Any) -> bool:
         """Whether a variable is taken out of weight decay; all of a buffer are, or none is."""
-        h = handle(variable)
-        variable = h.variable
         if isinstance(variable, Buffer):
             return self._excludes(options, variable.variables[0].path, variable.variables[0])
         variables, pattern, paths = self._excluded
-        named = pattern and re.search(pattern, h.name)
+        named = pattern and re.search(pattern, handle(variable).name)
         return any(variable is v for v in variables) or key in paths or bool(named) or not options.decays(key, variable)
 
     def _divides(self, options: Options, buffer: Buffer) -> str | None:

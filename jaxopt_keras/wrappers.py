@@ -109,7 +109,7 @@ class Wrapper(Optimizer):
     # --- variables --------------------------------------------------------------------------------------------------
 
     def _register(self, variables: list[Any]) -> list[str]:
-        new = {id(h.variable): h for h in map(handle, variables) if id(h.variable) not in self._keys}
+        new = {id(v): handle(v) for v in variables if id(v) not in self._keys}
         bound = rebound(list(new.values()), self._unbound)
         of: dict[int, list[Any]] = {}
         for h in new.values():
@@ -118,8 +118,7 @@ class Wrapper(Optimizer):
                 self._paths.append(key)
                 self._owners[key] = self._owner_of(h.path, h.variable)
             self._handles[key], self._keys[id(h.variable)] = h, key
-            if id(h.variable) not in self._inner[self._owners[key]]._keys:
-                of.setdefault(self._owners[key], []).append(h)
+            of.setdefault(self._owners[key], []).append(h.variable)
         for owner, own in of.items():
             self._inner[owner]._ensure(own)
         return []

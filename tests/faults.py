@@ -182,7 +182,7 @@ FAULTS = [
           "a library that others can write is loaded", "tests/test_native.py -k 'library and others'"),
     Fault("engine/native/build.py", 'name = f"jaxopt_keras_{key}"', 'name = f"jaxopt_keras_{key}_{os.getpid()}"',
           "no process finds another's programs", "tests/test_native_processes.py -k caches"),
-    Fault("engine/native/build.py", "[*command, version,", "[version,",
+    Fault("engine/native/build.py", "[*command, version(command),", "[version(command),",
           "a compiler's flags change nothing", "tests/test_native_processes.py -k caches"),
     Fault("engine/native/build.py", "if os.getpid() == process else", "if process else",
           "a forked process takes its parent's loops with it", "tests/test_native.py -k forked"),
@@ -304,8 +304,6 @@ FAULTS = [
     Fault("history/record.py", "del self._waiting[:count]", "del self._waiting[count:]",
           "rows that are dropped, and others twice", "tests/test_history.py -k nothing_waits"),
     # Checkpoints
-    Fault("handles.py", "h.path = h.name = path_of(key)", "pass",
-          "all nnx variables are called `param`", "tests/test_interop_flax.py -k names_its"),
     Fault("checkpoint/anew.py", "sorted(paths, key=_counters)", "sorted(paths)",
           "the tenth of a model's layers before its ninth", "tests/test_checkpoint_facade.py -k counters"),
     Fault("checkpoint/anew.py", "or set(saved.values()) & set(now.values())", "",

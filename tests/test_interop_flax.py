@@ -10,8 +10,6 @@ from flax.training import train_state
 
 import jaxopt_keras as jk
 from jaxopt_keras.interop import flax
-from jaxopt_keras.paths import path_of
-from jaxopt_keras.settings import Excluded
 
 pytestmark = pytest.mark.usefixtures("jax_defaults")  # flax's layers need implicit promotion
 
@@ -239,28 +237,3 @@ def test_the_stateful_face(expected):
     near((losses, nnx.to_pure_dict(nnx.state(model, nnx.Param))), expected[:2])
     with pytest.raises(TypeError, match="`nnx.grad` for nnx"):  # its reads cannot be seen
         jk.value_and_grad(lambda: loss_fn(model), [model.scale])
-
-
-def test_a_tree_names_its_variables():
-    """Which have no names of their own: patterns, groups and checkpoints then see their paths."""
-    model, special = Net(), jk.SGD(0.1)
-    groups = jk.OptimizerMap(jk.SGD(0.5, momentum=0.9), {".*bias": special})
-    params = nnx.state(model, nnx.Param)
-    paths = [path_of(key) for key, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(params))]
-    plain, multi, unnamed = jk.AdamW(0.1), jk.MultiOptimizer(groups), jk.SGD(0.1)
-    plain.exclude_from_weight_decay(var_names=["bias$"])
-    for optimizer in (plain, multi):
-        optimizer.build(params)
-        assert optimizer._paths == paths and any("/" in path for path in paths)
-    biases = {path for path in paths if path.endswith("bias")}
-    assert plain._kernel().options.exclude_from_weight_decay == Excluded(frozenset(biases))
-    assert {path for path, owner in multi._owners.items() if multi.optimizers[owner] is special} == biases
-    grads = nnx.grad(loss_fn)(model)
-    for optimizer in (plain, multi, unnamed):
-        optimizer.apply_gradients(flax.grads_and_vars(grads, model))
-    assert plain._paths == paths and unnamed._paths[:2] == ["param", "param_1"]
-    reference = jax.new_ref(jnp.ones(2))
-    plain.build({"more": {"w": reference}})
-    assert plain._paths == [*paths, "more/w"]
-    with pytest.raises(TypeError, match="A variable must be"):
-        jk.SGD(0.1).build({"w": jnp.ones(2)})
