@@ -113,6 +113,7 @@ PAIRS = {  # heading: whose time, by whose
     "/ keras, jitted": (STEP, ["keras, jitted"]),
     "/ keras, eager": (STEP, ["keras, eager"]),
     "apply_gradients / optax": (["apply_gradients", "apply_gradients, lazy"], ["optax", "optax, dense"]),
+    "flat state / optax": (["step, flat state"], ["optax"]),
     "packed / optax": (["packed"], ["optax"]),
 }
 
