@@ -342,6 +342,8 @@ FAULTS = [
           "what a loop wrote into a buffer is not there for others", "tests/test_flat.py -k needed_elsewhere"),
     Fault("engine/native/lower.py", "    sink(trace, partners)", "    None",
           "a guard takes the buffer apart", "tests/test_flat.py -k 'within_the_buffer and adamw-within'"),
+    Fault("engine/native/trace.py", "== PLACES:", "is None:",
+          "arrays of one shape are one loop, if they are kept in codes", "tests/test_native.py -k arrays_of_one_shape"),
     Fault("resting.py", ' and "_by_path" not in self.__dict__', "",
           "what is written to a resting slot is lost", "tests/test_flat.py -k until_somebody_looks"),
     Fault("checkpoint/torch.py", "return tuple(axes or (1, 0))", "return None",

@@ -19,6 +19,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import Unavailable, build, unavailable
 from jaxopt_keras.engine.native.call import Call
+from jaxopt_keras.engine.native.regions import Split
+from jaxopt_keras.engine.native.trace import trace_of
 from jaxopt_keras.numerics import ema
 from jaxopt_keras.rule import Decay, Rate, Rule, Signed
 
@@ -335,3 +337,11 @@ print(mine)
 def test_a_fresh_folder_is_the_users_alone(cache):
     compile_once(cache)
     assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_arrays_of_one_shape_are_leaves_of_one_loop():
+    """Not arrays of one large loop, although their stochastic rounding needs the same places of elements."""
+    params = {"a": BLOCKS, "b": BLOCKS}
+    state = INT8.init(params)
+    trace, _ = trace_of(INT8.program.bare_step, params, state._replace(hyper={}), params, state.hyper)
+    assert [region.reason for region in Split(trace).regions] == ["", ""]

@@ -208,10 +208,11 @@ def checked(region: Region) -> tuple[dict[Value, Atom], int | None]:
         raise Unsupported("no numbers but indices")
     if any(0 in x.shape for x in region.values):
         raise Unsupported("an empty array")
-    if any(region.count % math.prod(x.shape) for x in region.values):
+    count = region.count
+    if any(count % math.prod(x.shape) for x in region.values):
         raise Unsupported("arrays of different sizes")
     packed = {x for e in region.equations for x in pairs_of(e)}
-    lengths = {region.count // math.prod(x.shape) for x in region.values if x not in packed} - {1}
+    lengths = {count // math.prod(x.shape) for x in region.values if x not in packed} - {1}
     if len(lengths) > 1:
         raise Unsupported("blocks of different lengths")
     block = next(iter(lengths), None)

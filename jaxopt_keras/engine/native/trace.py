@@ -10,7 +10,8 @@ import numpy as np
 from jax.extend import core
 
 # Jitted helpers that have a meaning of their own here: not inlined. In a loop (storage/noise.py, storage/blockwise.py):
-INTRINSICS = ("flat_index", "pairs", "unpaired")
+PLACES = "flat_index"
+INTRINSICS = (PLACES, "pairs", "unpaired")
 # Around loops (packed.py): a buffer in pieces, and the other way round.
 APART, TOGETHER = "taken_apart", "put_together"
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
@@ -153,8 +154,11 @@ def _inline(closed: core.ClosedJaxpr, inputs: list[Atom], trace: Trace, known: d
 
 
 def _key(equation: Any, arguments: list[Atom]) -> Any:
-    """Equal for two equations that compute the same; None where that cannot be told."""
-    if equation.effects:
+    """Equal for two equations that compute the same; None where that cannot be told, or must not be shared.
+
+    The places of elements are made anew for each array: arrays of one shape would otherwise be one region, one loop.
+    """
+    if equation.effects or equation.params.get("name") == PLACES:
         return None
     inputs = tuple((x.dtype, x.value.tobytes()) if isinstance(x, Constant) else id(x) for x in arguments)
     params = tuple(sorted((k, v) for k, v in equation.params.items() if k != "jaxpr"))
