@@ -12,10 +12,12 @@ from jaxopt_keras.engine.core import Core
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.leafwise import Leafwise
 from jaxopt_keras.engine.offloaded import Offloaded
-from jaxopt_keras.engine.pipeline import Program, State
+from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.plan import Plan, plan
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.options import Options
 from jaxopt_keras.paths import path_of
+from jaxopt_keras.resting import resting, rests, together
 from jaxopt_keras.rule import Rule, as_scalar, fields_of
 from jaxopt_keras.schedules import is_schedule
 
@@ -143,11 +145,13 @@ class Kernel:
         The updates are float32 for bfloat16 and float16 parameters, so that `optax.apply_updates` rounds once.
         """
         moving, hyper = self.moving(state), self.current(state.hyper)
+        flat = moving.held is not None
         try:
-            updates, moved = self.compiled.update(grads, moving, params, self._with(hyper, extra))
+            given = together(moving) if flat else moving
+            updates, moved = self.compiled.update(grads, given, params, self._with(hyper, extra))
         except TypeError as error:
             raise _explained(error, grads=grads, params=params) from error
-        return updates, moved._replace(hyper=hyper)
+        return updates, (resting(moved) if flat else moved)._replace(hyper=hyper)
 
     def step(self, params: Any, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[Any, State]:
         """New `params` and `state` in one fused pass. Both arguments are donated: do not use them afterwards.
@@ -164,19 +168,27 @@ class Kernel:
             that nobody takes.
         """
         run, moving = self.compiled.step_donating if donate else self.compiled.step, self.moving(state)
-        hyper = self.current(state.hyper)
+        hyper, flat = self.current(state.hyper), self._rests(moving, params)
         try:
-            params, moved = run(params, moving, grads, self.given(hyper, extra))
+            given = together(moving) if flat else moving
+            params, moved = run(params, given, grads, self.given(hyper, extra))
         except TypeError as error:
             raise _explained(error, params=params, grads=grads) from error
-        return params, moved._replace(hyper=hyper)
+        return params, (resting(moved) if flat else moved)._replace(hyper=hyper)
+
+    def _rests(self, state: State, params: Any) -> bool:
+        """Whether a step from `state` leaves the slots in a buffer."""
+        own = self.options.flat_state is None and isinstance(self.rule, Rule)
+        return own and rests(self.options, jax.tree.leaves(params), state)
 
     def averaged(self, params: Any, state: State) -> Any:
         """The parameters to evaluate: their moving average under `use_ema`, else the rule's own (ScheduleFree's x).
 
         Where there is neither, they are `params`. A pure function; nothing is donated.
         """
-        return self.compiled.averaged(params, self.moving(state), self.current(state.hyper))
+        moving = self.moving(state)
+        given = moving if moving.held is None else together(moving)
+        return self.compiled.averaged(params, given, self.current(state.hyper))
 
     def describe(self, params: Any) -> Plan:
         """What will run for `params`, arrays or `jax.ShapeDtypeStruct`s: a value that prints as a table.

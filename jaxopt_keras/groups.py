@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from jaxopt_keras.engine.joint import Joint
 from jaxopt_keras.engine.offloaded import Offloaded
 from jaxopt_keras.engine.partitioned import Partitioned, Tree
-from jaxopt_keras.engine.pipeline import Program, State
+from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.plan import Plan, still
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.still import Still
 from jaxopt_keras.functional import Kernel, refuse_flat
 from jaxopt_keras.options import Options, check_pattern

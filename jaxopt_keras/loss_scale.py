@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.offloaded import outermost
-from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.engine.scaled import GOOD, SCALE, Scaled
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.optimizer import Call, Optimizer
 from jaxopt_keras.options import Options

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.joint import Joint
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.loss_scale import LossScaleOptimizer
 from jaxopt_keras.optimizer import Call, Optimizer
 from jaxopt_keras.options import Options, check_pattern

@@ -17,14 +17,14 @@ from jaxopt_keras.custom import HOOKS, refuse_unknown
 from jaxopt_keras.engine.compiled import Compiled
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.hooks import Hooks
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.flat import Flat
 from jaxopt_keras.gradients import pullback
 from jaxopt_keras.handles import Handle, handle
 from jaxopt_keras.inputs import checked, listed, numbers, of_length, pairs, refuse_traced
 from jaxopt_keras.options import Options
 from jaxopt_keras.registry import Registry
-from jaxopt_keras.resting import Resting, rests, taken
+from jaxopt_keras.resting import resting, rests, together
 from jaxopt_keras.rule import Rule
 from jaxopt_keras.settings import OPTIONS
 from jaxopt_keras.variable import as_array, several, value_of
@@ -226,21 +226,20 @@ class Optimizer(Registry, Configs, Weights):
         """The arguments of a step: with the variables' arrays and the present state, where none are given."""
         kernel, state, flat = self._kernel(), self._state if state is None else state, False
         if params is None:
-            everything = self._options.use_ema or kernel.core.whole or isinstance(state.slots, Resting)
+            everything = self._options.use_ema or kernel.core.whole or state.held is not None
             handles = self._handles if everything else {k: self._handles[k] for k in given}
             params = {k: h.take() for k, h in handles.items()}
             whole = isinstance(self._rule, Rule) and len(params) == len(self._paths)
-            flat = whole and rests(self._options, params, state.slots)
-        slots = taken(state.slots, params) if flat else {k: state.slots[k] for k in params}
-        moving = state._replace(hyper={}, slots=slots)
+            flat = whole and rests(self._options, params.values(), state)
+        moving = together(state) if flat else state._replace(slots={k: state.slots[k] for k in params})
         grads = {k: given.get(k) for k in params}
-        return Call(kernel.program, kernel.compiled, params, moving, grads, self._hyper(state))
+        return Call(kernel.program, kernel.compiled, params, moving._replace(hyper={}), grads, self._hyper(state))
 
     def _moved(self, call: Call, state: Any, moved: Any) -> Any:
         """`state` after a step that moved a part of it."""
         flat = isinstance(moved.slots, Flat)
-        slots = Resting(moved.slots, call.params) if flat else state.slots | moved.slots
-        return moved._replace(hyper=state.hyper, slots=slots)
+        moved = resting(moved) if flat else moved._replace(slots=state.slots | moved.slots)
+        return moved._replace(hyper=state.hyper)
 
     def _landed(self, call: Call, params: dict[str, Any], moved: Any) -> None:
         """Takes what a step returned."""

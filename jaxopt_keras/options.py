@@ -50,7 +50,8 @@ class Options(Hyperparameters):
             "path/slot" the expression is found.
         flat_state: True: the slots of small arrays lie in one buffer for each dtype between steps, so that a step over
             many of them hands over a third of the arrays. For parameters on one device. In the pure face
-            `state.slots.unpack()` is then the tree. None: only in the stateful face, and where it is faster.
+            `state.slots.unpack()` is then the tree. None: where it is faster they lie so from one step to the next,
+            and whoever looks sees the tree. False: never.
     """
 
     weight_decay: Amount | None = None

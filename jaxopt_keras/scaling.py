@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.offloaded import outermost
-from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.scaled import SCALE, Scaled
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options

@@ -18,7 +18,7 @@ from jaxopt_keras import schedules
 from jaxopt_keras.buffers import Buffer
 from jaxopt_keras.engine.foreign import Foreign
 from jaxopt_keras.engine.hooks import Hooks
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.handles import Handle, handle
 from jaxopt_keras.options import Options

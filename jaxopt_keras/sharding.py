@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxopt_keras.engine.offloaded import outermost
-from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.engine.placed import Placed
 from jaxopt_keras.engine.plan import Plan, aligned, size
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.functional import Kernel, refuse_flat
 from jaxopt_keras.options import Options
 from jaxopt_keras.paths import path_of

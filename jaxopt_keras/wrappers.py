@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxopt_keras.copies import rebound, unique
 from jaxopt_keras.engine.compiled import Compiled, shared
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.handles import handle
 from jaxopt_keras.optimizer import Call, Optimizer
 from jaxopt_keras.options import Options

@@ -1,6 +1,7 @@
 """Slots in one buffer: nothing but the layout changes, whatever is around the rule, and the loops find them there."""
 
 import copy
+import pickle
 import re
 
 import jax
@@ -11,8 +12,9 @@ import pytest
 import jaxopt_keras as jk
 from jaxopt_keras import checkpoint, flat
 from jaxopt_keras.engine.native import native, unavailable
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.packed import put_together, taken_apart
-from jaxopt_keras.resting import FEW, Resting
+from jaxopt_keras.resting import FEW
 from tests.laws.cases import AWKWARD, PLAIN, assert_close, assert_same_bits, draw, gradients, types
 
 AROUND = {
@@ -127,6 +129,61 @@ def test_what_needs_the_tree_refuses():
             call()
 
 
+# --- by itself --------------------------------------------------------------------------------------------------------
+
+MANY = {f"w{i}": (2, 3) for i in range(FEW)}
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+def test_a_state_rests_until_somebody_looks():
+    kernel, plain = jk.adam(0.1, use_ema=True), jk.adam(0.1, use_ema=True, flat_state=False)
+    params, same, grads = draw(MANY, 0), draw(MANY, 0), gradients(6, MANY)
+    state, expected = kernel.init(params), plain.init(same)
+    kind, structure = types(state), jax.tree.structure(state)
+    for i, g in enumerate(grads):
+        if i == 3:  # what somebody writes into what he sees is seen by the next step
+            state.slots["w1"]["velocity"] = expected.slots["w1"]["velocity"] = jnp.full((2, 3), 3.0)
+            assert state.held is None
+        updates, after = kernel.update(g, state, params)
+        assert_same_bits((updates, after), plain.update(g, expected, same))
+        assert (after.held is None) == (state.held is None)
+        params, state = kernel.step(params, state, g, donate=i % 2 == 0)
+        same, expected = plain.step(same, expected, g, donate=False)
+        assert state.held.small.buffers["float32"].size == 3 * 6 * FEW and expected.held is None
+        assert types(state) == kind and jax.tree.structure(state) == structure and state.held  # no look
+        assert_same_bits((params, state), (same, expected))
+        assert_same_bits(kernel.averaged(params, state), plain.averaged(same, expected))
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+def test_a_resting_state_is_a_state():
+    kernel, params = jk.adam(0.1), draw(MANY, 0)
+    g = gradients(1, MANY)[0]
+    fresh = lambda: kernel.step(params, kernel.init(params), g, donate=False)[1]
+    tree = jax.tree.map(lambda x: x, fresh())
+    for other in (copy.copy(fresh()), copy.deepcopy(fresh()), pickle.loads(pickle.dumps(fresh())), State(*fresh())):
+        assert_same_bits(other, tree)
+    assert kernel.replaced(fresh(), learning_rate=0.5).held
+    assert str(fresh()) == str(tree) and len(fresh()) == 4 and fresh()[0] == 1
+    step = lambda params, state: kernel.step(params, state, g)
+    expected = step(*jax.tree.map(jnp.copy, (params, tree)))
+    assert_same_bits(jax.jit(step)(params, fresh()), expected)
+    known = fresh()
+    assert_same_bits(jax.jit(lambda params: step(params, known))(params), expected)
+    looped = jax.lax.scan(lambda carry, _: (step(*carry), None), (params, fresh()), length=1)[0]
+    assert_same_bits(looped, expected)
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+def test_arrays_on_several_devices_do_not_rest():
+    kernel, params, g = jk.adam(0.1), draw(MANY, 0), gradients(1, MANY)[0]
+    _, state = kernel.step(params, kernel.init(params), g, donate=False)
+    everywhere = jax.sharding.NamedSharding(jax.make_mesh((2,), ("d",)), jax.sharding.PartitionSpec())
+    spread, moved = kernel.step(*jax.device_put((params, state), everywhere), g, donate=False)
+    assert moved.held is None and jax.tree.leaves(moved.slots)[0].sharding.num_devices == 2
+    assert_close((spread, moved), kernel.step(params, state, g), 2)
+
+
 # --- the stateful face ------------------------------------------------------------------------------------------------
 
 
@@ -152,10 +209,10 @@ def test_slots_rest_in_a_buffer_until_somebody_looks():
     for some in (range(FEW), range(FEW), range(3), range(FEW)):
         for optimizer, vs in pairs:
             optimizer.apply_gradients([(jnp.full((2, 3), i + 1.0), vs[i]) for i in some])
-        assert isinstance(pairs[0][0]._state.slots, Resting)
+        assert pairs[0][0]._state.held is not None
         assert int(pairs[0][0].iterations) == int(pairs[1][0].iterations)  # this does not count as a look
     (resting, vs), (plain, ws) = pairs
-    held = resting._state.slots._held.small.buffers["float32"]
+    held = resting._state.held.small.buffers["float32"]
     assert held.size == 2 * 6 * FEW
     for optimizer, own in pairs:  # what is written after a look is seen by the next step
         optimizer._state.slots["w1"]["velocity"] = jnp.full((2, 3), 3.0)
@@ -177,7 +234,7 @@ def test_where_it_would_be_slower_they_do_not_rest():
     for options in ({"engine": "xla"}, {"sparse": "lazy"}, {"flat_state": False}):
         optimizer, vs = jk.Adam(0.1, **options), variables()
         optimizer.apply_gradients([(v.value, v) for v in vs])
-        assert isinstance(optimizer._state.slots, dict)
+        assert optimizer._state.held is None
     optimizer, vs = jk.Adam(0.1, engine="xla", flat_state=True), variables(2)
     optimizer.apply_gradients([(v.value, v) for v in vs])
-    assert isinstance(optimizer._state.slots, Resting)
+    assert optimizer._state.held is not None

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxopt_keras.buffers import Buffer
 from jaxopt_keras.checkpoint.names import STEP, cut, joined
 from jaxopt_keras.checkpoint.restore import Place
-from jaxopt_keras.engine.pipeline import State
 from jaxopt_keras.engine.scaled import GOOD, SCALE
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.loss_scale import LossScaleOptimizer
 from jaxopt_keras.multi import MultiOptimizer

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.flat import Flat, unpacked
 from jaxopt_keras.numerics import Complemented
 from jaxopt_keras.packed import Packed, Part, concatenated

@@ -11,7 +11,7 @@ from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict, to_dict
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.paths import path_of
 from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM

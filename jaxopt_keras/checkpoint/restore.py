@@ -13,7 +13,7 @@ from jaxopt_keras.checkpoint.forms import formed
 from jaxopt_keras.checkpoint.kernels import advanced, of_group
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, is_complement, leaves, replaced
 from jaxopt_keras.engine.foreign import STATE as FOREIGN
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.packed import Packed
 from jaxopt_keras.paths import path_of

@@ -13,7 +13,7 @@ from jaxopt_keras.checkpoint.forms import formed
 from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, VERSION, leaves, spread
 from jaxopt_keras.checkpoint.restore import Place, by_path, restored
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.optimizer import Optimizer
 from jaxopt_keras.packed import Packed

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.still import Still
 from jaxopt_keras.options import Options
 from jaxopt_keras.transforms import guard

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.paths import path_of
 
 

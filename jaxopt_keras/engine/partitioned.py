@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.joint import Joint
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.options import Options
 from jaxopt_keras.packed import Packed
 

@@ -19,6 +19,7 @@ from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.keep import Kept, wide
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.flat import Flat, flat, unpacked
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.options import Options
@@ -31,18 +32,6 @@ from jaxopt_keras.transforms.clip import clip
 
 # In a flat state by themselves: they change in every call, and the rest within a `cond`.
 LOOSE = (accumulate.SUM,)
-
-
-class State(NamedTuple):
-    """All that an optimizer keeps: arrays only, none of them shared, of types that a step does not change.
-
-    `slots` mirrors the parameter tree, with a dict of arrays by slot name in the place of each parameter.
-    """
-
-    step: Any  # int32: the number of updates made
-    hyper: dict[str, Any]  # run-time hyperparameters by name: put another value in, and nothing compiles anew
-    scalars: dict[str, Any]  # what is kept once for all parameters
-    slots: Any
 
 
 class Move(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.paths import path_of
 from jaxopt_keras.storage.blockwise import Blocks
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.numerics import compute_dtype
 from jaxopt_keras.transforms import guard
 from jaxopt_keras.transforms.guard import SKIPPED

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.keep import wide
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.options import Options
 
 

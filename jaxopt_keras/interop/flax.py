@@ -28,7 +28,7 @@ from flax import nnx
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from jaxopt_keras.engine.pipeline import State
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.flat import Flat
 from jaxopt_keras.functional import Kernel
 from jaxopt_keras.paths import path_of
