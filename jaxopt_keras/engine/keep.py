@@ -4,8 +4,11 @@ A parameter is stored in its own dtype, with a master weight beside it where the
 was chosen for it at the start (`storage.forms`), which from then on it shows itself.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -56,9 +59,9 @@ def opened(options: Options, kept: Kept, dtype: Any) -> tuple[Any, Slots]:
     return wide(kept.p), slots
 
 
-def stored_slots(options: Options, leaf: Leaf, new: Slots, old: Slots, step: Array) -> Slots:
+def stored_slots(leaf: Leaf, new: Slots, old: Slots, salts: "Salts") -> Slots:
     """What the rule returned, in the forms of `old`."""
-    return {name: forms.written(x, old[name], _salt(options, leaf, name, step)) for name, x in new.items()}
+    return {name: forms.written(x, old[name], lambda n=name: salts.of(leaf, n)) for name, x in new.items()}
 
 
 def is_nearest(options: Options, kept: Kept) -> bool:
@@ -67,10 +70,10 @@ def is_nearest(options: Options, kept: Kept) -> bool:
     return MASTER not in kept.slots and not (narrow and options.rounding == "stochastic")
 
 
-def stored(options: Options, leaf: Leaf, new: Array, old: Kept, step: Array) -> tuple[Array, Array, Slots]:
+def stored(options: Options, leaf: Leaf, new: Array, old: Kept, salts: "Salts") -> tuple[Array, Array, Slots]:
     """A parameter as it is stored; what it stands for, which is what `update` must reach; its master, as a slot."""
     dtype = new.dtype if old.p is None else old.p.dtype
-    salt = _salt(options, leaf, "", step) if options.rounding == "stochastic" else None
+    salt = (lambda: salts.of(leaf, "")) if options.rounding == "stochastic" else None
     if MASTER in old.slots:
         p, master = split(new, str(options.master_weights), dtype, salt)
         return p, new, {MASTER: master}
@@ -80,5 +83,22 @@ def stored(options: Options, leaf: Leaf, new: Array, old: Kept, step: Array) -> 
     return new.astype(dtype), new, {}
 
 
-def _salt(options: Options, leaf: Leaf, name: str, step: Array) -> Any:
-    return lambda: noise.salt(options.seed or 0, f"{leaf.path}/{name}", step)
+class Salts:
+    """The salts of all draws of one step (`noise`). One array, made on first use: XLA compiles hundreds one by one.
+
+    `slots`: those of each of `leaves`.
+    """
+
+    def __init__(self, options: Options, leaves: Sequence[Leaf], slots: Sequence[Slots], step: Array) -> None:
+        slot_names = dict.fromkeys(name for each in slots for name in each) | {"": None}
+        self._names = [f"{leaf.path}/{name}" for name in slot_names for leaf in leaves]
+        self._place = {name: i for i, name in enumerate(self._names)}
+        self._seed, self._step = options.seed or 0, step
+
+    @functools.cached_property
+    def _all(self) -> Array:
+        return noise.salts(self._seed, self._names, self._step)
+
+    def of(self, leaf: Leaf, name: str) -> Array:
+        """For a slot, or, by the name "", for the parameter."""
+        return jax.lax.index_in_dim(self._all, self._place[f"{leaf.path}/{name}"], keepdims=False)

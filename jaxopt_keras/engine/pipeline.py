@@ -255,9 +255,10 @@ class Program:
         deltas, after, scalars = self.core.update(layout, grads, decayed, before, scalars, now)
         deltas = [x if d is None else x - d for x, d in zip(deltas, shrinks, strict=True)]
         new = [d if d is None or p is None else p + d for p, d in zip(params, deltas, strict=True)]
+        salts = keep.Salts(self.options, layout.leaves, slots, step)
         for i, leaf in enumerate(layout.leaves):
             if grads[i] is not None:
-                kept = keep.stored_slots(self.options, leaf, after[i], old[i].slots, step)
+                kept = keep.stored_slots(leaf, after[i], old[i].slots, salts)
                 kept = {n: rows.scatter(slots[i][n], x, touched[i]) for n, x in kept.items()}
                 slots[i] = slots[i] | kept  # what is not the rule's own stays
         moves = [Move(*x) for x in zip(new, deltas, old, touched, strict=True)]
@@ -269,7 +270,7 @@ class Program:
             moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
 
         everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
-        settled = [self._settled(*x, step, write) for x in everything]
+        settled = [self._settled(*x, salts, write) for x in everything]
         out, slots = [p for p, _ in settled], [s for _, s in settled]
         if self.options.use_ema:
             slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
@@ -284,13 +285,13 @@ class Program:
             new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
         return [self._constrained(*x) for x in zip(layout.leaves, new, grads, strict=True)], averages
 
-    def _settled(self, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, step: Array, write: bool) -> Any:
+    def _settled(self, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, salts: keep.Salts, write: bool) -> Any:
         """A parameter as it is stored (without `write`: the amount to add to it), and its slots with its master."""
         if move.new is None:
             return p if write else _nothing(g, p), slots
         if not write and move.delta is not None and keep.is_nearest(self.options, move.old):  # as it came from the rule
             return rows.scatter(_nothing(g, p), move.delta, move.touched), slots
-        q, reached, master = keep.stored(self.options, leaf, move.new, move.old, step)
+        q, reached, master = keep.stored(self.options, leaf, move.new, move.old, salts)
         slots = slots | {n: rows.scatter(slots[n], x, move.touched) for n, x in master.items()}
         if write:
             return rows.scatter(p, q, move.touched), slots

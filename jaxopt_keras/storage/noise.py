@@ -6,16 +6,19 @@ whatever the sharding, and a step that is run again draws the same ones.
 
 import functools
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
-def salt(seed: int, name: str, step: Any) -> Array:
-    """What tells the draws of one array at one step from all others."""
-    return mixed(jnp.uint32(zlib.crc32(f"{seed}/{name}".encode())) + jnp.asarray(step).astype(jnp.uint32))
+def salts(seed: int, names: Sequence[str], step: Any) -> Array:
+    """What tells the draws of each array at one step from all others: a number for each name."""
+    codes = np.array([zlib.crc32(f"{seed}/{name}".encode()) for name in names], np.uint32)
+    return mixed(codes + jnp.asarray(step).astype(jnp.uint32))
 
 
 def bits(shape: tuple[int, ...], salt: Array) -> Array:

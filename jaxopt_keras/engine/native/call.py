@@ -133,7 +133,8 @@ class Call:
             if len(set(column)) == 1:
                 rows.append(jnp.broadcast_to(words(scalars[column[0]]), (count, type_of(column[0]).words)))
             else:
-                rows.append(jnp.stack([words(scalars[x]) for x in column]))
+                # In one dimension, where XLA sees that parts of a row in a row are that row.
+                rows.append(concatenated([words(scalars[x]) for x in column]).reshape(count, -1))
         return jnp.concatenate(rows, axis=1) if columns else jnp.zeros((1, 1), jnp.uint32)
 
 
