@@ -2,7 +2,7 @@
 
 XLA compiles equal kernels once. But it takes a slice into whatever reads it, with the offset as a literal number, so no
 two kernels that read pieces are equal: a loss over a thousand arrays in one buffer compiles two thousand kernels. It
-cannot see through a call. Large pieces stay slices: to copy them would take longer than 5% of a step.
+cannot see through a call. Large pieces stay slices, since to copy them takes time in every step.
 """
 
 import itertools
