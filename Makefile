@@ -33,7 +33,7 @@ docs-serve: docs ## the same, at http://127.0.0.1:8000
 
 ##@ Develop
 # Two compilers' checks: the first needs its runtime, and that of C++, loaded before Python.
-SANITIZED := $(RUN) pytest -q -p no:cacheprovider tests/laws/test_native_equals_xla.py tests/test_native_rows.py
+SANITIZED := $(RUN) pytest -q -p no:cacheprovider tests/laws/test_native_equals_xla.py tests/test_native_rows.py tests/test_apart.py
 sanitize: $(VENV)/.with-dev ## the native loops under the sanitizers for addresses and for undefined behaviour
 	JAXOPT_KERAS_CACHE=$$(mktemp -d) CC="cc -g -fno-sanitize-recover=all -fsanitize=undefined" $(SANITIZED)
 	JAXOPT_KERAS_CACHE=$$(mktemp -d) CC="cc -g -fno-sanitize-recover=all -fsanitize=address" ASAN_OPTIONS=detect_leaks=0 \

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.packed import concatenated
+from jaxopt_keras.packed import concatenated, taken_apart
 from jaxopt_keras.variable import ArrayLike, Variable, several
 
 
@@ -45,7 +45,7 @@ class Buffer(ArrayLike):
         values = [v.value for v in variables]
         sizes = [math.prod(x.shape) for x in values]
         offsets = itertools.accumulate(sizes[:-1], initial=0)
-        self.sizes = sizes
+        self.sizes = tuple(sizes)
         self.pieces = {
             id(v): Piece(v.path, offset, x.shape) for v, offset, x in zip(variables, offsets, values, strict=True)
         }
@@ -69,7 +69,7 @@ class Buffer(ArrayLike):
 
     def split(self, whole: Array) -> dict[int, Array]:
         """The arrays of all variables in `whole`, which may be traced, by the variable's id."""
-        arrays = jax.lax.split(whole, self.sizes)  # its gradient is one concatenation
+        arrays = taken_apart(whole, self.sizes)
         return {key: x.reshape(piece.shape) for (key, piece), x in zip(self.pieces.items(), arrays, strict=True)}
 
     def _peek(self) -> Array:

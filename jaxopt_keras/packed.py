@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 
 from jaxopt_keras.paths import path_of
 
@@ -123,10 +125,39 @@ def _joined(leaves: list[Any], arrangement: Arrangement) -> Packed:
     return Packed({name: put_together(x) for name, x in flat.items()}, arrangement)
 
 
-@functools.partial(jax.jit, static_argnums=1)  # by these two names the native engine knows them
+@functools.partial(jax.jit, static_argnums=1)
 def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
     """A flat array in pieces. The gradient is one concatenation."""
-    return [*jax.lax.split(buffer, sizes)]
+    return apart_p.bind(buffer, sizes=sizes)
+
+
+# A primitive of its own, since on a CPU the native engine has a better way (engine/native/apart.py). It knows this one,
+# and `put_together`, by name.
+apart_p = core.Primitive("taken_apart")
+apart_p.multiple_results = True
+
+
+@apart_p.def_impl
+def split(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
+    return [*lax.split(buffer, sizes)]
+
+
+@apart_p.def_abstract_eval
+def _(buffer: Any, sizes: tuple[int, ...]) -> Any:
+    return jax.make_jaxpr(functools.partial(split, sizes=sizes))(buffer).out_avals
+
+
+def _transposed(cotangents: Any, _: Any, sizes: tuple[int, ...]) -> list[Array]:
+    return [put_together([ad.instantiate_zeros(x) for x in cotangents])]
+
+
+def _batched(buffers: Any, axes: Any, sizes: tuple[int, ...]) -> Any:
+    return lax.split(buffers[0], sizes, axis=1 - axes[0]), axes * len(sizes)
+
+
+ad.deflinear2(apart_p, _transposed)
+batching.primitive_batchers[apart_p] = _batched
+mlir.register_lowering(apart_p, mlir.lower_fun(split, multiple_results=True))
 
 
 @jax.jit

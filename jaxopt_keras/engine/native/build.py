@@ -22,6 +22,7 @@ import tempfile
 import jax
 
 RUNTIME = pathlib.Path(__file__).with_name("runtime.h")
+FFI = RUNTIME.with_name("ffi.h")
 # Strict arithmetic (no -ffast-math: NaN and infinity count), except that nobody asks for errno or traps.
 FLAGS = (
     *("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fopenmp-simd"),
@@ -77,7 +78,8 @@ def identity(command: tuple[str, ...]) -> str:
     except OSError:
         pass
     header = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_bytes()
-    said = [*command, version(command), processor, hashlib.sha256(header).hexdigest(), RUNTIME.read_text()]
+    ours = [FFI.read_text(), RUNTIME.read_text()]
+    said = [*command, version(command), processor, hashlib.sha256(header).hexdigest(), *ours]
     return "\n".join([*said, *FLAGS, *FLAGS_OF_GCC])
 
 

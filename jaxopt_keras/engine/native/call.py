@@ -187,13 +187,7 @@ batching.primitive_batchers[loops_p] = _batched
 
 
 def _lowered(context: Any, *operands: Any, call: Call) -> Any:
-    reason = _against(context.module_context)
-    if not reason:
-        try:
-            build.target(call.leaves[0].source)
-        except build.Unavailable as error:
-            reason = str(error)
-            build.log.warning("XLA runs what a compiled loop could: %s", reason)
+    reason = against(context.module_context, call.leaves[0].source)
     if reason and call.strict:
         raise build.Unavailable(f'`engine="native"` cannot run here: {reason}. Use `engine="auto"`.')
     on_gpu = set(context.module_context.platforms) <= {"cuda", "rocm"}
@@ -202,8 +196,19 @@ def _lowered(context: Any, *operands: Any, call: Call) -> Any:
     return mlir.lower_fun(function, multiple_results=True)(context, *operands)
 
 
+def against(module: Any, source: str) -> str:
+    """Why a program cannot call the compiled `source`; "" where it can."""
+    reason = _against(module)
+    if not reason:
+        try:
+            build.target(source)
+        except build.Unavailable as error:
+            reason = str(error)
+            build.log.warning("XLA runs what a compiled loop could: %s", reason)
+    return reason
+
+
 def _against(module: Any) -> str:
-    """Why a program cannot have native loops; "" where it can."""
     if tuple(module.platforms) != ("cpu",):
         return f"it is for {', '.join(module.platforms)}"
     if module.lowering_parameters.for_export:

@@ -9,13 +9,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include "xla/ffi/api/c_api.h"
-
-#if XLA_FFI_API_MINOR < 5
-typedef XLA_FFI_Extension_Base Extension;
-#else
-typedef XLA_FFI_InternalExtension Extension;
-#endif
+#include "ffi.h"
 
 #define PRAGMA(x) _Pragma(#x)
 #define MAX(a, b) ({ __typeof__(a) _a = (a), _b = (b); (_a >= _b || _a != _a) ? _a : _b; })
@@ -162,11 +156,6 @@ static void drain(void* data) {  // each thread takes its own range first, then 
   release(w);
 }
 
-static XLA_FFI_Error* failure(const XLA_FFI_CallFrame* f, const char* why) {
-  XLA_FFI_Error_Create_Args a = {.struct_size = sizeof a, .message = why, .errc = XLA_FFI_Error_Code_INVALID_ARGUMENT};
-  return f->api->XLA_FFI_Error_Create(&a);
-}
-
 static void forget(const XLA_FFI_CallFrame* f, XLA_FFI_Error* error) {
   XLA_FFI_Error_Destroy_Args a = {.struct_size = sizeof a, .error = error};
   f->api->XLA_FFI_Error_Destroy(&a);
@@ -260,13 +249,7 @@ static void describe(Leaf* l, const Call* c, int64_t i) {
 }
 
 XLA_FFI_Error* handler(XLA_FFI_CallFrame* f) {
-  for (Extension* e = f->extension_start; e; e = e->next)
-    if (e->type == XLA_FFI_Extension_Metadata) {
-      XLA_FFI_Metadata* m = ((XLA_FFI_Metadata_Extension*)e)->metadata;
-      m->api_version.major_version = XLA_FFI_API_MAJOR;
-      m->api_version.minor_version = XLA_FFI_API_MINOR;
-      return 0;
-    }
+  if (asks_for_version(f)) return 0;
   Call call;
   if (!read_call(f, &call)) return failure(f, "jaxopt_keras: the compiled loop does not fit its call");
   int64_t leaves = call.leaves;

@@ -12,7 +12,7 @@ from jax.extend import core
 # Jitted helpers that have a meaning of their own here: not inlined. In a loop (storage/noise.py, storage/blockwise.py):
 PLACES = "flat_index"
 INTRINSICS = (PLACES, "pairs", "unpaired")
-# Around loops (packed.py): a buffer in pieces, and the other way round.
+# Around loops (packed.py): a buffer in pieces, a primitive; and the other way round, a jitted helper.
 APART, TOGETHER = "taken_apart", "put_together"
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
@@ -128,11 +128,7 @@ def _inline(closed: core.ClosedJaxpr, inputs: list[Atom], trace: Trace, known: d
     for equation in closed.jaxpr.eqns:
         arguments = [atom(x) for x in equation.invars]
         name = equation.primitive.name
-        if (
-            name in _CALLS
-            and equation.params.get("name") not in (*INTRINSICS, APART, TOGETHER)
-            and not equation.effects
-        ):
+        if name in _CALLS and equation.params.get("name") not in (*INTRINSICS, TOGETHER) and not equation.effects:
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
             inner = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
             results = _inline(inner, arguments, trace, known)

@@ -1,0 +1,45 @@
+"""A flat array in pieces on a CPU: the small ones are copied out by one call in C.
+
+XLA compiles equal kernels once. But it takes a slice into whatever reads it, with the offset as a literal number, so no
+two kernels that read pieces are equal: a loss over a thousand arrays in one buffer compiles two thousand kernels. It
+cannot see through a call. Large pieces stay slices, since to copy them takes time in every step.
+"""
+
+import itertools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.interpreters import mlir
+
+from jaxopt_keras.engine.native import build
+from jaxopt_keras.engine.native.call import against
+from jaxopt_keras.packed import apart_p, split
+
+SOURCE = pathlib.Path(__file__).with_name("apart.c").read_text()
+SMALL = 1024  # elements of a piece that is copied. At 4096, a step that only squares them takes 15% longer
+FEW = 16  # fewer small pieces than this compile quickly anyway
+
+
+def copied(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
+    """As `split`."""
+    spans = [*zip(itertools.accumulate(sizes[:-1], initial=0), sizes, strict=True)]
+    small = [(start, size) for start, size in spans if size <= SMALL]
+    results = [jax.ShapeDtypeStruct((size,), buffer.dtype) for _, size in small]
+    places = np.array(small, np.int64).ravel() * buffer.dtype.itemsize
+    pieces = iter(jax.ffi.ffi_call(build.target(SOURCE), results)(buffer, places=places))
+    return [next(pieces) if size <= SMALL else lax.slice(buffer, [at], [at + size]) for at, size in spans]
+
+
+def _lowered(context: Any, buffer: Any, sizes: tuple[int, ...]) -> Any:
+    dtype = context.avals_in[0].dtype
+    in_bytes = dtype == jnp.bfloat16 or getattr(dtype, "kind", "") in tuple("biufc")  # no codes of 4 bits, no keys
+    many = in_bytes and sum(size <= SMALL for size in sizes) >= FEW
+    native = many and not against(context.module_context, SOURCE)
+    return mlir.lower_fun(copied if native else split, multiple_results=True)(context, buffer, sizes=sizes)
+
+
+mlir.register_lowering(apart_p, _lowered, platform="cpu")
