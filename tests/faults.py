@@ -363,6 +363,10 @@ FAULTS = [
           "tests/test_flat.py -k several_devices"),
     Fault("checkpoint/torch.py", "return tuple(axes or (1, 0))", "return None",
           "torch's axes taken for ours", "tests/test_checkpoint_torch.py -k without_torch"),
+    Fault("engine/plan.py", "jax.eval_shape(unpacked, state.slots)", "unpacked(state.slots)",
+          "no plan for slots in buffers", "tests/test_flat.py -k plan_is"),
+    Fault("engine/native/emit.py", "len(self.tiles) * (self.block or 0) > KEPT", "False",
+          "long rows overflow a thread's stack", "tests/test_native.py -k long_rows"),
 ]  # fmt: skip
 
 

@@ -116,6 +116,12 @@ def test_checkpoints_are_those_of_the_tree(tmp_path):
     assert_same_bits(checkpoint.load(tmp_path / "run.safetensors", kernel, params), state)
 
 
+def test_the_plan_is_that_of_the_tree():
+    params = draw(SHAPES, 0)
+    plan, other = (jk.adam(0.1, state_dtype="int8", flat_state=x).describe(params) for x in (True, None))
+    assert str(plan) == str(other) and plan.bytes == other.bytes
+
+
 def test_what_needs_the_tree_refuses():
     kernel = jk.adam(flat_state=True)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

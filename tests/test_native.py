@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +190,20 @@ def test_what_has_no_loop_is_left_to_xla(direction):
 
     kernels = (jk.Kernel(Directed(), jk.Options(engine=engine)) for engine in ("auto", "xla"))
     assert_near(*(one_step(kernel, PARAMS, GRADS)[0] for kernel in kernels))
+
+
+def test_long_rows_do_not_wait_on_the_stack():
+    class OfRows(Rule):
+        learning_rate: Rate = 0.1
+        grain: ClassVar = "leaf"
+
+        def update(self, g, p, s, at):
+            both = g * p
+            return -at.lr * both / jnp.sum(both, -1, keepdims=True), s
+
+    plan = jk.Kernel(OfRows()).describe({f"{n}": jax.ShapeDtypeStruct((2, n), jnp.float32) for n in (4096, 10**7)})
+    engines = {path: group.kind.engine for group in plan.groups for path in group.paths}
+    assert engines == {"4096": "native", "10000000": "xla (blocks too long to keep)"}
 
 
 def test_native_says_what_it_cannot():

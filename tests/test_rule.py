@@ -1,6 +1,6 @@
 """The language of rules: annotations, checks, and the split into numbers and program."""
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import pytest
 
 from jaxopt_keras import Kernel, rules
 from jaxopt_keras.numerics import Complemented
-from jaxopt_keras.rule import Amount, Count, Decay, Momentum, Number, Rate, Rule, Signed, Within, fields_of
+from jaxopt_keras.rule import Amount, Count, Decay, Momentum, NonNegative, Number, Rate, Rule, Signed, Within, fields_of
 
 
 class Toy(Rule):
@@ -112,3 +112,24 @@ def test_a_traced_rate_is_not_checked():
         return kernel.update(jnp.ones(2), kernel.init(jnp.ones(2)))[0]
 
     np.testing.assert_allclose(jax.vmap(moved)(jnp.array([0.5, 2.0])), [[-0.5, -0.5], [-2, -2]])
+
+
+def test_a_slot_may_have_one_number_for_each_row():
+    class OfRows(Rule):
+        learning_rate: Rate = 0.5
+        grain: ClassVar = "leaf"
+
+        class State(NamedTuple):
+            total: NonNegative
+
+        def init(self, p):
+            return self.State(jnp.zeros((*p.shape[:-1], 1), p.dtype))
+
+        def update(self, g, p, s, at):
+            total = s.total + jnp.sum(g * g, -1, keepdims=True)
+            return -at.lr * g / jnp.sqrt(total), self.State(total)
+
+    kernel, p = Kernel(OfRows()), jnp.ones((3, 4))
+    p, state = kernel.step(p, kernel.init(p), p, donate=False)
+    np.testing.assert_array_equal(p, 0.75)
+    np.testing.assert_array_equal(state.slots["total"], np.full((3, 1), 4.0))

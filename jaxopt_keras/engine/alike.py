@@ -29,7 +29,7 @@ def _alike(x: Any, p: Array, kind: Slot) -> Any:
 
 def _tied(x: Array, p: Array) -> Array:
     if x.shape != p.shape:
-        if p.shape[:-1] != x.shape[:-1]:
+        if p.shape != (*x.shape[:-1], 1):
             return x
         p = jnp.broadcast_to(p, x.shape)
     if p.ndim == 0:

@@ -106,7 +106,7 @@ def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
     everything = zip(
         layout.leaves,
         stored,
-        layout.flatten(unpacked(state.slots), "state"),
+        layout.flatten(jax.eval_shape(unpacked, state.slots), "state"),
         engines(program, params, state),
         strict=True,
     )

@@ -19,6 +19,7 @@ from jaxopt_keras.engine.native.trace import INTRINSICS, Atom, Constant, Equatio
 CHEAP = ("abs", "neg", "min", "lt", "gt", "convert_element_type", "bitcast_convert_type")
 SAME = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "stop_gradient")
 UNIT = 4096  # elements that one thread takes at least
+KEPT = 2**15  # elements that wait on a thread's stack at most, which on some systems has 512 KiB
 
 
 class Place(NamedTuple):
@@ -84,6 +85,8 @@ class Emitter:
             self._store(k, value)
         for k, equation in enumerate(sums):
             self._total(k, equation)
+        if len(self.tiles) * (self.block or 0) > KEPT:
+            raise c.Unsupported("blocks too long to keep")
         totals = [s.outputs[0] for s in sums]
         return Loop(self._text(outputs, sums), self.inputs, self.scalars, outputs, totals, self.count)
 
