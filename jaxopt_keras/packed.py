@@ -9,12 +9,15 @@ arrays are cut out inside the compiled step and put together again.
 import functools
 import math
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
@@ -113,16 +116,34 @@ def pack(params: Any) -> Packed:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(f"`params` must be a pytree of arrays. Received: {leaf!r} at `{path}`")
         parts.append(Part(path, str(leaf.dtype), tuple(leaf.shape)))
-    return _joined([leaf for _, leaf in keyed], arranged(tuple(parts), treedef))
+    leaves = [leaf for _, leaf in keyed]
+    return _joined(leaves, arranged(tuple(parts), treedef), _by_numpy if all(map(_is_at_hand, leaves)) else _by_jax)
 
 
-def _joined(leaves: list[Any], arrangement: Arrangement) -> Packed:
+def _by_jax(arrays: list[Any]) -> Array:
+    return put_together([jnp.ravel(x) for x in arrays])
+
+
+def _by_numpy(arrays: list[Any]) -> Array:
+    """It need not compile, which for a thousand arrays takes seconds."""
+    return jnp.array(np.concatenate([np.asarray(x).reshape(-1) for x in arrays]))
+
+
+def _is_at_hand(x: Any) -> bool:
+    """Whether it lies where NumPy finds it: on JAX's first device, a CPU."""
+    if isinstance(x, Tracer) or not isinstance(x, Array):
+        return isinstance(x, np.ndarray)
+    first, is_key = jax.devices()[0], jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    return first.platform == "cpu" and x.sharding.device_set == {first} and not is_key
+
+
+def _joined(leaves: list[Any], arrangement: Arrangement, join: Callable[[list[Any]], Array] = _by_jax) -> Packed:
     flat: dict[str, list[Any]] = {}
     for part, leaf in zip(arrangement.parts, leaves, strict=True):
         if tuple(leaf.shape) != part.shape:
             raise ValueError(f"`{part.path}` must have the shape {part.shape}. Received: {tuple(leaf.shape)}")
-        flat.setdefault(part.buffer, []).append(jnp.ravel(leaf))
-    return Packed({name: put_together(x) for name, x in flat.items()}, arrangement)
+        flat.setdefault(part.buffer, []).append(leaf)
+    return Packed({name: join(x) for name, x in flat.items()}, arrangement)
 
 
 @functools.partial(jax.jit, static_argnums=1)

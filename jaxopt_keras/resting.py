@@ -1,6 +1,5 @@
 """Where slots lie between two steps: in one buffer where that is faster."""
 
-import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -37,7 +36,10 @@ def _is_slower(options: Options) -> bool:
 
 def together(state: State) -> State:
     """A state as a step takes it whose slots are to rest."""
-    return state._replace(slots=_flat(state.slots) if state.held is None else state.held)
+    held = state.held
+    if held is None:  # on a CPU NumPy puts them together, and nothing is compiled for the once
+        held = (flat if jax.default_backend() == "cpu" else _jitted)(state.slots, apart=LOOSE)
+    return state._replace(slots=held)
 
 
 def resting(state: State) -> State:
@@ -45,4 +47,4 @@ def resting(state: State) -> State:
     return state._replace(slots=Resting(state.slots))
 
 
-_flat = jax.jit(functools.partial(flat, apart=LOOSE))
+_jitted = jax.jit(flat, static_argnames="apart")

@@ -27,7 +27,7 @@ class Facade(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.optimizer, self.variables, self.saved = jk.Adam(0.01, skip_nonfinite=True), [], None
+        self.optimizer, self.variables, self.saved = jk.Adam(0.01, skip_nonfinite=True, flat_state=True), [], None
         self.rate, self.step, self.skipped = 0.01, 0, 0
         self.weights, self.m, self.v = [], [], []
         self.add(0)

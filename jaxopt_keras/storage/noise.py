@@ -18,7 +18,7 @@ from jax import Array
 def salts(seed: int, names: Sequence[str], step: Any) -> Array:
     """What tells the draws of each array at one step from all others: a number for each name."""
     codes = np.array([zlib.crc32(f"{seed}/{name}".encode()) for name in names], np.uint32)
-    return mixed(codes + jnp.asarray(step).astype(jnp.uint32))
+    return mixed(jnp.asarray(codes) + jnp.asarray(step).astype(jnp.uint32))
 
 
 def bits(shape: tuple[int, ...], salt: Array) -> Array:

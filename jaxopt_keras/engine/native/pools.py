@@ -80,7 +80,7 @@ class Pools:
         region = readers[0]
         if region is None or any(r is not region for r in readers) or region.scatters:
             return None
-        return region
+        return region if region.count < 2**32 else None  # the places are words of 32 bits
 
     def _writer(self, x: Any) -> Region | None:
         """The region whose last loop makes `x`."""
