@@ -24,7 +24,7 @@ from benchmarks.problem import DTYPES, RULES
 from benchmarks.records import Record, Row
 from benchmarks.runs import Implementation, Wish
 from benchmarks.workloads import WORKLOADS
-from jaxopt_keras.options import FORMS
+from jaxopt_keras.language.options import FORMS
 from jaxopt_keras.parity.peer import default_promotion
 
 ROOT = Path(__file__).parent.parent

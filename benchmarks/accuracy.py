@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 import jaxopt_keras as jk
 from jaxopt_keras.optimizers import FUNCTIONS
-from jaxopt_keras.storage import noise
+from jaxopt_keras.storage import hash_rng as noise
 from jaxopt_keras.storage.rounding import stochastic
 
 MARK = "<!-- accuracy -->"

@@ -13,9 +13,9 @@ import jaxopt_keras as jk
 from benchmarks import models
 from benchmarks.problem import Problem, Rows
 from benchmarks.runs import Implementation, Loop, Run, Wish
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.options import Options
-from jaxopt_keras.rule import fields_of
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.rule import fields_of
+from jaxopt_keras.pure.kernel import Kernel
 
 NAME = "jaxopt_keras"
 

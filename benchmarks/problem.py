@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from benchmarks.workloads import Workload
 from jaxopt_keras import optimizers
+from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.parity.cases import Case, Rate, decaying
 from jaxopt_keras.parity.peer import name_of
-from jaxopt_keras.rule import Rule, fields_of
 
 RULES: dict[str, type[Rule]] = {name_of(rule): rule for rule in optimizers.RULES.values()}
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}

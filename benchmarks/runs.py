@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.problem import Problem
 from benchmarks.workloads import Workload
-from jaxopt_keras.rule import Rule
+from jaxopt_keras.language.rule import Rule
 
 
 class Run(Protocol):

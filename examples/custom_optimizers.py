@@ -17,7 +17,7 @@ import jaxopt_keras as jk
 import jaxopt_keras.interop.tensorflow as tf  # it was: import tensorflow as tf
 from examples import common
 from examples.custom_loop import Model, cross_entropy
-from jaxopt_keras.rule import Clock, Rate, Rule
+from jaxopt_keras.language.rule import Clock, Rate, Rule
 
 # --- 1. TensorFlow 2 -------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
-from jaxopt_keras import sharding
+from jaxopt_keras.pure import sharding
 
 WIDTH, BATCH = 64, 32
 

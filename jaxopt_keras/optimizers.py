@@ -1,7 +1,7 @@
 """The named optimizers, made from the rules: a class of the stateful face and a function of the pure face for each.
 
 Names, arguments, their order and defaults are those of `keras.optimizers`; the keyword-only arguments at the end are
-ours. `optimizers.pyi` says the same for type checkers and editors; `python -m jaxopt_keras.stubs` writes it.
+ours. `optimizers.pyi` says the same for type checkers and editors; `python -m jaxopt_keras.tools.stubs` writes it.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxopt_keras import rules
-from jaxopt_keras.custom import EXTRAS, refuse_unknown
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.optimizer import Optimizer
-from jaxopt_keras.options import Options
-from jaxopt_keras.rule import Rule
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.custom.api import EXTRAS, refuse_unknown
+from jaxopt_keras.stateful.optimizer import Optimizer
 
 RULES: dict[str, type[Rule]] = {
     name: rule for name, rule in vars(rules).items() if isinstance(rule, type) and issubclass(rule, Rule)

@@ -1,4 +1,4 @@
-"""Written by `python -m jaxopt_keras.stubs`, from the rules. Not by hand."""
+"""Written by `python -m jaxopt_keras.tools.stubs`, from the rules. Not by hand."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from jax import Array
 
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.optimizer import Optimizer
-from jaxopt_keras.rule import Rule
+from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.optimizer import Optimizer
 
 Rate = float | np.number[Any] | Array | Callable[..., Any]
 """A number, or a schedule: a function of the step. The stateful face also takes a function without arguments."""

@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 import jaxopt_keras as jk
-from jaxopt_keras.handles import handle
 from jaxopt_keras.optimizers import CLASSES
+from jaxopt_keras.stateful.variable_kinds import handle
 
 KINDS = {
     "ours": lambda x, name: jk.Variable(x, name=name),

@@ -12,8 +12,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxopt_keras import checkpoint, sharding
+from jaxopt_keras import checkpoint
 from jaxopt_keras.optimizers import FUNCTIONS
+from jaxopt_keras.pure import sharding
 
 SAVED = ("adamw", "adafactor", "muon")
 NAMES = (*SAVED, "nadam", "lamb", "schedule_free_adamw")  # what is kept once, norms, averages; every one: test_sharding

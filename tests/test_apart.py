@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import apart, build, unavailable
-from jaxopt_keras.packed import taken_apart
+from jaxopt_keras.packing.trees import taken_apart
 from tests.laws.cases import assert_same_bits
 
 SIZES = (*range(1, 18), 0, apart.SMALL + 1, 64, 64)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxopt_keras as jk
-from jaxopt_keras.variable import Scope
+from jaxopt_keras.stateful.variable import Scope
 from tests.facade import close, refused, same, unchanged, values
 
 SHAPES = {"kernel": (2, 3), "scalar": (), "empty": (0, 2), "bias": (5,), "half": (4,)}

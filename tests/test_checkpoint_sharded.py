@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
-from jaxopt_keras import checkpoint, sharding
+from jaxopt_keras import checkpoint
+from jaxopt_keras.pure import sharding
 
 ocp = pytest.importorskip("orbax.checkpoint")
 P = PartitionSpec

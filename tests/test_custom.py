@@ -14,7 +14,7 @@ from jax.experimental.sparse import BCOO
 
 import jaxopt_keras as jk
 from jaxopt_keras import rules, schedules
-from jaxopt_keras.rule import Decay, Rate, Rule, Signed
+from jaxopt_keras.language.rule import Decay, Rate, Rule, Signed
 from tests.facade import close, every_kind, refused, same, some_grads, two, unchanged, values
 
 

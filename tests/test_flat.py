@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import jaxopt_keras as jk
-from jaxopt_keras import checkpoint, flat
+from jaxopt_keras import checkpoint
 from jaxopt_keras.engine.native import native, unavailable
+from jaxopt_keras.engine.resting_slots import FEW
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.packed import put_together, taken_apart
-from jaxopt_keras.resting import FEW
+from jaxopt_keras.packing import slots as flat
+from jaxopt_keras.packing.trees import put_together, taken_apart
 from tests.laws.cases import AWKWARD, PLAIN, assert_close, assert_same_bits, draw, gradients, types
 
 AROUND = {

@@ -12,8 +12,8 @@ from jax.core import Tracer
 
 import jaxopt_keras as jk
 from jaxopt_keras import value_and_grad
-from jaxopt_keras.gradients import _CACHED, _cache
-from jaxopt_keras.variable import ArrayLike
+from jaxopt_keras.stateful.gradients import _CACHED, _cache
+from jaxopt_keras.stateful.variable import ArrayLike
 from tests.facade import close, refused, same, two, unchanged, values
 
 X = jnp.arange(6.0).reshape(2, 3)

@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxopt_keras as jk
-from jaxopt_keras.engine.scaled import GOOD, SCALE
-from jaxopt_keras.transforms.guard import SKIPPED
+from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE
+from jaxopt_keras.engine.stages.guard import SKIPPED
 from tests.laws.cases import assert_close, assert_same_bits, draw, run, types
 
 SHAPES = {"embed": (5, 2), "dense": {"kernel": (4, 3), "bias": (3,)}, "out": [(3,), ()]}

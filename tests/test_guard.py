@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxopt_keras as jk
-from jaxopt_keras.transforms.guard import SKIPPED, USUAL
+from jaxopt_keras.engine.stages.guard import SKIPPED, USUAL
 from tests.facade import two
 from tests.laws.cases import assert_same_bits, gradients, parameters
 

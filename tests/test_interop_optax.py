@@ -12,7 +12,7 @@ import pytest
 from optax import contrib
 
 import jaxopt_keras as jk
-from jaxopt_keras.rule import fields_of
+from jaxopt_keras.language.rule import fields_of
 
 pytestmark = [
     pytest.mark.usefixtures("jax_defaults"),  # optax's own arithmetic needs implicit promotion

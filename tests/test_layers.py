@@ -11,27 +11,14 @@ ROOT = pathlib.Path(jaxopt_keras.__file__).parent
 
 # Each layer may import those before it, and what stands in its own line.
 LAYERS = [
-    ["numerics", "paths"],
-    ["rule"],
-    ["rules", "options", "schedules", "sparse", "packed", "flat"],
-    ["transforms", "storage"],
-    ["variable"],
-    ["buffers"],
+    ["language"],
+    ["rules", "schedules", "storage", "packing"],
     ["engine"],
-    ["resting"],
-    ["functional"],
-    ["groups", "scaling", "sharding", "handles", "gradients", "views"],
-    ["inputs", "weights", "custom", "copies"],
-    ["settings"],
-    ["configs", "registry"],
-    ["optimizer"],
-    ["optimizers"],
-    ["serialization", "wrappers", "history"],
-    ["loss_scale"],
-    ["multi"],
-    ["checkpoint"],
+    ["pure"],
+    ["stateful", "optimizers"],
+    ["checkpoint", "history"],
     [""],  # the package itself
-    ["interop", "parity", "stubs"],
+    ["interop", "parity", "tools"],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(ROOT.rglob("*.py"))

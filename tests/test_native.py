@@ -21,8 +21,8 @@ from jaxopt_keras.engine.native import Unavailable, build, unavailable
 from jaxopt_keras.engine.native.call import Call
 from jaxopt_keras.engine.native.regions import Split
 from jaxopt_keras.engine.native.trace import trace_of
-from jaxopt_keras.numerics import ema
-from jaxopt_keras.rule import Decay, Rate, Rule, Signed
+from jaxopt_keras.language.numerics import ema
+from jaxopt_keras.language.rule import Decay, Rate, Rule, Signed
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxopt_keras.numerics import complemented, compute_dtype, ema, norm, real_dtype, rms, square
+from jaxopt_keras.language.numerics import complemented, compute_dtype, ema, norm, real_dtype, rms, square
 
 
 @given(beta=st.floats(0, 1, allow_subnormal=False), t=st.integers(1, 100_000))

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 import jaxopt_keras as jk
 from jaxopt_keras import rules, schedules
 from jaxopt_keras.engine.compiled import Compiled
-from jaxopt_keras.handles import Handle, handle
+from jaxopt_keras.stateful.variable_kinds import Handle, handle
 from tests.facade import (
     CLASSES,
     KINDS,

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from jaxopt_keras import Options
+from jaxopt_keras.language.rule import fields_of
 from jaxopt_keras.parity import cases, comparison
 from jaxopt_keras.parity.__main__ import RULES, main
 from jaxopt_keras.parity.cases import Case, Terms
 from jaxopt_keras.parity.histories import History, distance, relative
 from jaxopt_keras.parity.oracle import Oracle
-from jaxopt_keras.rule import fields_of
 
 BAR = 1e-12
 ODD = {"cube": (2, 3, 4), "zero": (3,), "empty": (0, 3)}

@@ -8,8 +8,20 @@ import numpy as np
 import pytest
 
 from jaxopt_keras import Kernel, rules
-from jaxopt_keras.numerics import Complemented
-from jaxopt_keras.rule import Amount, Count, Decay, Momentum, NonNegative, Number, Rate, Rule, Signed, Within, fields_of
+from jaxopt_keras.language.numerics import Complemented
+from jaxopt_keras.language.rule import (
+    Amount,
+    Count,
+    Decay,
+    Momentum,
+    NonNegative,
+    Number,
+    Rate,
+    Rule,
+    Signed,
+    Within,
+    fields_of,
+)
 
 
 class Toy(Rule):

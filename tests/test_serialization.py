@@ -17,8 +17,8 @@ import pytest
 
 import jaxopt_keras as jk
 from jaxopt_keras import rules, schedules
+from jaxopt_keras.language.rule import Rate, Rule, Signed
 from jaxopt_keras.optimizers import FUNCTIONS, parameters
-from jaxopt_keras.rule import Rate, Rule, Signed
 from tests.facade import CLASSES, KINDS, close, every_class, every_kind, same, some_grads, two, unchanged, values
 from tests.laws.cases import RULES, switched
 

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
-from jaxopt_keras import sharding
 from jaxopt_keras.optimizers import FUNCTIONS
+from jaxopt_keras.pure import sharding
 from tests.laws.cases import draw
 
 P = PartitionSpec

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import jaxopt_keras as jk
-from jaxopt_keras.options import FORMS
-from jaxopt_keras.storage import noise
+from jaxopt_keras.language.options import FORMS
+from jaxopt_keras.storage import hash_rng as noise
 from jaxopt_keras.storage.blockwise import Blocks, Code, block_length, decode, encode
 from jaxopt_keras.storage.masters import join, split
 from jaxopt_keras.storage.rounding import stochastic

@@ -17,7 +17,7 @@ GROUPS = {
                           "LossScaleOptimizer", "IndexedSlices", "get", "serialize", "deserialize"],
     "A rule": ["Rule"],
 }  # fmt: skip
-MODULES = {"The language of rules": "rule", "Helpers for rules": "numerics"}
+MODULES = {"The language of rules": "language.rule", "Helpers for rules": "language.numerics"}
 INHERITED = {"Optimizer", "Variable"}  # whose methods come from mixins
 MACHINERY = "Field, Hyperparameters, Marker, Stateless, as_scalar, fields_of, markers"  # of the language of rules
 INTERNAL = "hook_hyper, hook_variables, hooks_running, pack_into, places, view"
@@ -56,7 +56,8 @@ def entry(name: str) -> str:
 
 def modules() -> list[str]:
     """The modules that are public: those that the package shows, and those of `interop` that can be imported here."""
-    found = [name for name in exported(jk) if isinstance(getattr(jk, name), types.ModuleType) and name != "optimizers"]
+    shown = [getattr(jk, name) for name in exported(jk) if name != "optimizers"]
+    found = [value.__name__.removeprefix("jaxopt_keras.") for value in shown if isinstance(value, types.ModuleType)]
     for _, name, _ in pkgutil.iter_modules(interop.__path__):
         try:
             importlib.import_module(f"jaxopt_keras.interop.{name}")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import jaxopt_keras as jk
 from docs.generator.docstrings import restructured
 from docs.generator.equations import End, symbol
+from jaxopt_keras.language.rule import Field, Rule, fields_of
 from jaxopt_keras.optimizers import RULES, parameters
-from jaxopt_keras.rule import Field, Rule, fields_of
 
 GRAINS = {
     "element": "each element by itself",

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from jaxopt_keras.checkpoint.kernels import group_of, of_group, plain, rule_at
-from jaxopt_keras.engine.leafwise import present
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.numerics import compute_dtype
-from jaxopt_keras.rule import Rule
+from jaxopt_keras.engine.cores.leafwise import present
+from jaxopt_keras.language.numerics import compute_dtype
+from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.pure.kernel import Kernel
 
 Table = Mapping[str, Mapping[str, str]]  # the name of a rule -> our slot -> their name
 

@@ -13,12 +13,12 @@ from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
+from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.functional import Kernel
 from jaxopt_keras.optimizers import RULES
-from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
-from jaxopt_keras.transforms.average import AVERAGE
-from jaxopt_keras.views import AROUND, slot_groups
+from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.state_views import AROUND, slot_groups
 
 TABLE = {rule.__name__: {slot: slot for slot in rule.State._fields} for rule in RULES.values()}
 TABLE |= {"AdamPart": TABLE["Adam"]}  # what Muon does not take

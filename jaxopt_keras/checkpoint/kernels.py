@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Now
-from jaxopt_keras.engine.leafwise import At, present, route
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.groups import Partition
-from jaxopt_keras.rule import Rule
+from jaxopt_keras.engine.cores.leafwise import At, present, route
+from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.pure.groups import Partition
+from jaxopt_keras.pure.kernel import Kernel
 
 
 def groups(kernel: Kernel) -> dict[str, Kernel]:

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.flat import Flat, unpacked
-from jaxopt_keras.numerics import Complemented
-from jaxopt_keras.packed import Packed, Part, concatenated
-from jaxopt_keras.paths import path_of
-from jaxopt_keras.storage import forms
+from jaxopt_keras.language.numerics import Complemented
+from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.packing.slots import Flat, unpacked
+from jaxopt_keras.packing.trees import Packed, Part, concatenated
+from jaxopt_keras.stateful.state_views import at_home
+from jaxopt_keras.storage import formats as forms
 from jaxopt_keras.storage.blockwise import Blocks, Code, decode
-from jaxopt_keras.views import at_home
 
 VERSION = 1
 FORMAT, STEP, SCALES, COMPLEMENT = "format", "step", ".scales", ".complement"

@@ -11,11 +11,11 @@ from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict, to_dict
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.paths import path_of
-from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
-from jaxopt_keras.views import AROUND
+from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.state_views import AROUND
 
 ADAM = {"momentum": "mu", "velocity": "nu", "velocity_hat": "nu_max"}
 TABLE = {

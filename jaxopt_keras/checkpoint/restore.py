@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.checkpoint.anew import renamed
-from jaxopt_keras.checkpoint.forms import formed
+from jaxopt_keras.checkpoint.convert import formed
 from jaxopt_keras.checkpoint.kernels import advanced, of_group
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, is_complement, leaves, replaced
-from jaxopt_keras.engine.foreign import STATE as FOREIGN
+from jaxopt_keras.checkpoint.renumbered_names import renamed
+from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.packed import Packed
-from jaxopt_keras.paths import path_of
-from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
-from jaxopt_keras.views import AROUND
+from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.state_views import AROUND
 
 
 class Place(NamedTuple):

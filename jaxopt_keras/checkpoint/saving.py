@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.checkpoint import faces, files, folders
-from jaxopt_keras.checkpoint.forms import formed
+from jaxopt_keras.checkpoint import files, folders
+from jaxopt_keras.checkpoint import stateful_layout as faces
+from jaxopt_keras.checkpoint.convert import formed
 from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, VERSION, leaves, spread
 from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.optimizer import Optimizer
-from jaxopt_keras.packed import Packed
+from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.optimizer import Optimizer
 
 SUFFIX = ".safetensors"
 

@@ -15,8 +15,8 @@ from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, l
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.views import AROUND
+from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.state_views import AROUND
 
 ADAM = {"momentum": "exp_avg", "velocity": "exp_avg_sq", "velocity_hat": "max_exp_avg_sq"}
 TABLE = {

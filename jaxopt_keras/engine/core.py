@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.options import Options
-from jaxopt_keras.packed import Packed
-from jaxopt_keras.paths import path_of
-from jaxopt_keras.rule import Slot
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.rule import Slot
+from jaxopt_keras.packing.trees import Packed
 
 Slots = dict[str, Any]  # of one parameter: slot name -> array
 

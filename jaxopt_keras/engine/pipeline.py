@@ -13,22 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxopt_keras.engine import keep, rows
-from jaxopt_keras.engine.alike import alike
+from jaxopt_keras.engine import rows
+from jaxopt_keras.engine import stored as keep
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
-from jaxopt_keras.engine.keep import Kept, wide
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.engine.slot_sharding import alike
+from jaxopt_keras.engine.stages import accumulate, average, guard
+from jaxopt_keras.engine.stages.accumulate import without
+from jaxopt_keras.engine.stages.average import AVERAGE
+from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.flat import Flat, flat, unpacked
-from jaxopt_keras.numerics import compute_dtype
-from jaxopt_keras.options import Options
-from jaxopt_keras.packed import Packed
-from jaxopt_keras.sparse import densify, fits, is_sparse, rows_of, shape_of
-from jaxopt_keras.transforms import accumulate, average, guard
-from jaxopt_keras.transforms.accumulate import without
-from jaxopt_keras.transforms.average import AVERAGE
-from jaxopt_keras.transforms.clip import clip
+from jaxopt_keras.engine.stored import Kept, wide
+from jaxopt_keras.language.numerics import compute_dtype
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shape_of
+from jaxopt_keras.packing.slots import Flat, flat, unpacked
+from jaxopt_keras.packing.trees import Packed
 
 # In a flat state by themselves: they change in every call, and the rest within a `cond`.
 LOOSE = (accumulate.SUM,)

@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxopt_keras.engine import keep
+from jaxopt_keras.engine import stored as keep
 from jaxopt_keras.engine.core import Layout
-from jaxopt_keras.engine.leafwise import Leafwise, route
+from jaxopt_keras.engine.cores.leafwise import Leafwise, route
 from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.engine.pipeline import Program
-from jaxopt_keras.flat import unpacked
-from jaxopt_keras.numerics import compute_dtype
-from jaxopt_keras.options import Options
-from jaxopt_keras.packed import Packed
-from jaxopt_keras.rule import Slot
+from jaxopt_keras.language.numerics import compute_dtype
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.rule import Slot
+from jaxopt_keras.packing.slots import unpacked
+from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.storage.blockwise import Blocks
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.sparse import IndexedSlices
+from jaxopt_keras.language.sparse import IndexedSlices
 
 
 class Rows(NamedTuple):

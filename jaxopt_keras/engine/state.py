@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxopt_keras.flat import Flat
+from jaxopt_keras.packing.slots import Flat
 
 
 class _Fields(NamedTuple):

@@ -11,16 +11,16 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine import rows
-from jaxopt_keras.engine.partitioned import STEP, Partitioned, Tree
 from jaxopt_keras.engine.pipeline import Program
-from jaxopt_keras.engine.scaled import SCALE, Scaled, unscaled
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.numerics import compute_dtype, square
-from jaxopt_keras.packed import Packed
-from jaxopt_keras.paths import path_of
-from jaxopt_keras.rule import Count, Field
-from jaxopt_keras.sparse import densify, is_sparse, rows_of
-from jaxopt_keras.transforms.guard import SKIPPED
+from jaxopt_keras.engine.programs.loss_scaled import SCALE, Scaled, unscaled
+from jaxopt_keras.engine.programs.partitioned import STEP, Partitioned, Tree
+from jaxopt_keras.engine.stages.guard import SKIPPED
+from jaxopt_keras.language.numerics import compute_dtype, square
+from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.rule import Count, Field
+from jaxopt_keras.language.sparse import densify, is_sparse, rows_of
+from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.pure.kernel import Kernel
 
 Measures = dict[str, Array]
 Groups = Mapping[str, str]  # a name, and a regular expression that is searched for in paths

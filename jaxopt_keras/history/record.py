@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxopt_keras.handles import handle
 from jaxopt_keras.history import writers
 from jaxopt_keras.history.measures import COUNT, GRADIENT, RATE, Groups, checked_groups, matching, measure
-from jaxopt_keras.inputs import pairs
-from jaxopt_keras.variable import value_of
+from jaxopt_keras.stateful.validation import pairs
+from jaxopt_keras.stateful.variable import value_of
+from jaxopt_keras.stateful.variable_kinds import handle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from jaxopt_keras.optimizer import Optimizer
+    from jaxopt_keras.stateful.optimizer import Optimizer
 
 Row = dict[str, float]
 WAITING = 512  # rows that may lie on the device

@@ -29,9 +29,9 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.flat import Flat
-from jaxopt_keras.functional import Kernel
-from jaxopt_keras.paths import path_of
+from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.packing.slots import Flat
+from jaxopt_keras.pure.kernel import Kernel
 
 Model = TypeVar("Model")
 

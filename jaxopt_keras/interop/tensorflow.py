@@ -31,9 +31,9 @@ from jax import Array
 
 import jaxopt_keras
 from jaxopt_keras import schedules
-from jaxopt_keras.custom import Tf2DType
-from jaxopt_keras.sparse import IndexedSlices as IndexedSlices
-from jaxopt_keras.variable import value_of
+from jaxopt_keras.language.sparse import IndexedSlices as IndexedSlices
+from jaxopt_keras.stateful.custom.api import Tf2DType
+from jaxopt_keras.stateful.variable import value_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What TensorFlow has and this module has not

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_keras.options import Options
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.parity.cases import Case, Terms
 from jaxopt_keras.parity.histories import History
 from jaxopt_keras.parity.peer import Absent, load, name_of
-from jaxopt_keras.rule import Rule, fields_of
 
 
 class Oracle:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.parity.cases import Case, Rate, Terms
 from jaxopt_keras.parity.histories import History
-from jaxopt_keras.rule import Rule
 
 
 class Absent(Exception):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxopt_keras.numerics import square
-from jaxopt_keras.rule import Amount, Clock, Count, NonNegative, Number, Rate, Rule, Slot, Within
+from jaxopt_keras.language.numerics import square
+from jaxopt_keras.language.rule import Amount, Clock, Count, NonNegative, Number, Rate, Rule, Slot, Within
 
 Row = Annotated[Array, Slot(nonnegative=True, lacks=(-1,))]
 Column = Annotated[Array, Slot(nonnegative=True, lacks=(-2,))]

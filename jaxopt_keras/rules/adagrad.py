@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.numerics import square
-from jaxopt_keras.rule import Amount, Clock, Exact, Rate, Rule
+from jaxopt_keras.language.numerics import square
+from jaxopt_keras.language.rule import Amount, Clock, Exact, Rate, Rule
 
 
 class Adagrad(Rule):

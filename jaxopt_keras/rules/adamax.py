@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.numerics import ema
-from jaxopt_keras.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
+from jaxopt_keras.language.numerics import ema
+from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
 class Adamax(Rule):

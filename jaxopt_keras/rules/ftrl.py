@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.rule import Amount, Clock, Exact, Fixed, Rate, Rule, Within
+from jaxopt_keras.language.rule import Amount, Clock, Exact, Fixed, Rate, Rule, Within
 
 
 class Ftrl(Rule):

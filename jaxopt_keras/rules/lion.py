@@ -5,8 +5,8 @@ from typing import Annotated, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.numerics import ema
-from jaxopt_keras.rule import COMPLEMENT, Clock, Decay, Rate, Rule, Signed, Within
+from jaxopt_keras.language.numerics import ema
+from jaxopt_keras.language.rule import COMPLEMENT, Clock, Decay, Rate, Rule, Signed, Within
 
 
 class Lion(Rule):

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.numerics import norm
-from jaxopt_keras.options import check_pattern
-from jaxopt_keras.rule import Amount, Clock, Count, Decay, NonNegative, Number, Rate, Rule, Signed
+from jaxopt_keras.language.numerics import norm
+from jaxopt_keras.language.options import check_pattern
+from jaxopt_keras.language.rule import Amount, Clock, Count, Decay, NonNegative, Number, Rate, Rule, Signed
 from jaxopt_keras.rules.adam import Adam
 from jaxopt_keras.rules.nadam import Nadam
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.numerics import ema, square
-from jaxopt_keras.rule import COMPLEMENT, Amount, Clock, Count, Decay, Exact, NonNegative, Rate, Rule, Within
+from jaxopt_keras.language.numerics import ema, square
+from jaxopt_keras.language.rule import COMPLEMENT, Amount, Clock, Count, Decay, Exact, NonNegative, Rate, Rule, Within
 
 
 class ScheduleFreeAdamW(Rule):

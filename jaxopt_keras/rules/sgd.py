@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.rule import Clock, Momentum, Rate, Rule, Signed
+from jaxopt_keras.language.rule import Clock, Momentum, Rate, Rule, Signed
 
 
 class SGD(Rule):

@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_keras.storage import noise
+from jaxopt_keras.storage import hash_rng as noise
 from jaxopt_keras.storage.rounding import stochastic
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.storage import noise
+from jaxopt_keras.storage import hash_rng as noise
 
 MASTER = "master"
 BITS = {"bf16+16": 16, "bf16+8": 8}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.storage import noise
+from jaxopt_keras.storage import hash_rng as noise
 
 
 def stochastic(x: Array, dtype: Any, salt: Array) -> Array:

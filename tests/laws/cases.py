@@ -12,8 +12,8 @@ import pytest
 
 from jaxopt_keras import Kernel, Options, Rule, rules
 from jaxopt_keras.engine.core import Now
-from jaxopt_keras.engine.leafwise import At, route
-from jaxopt_keras.rule import fields_of
+from jaxopt_keras.engine.cores.leafwise import At, route
+from jaxopt_keras.language.rule import fields_of
 
 RULES = [x for x in vars(rules).values() if isinstance(x, type) and issubclass(x, Rule)]
 RATE = 0.0625  # exact in every dtype, and large enough for a step to show in bfloat16

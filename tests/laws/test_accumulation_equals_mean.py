@@ -6,7 +6,7 @@ decay, schedule, average) belongs to the update and happens once, and the sum st
 
 import jax
 
-from jaxopt_keras.transforms.accumulate import MICRO_STEP, SUM
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from tests.laws.cases import RATE, assert_close, assert_same_bits, few_cases, gradients, kinds, parameters, run
 
 K, WINDOWS = 3, 3

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_keras.transforms.guard import SKIPPED
+from jaxopt_keras.engine.stages.guard import SKIPPED
 from tests.laws.cases import KERAS, RATE, SMALL, assert_same_bits, gradients, parameters, run
 
 SETTINGS = {

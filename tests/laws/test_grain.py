@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxopt_keras.engine.core import Now
-from jaxopt_keras.engine.leafwise import At, route
+from jaxopt_keras.engine.cores.leafwise import At, route
 from tests.laws.cases import RATE, assert_close, draw, every_case
 
 STEPS = 3

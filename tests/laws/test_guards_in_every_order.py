@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
-from jaxopt_keras import sharding
-from jaxopt_keras.engine.scaled import GOOD, SCALE
-from jaxopt_keras.transforms.guard import SKIPPED
+from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE
+from jaxopt_keras.engine.stages.guard import SKIPPED
+from jaxopt_keras.pure import sharding
 from tests.laws.cases import assert_same_bits, gradients, parameters, run
 
 OPTIONS = {

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_keras.engine.keep import Kept, opened
 from jaxopt_keras.engine.native import unavailable
+from jaxopt_keras.engine.stored import Kept, opened
 from tests.laws.cases import PLAIN_KINDS, SWITCHED, draw, few_cases, gradients, pairs, run
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_keras.engine.keep import Kept, opened
+from jaxopt_keras.engine.stored import Kept, opened
 from tests.laws.cases import KERAS, PLAIN_KINDS, Case, assert_close, draw, gradients, parameters, run, types
 
 SHAPES = {"kernel": (64, 80), "bias": (3,)}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_keras import Kernel
-from jaxopt_keras.rule import fields_of
+from jaxopt_keras.language.rule import fields_of
 from tests.laws.cases import (
     SMALL,
     assert_close,

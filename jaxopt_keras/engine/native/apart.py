@@ -17,7 +17,7 @@ from jax.interpreters import mlir
 
 from jaxopt_keras.engine.native import build
 from jaxopt_keras.engine.native.call import against
-from jaxopt_keras.packed import apart_p, split
+from jaxopt_keras.packing.trees import apart_p, split
 
 SOURCE = pathlib.Path(__file__).with_name("apart.c").read_text()
 SMALL = 1024  # elements of a piece that is copied. At 4096, a step that only squares them takes 15% longer

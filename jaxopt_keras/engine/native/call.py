@@ -19,7 +19,7 @@ from jaxopt_keras.engine.native import build
 from jaxopt_keras.engine.native.emit import Loop
 from jaxopt_keras.engine.native.trace import Equation, Value, evaluated, is_scalar
 from jaxopt_keras.engine.native.vocabulary import type_of
-from jaxopt_keras.packed import concatenated
+from jaxopt_keras.packing.trees import concatenated
 
 
 @dataclass(eq=False)

@@ -23,8 +23,8 @@ if keras.backend.backend() != "jax":
 from jaxopt_keras.interop.keras.adapter import Adapter
 from jaxopt_keras.interop.keras.wrappers import NAMED
 from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
-from jaxopt_keras.optimizer import Optimizer
 from jaxopt_keras.optimizers import CLASSES as STATEFUL
+from jaxopt_keras.stateful.optimizer import Optimizer
 
 
 def adapted(stateful: type[Optimizer]) -> type[Adapter]:

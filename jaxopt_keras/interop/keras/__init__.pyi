@@ -1,4 +1,4 @@
-"""Written by `python -m jaxopt_keras.stubs`, from the rules. Not by hand."""
+"""Written by `python -m jaxopt_keras.tools.stubs`, from the rules. Not by hand."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal

@@ -7,16 +7,16 @@ from typing import Any
 import keras
 from keras.src.backend import in_stateless_scope
 
-from jaxopt_keras.configs import arguments_of
+from jaxopt_keras.engine.stages.accumulate import SUM
+from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.interop.keras.state import Layout, Spot, StateVariable
 from jaxopt_keras.interop.keras.steps import Steps, array_of
-from jaxopt_keras.optimizer import Optimizer
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
-from jaxopt_keras.settings import OPTIONS, RATE_FIELD
-from jaxopt_keras.transforms.accumulate import SUM
-from jaxopt_keras.transforms.average import AVERAGE
-from jaxopt_keras.variable import value_of
-from jaxopt_keras.views import RATE, STEP
+from jaxopt_keras.stateful.configs import arguments_of
+from jaxopt_keras.stateful.optimizer import Optimizer
+from jaxopt_keras.stateful.settings import OPTIONS, RATE_FIELD
+from jaxopt_keras.stateful.state_views import RATE, STEP
+from jaxopt_keras.stateful.variable import value_of
 
 AWAY = (
     "Keras's trainer has the optimizer's state at the moment, inside its compiled loop. A callback reaches it through "

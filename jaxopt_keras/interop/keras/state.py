@@ -15,10 +15,10 @@ import keras
 from jax import Array
 from jax.sharding import NamedSharding
 
-from jaxopt_keras.handles import Handle
+from jaxopt_keras.stateful.state_views import Place
+from jaxopt_keras.stateful.variable_kinds import Handle
+from jaxopt_keras.stateful.wrappers import Wrapper
 from jaxopt_keras.storage.blockwise import Blocks
-from jaxopt_keras.views import Place
-from jaxopt_keras.wrappers import Wrapper
 
 
 class Spot(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras.src.backend import in_stateless_scope
 
-from jaxopt_keras.inputs import numbers, pairs
 from jaxopt_keras.interop.keras.state import Layout, StateVariable
+from jaxopt_keras.stateful.validation import numbers, pairs
 
 
 class Steps:

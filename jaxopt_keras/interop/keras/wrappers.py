@@ -8,11 +8,11 @@ from keras.src.backend.common.global_state import get_global_attribute
 
 from jaxopt_keras.interop.keras.adapter import Adapter, around
 from jaxopt_keras.interop.keras.state import Spot
-from jaxopt_keras.loss_scale import LossScaleOptimizer, scaled
-from jaxopt_keras.multi import MultiOptimizer
-from jaxopt_keras.optimizer import Optimizer
-from jaxopt_keras.serialization import deserialize, serialize
-from jaxopt_keras.variable import value_of
+from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer, scaled
+from jaxopt_keras.stateful.multi import MultiOptimizer
+from jaxopt_keras.stateful.optimizer import Optimizer
+from jaxopt_keras.stateful.serialization import deserialize, serialize
+from jaxopt_keras.stateful.variable import value_of
 
 NAMED: dict[type, type[Adapter]] = {}
 """The adapters of the named optimizers, by our class."""

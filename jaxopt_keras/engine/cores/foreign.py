@@ -1,0 +1,90 @@
+"""A transformation of the optax protocol as a core: anything with `init(params)` and `update(g, state, params)`."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+
+from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
+from jaxopt_keras.language.rule import Slot
+
+STATE = "transformation"  # the foreign state's place among the scalars
+EXTRA = "extra"  # and that of its keyword arguments among the hyperparameters
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Runs `tx` on the whole tree. It has its learning rate, and its state, to itself."""
+
+    whole: ClassVar[bool] = True
+    takes_rows: ClassVar[bool] = False
+
+    tx: Any
+
+    def __post_init__(self) -> None:
+        if not (callable(getattr(self.tx, "init", None)) and callable(getattr(self.tx, "update", None))):
+            raise TypeError(
+                "`tx` must have `init(params)` and `update(updates, state, params)`, as an "
+                f"`optax.GradientTransformation` has. Received: tx={self.tx!r} ({type(self.tx).__name__})"
+            )
+
+    def arrays(self) -> dict[str, Any]:
+        return {}
+
+    def extra(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Those of the keyword arguments that `tx.update` takes, as a part of the hyperparameters of a call."""
+        known = inspect.signature(self.tx.update).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in known):
+            given = {name: given[name] for name in given.keys() & {p.name for p in known}}
+        # A function is static, so that `jit` takes it.
+        return {EXTRA: jax.tree.map(lambda x: Partial(x) if callable(x) else x, given)}
+
+    def skeleton(self) -> "Foreign":
+        return self
+
+    @property
+    def schedule(self) -> Any:
+        return None
+
+    @property
+    def elementwise(self) -> bool:
+        return False
+
+    def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
+        return [{} for _ in params], {STATE: self.tx.init(layout.unflatten(params))}
+
+    def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
+        return {}
+
+    def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
+        if now.weight_decay is None:
+            return None
+        raise ValueError(
+            "`weight_decay` needs a learning rate, and a foreign transformation has its own. Put the decay inside it: "
+            "optax.chain(..., optax.add_decayed_weights(...), ...)."
+        )
+
+    def update(
+        self, layout: Layout, grads: list[Any], params: list[Any], slots: list[Slots], scalars: Slots, now: Now
+    ) -> tuple[list[Any], list[Slots], Slots]:
+        filled = [jnp.zeros_like(p) if g is None else g for g, p in zip(grads, params, strict=True)]
+        tree = None if any(p is None for p in params) else layout.unflatten(params)
+        try:
+            updates, state = self.tx.update(layout.unflatten(filled), scalars[STATE], tree, **now.hyper.get(EXTRA, {}))
+        except TypeError as error:
+            if "required keyword-only argument" not in str(error):
+                raise
+            raise TypeError(
+                f"This transformation needs more than gradients. Received: {error}. Give it what it asks for by "
+                "keyword, in the pure face: `Kernel.from_optax(tx).step(params, state, grads, value=...)`, or `update`."
+            ) from error
+        state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), state, scalars[STATE])
+        steps = [None if g is None else u for g, u in zip(grads, jax.tree.leaves(updates), strict=True)]
+        return steps, slots, {STATE: state}
+
+    def averaged(self, leaf: Leaf, p: Any, slots: Slots, hyper: dict[str, Any]) -> Any:
+        return p

@@ -1,0 +1,39 @@
+"""Fresh slots lie on devices as their parameter does, although nothing in `zeros_like` tells the compiler so."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.engine.core import Slots
+from jaxopt_keras.language.rule import Slot
+from jaxopt_keras.storage.blockwise import Blocks
+
+
+def alike(slots: Slots, p: Array, kinds: dict[str, Slot]) -> Slots:
+    """`slots`, with the sharding of the axes of `p` that each of them keeps. Without a mesh they stay as they are."""
+    if any(jax.typeof(p).sharding.spec):  # of explicit axes: then it is a part of the types, and has come along
+        return slots
+    return {name: _alike(x, p, kinds.get(name, Slot())) for name, x in slots.items()}
+
+
+def _alike(x: Any, p: Array, kind: Slot) -> Any:
+    x, p = jax.lax.optimization_barrier((x, p))  # else zeros of one shape were one array, and all tied together
+    if isinstance(x, Blocks):  # scales lie where their codes do, as far as whole blocks do
+        return jax.tree.map(lambda part: _tied(part, p if part.shape == p.shape else p.sum(-1, keepdims=True)), x)
+    if kind.lacks:
+        p = p.sum(kind.lacks)
+    return _tied(x, p) if isinstance(x, Array) and x.ndim == p.ndim else x
+
+
+def _tied(x: Array, p: Array) -> Array:
+    if x.shape != p.shape:
+        if p.shape != (*x.shape[:-1], 1):
+            return x
+        p = jnp.broadcast_to(p, x.shape)
+    if p.ndim == 0:
+        return x
+    # A choice that the compiler does not see through until it has spread shardings over elementwise operations.
+    never = jax.lax.optimization_barrier(jnp.zeros((), bool))
+    return jax.lax.select(never, (p if jnp.iscomplexobj(x) else p.real).astype(x.dtype), x)

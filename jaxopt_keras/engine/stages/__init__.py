@@ -1,0 +1,1 @@
+"""Stages over all arrays around the rule: clip, accumulate, average, guard."""

@@ -1,0 +1,348 @@
+"""The language that optimizers are written in: hyperparameters, slots, the clock, and the rule itself.
+
+A rule is one optimizer on one array. It is a frozen dataclass of hyperparameters with a `State` NamedTuple, `init(p)`
+and `update(g, p, s, at)`; how it runs over a tree is not its business (`docs/design.md`).
+"""
+
+import dataclasses
+import functools
+import math
+import typing
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, dataclass_transform
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+from jaxopt_keras.language.numerics import complemented
+
+
+class Within(NamedTuple):
+    """The legal range of a number: at least `low`, at most `high`, or strictly `above` and `below` them."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def __contains__(self, x: Any) -> bool:
+        return self.low <= x <= self.high and self.above < x < self.below
+
+    def __str__(self) -> str:
+        left = f"({self.above}" if self.above >= self.low else f"[{self.low}"
+        right = f"{self.below})" if self.below <= self.high else f"{self.high}]"
+        return f"{left}, {right}"
+
+
+class Marker(NamedTuple):
+    """A plain fact about a hyperparameter."""
+
+    name: str
+
+
+COMPLEMENT = Marker("complement")  # carried with 1 - x (see numerics.Complemented)
+
+
+class Fixed(NamedTuple):
+    """A number that, where it is given at construction, is part of the program instead of a run-time value."""
+
+    value: float
+
+
+OFF_AT_ZERO = Fixed(0.0)  # switches the feature, and its slot, off
+
+# Numbers: every one is a run-time value, so that a new value never compiles a new program.
+Number = Annotated[float, Within(above=-math.inf, below=math.inf)]
+Rate = Annotated[float, Within(0, below=math.inf)]
+Amount = Annotated[float, Within(0, below=math.inf)]
+Decay = Annotated[float, Within(0, below=1), COMPLEMENT]
+Momentum = Annotated[float, Within(0, 1), COMPLEMENT, OFF_AT_ZERO]
+Count = Annotated[int, Within(0)]  # an int shapes the program: static
+
+Variant = Literal["keras", "optax"]
+
+
+class Slot(NamedTuple):
+    """What a state array is, for storage and sharding: its sign, and which axes of the parameter it lacks."""
+
+    nonnegative: bool = False
+    exact: bool = False
+    lacks: tuple[int, ...] = ()
+
+
+Signed = Annotated[Array, Slot()]
+NonNegative = Annotated[Array, Slot(nonnegative=True)]
+Exact = Annotated[Array, Slot(exact=True)]  # an iterate or a sum: never quantize
+
+
+def markers(hint: Any, kind: type) -> list[Any]:
+    """The markers of `kind` in a type hint, looking through `| None`."""
+    found = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, kind)]
+    return found + [m for argument in typing.get_args(hint) for m in markers(argument, kind)]
+
+
+CAST = (
+    ". `optax.inject_hyperparams` casts numbers to the parameters' dtype, unless it is told "
+    "`hyperparam_dtype=jnp.float32`"
+)
+
+
+class Field(NamedTuple):
+    """One hyperparameter, read off its annotation."""
+
+    types: tuple[Any, ...]  # the plain types it may have, e.g. (float, NoneType)
+    choices: tuple[Any, ...]  # of a Literal
+    range: Within | None
+    traced: bool  # a float: a run-time value
+    complement: bool
+    fixed: float | None  # but for this value, which is part of the program
+
+    @classmethod
+    def read(cls, hint: Any) -> "Field":
+        plain = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+        options = typing.get_args(plain) if typing.get_origin(plain) not in (None, Literal) else (plain,)
+        types = tuple(typing.get_args(o)[0] if typing.get_origin(o) is Annotated else o for o in options)
+        choices = typing.get_args(plain) if typing.get_origin(plain) is Literal else ()
+        marks = markers(hint, Marker)
+        range_ = next(iter(markers(hint, Within)), None)
+        fixed = next((m.value for m in markers(hint, Fixed)), None)
+        return cls(types, choices, range_, float in types, COMPLEMENT in marks, fixed)
+
+    def check(self, name: str, value: Any) -> Any:
+        """`value` as a plain Python value if it is legal.
+
+        Raises:
+            TypeError: if it is of another type. ValueError: if it is out of range or not among the choices.
+        """
+        if value is None and type(None) in self.types:
+            return value
+        if isinstance(value, Tracer) and not self.traced:
+            raise TypeError(
+                f"`{name}` shapes the program, so it must be known when that is compiled. Received: a value that is "
+                f'not known yet. Under `optax.inject_hyperparams`, pass `static_args=("{name}",)`.'
+            )
+        if self.choices:
+            if value not in self.choices:
+                raise ValueError(f"`{name}` must be one of {list(self.choices)}. Received: {name}={value!r}")
+            return value
+        if bool in self.types and isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        if float in self.types or int in self.types:
+            return self._number(name, value)
+        if bool in self.types:
+            raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r} ({type(value).__name__})")
+        if str in self.types and not isinstance(value, str):
+            raise TypeError(f"`{name}` must be a string. Received: {name}={value!r} ({type(value).__name__})")
+        return value
+
+    def _number(self, name: str, value: Any) -> Any:
+        kind = float if float in self.types else int
+        numeric = isinstance(value, (int, float, np.number, np.ndarray, Array)) and not isinstance(value, bool)
+        if not numeric or np.ndim(value) or np.iscomplexobj(value) or (kind is int and not float(value).is_integer()):
+            hint = CAST if isinstance(value, Array) and np.iscomplexobj(value) else ""
+            raise TypeError(
+                f"`{name}` must be {'a number' if kind is float else 'an integer'}"
+                f"{' or None' if type(None) in self.types else ''}. Received: {name}={value!r} ({type(value).__name__})"
+                f"{hint}"
+            )
+        if self.complement and isinstance(value, Array) and value.dtype in (jnp.bfloat16, jnp.float16):
+            raise TypeError(
+                f"`{name}` must be a Python number or a float32 array: in {value.dtype}, 0.999 is another number. "
+                f"Received: {name}={value!r}{CAST}"
+            )
+        if isinstance(value, Tracer):
+            return value
+        number = kind(value)
+        if self.range is not None and number not in self.range:
+            raise ValueError(f"`{name}` must be in {self.range}. Received: {name}={value!r}")
+        return number
+
+
+TRACED: Any = Marker("traced")  # stands in a skeleton where the run-time value will be
+
+
+@functools.cache
+def fields_of(cls: type) -> dict[str, Field]:
+    """The hyperparameters of a `Hyperparameters` class, in the order of its constructor."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: Field.read(hints[f.name]) for f in dataclasses.fields(cls)}
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+class Hyperparameters:
+    """A frozen dataclass whose floats are run-time values; every subclass becomes one by being defined.
+
+    One that is given as a JAX array stays an array, since it may be another one tomorrow: see `Kernel`.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True)(cls)
+
+    def __post_init__(self) -> None:
+        for name, field in fields_of(type(self)).items():
+            value = getattr(self, name)
+            if not callable(value):  # a schedule; what may not be one says so itself
+                checked = field.check(name, value)
+                object.__setattr__(self, name, value if field.traced and isinstance(value, Array) else checked)
+
+    def _is_traced(self, name: str, field: Field) -> bool:
+        value = getattr(self, name)
+        fixed = isinstance(value, float) and value == field.fixed
+        return field.traced and value is not None and not fixed and not callable(value)
+
+    def traced(self) -> dict[str, Any]:
+        """The values that the compiled step takes as arguments, by name."""
+        return {n: getattr(self, n) for n, f in fields_of(type(self)).items() if self._is_traced(n, f)}
+
+    def skeleton(self) -> Self:
+        """The static rest: equal for two settings that can share one compiled program."""
+        return self.bind(dict.fromkeys(self.traced(), TRACED))
+
+    def bind(self, values: dict[str, Any]) -> Self:
+        """A copy that holds `values`, unchecked, for those names that it has."""
+        bound = object.__new__(type(self))
+        for name in fields_of(type(self)):
+            object.__setattr__(bound, name, values.get(name, getattr(self, name)))
+        return bound
+
+    def plain(self) -> Self:
+        """A copy with Python numbers in the place of JAX arrays."""
+        return self.bind({n: float(x) for n, x in vars(self).items() if isinstance(x, Array)})
+
+    def arrays(self) -> dict[str, Any]:
+        """The traced values as scalars of the default float dtype, decays with their complements."""
+        return {name: as_scalar(fields_of(type(self))[name], value) for name, value in self.traced().items()}
+
+
+def as_scalar(field: Field, value: Any) -> Any:
+    """One run-time value as the compiled step takes it: a float32 scalar (float64 under x64), or a `Complemented`."""
+    dtype = jnp.result_type(float)
+    return complemented(value, dtype) if field.complement else jnp.asarray(value, dtype)
+
+
+class Clock(Protocol):
+    """What a rule may ask of the step it runs in."""
+
+    @property
+    def t(self) -> Array:
+        """The number of this update, 1 at the first."""
+        ...
+
+    @property
+    def lr(self) -> Array:
+        """The learning rate of this update."""
+        ...
+
+    @property
+    def weight_decay(self) -> Array | None:
+        """The decay that a rule with `owns_decay` applies; None where there is none."""
+        ...
+
+    @property
+    def scalars(self) -> Any:
+        """The rule's scalars, already advanced."""
+        ...
+
+    def norm(self, x: Array) -> Array:
+        """The Euclidean norm over the rule's own array."""
+        ...
+
+    def rms(self, x: Array) -> Array:
+        """The root mean square over the rule's own array."""
+        ...
+
+
+class Stateless(NamedTuple):
+    """No slots."""
+
+
+class Rule(Hyperparameters):
+    """One optimizer on one array.
+
+    Subclass it with hyperparameters as annotated fields, a `State` NamedTuple of slots, `init` and `update`. The
+    arithmetic is float32 at least, whatever the parameter is (float64 for a float64 parameter).
+
+    >>> import jaxopt_keras as jk
+    >>> class Sign(Rule):
+    ...     learning_rate: Rate = 1e-3
+    ...     def update(self, g, p, s, at):
+    ...         return -at.lr * jnp.sign(g), s
+    >>> kernel = jk.Kernel(Sign(learning_rate=0.5))
+    >>> params = {"w": jnp.ones(3)}
+    >>> params, state = kernel.step(params, kernel.init(params), {"w": jnp.ones(3)})
+    >>> params["w"].tolist()
+    [0.5, 0.5, 0.5]
+    """
+
+    # `element`: acts on each element alone; `leaf`: needs norms over its array (at.norm, at.rms); `matrix`: its shape.
+    grain: ClassVar[Literal["element", "leaf", "matrix"]] = "element"
+    variants: ClassVar[tuple[str, ...]] = ("keras", "optax")
+    complex_ok: ClassVar[bool] = True
+    defaults: ClassVar[dict[str, Any]] = {}  # of the common options, where this optimizer has its own
+    required: ClassVar[tuple[str, ...]] = ()  # the options that may not be None
+    signature: ClassVar[tuple[str, ...]] = ()  # the constructor's first names, where Keras mixes rule and options
+    slot_groups: ClassVar[tuple[tuple[str, ...], ...] | None] = None  # Keras's order of `variables`; None: one group
+    legacy_interleaved: ClassVar[bool] = False  # tf.keras's `get_weights` interleaves the slots of a variable
+
+    learning_rate: Rate = 1e-3
+    variant: Variant = dataclasses.field(default="keras", kw_only=True)
+
+    State: ClassVar[Any] = Stateless  # a NamedTuple of the slots of one array, None for one that is absent
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in self.variants:
+            raise ValueError(
+                f"`variant` must be one of {list(self.variants)} for {type(self).__name__}. "
+                f"Received: variant={self.variant!r}"
+            )
+
+    @classmethod
+    def slots(cls) -> dict[str, Slot]:
+        """What each slot of `State` is."""
+        hints = typing.get_type_hints(cls.State, include_extras=True)
+        return {name: next(iter(markers(hint, Slot)), Slot()) for name, hint in hints.items()}
+
+    def kinds(self, p: Array) -> dict[str, Slot]:
+        """As `slots`, where it depends on the parameter which axes a slot lacks."""
+        return self.slots()
+
+    def init(self, p: Array) -> Any:
+        """The slots of a new parameter."""
+        return self.State()
+
+    def update(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
+        """The amount to add to `p`, and the new slots."""
+        raise NotImplementedError(f"{type(self).__name__} needs `update(self, g, p, s, at) -> (step, state)`.")
+
+    # Where a matrix must be in one place for the greater part of the work: `lead(g, p, s, at) -> (u, state)`, which
+    # acts on each element alone, and `whole(u)`, such that `update` is `(-at.lr * whole(u), state)`. Several arrays of
+    # a shape can then be worked on as a stack that lies on several devices (`engine.stacked`).
+    lead: ClassVar[Any] = None
+    whole: ClassVar[Any] = None
+
+    def scalars(self) -> Any:
+        """A NamedTuple of the numbers, to start with, that are kept once for all arrays; None where there are none."""
+        return None
+
+    def advance(self, scalars: Any, at: Clock) -> Any:
+        """The next scalars, once per step; `update` finds them in `at.scalars`."""
+        return scalars
+
+    def decoupled(self, weight_decay: Any) -> Any:
+        """The decay applied before the rule, as `p (1 - lr decay)`; None where the rule applies its own."""
+        return weight_decay
+
+    def averaged(self, p: Array, s: Any) -> Array:
+        """The parameter to evaluate, where it is not `p`."""
+        return p
+
+    def accepts(self, path: str, p: Array) -> bool:
+        """Whether this rule takes the parameter; what it does not take goes to `fallback`."""
+        return True
+
+    @property
+    def fallback(self) -> "Rule":
+        raise NotImplementedError(f"{type(self).__name__} refuses parameters: give it a `fallback` rule.")

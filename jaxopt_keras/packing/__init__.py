@@ -1,0 +1,1 @@
+"""Many small arrays as one buffer for each dtype."""

@@ -1,0 +1,1 @@
+"""The pure face: kernels, groups, loss scaling, sharding."""

@@ -1,0 +1,283 @@
+"""Many devices: where state lies, how to split it, and what a compiled step costs on each device."""
+
+import functools
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxopt_keras.engine.plan import Plan, aligned, size
+from jaxopt_keras.engine.programs.offloaded import outermost
+from jaxopt_keras.engine.programs.zero1 import Placed
+from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.pure.kernel import Kernel, refuse_flat
+
+
+def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> State:
+    """The partition specs of a kernel's state: each slot's from the axes of the parameter that it keeps.
+
+    Args:
+        kernel: of any kind.
+        params: arrays, or `jax.ShapeDtypeStruct`s.
+        param_specs: a pytree like `params`, or a prefix of one, of `PartitionSpec`s or `NamedSharding`s.
+        mesh: tells the sizes of the axes: what they do not divide is not split. May be left out with `NamedSharding`s,
+            and where everything divides.
+
+    Returns:
+        A state with a `PartitionSpec` in the place of each array.
+
+    >>> import jax.numpy as jnp, jaxopt_keras as jk
+    >>> spec = specs(jk.adafactor(), {"w": jnp.zeros((8, 4))}, {"w": PartitionSpec("data", None)})
+    >>> spec.slots["w"]
+    {'column': P(None,), 'row': P('data',)}
+    """
+    refuse_flat(kernel, "specs")
+    is_spec = lambda x: isinstance(x, (PartitionSpec, NamedSharding))
+    given = jax.tree.broadcast(param_specs, params, is_leaf=is_spec)
+    found = [s.mesh for s in jax.tree.leaves(given, is_leaf=is_spec) if isinstance(s, NamedSharding)]
+    plain = jax.tree.map(lambda s: s.spec if isinstance(s, NamedSharding) else s, given, is_leaf=is_spec)
+    if mesh is None and not found:
+        names = {a for s in jax.tree.leaves(plain, is_leaf=is_spec) for part in s for a in _axes(part)}
+        mesh = AbstractMesh((1,) * len(names), tuple(sorted(names)))
+    mesh = found[0] if mesh is None else mesh
+    # With explicit axes the sharding is a part of the type, and type inference is all that is needed.
+    typed = AbstractMesh(tuple(mesh.shape.values()), mesh.axis_names, axis_types=(AxisType.Explicit,) * len(mesh.shape))
+
+    def struct(p: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        parts = [part if _divides(mesh, part, n) else None for part, n in zip(spec, p.shape, strict=False)]
+        return jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=NamedSharding(typed, PartitionSpec(*parts)))
+
+    hyper = kernel.hyper()
+    with jax.sharding.use_abstract_mesh(typed):
+        state = jax.eval_shape(kernel.program.init, jax.tree.map(struct, params, plain), hyper)
+    return jax.tree.map(lambda x: getattr(x.sharding, "spec", PartitionSpec()), state)
+
+
+def _axes(part: Any) -> tuple[str, ...]:
+    return (part,) if isinstance(part, str) else tuple(part or ())
+
+
+def _divides(mesh: Any, part: Any, n: int) -> bool:
+    return n % math.prod(mesh.shape[a] for a in _axes(part)) == 0
+
+
+class Zero1(Kernel):
+    """A kernel whose state is split over a mesh axis: see `zero1`."""
+
+    def __init__(self, kernel: Kernel, mesh: Mesh, axis: str, param_specs: Any) -> None:
+        super().__init__(Rule(), Options())
+        keyed = jax.tree_util.tree_leaves_with_path(param_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+        self.__dict__.update(kernel=kernel, mesh=mesh, axis=axis, param_specs=param_specs)
+        self.__dict__["_specs"] = tuple((path_of(key), spec) for key, spec in keyed)
+
+    kernel: Kernel
+    mesh: Mesh
+    axis: str
+    param_specs: Any
+    _specs: tuple[tuple[str, PartitionSpec], ...]
+
+    @functools.cached_property
+    def program(self) -> Any:
+        return outermost(self.kernel.program, lambda inner: Placed(inner, self.mesh, self.axis, self._specs))
+
+    def hyper(self) -> dict[str, Any]:
+        return self.kernel.hyper()
+
+    def current(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        return self.kernel.current(hyper)
+
+    def replaced(self, state: State, **hyper: Any) -> State:
+        return self.kernel.replaced(state, **hyper)
+
+    def describe(self, params: Any) -> Plan:
+        return self.kernel.describe(params)
+
+    def __getattr__(self, name: str) -> Any:  # `scale_loss` of a loss-scaled kernel, and the like
+        if name.startswith("_") or name == "kernel":
+            raise AttributeError(name)
+        return getattr(self.kernel, name)
+
+    def __repr__(self) -> str:
+        return f"zero1({self.kernel!r}, {self.mesh}, {self.axis!r})"
+
+    def __reduce__(self) -> Any:
+        return Zero1, (self.kernel, self.mesh, self.axis, self.param_specs)
+
+
+def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = None) -> Zero1:
+    """`kernel` with its state split over an axis of `mesh`, while parameters stay where they are (ZeRO-1).
+
+    Each device keeps and updates its share. The first axis of an array that the mesh axis divides is split; where there
+    is none, the array is kept whole, which `report` shows. The numbers are those of the kernel itself, to rounding.
+
+    Args:
+        kernel: any kernel.
+        mesh: of automatic or explicit axes.
+        axis: the name of the axis of `mesh` over which batches are split.
+        param_specs: a tree of `PartitionSpec`s, for parameters that are split over other axes; None: they lie on every
+            device whole.
+
+    >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
+    >>> mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    >>> kernel = zero1(jk.adamw(1e-3), mesh)
+    >>> params = jax.device_put({"w": jnp.zeros((16, 4))}, NamedSharding(mesh, PartitionSpec()))
+    >>> state = kernel.init(params)
+    >>> state.slots["w"]["momentum"].sharding.shard_shape((16, 4))
+    (2, 4)
+
+    Raises:
+        TypeError: if `kernel` is none. ValueError: if the mesh has no such axis.
+    """
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
+    refuse_flat(kernel, "zero1")
+    if axis not in mesh.axis_names:
+        raise ValueError(f"`axis` must be an axis of the mesh, which has {mesh.axis_names}. Received: axis={axis!r}")
+    return Zero1(kernel, mesh, axis, {} if param_specs is None else param_specs)
+
+
+class Collective(NamedTuple):
+    """One exchange between devices in a compiled program."""
+
+    kind: str  # "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or "collective-permute"
+    bytes: int  # of its result, on one device
+    source: str  # where in the traced program it comes from
+    in_loop: bool  # it happens in every round of a loop
+
+
+class Share(NamedTuple):
+    """The bytes of one argument of the program, or of its result."""
+
+    name: str
+    bytes: int  # of the arrays as a whole
+    per_device: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiled function holds on each device, and what devices exchange. It prints as a table."""
+
+    shares: list[Share]
+    collectives: list[Collective]
+    devices: int
+    temporary: int  # bytes per device, besides arguments and results
+
+    def count(self, kind: str) -> int:
+        """How many collectives of a kind there are."""
+        return sum(c.kind == kind for c in self.collectives)
+
+    def __str__(self) -> str:
+        rows = [("", "bytes", "per device", "of it")]
+        for share in self.shares:
+            part = f"{share.per_device / max(share.bytes, 1):.1%}"
+            rows.append((share.name, size(share.bytes), size(share.per_device), part))
+        rows.append(("temporary", "", size(self.temporary), ""))
+        lines = [f"{self.devices} devices", *_table(rows)]
+        if not self.collectives:
+            return "\n".join([*lines, "no collectives"])
+        head = ("collective", "bytes", "in a loop", "from")
+        body = [(c.kind, size(c.bytes), "yes" if c.in_loop else "no", c.source) for c in self.collectives]
+        return "\n".join([*lines, *_table([head, *body])])
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(map(aligned, row, widths)).rstrip() for row in rows]
+
+
+def report(fn: Any, *args: Any, donate: tuple[int, ...] = ()) -> Report:
+    """Compiles `fn` for `args` and says what it holds on each device and what devices exchange; it does not run it.
+
+    A state that was to be split and is not, or a collective in a loop, shows here.
+
+    Args:
+        fn: a function of arrays, jitted already or not: `kernel.step`, or a whole train step.
+        *args: its arguments; of arrays, or `jax.ShapeDtypeStruct`s with shardings.
+        donate: the numbers of those that are donated, where `fn` is not jitted yet.
+
+    >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
+    >>> mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    >>> params = jax.device_put({"w": jnp.zeros((64, 64))}, NamedSharding(mesh, PartitionSpec("data")))
+    >>> kernel = jk.adamw(1e-3, global_clipnorm=1.0)
+    >>> print(report(kernel.step, params, kernel.init(params), params, donate=(0, 1)))  # doctest: +ELLIPSIS
+    8 devices
+    ...
+    params ... 12.5%
+    ...
+    """
+    jitted = fn if hasattr(fn, "lower") else jax.jit(fn, donate_argnums=donate)
+    compiled = jitted.lower(*args).compile()
+    shardings, _ = compiled.input_shardings
+    shares = [_share(name, arg, own) for name, arg, own in zip(_names(fn, args), args, shardings, strict=True)]
+    out = jax.eval_shape(jitted, *args)
+    shares.append(_share("result", out, compiled.output_shardings))
+    everything = [s for s in jax.tree.leaves(shardings) if s is not None]
+    memory = compiled.memory_analysis()
+    return Report(
+        shares,
+        collectives(str(compiled.as_text())),
+        max((len(s.device_set) for s in everything), default=1),
+        int(getattr(memory, "temp_size_in_bytes", 0)),
+    )
+
+
+def _names(fn: Any, args: tuple[Any, ...]) -> list[str]:
+    code = getattr(getattr(fn, "__func__", getattr(fn, "__wrapped__", fn)), "__code__", None)
+    names = [n for n in (code.co_varnames[: code.co_argcount] if code else ()) if n != "self"]
+    return [*names, *(f"argument {i}" for i in range(len(names), len(args)))][: len(args)]
+
+
+def _share(name: str, tree: Any, shardings: Any) -> Share:
+    leaves, placed = jax.tree.leaves(tree), jax.tree.leaves(shardings)
+    if len(placed) != len(leaves):  # what is not used has none
+        placed = [getattr(x, "sharding", None) for x in leaves]
+    whole = part = 0
+    for x, sharding in zip(leaves, placed, strict=True):
+        item = np.dtype(x.dtype).itemsize
+        whole += math.prod(x.shape) * item
+        part += math.prod(x.shape if sharding is None else sharding.shard_shape(tuple(x.shape))) * item
+    return Share(name, whole, part)
+
+
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast|ragged-all-to-all"
+_INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?\S+ = (?P<type>.*?) (?P<kind>{_KINDS})(?:-start)?\(")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) .*\{$")
+_CALLED = re.compile(
+    r"(?:body|condition|to_apply|calls|branch_computations|true_computation|false_computation)=\{?([^},]*)"
+)
+_ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*\w*)\[(?P<shape>[\d,]*)\]")
+_BITS = {"pred": 8, "s4": 4, "u4": 4}
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives in the text of a compiled program, in order."""
+    found: list[tuple[str, Collective]] = []
+    calls: dict[str, set[str]] = {}
+    loops: set[str] = set()
+    inside = ""
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            inside = head["name"]
+        called = {name.strip().lstrip("%") for group in _CALLED.findall(line) for name in group.split(",")}
+        calls.setdefault(inside, set()).update(called)
+        if " while(" in line:
+            loops |= called
+        if one := _INSTRUCTION.match(line):
+            source = re.search(r'op_name="([^"]*)"', line)
+            bits = [
+                _BITS.get(m["dtype"]) or int(re.sub(r"\D", "", m["dtype"].split("e")[0]) or 32)
+                for m in _ARRAY.finditer(one["type"])
+            ]
+            sizes = [math.prod(int(n) for n in m["shape"].split(",") if n) for m in _ARRAY.finditer(one["type"])]
+            total = sum(b * n for b, n in zip(bits, sizes, strict=True)) // 8
+            found.append((inside, Collective(one["kind"], total, source[1] if source else "", False)))
+    while more := {name for loop in loops for name in calls.get(loop, ())} - loops:
+        loops |= more
+    return [c._replace(in_loop=where in loops) for where, c in found]

@@ -1,0 +1,1 @@
+"""The stateful face: variables and Keras-style optimizers."""

@@ -1,0 +1,1 @@
+"""Optimizer classes of a user's own: the methods that they find, and how their hooks are traced."""

@@ -1,0 +1,116 @@
+"""A user's own optimizer class as a core: its hooks are traced, and so run compiled and inside the same pipeline.
+
+Three generations of hooks: `update_step(gradient, variable, learning_rate)` of Keras 3, the same without the rate of
+tf.keras 2.11, and `_resource_apply_dense(grad, var)` / `_resource_apply_sparse(grad, var, indices)` before that.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
+from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.language.rule import Slot
+from jaxopt_keras.stateful.variable import Scope
+
+
+class Hooks:
+    """Runs the hooks of `optimizer`, whose variables and state are mapped to traced values meanwhile.
+
+    `optimizer` offers `hook_variables(paths)`, `view(place)`, `hooks_running()` and the hooks. Slots and scalars are
+    made by the user's code, not here.
+    """
+
+    whole: ClassVar[bool] = True  # hooks may read every variable
+    takes_rows: ClassVar[bool] = True
+    schedule = None
+
+    __hash__ = None  # type: ignore[assignment]  # its programs are its own: not to be kept for others
+
+    def __init__(self, optimizer: Any, rate: Any = 0.001) -> None:
+        self.optimizer, self.rate = optimizer, rate
+
+    def arrays(self) -> dict[str, Any]:
+        rate = jnp.asarray(self.rate, jnp.result_type(float))
+        return {"learning_rate": rate} | self.optimizer.hook_hyper()
+
+    def skeleton(self) -> "Hooks":
+        return self
+
+    @property
+    def elementwise(self) -> bool:
+        return False
+
+    def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
+        return [{} for _ in params], {}
+
+    def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
+        return {}
+
+    def decoupled(self, leaf: Leaf, p: Any, now: Now) -> Any:
+        return now.weight_decay
+
+    def update(
+        self, layout: Layout, grads: list[Any], params: list[Any], slots: list[Slots], scalars: Slots, now: Now
+    ) -> tuple[list[Any], list[Slots], Slots]:
+        paths = [leaf.path for leaf in layout.leaves]
+        variables = self.optimizer.hook_variables(paths)
+        values: dict[Any, Any] = {("step",): now.t.astype(jnp.int32) - 1}
+        values |= {("hyper", name): getattr(x, "value", x) for name, x in now.hyper.items()}
+        values |= {("scalars", name): x for name, x in scalars.items()}
+        values |= {("slots", k, name): x for k, s in zip(paths, slots, strict=True) for name, x in s.items()}
+        views = {place: self.optimizer.view(place) for place in values}
+        scope = Scope([*variables, *views.values()], [*params, *values.values()])
+        with self.optimizer.hooks_running(), scope.active():
+            called = {k: (g, v) for k, g, v in zip(paths, grads, variables, strict=True) if g is not None}
+            for path in sorted(called, key=self.optimizer._paths.index):  # a tree of parameters has its own order
+                g, variable = called[path]
+                self._call(g, variable, self.optimizer.view(("hyper", "learning_rate")).value)
+        if scope.outside:
+            names = [v.path for v in scope.outside.values()]
+            raise ValueError(
+                f"A hook of {type(self.optimizer).__name__} uses variables that the optimizer does not know: {names}. "
+                "Make them with `add_variable`, `add_variable_from_reference` or `add_slot`."
+            )
+        new = {place: scope.values[id(v)] for place, v in views.items()}
+        steps = [
+            None if g is None and id(v) not in scope.written else scope.values[id(v)] - p
+            for g, v, p in zip(grads, variables, params, strict=True)
+        ]
+        slots = [{name: new["slots", k, name] for name in s} for k, s in zip(paths, slots, strict=True)]
+        return steps, slots, {name: new["scalars", name] for name in scalars}
+
+    def averaged(self, leaf: Leaf, p: Any, slots: Slots, hyper: dict[str, Any]) -> Any:
+        return p
+
+    def _call(self, g: Any, variable: Any, rate: Any) -> None:
+        optimizer = self.optimizer
+        if isinstance(g, Rows) and hasattr(optimizer, "_resource_apply_sparse"):
+            _call(optimizer._resource_apply_sparse, g.values, variable, g.indices)
+            return
+        g = _dense(g, variable)
+        if hasattr(optimizer, "_resource_apply_dense"):
+            _call(optimizer._resource_apply_dense, g, variable)
+        elif hasattr(optimizer, "update_step"):
+            _call(optimizer.update_step, g, variable, rate)
+        else:
+            raise NotImplementedError(
+                f"{type(optimizer).__name__} needs `update_step(self, gradient, variable, learning_rate)`, or TF 2's "
+                "`_resource_apply_dense(self, grad, var)`."
+            )
+
+
+def _dense(g: Any, variable: Any) -> Any:
+    if not isinstance(g, Rows):
+        return g
+    return jnp.zeros(variable.shape, g.values.dtype).at[g.indices].add(g.values, mode="drop")
+
+
+def _call(hook: Callable[..., Any], *args: Any) -> None:
+    """Calls the hook with as many of `args` as it takes: the generations differ in the last ones."""
+    parameters = inspect.signature(hook).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    hook(*(args if variadic else args[: len(positional)]))

@@ -1,0 +1,171 @@
+"""`LossScaleOptimizer`: dynamic loss scaling for the stateful face."""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE, Scaled
+from jaxopt_keras.engine.programs.offloaded import outermost
+from jaxopt_keras.engine.stages.guard import SKIPPED
+from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.numerics import compute_dtype
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.pure.loss_scale import HIGHEST, LOWEST, checked_settings
+from jaxopt_keras.stateful.optimizer import Call, Optimizer
+from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
+from jaxopt_keras.stateful.settings import OPTIONS
+from jaxopt_keras.stateful.state_views import View
+from jaxopt_keras.stateful.variable import as_array
+from jaxopt_keras.stateful.wrappers import Wrapper
+
+
+class LossScaleOptimizer(Wrapper):
+    """An optimizer for gradients of a loss that was multiplied by a scale which finds itself, for float16.
+
+    The step divides gradients by the scale. If they are not finite, nothing moves but `skipped`, and the scale is
+    halved; after `dynamic_growth_steps` good calls in a row it is doubled.
+
+    Args:
+        inner_optimizer: what the gradients go to. Its own `loss_scale_factor` is switched off.
+        initial_scale: to start with.
+        dynamic_growth_steps: good calls from one doubling to the next.
+        name: of the optimizer.
+        lowest_scale, highest_scale: the scale stays within them.
+
+    >>> import jax.numpy as jnp, jaxopt_keras as jk
+    >>> w = jk.Variable([1.0, 2.0], dtype="float16", name="w")
+    >>> optimizer = jk.LossScaleOptimizer(jk.SGD(0.5), initial_scale=1024.0)
+    >>> int(optimizer.minimize(lambda: optimizer.scale_loss(jnp.sum(w * w)), [w])), w.numpy().tolist()
+    (1, [0.0, 0.0])
+
+    Raises:
+        TypeError: if `inner_optimizer` is none, or a setting no number. ValueError: if a setting is out of its range.
+    """
+
+    _listed_scalars: ClassVar = (GOOD, SCALE)
+
+    def __init__(
+        self,
+        inner_optimizer: Optimizer,
+        initial_scale: float = 2.0**15,
+        dynamic_growth_steps: int = 2000,
+        name: str | None = None,
+        *,
+        lowest_scale: float = LOWEST,
+        highest_scale: float = HIGHEST,
+    ) -> None:
+        if not isinstance(inner_optimizer, Optimizer):
+            raise TypeError(f"`inner_optimizer` must be an `Optimizer`. Received: inner_optimizer={inner_optimizer!r}")
+        if isinstance(inner_optimizer, LossScaleOptimizer):
+            raise ValueError(f"`inner_optimizer` scales the loss already. Received: {inner_optimizer!r}")
+        settings = checked_settings(initial_scale, dynamic_growth_steps, lowest_scale, highest_scale)
+        inner_optimizer.loss_scale_factor = None
+        scalars = {
+            GOOD: jnp.zeros((), jnp.int32),
+            SCALE: jnp.full((), settings[0], jnp.float32),
+            SKIPPED: jnp.zeros((), jnp.int32),
+        }
+        self._wrap(Options(name=name), [inner_optimizer], scalars, _settings=settings)
+
+    _settings: tuple[float, int, float, float]
+
+    @property
+    def inner_optimizer(self) -> Optimizer:
+        return self._inner[0]
+
+    @property
+    def dynamic_scale(self) -> View:
+        """The scale of the next loss, an assignable view."""
+        return self.view(("scalars", SCALE))
+
+    @property
+    def step_counter(self) -> View:
+        """Good calls since the scale last changed."""
+        return self.view(("scalars", GOOD))
+
+    @property
+    def initial_scale(self) -> float:
+        return self._settings[0]
+
+    @property
+    def dynamic_growth_steps(self) -> int:
+        return self._settings[1]
+
+    def scale_loss(self, loss: Any) -> Any:
+        """The loss times the scale, in float32 at least: what to take the gradient of."""
+        return scaled(loss, self._state.scalars[SCALE])
+
+    @property
+    def iterations(self) -> View:
+        """The inner optimizer's."""
+        return self.inner_optimizer.iterations
+
+    @iterations.setter
+    def iterations(self, value: Any) -> None:
+        self.inner_optimizer.iterations = value
+
+    @property
+    def learning_rate(self) -> Any:
+        """The inner optimizer's."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self.inner_optimizer.learning_rate = value
+
+    lr = learning_rate
+
+    def __getattr__(self, name: str) -> Any:
+        if name in OPTIONS and "_inner" in self.__dict__:
+            return getattr(self.inner_optimizer, name)
+        return super().__getattr__(name)
+
+    def _owner_of(self, path: str, variable: Any) -> int:
+        return 0
+
+    def _combined(self, calls: dict[int, Call]) -> Any:
+        return outermost(calls[0].program, lambda inner: Scaled(inner, *self._settings))
+
+    def _moving(self, own: State, calls: dict[int, Call]) -> State:
+        moving = calls[0].moving
+        return moving._replace(scalars=own.scalars | moving.scalars)
+
+    def _gathered(self, given: dict[str, Any], state: Any = None, params: Any = None) -> Call:
+        call = super()._gathered(given, state, params)
+        return call._replace(params=call.params[0], grads=call.grads[0], hyper=call.hyper[0])
+
+    def _apart(self, call: Call, own: State, moved: State) -> tuple[State, list[State]]:
+        inside = call.inner[
+            0
+        ].moving.scalars  # where the inner optimizer counts what is skipped, the counter is its own
+        new = {n: x if n in inside else moved.scalars[n] for n, x in own.scalars.items()}
+        return own._replace(scalars=new), [moved._replace(scalars={n: moved.scalars[n] for n in inside})]
+
+    def _landed(self, call: Call, params: Any, moved: Any) -> None:
+        super()._landed(call, [params], moved)
+
+    def _by_path(self, call: Call, params: Any) -> dict[str, Any]:
+        return super()._by_path(call, [params])
+
+    def get_config(self) -> dict[str, Any]:
+        initial, growth, lowest, highest = self._settings
+        config = {"name": self.name, "inner_optimizer": serialize(self.inner_optimizer), "initial_scale": initial}
+        config["dynamic_growth_steps"] = growth
+        ours = {"lowest_scale": (lowest, LOWEST), "highest_scale": (highest, HIGHEST)}
+        return config | {n: value for n, (value, default) in ours.items() if value != default}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        inner = deserialize(config["inner_optimizer"], custom_objects)
+        arguments: dict[str, Any] = config | {"inner_optimizer": inner}
+        return cls(**arguments)
+
+
+def scaled(loss: Any, scale: Any) -> Any:
+    """The loss times the scale, in float32 at least."""
+    loss = as_array(loss, "loss")
+    loss = loss.astype(compute_dtype(loss.dtype))
+    return loss * scale.astype(loss.dtype)
+
+
+WRAPPERS["LossScaleOptimizer"] = LossScaleOptimizer

@@ -1,0 +1,204 @@
+"""`MultiOptimizer` and `OptimizerMap`: parameter groups of the stateful face."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxopt_keras.engine.programs.multi import Joint
+from jaxopt_keras.engine.stages.guard import SKIPPED
+from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.options import Options, check_pattern
+from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer
+from jaxopt_keras.stateful.optimizer import Call, Optimizer
+from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
+from jaxopt_keras.stateful.wrappers import Wrapper
+
+
+class OptimizerMap(MutableMapping):
+    """Optimizers by the paths of variables.
+
+    Args:
+        default_optimizer: for what no key matches.
+        optimizer_map: `{path or regular expression: optimizer}`. An expression must match the whole path.
+
+    >>> import jaxopt_keras as jk
+    >>> groups = OptimizerMap(jk.Adam(name="rest"), {"encoder/.*": jk.SGD(name="slow")})
+    >>> groups["encoder/kernel"].name, groups["decoder/kernel"].name
+    ('slow', 'rest')
+
+    Raises:
+        TypeError: if something is no optimizer, or a key no string. ValueError: for a key that is there already, that
+        is no regular expression, or for a wrapper as an optimizer; on look-up, if several keys match.
+    """
+
+    def __init__(self, default_optimizer: Optimizer, optimizer_map: dict[str, Optimizer] | None = None) -> None:
+        if not (optimizer_map is None or isinstance(optimizer_map, dict)):
+            raise TypeError(f"`optimizer_map` must be a dict. Received: optimizer_map={optimizer_map!r}")
+        self.default_optimizer = _plain("default_optimizer", default_optimizer)
+        self._optimizers: dict[str, Optimizer] = {}
+        for key, optimizer in (optimizer_map or {}).items():
+            self[key] = optimizer
+
+    def __getitem__(self, key: str) -> Optimizer:
+        if key in self._optimizers:
+            return self._optimizers[key]
+        found = [pattern for pattern in self._optimizers if re.fullmatch(pattern, key)]
+        if len(found) > 1:
+            raise ValueError(f"Each variable goes to one optimizer. Received: `{key}`, which {found} match")
+        return self._optimizers[found[0]] if found else self.default_optimizer
+
+    def __setitem__(self, key: str, optimizer: Optimizer) -> None:
+        check_pattern("optimizer_map", key)
+        if key in self._optimizers:
+            raise ValueError(f"Each key may occur once. Received: {key!r} again, which has {self._optimizers[key]!r}")
+        self._optimizers[key] = _plain(key, optimizer)
+
+    def __delitem__(self, key: str) -> None:
+        del self._optimizers[key]
+
+    def __len__(self) -> int:
+        return len(self._optimizers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._optimizers)
+
+    def __call__(self, variable: Any) -> Optimizer:
+        return self[variable.path]
+
+    def __repr__(self) -> str:
+        return f"OptimizerMap({self.default_optimizer!r}, {self._optimizers!r})"
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "default_optimizer": serialize(self.default_optimizer),
+            "optimizer_map": {key: serialize(optimizer) for key, optimizer in self._optimizers.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "OptimizerMap":
+        groups = {key: deserialize(c, custom_objects) for key, c in config["optimizer_map"].items()}
+        return cls(deserialize(config["default_optimizer"], custom_objects), groups)
+
+
+def _plain(name: str, optimizer: Any) -> Optimizer:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"`{name}` must have an `Optimizer`. Received: {optimizer!r}")
+    if isinstance(optimizer, (LossScaleOptimizer, MultiOptimizer)):
+        raise ValueError(
+            f"`{name}` must have a plain optimizer. Received: {optimizer!r}. A `LossScaleOptimizer` goes around the "
+            "whole: `LossScaleOptimizer(MultiOptimizer(...))`."
+        )
+    return optimizer
+
+
+class MultiOptimizer(Wrapper):
+    """An optimizer for each group of variables; a step of all of them is one compiled call.
+
+    Args:
+        optimizer_map: an `OptimizerMap`, or a function of a variable that returns its optimizer. It is asked once for
+            each variable.
+        loss_scale_factor: that of all inner optimizers, in the place of their own, as in Keras.
+        name: of the optimizer.
+
+    Where one inner optimizer has `skip_nonfinite`, bad gradients of any of them stop all of them.
+
+    >>> import jaxopt_keras as jk
+    >>> w, b = jk.Variable([1.0], name="dense/kernel"), jk.Variable([1.0], name="dense/bias")
+    >>> optimizer = jk.MultiOptimizer(jk.OptimizerMap(jk.SGD(0.5), {".*bias": jk.SGD(0.25)}))
+    >>> int(optimizer.apply([[1.0], [1.0]], [w, b])), w.numpy().tolist(), b.numpy().tolist()
+    (1, [0.5], [0.75])
+
+    Raises:
+        TypeError: if `optimizer_map` is neither.
+    """
+
+    def __init__(
+        self,
+        optimizer_map: OptimizerMap | Callable[[Any], Optimizer],
+        loss_scale_factor: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        if not callable(optimizer_map):
+            raise TypeError(
+                "`optimizer_map` must be an `OptimizerMap`, or a function of a variable. Received: "
+                f"optimizer_map={optimizer_map!r}"
+            )
+        options, inner = Options(loss_scale_factor=loss_scale_factor, name=name), []
+        if isinstance(optimizer_map, OptimizerMap):
+            inner = list(dict.fromkeys([*optimizer_map.values(), optimizer_map.default_optimizer]))
+        for optimizer in inner:
+            optimizer.loss_scale_factor = options.loss_scale_factor
+        self._wrap(options, inner, {}, _map=optimizer_map)
+
+    _map: Any
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The inner optimizers: those of the map, then its default."""
+        return list(self._inner)
+
+    @property
+    def learning_rate(self) -> Any:
+        raise AttributeError(f"{self.name} has no learning rate of its own: each of its `optimizers` has one.")
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        raise AttributeError(
+            f"{self.name} has no learning rate of its own: set it on its `optimizers`. "
+            f"Received: learning_rate={value!r}"
+        )
+
+    lr = learning_rate
+
+    def _configure(self, rule: Any, options: Options) -> None:
+        if dataclasses.replace(options, loss_scale_factor=self._options.loss_scale_factor) != self._options:
+            super()._configure(rule, options)
+        for optimizer in self._inner:
+            optimizer.loss_scale_factor = options.loss_scale_factor
+        object.__setattr__(self, "_options", options)
+
+    def _owner_of(self, path: str, variable: Any) -> int:
+        optimizer = self._map[path] if isinstance(self._map, OptimizerMap) else self._map(variable)
+        if optimizer not in self._inner:
+            _plain("optimizer_map", optimizer).loss_scale_factor = self._options.loss_scale_factor
+            self._inner.append(optimizer)
+        return self._inner.index(optimizer)
+
+    @property
+    def _guards(self) -> bool:
+        return any(optimizer.skip_nonfinite for optimizer in self._inner)
+
+    def _own_places(self) -> Any:
+        if self._guards and SKIPPED not in self._state.scalars:
+            self._set_state(self._state._replace(scalars={SKIPPED: jnp.zeros((), jnp.int32)}))
+        return super()._own_places()
+
+    def _combined(self, calls: dict[int, Call]) -> Joint:
+        guards = any(self._inner[i].skip_nonfinite for i in calls)
+        return Joint(tuple(call.program for call in calls.values()), guards)
+
+    def _moving(self, own: State, calls: dict[int, Call]) -> State:
+        guards = any(self._inner[i].skip_nonfinite for i in calls)
+        scalars = {SKIPPED: own.scalars.get(SKIPPED, jnp.zeros((), jnp.int32))} if guards else {}
+        return State(own.step, {}, scalars, [call.moving for call in calls.values()])
+
+    def _apart(self, call: Call, own: State, moved: State) -> tuple[State, list[State]]:
+        return own._replace(step=moved.step, scalars=own.scalars | moved.scalars), moved.slots
+
+    def get_config(self) -> dict[str, Any]:
+        if not isinstance(self._map, OptimizerMap):
+            raise TypeError(f"{self.name} chooses optimizers by a function, which a config cannot hold. Pickle it.")
+        config = {"optimizer_map": self._map.get_config(), "loss_scale_factor": self._options.loss_scale_factor}
+        return config | {"name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        groups = OptimizerMap.from_config(config["optimizer_map"], custom_objects)
+        arguments: dict[str, Any] = config | {"optimizer_map": groups}
+        return cls(**arguments)
+
+
+WRAPPERS["MultiOptimizer"] = MultiOptimizer
