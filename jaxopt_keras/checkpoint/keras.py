@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library, kind_of
-from jaxopt_keras.checkpoint.kernels import groups
+from jaxopt_keras.checkpoint.kernels import groups, of_group
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
@@ -48,7 +48,7 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
     >>> variables = [10, 0.001, jnp.ones((3, 2)), jnp.ones((3, 2)) * 4, jnp.zeros(2), jnp.ones(2)]
     >>> params = {"bias": jnp.zeros(2), "kernel": jnp.ones((3, 2))}
     >>> state = from_keras(jk.adam(), params, variables, order=["kernel", "bias"])
-    >>> int(state.step), state.slots["bias"]["velocity"].tolist()
+    >>> int(state.count), state.slots["velocity"]["bias"].tolist()
     (10, [1.0, 1.0])
 
     Raises:
@@ -107,9 +107,12 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
     shapes = {p: tuple(arrays[p].shape) for p in order}
     layout = _layout(plain, own, shapes, plain.core.schedule is None, plain.options.use_ema)
     every = plain.options.gradient_accumulation_steps or 1
-    calls = np.asarray(state.step) * every + np.asarray(flat.get(f"scalars/{MICRO_STEP}", 0))
-    values = {STEP: np.asarray(calls, np.int32)}
-    library = Library("keras", TABLE, kernel, state.hyper, state.step)
+    calls = np.asarray(state.count) * every + np.asarray(flat.get(f"scalars/{MICRO_STEP}", 0))
+    hyper = kernel.current(state)
+    own_hyper = of_group(hyper, next(iter(groups(kernel))))
+    values = {f"hyper/{name}": np.asarray(getattr(x, "value", x)) for name, x in own_hyper.items()}
+    values |= {STEP: np.asarray(calls, np.int32)}
+    library = Library("keras", TABLE, kernel, hyper, state.count)
     for p in order:
         for slot in library.slots(p, arrays[p]):
             x = np.array(flat[slot_name(p, slot.ours)])

@@ -5,19 +5,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.core import Now
+from jaxopt_keras.engine.core import Now, Program
 from jaxopt_keras.engine.cores.leafwise import At, present, route
+from jaxopt_keras.engine.programs.frozen import Frozen
+from jaxopt_keras.engine.programs.partitioned import Partitioned
 from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.pure.groups import Partition
 from jaxopt_keras.pure.kernel import Kernel
 
 
 def groups(kernel: Kernel) -> dict[str, Kernel]:
     """The plain kernels by the names of their groups; "" where there are none."""
-    if isinstance(kernel, Partition):
-        return dict(kernel.kernels)
-    inner = kernel.__dict__.get("kernel")  # of a loss scale, or of zero1
-    return {"": kernel} if inner is None else groups(inner)
+    found = partition_of(kernel.program)
+    return {"": kernel} if found is None else {name: Kernel(program) for name, program in found.groups.items()}
+
+
+def partition_of(program: Program) -> Partitioned | None:
+    """The program of groups in a tree of programs, if there is one."""
+    if isinstance(program, Partitioned):
+        return program
+    return next((found for child in program.children if (found := partition_of(child))), None)
 
 
 def plain(kernel: Kernel, path: str) -> Kernel:
@@ -27,10 +33,8 @@ def plain(kernel: Kernel, path: str) -> Kernel:
 
 def group_of(kernel: Kernel, path: str) -> str:
     """The name of the group that the parameter at `path` is in; "" where there are none."""
-    if isinstance(kernel, Partition):
-        return kernel.router.of(path)
-    inner = kernel.__dict__.get("kernel")
-    return "" if inner is None else group_of(inner, path)
+    found = partition_of(kernel.program)
+    return "" if found is None else found.router.of(path)
 
 
 def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
@@ -39,20 +43,23 @@ def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
     Raises:
         TypeError: if it is none of ours.
     """
-    rule = plain(kernel, path).rule
+    own = plain(kernel, path)
+    if isinstance(own.program, Frozen):
+        return Rule()
+    rule = own.rule
     if not isinstance(rule, Rule):
         raise TypeError(f"Only a `Rule` can be converted. Received: {type(rule).__name__} for `{path}`")
     return route(rule, path, p)
 
 
 def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
-    """Of a state's hyperparameters, or of its scalars, those of one group; all, where there are no groups."""
-    return x[group] if group else x
+    """The hyperparameters or scalars of one group; all, where there are no groups."""
+    return x.get(group, {}) if group else x
 
 
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
     """The rule's scalars after so many updates: what they are is a matter of the step, and of the rate, alone."""
-    rule = kernel.rule
+    rule = None if isinstance(kernel.program, Frozen) else kernel.rule
     shared = rule.scalars() if isinstance(rule, Rule) else None
     if not (isinstance(rule, Rule) and shared):
         return {}

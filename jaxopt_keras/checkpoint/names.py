@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented
@@ -90,22 +91,46 @@ def replaced(state: State, new: dict[str, Any]) -> State:
         return new_state._replace(slots=state.slots.like(new_state.slots))
     keyed, treedef = _flat(state)
     tree = jax.tree.unflatten(treedef, [new.get(name, x) for name, x in keyed])
-    if isinstance(state.slots, Packed):
-        slots = {"": tree["slots"]} if _is_bare(state.slots) else tree["slots"]
-        buffers = joined(slots, state.slots.buffers, state.slots.parts)
-        tree["slots"] = Packed(buffers, state.slots.arrangement)
-    return State(**tree)
+    slots = tree["slots"]
+    if packed := _packed(state.slots):
+        by_path = transposed({slot: {"": x} if _is_bare(packed) else x for slot, x in slots.items()})
+        like = {slot: tree.buffers for slot, tree in state.slots.items()}
+        buffers = transposed(joined(by_path, transposed(like), packed.parts))
+        masked = dict.fromkeys(packed.buffers, optax.MaskedNode())
+        slots = {slot: Packed(masked | buffers.get(slot, {}), packed.arrangement) for slot in state.slots}
+    return State(tree[STEP], tree["hyper"], tree["scalars"], slots)
+
+
+def _packed(slots: dict[str, Any]) -> Packed | None:
+    """One of the trees of slots of packed parameters; None of other parameters."""
+    return next((tree for tree in slots.values() if isinstance(tree, Packed)), None)
+
+
+def transposed(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`{a: {b: x}}` as `{b: {a: x}}`, without the places of parameters that lack a slot."""
+    found: dict[str, dict[str, Any]] = {}
+    for outer, row in table.items():
+        for inner, x in row.items():
+            if not isinstance(x, optax.MaskedNode):
+                found.setdefault(inner, {})[outer] = x
+    return found
 
 
 def _flat(state: State) -> tuple[list[tuple[str, Any]], Any]:
-    state = state._replace(slots=unpacked(state.slots))
-    tree = state._asdict()
-    if isinstance(state.slots, Packed):
-        slots = cut(state.slots.buffers, state.slots.parts)
-        tree["slots"] = slots[""] if _is_bare(state.slots) else slots
+    slots = unpacked(state.slots)
+    if packed := _packed(slots):
+        by_path = cut(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts)
+        slots = {slot: x[""] if _is_bare(packed) else x for slot, x in transposed(by_path).items()}
+    tree = {STEP: state.count, "hyper": state.hyperparams, "scalars": state.scalars, "slots": slots}
     is_leaf = lambda x: isinstance(x, (Blocks, Complemented))
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return [(path_of(key), x) for key, x in keyed], treedef
+    return [(_name(key), x) for key, x in keyed], treedef
+
+
+def _name(key: Any) -> str:
+    """The name of a leaf: a slot's comes after the path of its parameter."""
+    kind, *rest = key
+    return slot_name(path_of(rest[1:]), rest[0].key) if kind.key == "slots" else path_of(key)
 
 
 def _is_bare(packed: Packed) -> bool:

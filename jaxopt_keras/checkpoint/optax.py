@@ -56,7 +56,7 @@ def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
     >>> tx = optax.chain(optax.clip(1.0), optax.adamw(1e-3))
     >>> updates, opt_state = tx.update(params, tx.init(params), params)
     >>> state = from_optax(jk.adamw(1e-3, clipvalue=1.0, variant="optax"), params, opt_state)
-    >>> int(state.step), state.slots["w"]["momentum"]
+    >>> int(state.count), state.slots["momentum"]["w"]
     (1, Array([0.1, 0.1, 0.1], dtype=float32))
 
     Raises:
@@ -98,9 +98,9 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
         ValueError: if the template wants what the rule does not keep, or has another shape.
     """
     flat = spread(leaves(state), portable=True)
-    step = np.asarray(state.step)
+    step = np.asarray(state.count)
     micro = flat.get(f"scalars/{MICRO_STEP}", jnp.zeros((), jnp.int32))
-    library = Library("optax", TABLE, kernel, state.hyper, step)
+    library = Library("optax", TABLE, kernel, kernel.current(state), step)
     kept = by_parameter(flat)
 
     def slot(field: str, path: str, old: Any) -> Any:

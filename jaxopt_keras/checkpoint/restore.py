@@ -62,7 +62,7 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
         )
     state = replaced(place.fresh, new)
     state = replaced(state, _advanced(place, state, new) | _windows(place, leaves(state)))
-    _tell(like, saved, new, used, int(np.asarray(state.step)))
+    _tell(like, saved, new, used, int(np.asarray(state.count)))
     return state
 
 
@@ -113,7 +113,8 @@ def _advanced(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]
     for group, kernel in place.kernels.items():
         own = of_group(state.scalars, group)
         if any(_inside(group, n) not in new for n in own):
-            scalars = advanced(kernel, of_group(state.hyper, group), own[STEP] if group else state.step)
+            hyper = kernel.hyper() | of_group(state.hyperparams, group)
+            scalars = advanced(kernel, hyper, own[STEP] if group else state.count)
             found |= {_inside(group, n): x for n, x in scalars.items() if _inside(group, n) not in new}
     return found
 

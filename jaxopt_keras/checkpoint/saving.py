@@ -36,7 +36,7 @@ def to_dict(state: Any, *, portable: bool = False, on_host: bool = True) -> dict
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
     >>> params = {"dense": {"kernel": jnp.ones((2, 2))}}
-    >>> [name for name in to_dict(jk.adagrad(0.1).init(params)) if "hyper" not in name]
+    >>> [*to_dict(jk.adagrad(0.1).init(params))]
     ['format', 'slots/dense/kernel/accumulator', 'step']
 
     Raises:
@@ -71,7 +71,7 @@ def from_dict(kernel: Any, params: Any, d: Mapping[str, Any], *, hyper: bool = F
     >>> plain, other = jk.adamw(0.1), jk.adam(0.1, skip_nonfinite=True, state_dtype="bfloat16")
     >>> params, state = plain.step(params, plain.init(params), jnp.ones(3))
     >>> state = from_dict(other, params, to_dict(state))
-    >>> int(state.step), state.slots["momentum"].dtype, int(state.scalars["skipped"])
+    >>> int(state.count), state.slots["momentum"].dtype, int(state.scalars["skipped"])
     (1, dtype(bfloat16), 0)
 
     Raises:

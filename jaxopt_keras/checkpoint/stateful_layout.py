@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxopt_keras.checkpoint.names import STEP, cut, joined
+from jaxopt_keras.checkpoint.names import STEP, cut, joined, transposed
 from jaxopt_keras.checkpoint.restore import Place
 from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE
 from jaxopt_keras.engine.stages.guard import SKIPPED
@@ -18,6 +18,7 @@ from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer
 from jaxopt_keras.stateful.multi import MultiOptimizer
 from jaxopt_keras.stateful.packed_variables import Buffer
+from jaxopt_keras.stateful.state_views import slots_of, without_masked
 from jaxopt_keras.stateful.wrappers import Wrapper
 
 
@@ -63,14 +64,13 @@ def _laid_out(optimizer: Any, read: Any) -> State:
         inner = _laid_out(optimizer.inner_optimizer, read)
         return inner._replace(scalars=own.scalars | inner.scalars)
     if not isinstance(optimizer, Wrapper):
-        return own._replace(slots=_unpacked(optimizer, own.slots))
+        return own._replace(slots=transposed(_unpacked(optimizer, transposed(own.slots))))
     states = [_laid_out(o, read) for o in optimizer._inner]
-    hyper = {str(i): s.hyper for i, s in enumerate(states)}
-    scalars = own.scalars | {str(i): s.scalars | {STEP: s.step} for i, s in enumerate(states)}
-    slots: dict[str, Any] = {}
-    for outer, inner, owner in _names(optimizer):
-        slots[outer] = states[owner].slots[inner]
-    return State(own.step, hyper, scalars, slots)
+    hyper = {str(i): s.hyperparams for i, s in enumerate(states)}
+    scalars = own.scalars | {str(i): s.scalars | {STEP: s.count} for i, s in enumerate(states)}
+    by_path = [transposed(s.slots) for s in states]
+    slots = {outer: by_path[owner].get(inner, {}) for outer, inner, owner in _names(optimizer)}
+    return State(own.count, hyper, scalars, transposed(slots))
 
 
 def _apart(optimizer: Any, state: State) -> Any:
@@ -85,15 +85,17 @@ def _apart(optimizer: Any, state: State) -> Any:
             del rest[SKIPPED]
         return own._replace(scalars=mine), [_apart(optimizer.inner_optimizer, state._replace(scalars=rest))]
     if not isinstance(optimizer, Wrapper):
-        return state._replace(slots=_repacked(optimizer, state.slots))
+        return state._replace(slots=transposed(_repacked(optimizer, transposed(state.slots))))
+    by_path = transposed(state.slots)
     found: list[dict[str, Any]] = [{} for _ in optimizer._inner]
     for outer, inner, owner in _names(optimizer):
-        found[owner][inner] = state.slots[outer]
+        found[owner][inner] = by_path.get(outer, {})
     states = []
     for i, (o, slots) in enumerate(zip(optimizer._inner, found, strict=True)):
         scalars = dict(state.scalars[str(i)])
-        states.append(_apart(o, State(scalars.pop(STEP), state.hyper[str(i)], scalars, slots)))
-    return own._replace(step=state.step, scalars={n: state.scalars[n] for n in own.scalars}), states
+        hyper = state.hyperparams[str(i)]
+        states.append(_apart(o, State(scalars.pop(STEP), hyper, scalars, transposed(slots))))
+    return own._replace(count=state.count, scalars={n: state.scalars[n] for n in own.scalars}), states
 
 
 def _names(optimizer: Any) -> list[tuple[str, str, int]]:
@@ -114,11 +116,13 @@ def _fresh(optimizer: Any) -> State:
         scale = jnp.full((), optimizer.initial_scale, jnp.float32)
         return current._replace(scalars=current.scalars | {SCALE: scale, GOOD: zero, SKIPPED: zero})
     if isinstance(optimizer, Wrapper):
-        return current._replace(step=zero, scalars=dict.fromkeys(current.scalars, zero))
+        return current._replace(count=zero, scalars=dict.fromkeys(current.scalars, zero))
     kernel: Kernel = optimizer._kernel()
     made = kernel.init({path: h.read() for path, h in optimizer._handles.items()})
-    slots = {path: kept | made.slots.get(path, {}) for path, kept in current.slots.items()}
-    return State(made.step, current.hyper, current.scalars | made.scalars, slots)
+    slots = current.slots | {
+        name: current.slots.get(name, {}) | tree for name, tree in without_masked(made.slots).items()
+    }
+    return State(made.count, current.hyperparams, current.scalars | made.scalars, slots)
 
 
 def _pieces(path: str, handle: Any) -> list[Part]:
@@ -134,7 +138,7 @@ def _unpacked(optimizer: Any, slots: dict[str, Any]) -> dict[str, Any]:
     parts = [part for path, h in optimizer._handles.items() for part in _pieces(path, h)]
     buffers = {part.buffer for part in parts}
     rest = {path: kept for path, kept in slots.items() if path not in buffers}
-    return rest | cut({path: slots[path] for path in buffers}, parts)
+    return rest | cut({path: slots.get(path, {}) for path in buffers}, parts)
 
 
 def _repacked(optimizer: Any, slots: dict[str, Any]) -> dict[str, Any]:
@@ -142,4 +146,4 @@ def _repacked(optimizer: Any, slots: dict[str, Any]) -> dict[str, Any]:
     parts = [part for path, h in optimizer._handles.items() for part in _pieces(path, h)]
     inside = {part.path for part in parts}
     rest = {path: kept for path, kept in slots.items() if path not in inside}
-    return rest | joined(slots, {p: optimizer._state.slots[p] for p in {part.buffer for part in parts}}, parts)
+    return rest | joined(slots, {p: slots_of(optimizer._state, p) for p in {part.buffer for part in parts}}, parts)

@@ -53,7 +53,7 @@ def from_torch(
     >>> saved = {"state": {0: {"momentum_buffer": np.ones((3, 2))}}, "param_groups": [{"params": [0]}]}
     >>> kernel = jk.sgd(0.5, momentum=0.9)
     >>> state = from_torch(kernel, {"w": jnp.ones((2, 3))}, saved, ["w"], transpose=["w"])
-    >>> int(state.step), state.slots["w"]["momentum"].tolist()
+    >>> int(state.count), state.slots["momentum"]["w"].tolist()
     (0, [[-0.5, -0.5, -0.5], [-0.5, -0.5, -0.5]])
 
     SGD counts no steps: set `state._replace(step=jnp.int32(n))` where there is a schedule.
@@ -107,12 +107,12 @@ def to_torch(
     torch: Any = importlib.import_module("torch")
     found = spread(leaves(state), portable=True)
     kept = {path: {n: x for n, x in own.items() if n not in AROUND} for path, own in by_parameter(found).items()}
-    numbers, step = _numbers(state_dict), np.asarray(state.step)
+    numbers, step = _numbers(state_dict), np.asarray(state.count)
     known = {path: next(iter(own.values()), None) for path, own in kept.items()}
     _check_order(order, numbers, dict.fromkeys(order))
     if left := known.keys() - set(order):
         raise ValueError(f"`order` must name all parameters that have slots. Received: order={order!r} without {left}")
-    library, states = Library("torch", TABLE, kernel, state.hyper, step), {}
+    library, states = Library("torch", TABLE, kernel, kernel.current(state), step), {}
     for path, i in zip(order, numbers, strict=True):
         own, new = kept.get(path, {}), {}
         for slot in library.slots(path, known.get(path), own) if own else []:

@@ -1,31 +1,55 @@
-"""The compiled forms of programs: of equal programs they are the same, so that what is compiled is shared."""
+"""The jitted functions of programs, cached: programs with equal skeletons share compiled code."""
 
 import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from jaxopt_keras.language.sparse import is_sparse
+from jaxopt_keras.packing.trees import Packed
 
 
 class Compiled(NamedTuple):
-    """The jitted forms of one program, shared by all optimizers that differ only in run-time values."""
+    """The jitted functions of one program."""
 
     init: Any
     update: Any
+    update_wide: Any
     step: Any
     step_donating: Any
     averaged: Any
 
 
 def compiled(program: Any) -> Compiled:
-    """The forms of one program, which nobody shares yet."""
+    """The jitted functions of a program, uncached."""
     # Donated arguments come in the order of the outputs: jit pairs buffers in that order, and would copy otherwise.
     return Compiled(
         init=jax.jit(program.init),
-        update=jax.jit(program.update),
+        update=jax.jit(functools.partial(narrow_update, program)),
+        update_wide=jax.jit(program.update),
         step=jax.jit(program.step, static_argnames="reduce"),
         step_donating=jax.jit(program.step, static_argnames="reduce", donate_argnums=(0, 1)),
         averaged=jax.jit(program.averaged),
     )
+
+
+def narrow_update(program: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
+    """`program.update`, with amounts in the dtypes of the gradients, as optax's protocol has it."""
+    deltas, state = program.update(grads, state, params, hyper)
+    leaves, treedef = jax.tree.flatten(deltas, is_leaf=lambda x: x is None)
+    given = treedef.flatten_up_to(grads) if not isinstance(grads, Packed) else jax.tree.leaves(grads)
+    return treedef.unflatten([_cast(d, g) for d, g in zip(leaves, given, strict=True)]), state
+
+
+def _cast(delta: Any, g: Any) -> Any:
+    dtype = (
+        getattr(getattr(g, "values", getattr(g, "data", g)), "dtype", None)
+        if is_sparse(g)
+        else getattr(g, "dtype", None)
+    )
+    is_float = dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+    return delta.astype(dtype) if delta is not None and is_float else delta
 
 
 @functools.lru_cache(maxsize=4096)
@@ -34,7 +58,7 @@ def _interned(program: Any) -> Compiled:
 
 
 def shared(program: Any) -> Compiled:
-    """The compiled forms of a program, or of an equal one."""
+    """The jitted functions of a program, cached by equality."""
     try:
         return _interned(program)
     except TypeError:  # a rule with an unhashable field: its programs are its own

@@ -1,11 +1,14 @@
-"""What the pipeline and what it runs agree on: the static layout of a tree, the moment, and the core's protocol."""
+"""The protocols of the engine: the static layout of a tree, the clock, what a core and what a program must offer."""
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.language.rule import Slot
@@ -65,6 +68,18 @@ class Layout(NamedTuple):
     def unflatten(self, flat: list[Any]) -> Any:
         return jax.tree.unflatten(self.treedef, flat)
 
+    def by_leaf(self, slots: dict[str, Any]) -> list[Slots]:
+        """The slots of each parameter by name, from a state's trees; without those that the parameter lacks."""
+        columns = {name: self.flatten(tree, f"state.slots[{name!r}]") for name, tree in slots.items()}
+        return [
+            {name: column[i] for name, column in columns.items() if not isinstance(column[i], optax.MaskedNode)}
+            for i in range(len(self.leaves))
+        ]
+
+    def by_slot(self, names: Iterable[str], leaves: list[Slots]) -> dict[str, Any]:
+        """The trees of a state, one for each of `names`, from the slots of each parameter."""
+        return {name: self.unflatten([s.get(name, optax.MaskedNode()) for s in leaves]) for name in names}
+
 
 class Now(NamedTuple):
     """The moment of one update."""
@@ -80,7 +95,7 @@ class Now(NamedTuple):
 
 
 class Core(Protocol):
-    """Runs one update over a list of parameters. Static and hashable: its numbers arrive in `Now.hyper`."""
+    """Runs one update over a list of parameters. In a skeleton the numbers are left out: they arrive in `Now.hyper`."""
 
     whole: ClassVar[bool]  # every update needs all parameters, also those without gradient
     takes_rows: ClassVar[bool]  # a sparse gradient may reach it as `Rows`
@@ -93,6 +108,10 @@ class Core(Protocol):
         """The static rest."""
         ...
 
+    def replaced(self, **numbers: Any) -> "Core":
+        """The core with other hyperparameters."""
+        ...
+
     @property
     def schedule(self) -> Any:
         """The learning rate as a function of the step; None where it is a number in `Now.hyper`."""
@@ -101,6 +120,10 @@ class Core(Protocol):
     @property
     def elementwise(self) -> bool:
         """Whether every element is updated by itself, in the same way for every parameter."""
+        ...
+
+    def slot_names(self) -> tuple[str, ...]:
+        """The slots that a parameter may have, in order, whatever the parameters are."""
         ...
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
@@ -123,4 +146,70 @@ class Core(Protocol):
 
     def averaged(self, leaf: Leaf, p: Array, slots: Slots, hyper: dict[str, Any]) -> Array:
         """The parameter to evaluate."""
+        ...
+
+
+class Program(Protocol):
+    """An optimizer as pure functions of trees of arrays. `hyper` is what `hyper()` returns, or the same with other
+    numbers; nothing else about a program changes from step to step, so that equal skeletons share compiled code.
+    """
+
+    @property
+    def options(self) -> Options: ...
+
+    @property
+    def children(self) -> tuple["Program", ...]:
+        """The programs that this one runs."""
+        ...
+
+    def init(self, params: Any, hyper: dict[str, Any]) -> State:
+        """The state of fresh parameters, without injected hyperparameters."""
+        ...
+
+    def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+        """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""
+        ...
+
+    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+        """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
+        ...
+
+    def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
+        """The parameters to evaluate, in their own dtypes."""
+        ...
+
+    def summed(self, params: Any, grads: Any) -> Any:
+        """`grads` summed over `axis_name`, if there is one: for decisions on all of them before a step."""
+        ...
+
+    def hyper(self) -> dict[str, Any]:
+        """The hyperparameters by name as scalar arrays; of groups, a dict for each group."""
+        ...
+
+    def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        """Those of `hyper` that `inject_hyperparams` keeps in the state."""
+        ...
+
+    def skeleton(self) -> Self:
+        """The program without its numbers."""
+        ...
+
+    def replaced(self, **numbers: Any) -> Self:
+        """The program with other hyperparameters.
+
+        Raises:
+            ValueError: for a name that it does not have, or a value out of its range.
+        """
+        ...
+
+    def describe(self, params: Any) -> Any:
+        """The plan of a step over `params` (`engine.plan.Plan`)."""
+        ...
+
+    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
+        """Whether the slots of these arrays are to be packed between eager steps; `is_packed`: they are already."""
+        ...
+
+    def loss_scale(self, state: State) -> Any:
+        """The factor of the loss of which it expects the gradients; None: 1."""
         ...

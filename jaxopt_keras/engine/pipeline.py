@@ -4,9 +4,10 @@ The order of the stages, stated here once: sum over the mapped axis, unscale, gu
 clip, decay, rule, average, constrain, store.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jaxopt_keras.engine import rows
 from jaxopt_keras.engine import stored as keep
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.native import native, unavailable
+from jaxopt_keras.engine.plan import Plan, plan
+from jaxopt_keras.engine.resting_slots import LOOSE, packs_slots
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.slot_sharding import alike
 from jaxopt_keras.engine.stages import accumulate, average, guard
@@ -30,9 +33,7 @@ from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shape_of
 from jaxopt_keras.packing.slots import Flat, flat, unpacked
 from jaxopt_keras.packing.trees import Packed
-
-# In a flat state by themselves: they change in every call, and the rest within a `cond`.
-LOOSE = (accumulate.SUM,)
+from jaxopt_keras.storage.masters import MASTER
 
 
 class Move(NamedTuple):
@@ -46,13 +47,43 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """The static half of an optimizer. Two that are equal compile to the same code.
-
-    `hyper` travels beside the state that moves, so that the compiled step need not hand it back.
-    """
+    """Runs a core within the stages that `options` ask for."""
 
     core: Core
     options: Options
+    children: ClassVar[tuple[Any, ...]] = ()
+
+    def hyper(self) -> dict[str, Any]:
+        return self.core.arrays() | self.options.arrays()
+
+    def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        return {name: x for name, x in hyper.items() if self.options.injects(name)}
+
+    def skeleton(self) -> Self:
+        return dataclasses.replace(self, core=self.core.skeleton(), options=self.options.skeleton())
+
+    def replaced(self, **numbers: Any) -> Self:
+        known = self.hyper()
+        for name, value in numbers.items():
+            if name not in known:
+                raise ValueError(
+                    f"`{name}` is no run-time hyperparameter here. Received: {name}={value!r}. There are "
+                    f"{sorted(known)}"
+                )
+        own = {name: value for name, value in numbers.items() if name in self.options.traced()}
+        rest = {name: value for name, value in numbers.items() if name not in own}
+        return dataclasses.replace(
+            self, core=self.core.replaced(**rest), options=dataclasses.replace(self.options, **own)
+        )
+
+    def describe(self, params: Any) -> Plan:
+        return plan(self, params)
+
+    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
+        return packs_slots(self.options, params, is_packed)
+
+    def loss_scale(self, state: State) -> Any:
+        return self.options.loss_scale_factor
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         """The state of fresh `params`. Compiled, its arrays have buffers of their own, even one that is a parameter."""
@@ -70,15 +101,20 @@ class Program:
         everything = zip(slots, stored, layout.leaves, strict=True)
         slots = [alike(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         guard.init(self.options, scalars)
-        tree = layout.unflatten(slots)
-        return State(jnp.zeros((), jnp.int32), hyper, scalars, flat(tree, LOOSE) if self.options.flat_state else tree)
+        trees = layout.by_slot(self._slot_names(slots), slots)
+        return State(jnp.zeros((), jnp.int32), {}, scalars, flat(trees, LOOSE) if self.options.flat_state else trees)
+
+    def _slot_names(self, slots: list[Slots]) -> list[str]:
+        """The names of the trees of slots: those that there may be, so that they do not depend on the parameters."""
+        around = {MASTER: self.options.master_weights, AVERAGE: self.options.use_ema}
+        around[accumulate.SUM] = self.options.gradient_accumulation_steps
+        possible = [*self.core.slot_names(), *(name for name, is_on in around.items() if is_on)]
+        return [*dict.fromkeys([*possible, *(name for each in slots for name in each)])]
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        """The parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if there is one."""
         return self.on_engine(self.bare_step)(params, state, grads, hyper, reduce=reduce)
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        """The amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
         return self.on_engine(self.bare_update)(grads, state, params, hyper, reduce=reduce)
 
     def on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,7 +165,6 @@ class Program:
         return layout.unflatten(deltas), state
 
     def summed(self, params: Any, grads: Any) -> Any:
-        """`grads` summed over `axis_name`, if there is one: for what decides on all of them before a step."""
         if self.options.axis_name is None:
             return grads
         if isinstance(params, Packed) and not isinstance(grads, Packed):
@@ -139,11 +174,10 @@ class Program:
         return layout.unflatten(jax.lax.psum(read, self.options.axis_name))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
-        """The parameters to evaluate, in their own dtypes."""
         if self._cuts(params):
             return params.like(self.averaged(params.unpack(), state, hyper))
         layout, stored = Layout.read(params, self.options)
-        slots = layout.flatten(unpacked(state.slots), "state")
+        slots = layout.by_leaf(unpacked(state.slots))
         kept = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
         out = [
             k.slots[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._opened(k), hyper)
@@ -170,7 +204,8 @@ class Program:
         self, layout: Layout, stored: list[Any], state: State, grads: Any, hyper: Any, *, reduce: bool, write: bool
     ) -> tuple[list[Any], State]:
         """One call; with `write` the new parameters as they are stored, else what to add to them."""
-        slots, scalars = layout.flatten(unpacked(state.slots), "state"), state.scalars
+        trees, scalars = unpacked(state.slots), state.scalars
+        slots = layout.by_leaf(trees)
         gradients = [self._read(*x) for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)]
         if self.options.axis_name is not None and reduce:
             gradients = jax.lax.psum(gradients, self.options.axis_name)
@@ -178,22 +213,22 @@ class Program:
             gradients = [_divided(g, hyper["loss_scale_factor"]) for g in gradients]
 
         def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
-            out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.step, hyper, write)
-            return (out, state.step + 1), slots, scalars
+            out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.count, hyper, write)
+            return (out, state.count + 1), slots, scalars
 
         def idle(slots: list[Slots], scalars: Slots) -> Any:
             nothing = [_nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
-            return (stored if write else nothing, state.step), slots, scalars
+            return (stored if write else nothing, state.count), slots, scalars
 
         def proceed(slots: list[Slots], scalars: Slots) -> Any:
             if k := self.options.gradient_accumulation_steps:
                 return accumulate.every(k, gradients, slots, scalars, update, idle)
             return update(gradients, slots, scalars)
 
-        everything = self.options, hyper, gradients, slots, scalars, state.step
-        (out, step), slots, scalars = guard.guarded(*everything, proceed, idle)
-        tree = layout.unflatten(slots)
-        return out, State(step, {}, scalars, state.slots.like(tree) if isinstance(state.slots, Flat) else tree)
+        everything = self.options, hyper, gradients, slots, scalars, state.count
+        (out, count), slots, scalars = guard.guarded(*everything, proceed, idle)
+        trees = layout.by_slot(trees, slots)
+        return out, State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Flat) else trees)
 
     @property
     def _keeps_rows(self) -> bool:
@@ -288,7 +323,7 @@ class Program:
 
     def _settled(self, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, salts: keep.Salts, write: bool) -> Any:
         """A parameter as it is stored (without `write`: the amount to add to it), and its slots with its master."""
-        if move.new is None:
+        if move.new is None or (g is None and not write):
             return p if write else _nothing(g, p), slots
         if not write and move.delta is not None and keep.is_nearest(self.options, move.old):  # as it came from the rule
             return rows.scatter(_nothing(g, p), move.delta, move.touched), slots
@@ -341,9 +376,9 @@ def _put(old: Array, new: Any, touched: Any) -> Array:
     return old if new is None else rows.scatter(old, new, touched)
 
 
-def _nothing(g: Any, p: Any) -> Array:
-    """A zero amount to add to `p`, which is not known where `update` was not given it."""
-    return jnp.zeros_like(wide(g if p is None else p))
+def _nothing(g: Any, p: Any) -> Any:
+    """A zero amount to add to `p`, which is unknown where `update` was not given it; None without a gradient."""
+    return None if g is None else jnp.zeros_like(wide(g if p is None else p))
 
 
 def _divided(g: Any, scale: Array) -> Any:

@@ -9,7 +9,6 @@ from jaxopt_keras.engine import stored as keep
 from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.cores.leafwise import Leafwise, route
 from jaxopt_keras.engine.native import reasons, unavailable
-from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Slot
@@ -94,10 +93,9 @@ class Plan:
         return "\n".join([*table, *self.notes])
 
 
-def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
-    """The plan for `params`, arrays or `jax.ShapeDtypeStruct`s; nothing is computed."""
-    program = getattr(program, "inner", program)  # of an offload
-    state = jax.eval_shape(program.init, params, hyper)
+def plan(program: Any, params: Any) -> Plan:
+    """The plan of a `pipeline.Program` for `params`, arrays or `jax.ShapeDtypeStruct`s; nothing is computed."""
+    state = jax.eval_shape(program.init, params, program.hyper())
     notes = on_packing(program, params)
     if isinstance(params, Packed) and program.why_cut(params):
         params = jax.eval_shape(Packed.unpack, params)
@@ -106,7 +104,7 @@ def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
     everything = zip(
         layout.leaves,
         stored,
-        layout.flatten(jax.eval_shape(unpacked, state.slots), "state"),
+        layout.by_leaf(jax.eval_shape(unpacked, state.slots)),
         engines(program, params, state),
         strict=True,
     )
@@ -120,14 +118,14 @@ def plan(program: Program, params: Any, hyper: dict[str, Any]) -> Plan:
         group.paths.append(leaf.path)
         group.elements += p.size
         group.bytes += nbytes(slots)
-    return Plan(list(groups.values()), nbytes((state.step, state.hyper, state.scalars)), notes)
+    return Plan(list(groups.values()), nbytes((state.count, state.scalars)), notes)
 
 
 # Where handing arrays over costs more than the arithmetic: more arrays than this, of fewer elements each on average.
 MANY, SMALL = 100, 4096
 
 
-def on_packing(program: Program, params: Any) -> tuple[str, ...]:
+def on_packing(program: Any, params: Any) -> tuple[str, ...]:
     """Whether arrays are packed, or should be, and why."""
     if isinstance(params, Packed):
         what = f"packed: {len(params.parts)} arrays in {', '.join(params.buffers)}"
@@ -144,7 +142,7 @@ def on_packing(program: Program, params: Any) -> tuple[str, ...]:
     )
 
 
-def engines(program: Program, params: Any, state: Any) -> list[str]:
+def engines(program: Any, params: Any, state: Any) -> list[str]:
     """What runs the step of each parameter: "native", "xla", or "xla (why not native)"."""
     leaves = jax.tree.leaves(params)
     if program.options.engine == "xla":
@@ -152,14 +150,13 @@ def engines(program: Program, params: Any, state: Any) -> list[str]:
     against = unavailable() or ("" if jax.default_backend() == "cpu" else f"on {jax.default_backend()}")
     if against:
         return [f"xla ({against})"] * len(leaves)
-    moving = state._replace(hyper={})
-    why = reasons(program.bare_step, params, moving, params, state.hyper)[: len(leaves)]
+    why = reasons(program.bare_step, params, state, params, program.hyper())[: len(leaves)]
     sharded = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in leaves]
     why = ["on several devices" if many else reason for reason, many in zip(why, sharded, strict=True)]
     return [f"xla ({reason})" if reason else "native" for reason in why]
 
 
-def still(params: Any) -> Plan:
+def frozen_plan(params: Any) -> Plan:
     """The plan of parameters that do not move."""
     layout, leaves = Layout.read(params, Options())
     groups: dict[Kind, Group] = {}
@@ -170,7 +167,7 @@ def still(params: Any) -> Plan:
     return Plan(list(groups.values()), 0)
 
 
-def form(program: Program, name: str, x: Any, kind: Slot | None, p: Any) -> str:
+def form(program: Any, name: str, x: Any, kind: Slot | None, p: Any) -> str:
     """How a slot is kept, and why not as it was asked for."""
     if isinstance(x, Blocks):
         return f"{x.code.name} in blocks"

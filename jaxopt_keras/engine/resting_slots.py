@@ -1,50 +1,44 @@
-"""Where slots lie between two steps: in one buffer where that is faster."""
+"""Slots that are packed between eager steps, where that is faster: dispatch costs more than arithmetic there."""
 
-from collections.abc import Collection
 from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
 
 from jaxopt_keras.engine.native import unavailable
-from jaxopt_keras.engine.pipeline import LOOSE
-from jaxopt_keras.engine.state import Resting, State
+from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.packing.slots import LARGE, flat
+from jaxopt_keras.packing.slots import LARGE, Flat, flat
 
-FEW = 8  # arrays: below, there is nothing to gain
+FEW = 8  # arrays: with fewer there is nothing to gain
+LOOSE = (SUM,)  # not packed: sums change in every call, and the other slots within a `cond`
 
 
-def rests(options: Options, params: Collection[Any], state: State) -> bool:
-    """Whether the slots of these arrays are to lie in one buffer after a step from `state`."""
+def packs_slots(options: Options, params: list[Any], is_packed: bool) -> bool:
+    """Whether the slots of `params` are to be packed after a step; `is_packed`: they are already."""
     if options.flat_state is not None:
         return options.flat_state
-    if state.held is None and (len(params) < FEW or _is_slower(options)):
+    if not is_packed and (len(params) < FEW or _is_slower(options)):
         return False
     try:
         alone = {type(p.sharding) for p in params} == {SingleDeviceSharding}
     except AttributeError:  # traced, or no arrays of JAX's
         return False
-    return alone and (state.held is not None or any(1 < p.size <= LARGE for p in params))
+    return alone and (is_packed or any(1 < p.size <= LARGE for p in params))
 
 
 def _is_slower(options: Options) -> bool:
-    """Whether the step would take slots out of their buffer and put them back, since no loop works within it."""
+    """Whether the step would unpack the slots and pack them again, since no native loop works within the buffer."""
     elsewhere = options.engine == "xla" or jax.default_backend() != "cpu" or bool(unavailable())
     return elsewhere or options.offload is not None or options.sparse == "lazy"
 
 
-def together(state: State) -> State:
-    """A state as a step takes it whose slots are to rest."""
-    held = state.held
-    if held is None:  # on a CPU NumPy puts them together, and nothing is compiled for the once
-        held = (flat if jax.default_backend() == "cpu" else _jitted)(state.slots, apart=LOOSE)
-    return state._replace(slots=held)
+def packed_slots(slots: Any) -> Flat:
+    """Slots as one buffer for each dtype."""
+    if isinstance(slots, Flat):
+        return slots
+    return (flat if jax.default_backend() == "cpu" else _jitted)(slots, apart=LOOSE)  # NumPy need not compile
 
 
-def resting(state: State) -> State:
-    """What such a step returned."""
-    return state._replace(slots=Resting(state.slots))
-
-
+unpacked_slots = jax.jit(Flat.unpack)
 _jitted = jax.jit(flat, static_argnames="apart")

@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxopt_keras.engine import rows
 from jaxopt_keras.engine.pipeline import Program
-from jaxopt_keras.engine.programs.loss_scaled import SCALE, Scaled, unscaled
+from jaxopt_keras.engine.programs.loss_scaled import SCALE, LossScaled, unscaled
 from jaxopt_keras.engine.programs.partitioned import STEP, Partitioned, Tree
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.language.numerics import compute_dtype, square
@@ -108,14 +108,14 @@ def measured_step(
             f"`norms` must be True or False when the step is compiled. Received: norms={norms!r}. In a `jit` of yours "
             "make it a static argument."
         )
-    moving, hyper = kernel.moving(state), kernel.current(state.hyper)
-    settings = kernel.program, bool(norms), tuple(checked_groups(groups).items()), donate
+    hyper = kernel.given(state, extra)
+    settings = kernel.skeleton, bool(norms), tuple(checked_groups(groups).items()), donate
     try:
         run = _compiled(*settings)
     except TypeError:  # a rule with an unhashable field
         run = _compiled.__wrapped__(*settings)
-    new, moved, seen = run(params, moving, grads, kernel.given(hyper, extra))
-    return new, moved._replace(hyper=hyper), seen
+    new, moved, seen = run(params, state._replace(hyperparams={}), grads, hyper)
+    return new, moved._replace(hyperparams=state.hyperparams), seen
 
 
 @functools.lru_cache(maxsize=1024)
@@ -136,7 +136,7 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
     def run(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
         rates = _rates(program, state, hyper)
         params, state, found = step(params, state, grads, hyper)
-        found |= rates | {"step": state.step}
+        found |= rates | {"step": state.count}
         if SKIPPED in state.scalars:
             found[SKIPPED] = state.scalars[SKIPPED]
         # Copies: the next step consumes the state.
@@ -149,10 +149,10 @@ def _whole(program: Any, params: Any, state: Any, grads: Any, hyper: dict[str, A
     """The gradients as the rules have them before clipping: summed over the mapped axis, without the loss's scale."""
     if isinstance(program, Partitioned):
         tree = Tree(program, params)
-        trees = tree.split(params), tree.apart(state).slots, tree.split(grads), [hyper[name] for name in program.names]
-        parts = [_whole(*x) for x in zip(program.joint.programs, *trees, strict=True)]
-        return tree.mirror(parts)
-    if isinstance(program, Scaled):
+        states, hypers = tree.separated(state).slots, [hyper[name] for name in program.names]
+        trees = program.multi.programs, tree.split(params), states, tree.split(grads), hypers
+        return tree.unpacked([_whole(*x) for x in zip(*trees, strict=True)])
+    if isinstance(program, LossScaled):
         grads = unscaled(grads, state.scalars[SCALE])
     if hasattr(program, "inner"):
         return _whole(program.inner, params, state, grads, hyper)
@@ -164,14 +164,14 @@ def _rates(program: Any, state: Any, hyper: dict[str, Any]) -> Measures:
     """The rates of a step, where they are known."""
     if isinstance(program, Partitioned):
         found = {}
-        for name, part in zip(program.names, program.joint.programs, strict=True):
-            own = state._replace(step=state.scalars[name][STEP])  # a group that accumulates is behind the others
+        for name, part in program.groups.items():
+            own = state._replace(count=state.scalars[name][STEP])  # a group that accumulates is behind the others
             found |= {f"{RATE}/{name}": x for x in _rates(part, own, hyper[name]).values()}
         return found
     if not isinstance(program, Program):
         return _rates(program.inner, state, hyper) if hasattr(program, "inner") else {}
     if program.core.schedule is not None:
-        return {RATE: jnp.asarray(program.core.schedule(state.step), jnp.result_type(float))}
+        return {RATE: jnp.asarray(program.core.schedule(state.count), jnp.result_type(float))}
     return {RATE: hyper[RATE]} if RATE in hyper else {}
 
 

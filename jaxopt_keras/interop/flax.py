@@ -15,7 +15,7 @@ which master weights and stochastic rounding reach parameters of 16 bits exactly
 ...     optimizer.update(model, grads)
 ...     return loss
 >>> losses = [float(train_step(model, optimizer, jnp.ones((4, 2)))) for _ in range(3)]
->>> losses[2] < losses[0], int(optimizer.state.step)
+>>> losses[2] < losses[0], int(optimizer.state.count)
 (True, 3)
 """
 
@@ -125,16 +125,16 @@ class _Described:
         state = self.kernel.init(nnx.as_pure(variables))
         if isinstance(state.slots, Flat):  # which lie on one device
             return state
-        return state._replace(slots=jax.tree.map(_described, variables, state.slots, is_leaf=_is_variable))
+        described = lambda tree: jax.tree.map(_described, variables, tree, is_leaf=_is_variable)
+        return state._replace(slots={name: described(tree) for name, tree in state.slots.items()})
 
 
 def _is_variable(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
 
 
-def _described(variable: Any, slots: dict[str, Any]) -> dict[str, Any]:
-    shape = variable.get_value().shape
-    return {name: variable.replace(x) if getattr(x, "shape", None) == shape else x for name, x in slots.items()}
+def _described(variable: Any, slot: Any) -> Any:
+    return variable.replace(slot) if getattr(slot, "shape", None) == variable.get_value().shape else slot
 
 
 def grads_and_vars(grads: Any, model: Any, *, wrt: Any = nnx.Param) -> list[tuple[Any, nnx.Variable]]:

@@ -48,6 +48,8 @@ class Options(Hyperparameters):
         skip_spikes: so does a call whose gradients' joint norm is greater than so many times its running mean.
         offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` those in whose
             "path/slot" the expression is found.
+        inject_hyperparams: True, a name or several: these hyperparameters are kept in the state (`state.hyperparams`),
+            where `Kernel.replaced` changes them and `vmap` maps over them, instead of in the kernel.
         flat_state: True: the slots of small arrays lie in one buffer for each dtype between steps, so that a step over
             many of them hands over a third of the arrays. For parameters on one device. In the pure face
             `state.slots.unpack()` is then the tree. None: where it is faster they lie so from one step to the next,
@@ -77,6 +79,7 @@ class Options(Hyperparameters):
     skip_spikes: Annotated[float, Within(above=1, below=math.inf)] | None = None
     offload: Any = None
     flat_state: bool | None = None
+    inject_hyperparams: Any = None
 
     def __post_init__(self) -> None:
         for name in fields_of(Options):
@@ -116,6 +119,7 @@ class Options(Hyperparameters):
         object.__setattr__(self, "offload", _offloaded(self.offload))
         object.__setattr__(self, "exclude_from_weight_decay", _names(self.exclude_from_weight_decay))
         object.__setattr__(self, "constraints", _pairs(self.constraints))
+        object.__setattr__(self, "inject_hyperparams", _injected(self.inject_hyperparams))
         axes = (self.axis_name,) if isinstance(self.axis_name, str | None) else self.axis_name
         if not (isinstance(axes, (tuple, list)) and all(isinstance(a, str | None) and a != "" for a in axes)):
             raise TypeError(
@@ -126,7 +130,12 @@ class Options(Hyperparameters):
 
     def skeleton(self) -> Self:
         unused = isinstance(self.ema_momentum, Array) and not self.use_ema
-        return super().skeleton().bind({"ema_momentum": Options.ema_momentum} if unused else {})
+        off = {"inject_hyperparams": None} | ({"ema_momentum": Options.ema_momentum} if unused else {})
+        return super().skeleton().bind(off)
+
+    def injects(self, name: str) -> bool:
+        """Whether the hyperparameter `name` is kept in the state."""
+        return self.inject_hyperparams is True or name in (self.inject_hyperparams or ())
 
     def _is_traced(self, name: str, field: Any) -> bool:
         if name == "ema_momentum" and not self.use_ema:
@@ -158,6 +167,18 @@ def _names(value: Any) -> Any:
     for name in names:
         check_pattern("exclude_from_weight_decay", name)
     return names
+
+
+def _injected(value: Any) -> Any:
+    """True, the names, or None for none."""
+    names = (value,) if isinstance(value, str) else value
+    if isinstance(names, (list, tuple, set, frozenset)) and all(isinstance(name, str) for name in names):
+        return tuple(sorted(names)) or None
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(
+            f"`inject_hyperparams` must be True, or names of hyperparameters. Received: inject_hyperparams={value!r}"
+        )
+    return value or None
 
 
 def _pairs(value: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:

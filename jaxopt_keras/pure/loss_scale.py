@@ -1,60 +1,14 @@
 """Dynamic loss scaling of the pure face, for training in float16."""
 
-import functools
 from typing import Any
 
-import jax.numpy as jnp
-
-from jaxopt_keras.engine.plan import Plan
-from jaxopt_keras.engine.programs.loss_scaled import SCALE, Scaled
+from jaxopt_keras.engine.programs.loss_scaled import LossScaled
 from jaxopt_keras.engine.programs.offloaded import outermost
-from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.numerics import compute_dtype
-from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.rule import Amount, Count, Field, Rule
+from jaxopt_keras.language.rule import Amount, Count, Field
 from jaxopt_keras.pure.kernel import Kernel
 
 LOWEST, HIGHEST = 1.0, 2.0**24
 AMOUNT, COUNT = Field.read(Amount), Field.read(Count)
-
-
-class LossScaled(Kernel):
-    """A kernel for gradients of a scaled loss: see `loss_scaled`."""
-
-    def __init__(self, kernel: Kernel, initial_scale: float, growth: int, lowest: float, highest: float) -> None:
-        super().__init__(Rule(), Options())
-        self.__dict__.update(kernel=kernel, settings=(initial_scale, growth, lowest, highest))
-
-    kernel: Kernel
-    settings: tuple[float, int, float, float]
-
-    @functools.cached_property
-    def program(self) -> Any:
-        return outermost(self.kernel.program, lambda inner: Scaled(inner, *self.settings))
-
-    def hyper(self) -> dict[str, Any]:
-        return self.kernel.hyper()
-
-    def current(self, hyper: dict[str, Any]) -> dict[str, Any]:
-        return self.kernel.current(hyper)
-
-    def scale_loss(self, loss: Any, state: State) -> Any:
-        """The loss times the scale of `state`, in float32 at least: what to take the gradient of."""
-        loss = jnp.asarray(loss)
-        loss = loss.astype(compute_dtype(loss.dtype))
-        return loss * state.scalars[SCALE].astype(loss.dtype)
-
-    def replaced(self, state: State, **hyper: Any) -> State:
-        return self.kernel.replaced(state, **hyper)
-
-    def describe(self, params: Any) -> Plan:
-        return self.kernel.describe(params)
-
-    def __repr__(self) -> str:
-        return f"loss_scaled({self.kernel!r})"
-
-    def __reduce__(self) -> Any:
-        return LossScaled, (self.kernel, *self.settings)
 
 
 def checked_settings(initial_scale: Any, growth: Any, lowest: Any, highest: Any) -> tuple[float, int, float, float]:
@@ -83,7 +37,7 @@ def loss_scaled(
     *,
     lowest_scale: float = LOWEST,
     highest_scale: float = HIGHEST,
-) -> LossScaled:
+) -> Kernel:
     """`kernel`, on gradients of a loss that was multiplied by a scale which finds itself (as Keras's and AMP's).
 
     The kernel divides gradients by the scale. If they are not finite, nothing moves but the counter `skipped`, on any
@@ -109,6 +63,11 @@ def loss_scaled(
     """
     if not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
-    if isinstance(kernel, LossScaled):
+    settings = checked_settings(initial_scale, dynamic_growth_steps, lowest_scale, highest_scale)
+    if _is_scaled(kernel.program):
         raise ValueError(f"`kernel` has a loss scale already. Received: kernel={kernel!r}")
-    return LossScaled(kernel, *checked_settings(initial_scale, dynamic_growth_steps, lowest_scale, highest_scale))
+    return Kernel(outermost(kernel.program, lambda inner: LossScaled(inner, *settings)))
+
+
+def _is_scaled(program: Any) -> bool:
+    return isinstance(program, LossScaled) or any(map(_is_scaled, program.children))

@@ -1,6 +1,5 @@
 """Many devices: where state lies, how to split it, and what a compiled step costs on each device."""
 
-import functools
 import math
 import re
 from dataclasses import dataclass
@@ -10,13 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxopt_keras.engine.plan import Plan, aligned, size
+from jaxopt_keras.engine.plan import aligned, size
 from jaxopt_keras.engine.programs.offloaded import outermost
-from jaxopt_keras.engine.programs.zero1 import Placed
+from jaxopt_keras.engine.programs.zero1 import Zero1
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.kernel import Kernel, refuse_flat
 
 
@@ -35,8 +32,8 @@ def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> St
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
     >>> spec = specs(jk.adafactor(), {"w": jnp.zeros((8, 4))}, {"w": PartitionSpec("data", None)})
-    >>> spec.slots["w"]
-    {'column': P(None,), 'row': P('data',)}
+    >>> spec.slots["row"]["w"], spec.slots["column"]["w"]
+    (P('data',), P(None,))
     """
     refuse_flat(kernel, "specs")
     is_spec = lambda x: isinstance(x, (PartitionSpec, NamedSharding))
@@ -68,50 +65,7 @@ def _divides(mesh: Any, part: Any, n: int) -> bool:
     return n % math.prod(mesh.shape[a] for a in _axes(part)) == 0
 
 
-class Zero1(Kernel):
-    """A kernel whose state is split over a mesh axis: see `zero1`."""
-
-    def __init__(self, kernel: Kernel, mesh: Mesh, axis: str, param_specs: Any) -> None:
-        super().__init__(Rule(), Options())
-        keyed = jax.tree_util.tree_leaves_with_path(param_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
-        self.__dict__.update(kernel=kernel, mesh=mesh, axis=axis, param_specs=param_specs)
-        self.__dict__["_specs"] = tuple((path_of(key), spec) for key, spec in keyed)
-
-    kernel: Kernel
-    mesh: Mesh
-    axis: str
-    param_specs: Any
-    _specs: tuple[tuple[str, PartitionSpec], ...]
-
-    @functools.cached_property
-    def program(self) -> Any:
-        return outermost(self.kernel.program, lambda inner: Placed(inner, self.mesh, self.axis, self._specs))
-
-    def hyper(self) -> dict[str, Any]:
-        return self.kernel.hyper()
-
-    def current(self, hyper: dict[str, Any]) -> dict[str, Any]:
-        return self.kernel.current(hyper)
-
-    def replaced(self, state: State, **hyper: Any) -> State:
-        return self.kernel.replaced(state, **hyper)
-
-    def describe(self, params: Any) -> Plan:
-        return self.kernel.describe(params)
-
-    def __getattr__(self, name: str) -> Any:  # `scale_loss` of a loss-scaled kernel, and the like
-        if name.startswith("_") or name == "kernel":
-            raise AttributeError(name)
-        return getattr(self.kernel, name)
-
-    def __repr__(self) -> str:
-        return f"zero1({self.kernel!r}, {self.mesh}, {self.axis!r})"
-
-    def __reduce__(self) -> Any:
-        return Zero1, (self.kernel, self.mesh, self.axis, self.param_specs)
-
-
-def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = None) -> Zero1:
+def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = None) -> Kernel:
     """`kernel` with its state split over an axis of `mesh`, while parameters stay where they are (ZeRO-1).
 
     Each device keeps and updates its share. The first axis of an array that the mesh axis divides is split; where there
@@ -129,7 +83,7 @@ def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = Non
     >>> kernel = zero1(jk.adamw(1e-3), mesh)
     >>> params = jax.device_put({"w": jnp.zeros((16, 4))}, NamedSharding(mesh, PartitionSpec()))
     >>> state = kernel.init(params)
-    >>> state.slots["w"]["momentum"].sharding.shard_shape((16, 4))
+    >>> state.slots["momentum"]["w"].sharding.shard_shape((16, 4))
     (2, 4)
 
     Raises:
@@ -140,7 +94,9 @@ def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = Non
     refuse_flat(kernel, "zero1")
     if axis not in mesh.axis_names:
         raise ValueError(f"`axis` must be an axis of the mesh, which has {mesh.axis_names}. Received: axis={axis!r}")
-    return Zero1(kernel, mesh, axis, {} if param_specs is None else param_specs)
+    keyed = jax.tree_util.tree_leaves_with_path(param_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    places = tuple((path_of(key), spec) for key, spec in keyed)
+    return Kernel(outermost(kernel.program, lambda inner: Zero1(inner, mesh, axis, places)))
 
 
 class Collective(NamedTuple):

@@ -25,6 +25,7 @@ class Configs:
 
     name: str
     _state: Any
+    _kept: Any
     _rule: Any
     _rate_source: Any
     _options: Options
@@ -59,9 +60,9 @@ class Configs:
         if self._rate_source is not None:
             warnings.warn("`learning_rate` is a function, which a config cannot hold: it is left out.", stacklevel=3)
             return None
-        if "learning_rate" not in self._state.hyper:
+        if "learning_rate" not in self._kept.hyperparams:
             return None
-        now = float(self._state.hyper["learning_rate"])
+        now = float(self._kept.hyperparams["learning_rate"])
         given = self._rule.rate if isinstance(self._rule, Hooks) else self._rule.learning_rate
         return given if given is not None and now == float(as_scalar(RATE_FIELD, given)) else now
 

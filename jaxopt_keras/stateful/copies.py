@@ -30,13 +30,14 @@ class Copies:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the variables: a copy meets its own by path, or by their order and shapes (`rebound`)."""
+        state = self._state  # unpacks what is packed
         kept = {k: v for k, v in self.__dict__.items() if k not in _LEFT_BEHIND}
         shapes = self._unbound | {k: h.shape for k, h in self._handles.items()}
         ids = {id(v) for v in self._excluded.variables}
         known = {k for k, h in self._handles.items() if id(h.variable) in ids}
         unknown = {handle(v).path for v in self._excluded.variables}
         return kept | {
-            "_state": jax.tree.map(_detached, self._state),
+            "_kept": jax.tree.map(_detached, state),
             "_unbound": {k: shapes[k] for k in self._paths},
             "_excluded": self._excluded._replace(variables=(), paths=self._excluded.paths | known | unknown),
         }
@@ -45,7 +46,7 @@ class Copies:
         met = self.__dict__  # views and stand-ins that a pickle met before, and which find their optimizer here
         views, stand_ins, keys = (met.get(name, {}) for name in ("_views", "_stand_ins", "_keys"))
         met.update(kept, _handles={}, _keys=keys, _kernel_cache=None, _views=views, _stand_ins=stand_ins)
-        met["_state"] = jax.tree.map(jnp.asarray, kept["_state"])
+        met["_kept"] = jax.tree.map(jnp.asarray, kept["_kept"])
         if self._rate_source is not None:
             self._take_rate(self._rate_source)
 

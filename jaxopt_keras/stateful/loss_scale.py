@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE, Scaled
+from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE, LossScaled
 from jaxopt_keras.engine.programs.offloaded import outermost
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
@@ -124,7 +124,7 @@ class LossScaleOptimizer(Wrapper):
         return 0
 
     def _combined(self, calls: dict[int, Call]) -> Any:
-        return outermost(calls[0].program, lambda inner: Scaled(inner, *self._settings))
+        return outermost(calls[0].program, lambda inner: LossScaled(inner, *self._settings))
 
     def _moving(self, own: State, calls: dict[int, Call]) -> State:
         moving = calls[0].moving

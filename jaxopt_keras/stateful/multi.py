@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.programs.multi import Joint
+from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options, check_pattern
@@ -176,17 +176,17 @@ class MultiOptimizer(Wrapper):
             self._set_state(self._state._replace(scalars={SKIPPED: jnp.zeros((), jnp.int32)}))
         return super()._own_places()
 
-    def _combined(self, calls: dict[int, Call]) -> Joint:
+    def _combined(self, calls: dict[int, Call]) -> Multi:
         guards = any(self._inner[i].skip_nonfinite for i in calls)
-        return Joint(tuple(call.program for call in calls.values()), guards)
+        return Multi(tuple(call.program for call in calls.values()), guards)
 
     def _moving(self, own: State, calls: dict[int, Call]) -> State:
         guards = any(self._inner[i].skip_nonfinite for i in calls)
         scalars = {SKIPPED: own.scalars.get(SKIPPED, jnp.zeros((), jnp.int32))} if guards else {}
-        return State(own.step, {}, scalars, [call.moving for call in calls.values()])
+        return State(own.count, {}, scalars, [call.moving for call in calls.values()])
 
     def _apart(self, call: Call, own: State, moved: State) -> tuple[State, list[State]]:
-        return own._replace(step=moved.step, scalars=own.scalars | moved.scalars), moved.slots
+        return own._replace(count=moved.count, scalars=own.scalars | moved.scalars), moved.slots
 
     def get_config(self) -> dict[str, Any]:
         if not isinstance(self._map, OptimizerMap):

@@ -13,6 +13,7 @@ from jaxopt_keras.stateful.copies import Copies, rebound, unique
 from jaxopt_keras.stateful.custom.api import Custom
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.settings import Exclusion, Settings
+from jaxopt_keras.stateful.state_views import slots_of, with_slots, without_masked
 from jaxopt_keras.stateful.validation import checked, refuse_traced
 from jaxopt_keras.stateful.variable import several, unique_name
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
@@ -28,7 +29,7 @@ class Registry(Settings, Custom, Copies):
             built=False,
             _rule=None,
             _options=options,
-            _rate_source=None,  # a schedule, or a function without arguments; None: the number in state.hyper
+            _rate_source=None,  # a schedule, or a function without arguments; None: the number in state.hyperparams
             _paths=[],  # of the variables, in the order of arrival
             _handles={},  # path -> Handle
             _keys={},  # id of a variable -> path
@@ -109,14 +110,16 @@ class Registry(Settings, Custom, Copies):
             )
         kernel = Kernel(self._rule, self._effective(self._options, handles))
         made = kernel.init({k: h.read() for k, h in handles.items() if id(h.variable) in new})
-        refuse_traced(made.step)
-        slots = {k: self._kept(s, state.slots.get(k, {})) for k, s in made.slots.items()}
+        refuse_traced(made.count)
+        made = made._replace(slots=without_masked(made.slots))
+        for key in (k for k, h in handles.items() if id(h.variable) in new):
+            state = with_slots(state, key, self._merged(slots_of(made, key), slots_of(state, key)))
         scalars = made.scalars if foreign and not self._paths else made.scalars | state.scalars
         for name, value in dict(
             _handles=handles, _keys=keys, _unbound=unbound, _paths=paths, _kernel_cache=None
         ).items():
             object.__setattr__(self, name, value)
-        self._set_state(state._replace(slots=state.slots | slots, scalars=scalars))
+        self._set_state(state._replace(scalars=scalars))
         return fresh
 
     def _taken_apart(self, grads: list[Any], variables: list[Any]) -> tuple[list[Any], list[Any]]:

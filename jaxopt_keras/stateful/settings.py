@@ -25,7 +25,7 @@ from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, fiel
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.packed_variables import Buffer
-from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View
+from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View, slots_of, with_slots, without_masked
 from jaxopt_keras.stateful.variable import as_array, several, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 from jaxopt_keras.storage import formats as forms
@@ -57,8 +57,9 @@ class Settings:
 
     name: str
     _state: State
+    _kept: State
     _rule: Any
-    _rate_source: Any  # a schedule, or a function without arguments; None: the number in state.hyper
+    _rate_source: Any  # a schedule, or a function without arguments; None: the number in state.hyperparams
     _rate_now: Callable[[Any], Any]
     _options: Options
     _excluded: Exclusion
@@ -80,8 +81,8 @@ class Settings:
     def learning_rate(self) -> Any:
         """The rate of the next step: an assignable view of it, or what the schedule or function gives now."""
         if self._rate_source is not None and not self._in_hooks:  # hooks find the rate of their step in its place
-            return self._hyper(self._state)["learning_rate"]
-        if "learning_rate" not in self._state.hyper:
+            return self._hyper(self._kept)["learning_rate"]
+        if "learning_rate" not in self._kept.hyperparams:
             raise AttributeError(
                 f"{self.name} keeps its learning rate to itself: an optax transformation sets it where it is made "
                 "(`optax.inject_hyperparams` makes it settable)."
@@ -94,8 +95,8 @@ class Settings:
             raise AttributeError(f"{self.name} keeps its learning rate to itself. Received: learning_rate={value!r}")
         rate = self._take_rate(value)
         if rate is not None:
-            hyper = self._state.hyper | {"learning_rate": as_scalar(RATE_FIELD, rate)}
-            self._set_state(self._state._replace(hyper=hyper))
+            hyperparams = self._kept.hyperparams | {"learning_rate": as_scalar(RATE_FIELD, rate)}
+            self._set_state(self._kept._replace(hyperparams=hyperparams))
 
     lr = learning_rate
 
@@ -122,8 +123,8 @@ class Settings:
     def _hyper(self, state: State) -> dict[str, Any]:
         """The hyperparameters of the next step."""
         if self._rate_source is None:
-            return state.hyper
-        return state.hyper | {"learning_rate": self._rate_now(state.step)}
+            return state.hyperparams
+        return state.hyperparams | {"learning_rate": self._rate_now(state.count)}
 
     @property
     def iterations(self) -> View:
@@ -137,7 +138,7 @@ class Settings:
     @property
     def skipped(self) -> Any:
         """The number of calls that a guard left out, as a view; 0 where there is no guard."""
-        return self.view(("scalars", SKIPPED)) if SKIPPED in self._state.scalars else 0
+        return self.view(("scalars", SKIPPED)) if SKIPPED in self._kept.scalars else 0
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -165,7 +166,7 @@ class Settings:
         """Sets variables to their averages, if there are any (`use_ema`)."""
         if self._options.use_ema:
             var_list = list(several("var_list", var_list))
-            averages = [self._state.slots[self._key(v)][AVERAGE] for v in var_list]
+            averages = [self._state.slots[AVERAGE][self._key(v)] for v in var_list]
             for v, average in zip(var_list, averages, strict=True):
                 h = self._handle(v)
                 h.write(jnp.array(average, h.dtype))
@@ -216,22 +217,24 @@ class Settings:
             if getattr(options, name) is None:
                 raise ValueError(f"`{name}` must be a number for {type(rule).__name__}. Received: {name}=None")
         kernel, old, state = Kernel(rule, self._effective(options)), self._kernel(), self._state
-        assigned = {n: state.hyper[n] for n in ("learning_rate", *self._hypers) if n in state.hyper}
+        assigned = {n: x for n, x in state.hyperparams.items() if n in ("learning_rate", *self._hypers)}
         hyper = kernel.hyper() | assigned
-        if kernel.program == old.program:
+        if kernel.skeleton == old.skeleton:
             kernel = old  # what is compiled stays
         else:
             fresh = kernel.init({k: h.read() for k, h in self._handles.items()})
-            scalars = self._kept(fresh.scalars, state.scalars)
+            fresh = fresh._replace(slots=without_masked(fresh.slots))
+            scalars = self._merged(fresh.scalars, state.scalars)
             if options.gradient_accumulation_steps != self._options.gradient_accumulation_steps:
                 scalars |= {n: x for n, x in fresh.scalars.items() if n == MICRO_STEP}  # a new window begins
-            slots = {k: self._kept(s, state.slots[k]) for k, s in fresh.slots.items()}
-            state = state._replace(scalars=scalars, slots=state.slots | slots)
+            state = state._replace(scalars=scalars)
+            for key in self._handles:
+                state = with_slots(state, key, self._merged(slots_of(fresh, key), slots_of(state, key)))
         for name, value in dict(_rule=rule, _options=options, _kernel_cache=kernel).items():
             object.__setattr__(self, name, value)
-        self._set_state(state._replace(hyper=hyper))
+        self._set_state(state._replace(hyperparams=hyper))
 
-    def _kept(self, fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    def _merged(self, fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
         """`fresh` with what `old` has of it, and with what a user made."""
         own = {n: x for n, x in old.items() if n in self._own}
         return own | {n: _taken_over(old.get(n), x) for n, x in fresh.items()}

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.core import Tracer
 
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
@@ -14,13 +15,13 @@ from jaxopt_keras.storage.blockwise import Blocks, decode, encode
 from jaxopt_keras.storage.masters import MASTER
 
 Place = tuple[Any, ...]
-"""Where an array stands in `State`: ("step",), ("hyper", name), ("scalars", name[, leaf]) or ("slots", key, name).
+"""The address of an array: ("count",), ("hyperparams", name), ("scalars", name[, leaf]) or ("slots", path, name).
 
 After the last, the `Piece` of a packed variable may say which part of the slot it is.
 """
 
-STEP: Place = ("step",)
-RATE: Place = ("hyper", "learning_rate")
+STEP: Place = ("count",)
+RATE: Place = ("hyperparams", "learning_rate")
 AROUND = (AVERAGE, SUM, MASTER)
 """The slots that are not the rule's."""
 COUNTED = (MICRO_STEP, SKIPPED, USUAL)
@@ -40,22 +41,21 @@ class View(ArrayLike):
             return f"{rest[2].path.replace('/', '_')}_{rest[1]}"
         if kind == "slots":
             return f"{rest[0].replace('/', '_')}_{rest[1]}"
-        return {"step": "iteration"}.get(kind) or "_".join(str(x) for x in rest)
+        return {"count": "iteration"}.get(kind) or "_".join(str(x) for x in rest)
 
     @property
     def path(self) -> str:  # type: ignore[override]  # likewise
         return f"{self.optimizer.name}/{self.name}"
 
     def _peek(self) -> Any:
-        return read(self.optimizer._state, self.place)
+        return read(self.optimizer._state_for(self.place), self.place)
 
     def _load(self) -> Any:
         return jnp.copy(self._peek())  # a copy: the next step donates what is in the state
 
     def _store(self, value: Any) -> None:
         value = at_home(jnp.copy(value), self._peek())  # likewise
-        state = written(self.optimizer._state, self.place, value)
-        object.__setattr__(self.optimizer, "_state", state)
+        self.optimizer._kept = written(self.optimizer._state_for(self.place), self.place, value)
 
     def __reduce__(self) -> Any:
         return view, (self.optimizer, self.place)
@@ -88,7 +88,7 @@ def read(state: Any, place: Place) -> Any:
     if kind == "scalars":
         leaf = jax.tree.leaves(value[rest[0]])[rest[1] if len(rest) > 1 else 0]
         return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    for key in rest:
+    for key in reversed(rest):  # ("slots", path, name): a tree by path for each name
         value = value[key]
     if isinstance(value, Blocks):
         return decode(value)
@@ -103,14 +103,14 @@ def _is_key(x: Any) -> bool:
 def written(state: Any, place: Place, value: Any) -> Any:
     """`state` with another array at `place`."""
     kind, *rest = place
-    if kind == "step":
-        return state._replace(step=value)
+    if kind == "count":
+        return state._replace(count=value)
     if len(rest) == 3:
         return written(state, place[:3], rest[2].put(read(state, place[:3]), value))
     if kind == "slots":
         key, name = rest
-        value = coded(value, state.slots[key].get(name))
-        return state._replace(slots=state.slots | {key: state.slots[key] | {name: value}})
+        tree = state.slots.get(name, {})
+        return state._replace(slots=state.slots | {name: tree | {key: coded(value, tree.get(key))}})
     old = getattr(state, kind)
     if kind == "scalars":
         leaves, treedef = jax.tree.flatten(old[rest[0]])
@@ -128,9 +128,34 @@ def coded(value: Any, old: Any) -> Any:
     return encode(value, old.code) if isinstance(old, Blocks) else value
 
 
+def has(state: Any, path: str, name: str) -> bool:
+    """Whether the variable at `path` has the slot `name`."""
+    return path in state.slots.get(name, {})
+
+
+def slots_of(state: Any, path: str) -> dict[str, Any]:
+    """The slots of the variable at `path`, by name."""
+    return {name: tree[path] for name, tree in state.slots.items() if path in tree}
+
+
+def with_slots(state: Any, path: str, slots: dict[str, Any]) -> Any:
+    """`state` with `slots`, by name, as those of the variable at `path`."""
+    trees = {name: {k: x for k, x in tree.items() if k != path} for name, tree in state.slots.items()}
+    for name, x in slots.items():
+        trees.setdefault(name, {})[path] = x
+    return state._replace(slots=trees)
+
+
+def without_masked(slots: dict[str, Any]) -> dict[str, Any]:
+    """Trees of slots without the places of variables that lack the slot."""
+    return {
+        name: {k: x for k, x in tree.items() if not isinstance(x, optax.MaskedNode)} for name, tree in slots.items()
+    }
+
+
 def keras_order(state: Any, paths: list[str], groups: Any, own: list[str], scheduled: bool) -> list[Place]:
     """As Keras 3 lists `variables`: iteration, rate, averages, accumulators, slots group by group, scalars."""
-    rate = [RATE] if "learning_rate" in state.hyper and not scheduled else []
+    rate = [RATE] if "learning_rate" in state.hyperparams and not scheduled else []
     return [
         STEP,
         *rate,
@@ -159,13 +184,13 @@ def slot_groups(state: Any, rule: Any, own: list[str]) -> list[tuple[str, ...]]:
     fields = list(getattr(getattr(rule, "State", None), "_fields", ()))
     known = {name for group in declared for name in group} | set(AROUND)
     rest = [name for name in fields if name not in known]
-    found = {name for slots in state.slots.values() for name in slots if name not in known and name not in rest}
+    found = {name for name, tree in state.slots.items() if tree and name not in known and name not in rest}
     group = (*rest, *_in_order(found, own))
     return declared + ([group] if group else [])
 
 
 def _grouped(state: Any, paths: list[str], groups: Any) -> list[Place]:
-    return [("slots", path, name) for group in groups for path in paths for name in group if name in state.slots[path]]
+    return [("slots", path, name) for group in groups for path in paths for name in group if has(state, path, name)]
 
 
 def _in_order(names: Any, own: list[str]) -> list[str]:
@@ -184,11 +209,12 @@ def _scalars(state: Any, own: list[str]) -> list[Place]:
 
 def assembled(state: Any, places: list[Place], values: list[Any]) -> Any:
     """`state` with `values` at `places`."""
-    slots = {key: dict(s) for key, s in state.slots.items()}
+    slots = {name: dict(tree) for name, tree in state.slots.items()}
     rest: list[tuple[Place, Any]] = []
     for place, value in zip(places, values, strict=True):
         if place[0] == "slots":
-            slots[place[1]][place[2]] = coded(value, slots[place[1]].get(place[2]))
+            tree = slots.setdefault(place[2], {})
+            tree[place[1]] = coded(value, tree.get(place[1]))
         else:
             rest.append((place, value))
     state = state._replace(slots=slots)

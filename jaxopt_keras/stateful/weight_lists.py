@@ -1,7 +1,7 @@
 """An optimizer's state in lists: `variables` as Keras 3 has them, `weights` and `get_weights` as tf.keras had."""
 
 import warnings
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class Weights:
 
     name: str
     _state: Any
+    _state_for: Callable[[Place], Any]
     _rule: Any
     _rate_source: Any
     _paths: list[str]
@@ -124,7 +125,7 @@ class Weights:
         object.__setattr__(self, "_state", state)
 
     def _read(self, place: Place) -> Any:
-        return read(self._state, place)
+        return read(self._state_for(place), place)
 
     def _listed(self, state: Any, places: list[Place]) -> list[Any]:
         return [read(state, place) for place in places]

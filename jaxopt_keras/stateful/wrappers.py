@@ -35,7 +35,7 @@ class Wrapper(Optimizer):
         """Sets every attribute to what it is before the first variable."""
         state = State(jnp.zeros((), jnp.int32), {"learning_rate": jnp.zeros((), jnp.float32)}, scalars, {})
         # _owners: path -> the number of its inner optimizer; _joined: of `_found`
-        self._begin(options, type(self).__name__, _inner=inner, _state=state, _owners={}, _joined={}, **own)
+        self._begin(options, type(self).__name__, _inner=inner, _kept=state, _owners={}, _joined={}, **own)
 
     # --- to be said by each wrapper ---------------------------------------------------------------------------------
 

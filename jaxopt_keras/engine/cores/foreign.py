@@ -46,6 +46,12 @@ class Foreign:
     def skeleton(self) -> "Foreign":
         return self
 
+    def replaced(self, **numbers: Any) -> "Foreign":
+        return self
+
+    def slot_names(self) -> tuple[str, ...]:
+        return ()
+
     @property
     def schedule(self) -> Any:
         return None

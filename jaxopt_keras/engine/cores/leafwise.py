@@ -1,5 +1,7 @@
 """The reference path: a rule on one array at a time."""
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +12,7 @@ from jax import Array
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.cores.stacked import spread
 from jaxopt_keras.language import numerics
-from jaxopt_keras.language.rule import Rule, Slot
+from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar, fields_of
 
 
 class At:
@@ -53,6 +55,9 @@ class Leafwise:
     def skeleton(self) -> "Leafwise":
         return Leafwise(self.rule.skeleton())
 
+    def replaced(self, **numbers: Any) -> "Leafwise":
+        return Leafwise(dataclasses.replace(self.rule, **numbers))
+
     @property
     def schedule(self) -> Any:
         return self.rule.learning_rate if callable(self.rule.learning_rate) else None
@@ -60,6 +65,9 @@ class Leafwise:
     @property
     def elementwise(self) -> bool:
         return self.rule.grain == "element" and type(self.rule).accepts is Rule.accepts
+
+    def slot_names(self) -> tuple[str, ...]:
+        return _slot_names(self.rule.skeleton())
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         slots = []
@@ -116,3 +124,15 @@ class Leafwise:
         values = jax.tree.map(lambda x: x.astype(p.real.dtype), hyper)
         rule = route(self.rule.bind(values), leaf.path, p)
         return rule.averaged(p, rule.State(**{name: slots.get(name) for name in rule.State._fields}))
+
+
+@functools.cache
+def _slot_names(rule: Rule) -> tuple[str, ...]:
+    """The slots that arrays of some shape have, under the rule or one of its fallbacks."""
+    names: dict[str, None] = {}
+    for shape in ((), (2,), (256, 256)):
+        p = jax.ShapeDtypeStruct(shape, jnp.float32)
+        own = route(rule, "", p)
+        values = {n: as_scalar(f, 0.5) for n, f in fields_of(type(own)).items() if getattr(own, n) is TRACED}
+        names |= dict.fromkeys(present(jax.eval_shape(own.bind(values).init, p)))
+    return tuple(names)

@@ -1,35 +1,63 @@
-"""The program of parameters that do not move: it keeps nothing and does nothing."""
+"""The program of parameters that do not move: no slots, no updates."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.core import Layout
+from jaxopt_keras.engine.core import Layout, Program
+from jaxopt_keras.engine.plan import frozen_plan
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.stored import wide
 from jaxopt_keras.language.options import Options
 
 
 @dataclass(frozen=True)
-class Still:
-    """No slots, no updates."""
+class Frozen:
+    """Returns parameters as they are."""
 
     options: Options = Options()
+    children: tuple[Program, ...] = ()
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
-        layout, leaves = Layout.read(params, self.options)
-        return State(jnp.zeros((), jnp.int32), hyper, {}, layout.unflatten([{} for _ in leaves]))
+        Layout.read(params, self.options)
+        return State(jnp.zeros((), jnp.int32), {}, {}, {})
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         return params, state
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        return jax.tree.map(lambda p: jnp.zeros_like(wide(p)), grads if params is None else params), state
+        layout, like = Layout.read(grads if params is None else params, self.options)
+        given = layout.flatten(grads, "grads")
+        return layout.unflatten(
+            [None if g is None else jnp.zeros_like(wide(p)) for g, p in zip(given, like, strict=True)]
+        ), state
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         return params
 
     def summed(self, params: Any, grads: Any) -> Any:
         return grads
+
+    def hyper(self) -> dict[str, Any]:
+        return {}
+
+    def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def skeleton(self) -> Self:
+        return self
+
+    def replaced(self, **numbers: Any) -> Self:
+        if numbers:
+            raise ValueError(f"Frozen parameters have no hyperparameters. Received: {sorted(numbers)}")
+        return self
+
+    def describe(self, params: Any) -> Any:
+        return frozen_plan(params)
+
+    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
+        return False
+
+    def loss_scale(self, state: State) -> Any:
+        return None

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
@@ -20,10 +21,9 @@ GOOD = "step_counter"  # good calls since the scale last changed; both are Keras
 
 
 @dataclass(frozen=True)
-class Scaled:
+class LossScaled(Around):
     """Runs `inner` on gradients that it divides by the scale, which stays within `lowest` and `highest`."""
 
-    inner: Any
     initial: float
     growth: int  # calls
     lowest: float
@@ -49,7 +49,7 @@ class Scaled:
             return self.inner.update(grads, state, params, hyper, reduce=False)
 
         def idle(state: State) -> Any:
-            shapes, _ = jax.eval_shape(self.inner.update, grads, state, params, hyper)
+            shapes, _ = jax.eval_shape(lambda *x: self.inner.update(*x, reduce=False), grads, state, params, hyper)
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), state
 
         return self._call(params, state, grads, reduce, proceed, idle)
@@ -57,8 +57,8 @@ class Scaled:
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         return self.inner.averaged(params, self._apart(state)[1], hyper)
 
-    def summed(self, params: Any, grads: Any) -> Any:
-        return self.inner.summed(params, grads)
+    def loss_scale(self, state: State) -> Any:
+        return state.scalars[SCALE]
 
     def _apart(self, state: State) -> tuple[dict[str, Any], State]:
         """What is ours of `state`, and the inner program's."""

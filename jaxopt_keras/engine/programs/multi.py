@@ -1,33 +1,39 @@
 """Several programs, each over a tree of its own, as one program: one call, and one decision of a guard for all."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.programs.frozen import Still
+from jaxopt_keras.engine.core import Program
+from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 
 
 @dataclass(frozen=True)
-class Joint:
-    """Parameters, gradients and hyperparameters are lists, with an element for each program.
+class Multi:
+    """Runs `programs` on lists of parameters, gradients and hyperparameters, with an element for each program.
 
-    So are `slots` in the state: the programs' states. Its `step` is the greatest of theirs.
+    `slots` in the state is the list of the programs' states; `count` is the greatest of theirs.
     """
 
-    programs: tuple[Any, ...]
+    programs: tuple[Program, ...]
     skip_nonfinite: bool = False
 
     @property
     def options(self) -> Options:
         """Of the whole: each program has its own besides."""
         return Options(skip_nonfinite=self.skip_nonfinite)
+
+    @property
+    def children(self) -> tuple[Program, ...]:
+        return self.programs
 
     def init(self, params: list[Any], hyper: list[Any]) -> State:
         states = [program.init(p, h) for program, p, h in zip(self.programs, params, hyper, strict=True)]
@@ -36,17 +42,16 @@ class Joint:
         return State(_latest(states), {}, scalars, states)
 
     def step(self, params: list[Any], state: State, grads: list[Any], hyper: list[Any], reduce: bool = True) -> Any:
-        def run(program: Any, p: Any, state: State, g: Any, h: Any, reduce: bool) -> Any:
-            return program.step(p, state, g, h, reduce=reduce)
+        def run(program: Program, p: Any, state: State, g: Any, h: Any, reduce: bool) -> Any:
+            return program.step(p, state, g, h, reduce)
 
         return self._call(params, state, grads, hyper, reduce, run, params)
 
     def update(self, grads: list[Any], state: State, params: Any, hyper: list[Any], reduce: bool = True) -> Any:
-        def run(program: Any, p: Any, state: State, g: Any, h: Any, reduce: bool) -> Any:
+        def run(program: Program, p: Any, state: State, g: Any, h: Any, reduce: bool) -> Any:
             return program.update(g, state, p, h, reduce)
 
-        like = grads if params is None else params
-        nothing, _ = Still().update(grads, state, like, {})
+        nothing, _ = Frozen().update(grads, state, params, {})
         return self._call([None] * len(grads) if params is None else params, state, grads, hyper, reduce, run, nothing)
 
     def averaged(self, params: list[Any], state: State, hyper: list[Any]) -> list[Any]:
@@ -58,6 +63,12 @@ class Joint:
         like = [None] * len(grads) if params is None else params
         return [program.summed(p, g) for program, p, g in zip(self.programs, like, grads, strict=True)]
 
+    def hyper(self) -> list[Any]:
+        return [program.hyper() for program in self.programs]
+
+    def skeleton(self) -> Self:
+        return dataclasses.replace(self, programs=tuple(program.skeleton() for program in self.programs))
+
     def _call(
         self,
         params: list[Any],
@@ -68,25 +79,25 @@ class Joint:
         run: Callable[..., Any],
         nothing: Any,
     ) -> tuple[Any, State]:
-        """Every program's `run`, unless the guard says no: then `nothing`."""
+        """The result of every program's `run`, or `nothing` where the guard refuses the gradients."""
         if self.skip_nonfinite and reduce:  # the decision is on the sums
             grads, reduce = self.summed(params, grads), False
-        moving = [g for g, program in zip(grads, self.programs, strict=True) if not isinstance(program, Still)]
+        moving = [g for g, program in zip(grads, self.programs, strict=True) if not isinstance(program, Frozen)]
 
         def proceed(states: list[State], scalars: Any) -> Any:
             everything = zip(self.programs, params, states, grads, hyper, strict=True)
             ran = [run(*x, reduce) for x in everything]
             moved = [s for _, s in ran]
-            return ([out for out, _ in ran], jnp.maximum(state.step, _latest(moved))), moved, scalars
+            return ([out for out, _ in ran], jnp.maximum(state.count, _latest(moved))), moved, scalars
 
         def idle(states: list[State], scalars: Any) -> Any:
-            return (nothing, state.step), states, scalars
+            return (nothing, state.count), states, scalars
 
-        everything = self.options, {}, jax.tree.leaves(moving), list(state.slots), state.scalars, state.step
-        (out, step), states, scalars = guard.guarded(*everything, proceed, idle)
-        return out, State(step, {}, scalars, states)
+        everything = self.options, {}, jax.tree.leaves(moving), list(state.slots), state.scalars, state.count
+        (out, count), states, scalars = guard.guarded(*everything, proceed, idle)
+        return out, State(count, {}, scalars, states)
 
 
 def _latest(states: list[State]) -> Any:
     """The greatest number of updates, in a buffer of its own."""
-    return functools.reduce(jnp.maximum, [s.step for s in states[1:]], jnp.copy(states[0].step))
+    return functools.reduce(jnp.maximum, [s.count for s in states[1:]], jnp.copy(states[0].count))

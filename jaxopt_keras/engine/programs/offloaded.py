@@ -5,6 +5,7 @@ that they overlap with what does not need them. This stands outside of all that 
 memory is not possible everywhere.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,50 +13,50 @@ from typing import Any
 
 import jax
 
+from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
 
 
 @dataclass(frozen=True)
-class Offloaded:
+class Offloaded(Around):
     """Keeps those slots of `inner` in host memory in whose "path/slot" one of `patterns` is found."""
 
-    inner: Any
     patterns: tuple[str, ...]
 
-    @property
-    def options(self) -> Any:
-        return self.inner.options
-
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
-        return self._away(self.inner.init(params, hyper))
+        return self._to_host(self.inner.init(params, hyper))
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        new, state = self.inner.step(params, self._here(state), grads, hyper, reduce=reduce)
-        return new, self._away(state)
+        new, state = self.inner.step(params, self._to_device(state), grads, hyper, reduce)
+        return new, self._to_host(state)
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        deltas, state = self.inner.update(grads, self._here(state), params, hyper, reduce)
-        return deltas, self._away(state)
+        deltas, state = self.inner.update(grads, self._to_device(state), params, hyper, reduce)
+        return deltas, self._to_host(state)
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
-        return self.inner.averaged(params, self._here(state), hyper)
+        return self.inner.averaged(params, self._to_device(state), hyper)
 
-    def summed(self, params: Any, grads: Any) -> Any:
-        return self.inner.summed(params, grads)
+    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
+        return False
 
-    def _here(self, state: State) -> State:
+    def _to_device(self, state: State) -> State:
         return self._moved(state, jax.memory.Space.Device)
 
-    def _away(self, state: State) -> State:
+    def _to_host(self, state: State) -> State:
         return self._moved(state, jax.memory.Space.Host)
 
     def _moved(self, state: State, space: Any) -> State:
-        def one(key: Any, x: Any) -> Any:
-            path = path_of(key)
+        def one(name: str, key: Any, x: Any) -> Any:
+            path = f"{path_of(key)}/{name}"
             return jax.device_put(x, space) if any(re.search(pattern, path) for pattern in self.patterns) else x
 
-        return state._replace(slots=jax.tree_util.tree_map_with_path(one, state.slots))
+        slots = {
+            name: jax.tree_util.tree_map_with_path(functools.partial(one, name), tree)
+            for name, tree in state.slots.items()
+        }
+        return state._replace(slots=slots)
 
 
 def outermost(program: Any, around: Callable[[Any], Any]) -> Any:

@@ -1,16 +1,22 @@
 """Several programs, each over its own part of one tree of parameters.
 
-state.step       the greatest number of updates that any group has made
-state.hyper      {group: its run-time hyperparameters}
+state.count      the greatest number of updates that any group has made
 state.scalars    {group: its scalars, and its `step`}, and the guard's counter
-state.slots      mirrors the parameters, whatever the groups are
+state.slots      trees like the parameters, whatever the groups are
+hyper            {group: its hyperparameters}
 """
 
+import dataclasses
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from jaxopt_keras.engine.core import Layout
-from jaxopt_keras.engine.programs.multi import Joint
+import optax
+
+from jaxopt_keras.engine.core import Layout, Program
+from jaxopt_keras.engine.plan import Plan
+from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.packing.trees import Packed
@@ -20,47 +26,92 @@ STEP = "step"
 
 @dataclass(frozen=True)
 class Partitioned:
-    """Runs each of the programs of `joint` on those parameters whose path `router` gives the program's name."""
+    """Runs each of the programs of `multi` on those parameters whose path `router` gives the program's name."""
 
     names: tuple[str, ...]
-    joint: Joint
+    multi: Multi
     router: Any
 
     @property
     def options(self) -> Options:
-        return self.joint.options
+        return self.multi.options
+
+    @property
+    def children(self) -> tuple[Program, ...]:
+        return self.multi.programs
+
+    @property
+    def groups(self) -> dict[str, Program]:
+        return dict(zip(self.names, self.multi.programs, strict=True))
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         tree = Tree(self, params)
-        state = self.joint.init(tree.split(params), self._listed(hyper))
-        return tree.together(state)._replace(hyper=hyper)
+        state = self.multi.init(tree.split(params), self._listed(hyper))
+        return tree.joined(state, {name: None for s in state.slots for name in s.slots})
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         tree = Tree(self, params)
-        parts = tree.split(params), tree.apart(state), tree.split(grads)
-        new, state = self.joint.step(*parts, self._listed(hyper), reduce)
-        return tree.whole(new), tree.together(state)
+        parts = tree.split(params), tree.separated(state), tree.split(grads)
+        new, moved = self.multi.step(*parts, self._listed(hyper), reduce)
+        return tree.merged(new), tree.joined(moved, state.slots)
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         tree = Tree(self, grads if params is None else params)
-        parts = tree.split(grads), tree.apart(state), None if params is None else tree.split(params)
-        deltas, state = self.joint.update(*parts, self._listed(hyper), reduce)
-        return tree.whole(deltas), tree.together(state)
+        parts = tree.split(grads), tree.separated(state), None if params is None else tree.split(params)
+        deltas, moved = self.multi.update(*parts, self._listed(hyper), reduce)
+        return tree.merged(deltas), tree.joined(moved, state.slots)
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         tree = Tree(self, params)
-        return tree.whole(self.joint.averaged(tree.split(params), tree.apart(state), self._listed(hyper)))
+        return tree.merged(self.multi.averaged(tree.split(params), tree.separated(state), self._listed(hyper)))
 
     def summed(self, params: Any, grads: Any) -> Any:
         tree = Tree(self, grads if params is None else params)
-        return tree.whole(self.joint.summed(None if params is None else tree.split(params), tree.split(grads)))
+        return tree.merged(self.multi.summed(None if params is None else tree.split(params), tree.split(grads)))
+
+    def hyper(self) -> dict[str, Any]:
+        return {name: program.hyper() for name, program in self.groups.items()}
+
+    def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        found = {name: program.injected(hyper[name]) for name, program in self.groups.items()}
+        return {name: values for name, values in found.items() if values}
+
+    def skeleton(self) -> Self:
+        return dataclasses.replace(self, multi=self.multi.skeleton())
+
+    def replaced(self, **numbers: Any) -> Self:
+        """The program with other hyperparameters in every group that has them all."""
+        having = {name for name, program in self.groups.items() if numbers.keys() <= program.hyper().keys()}
+        if not having:
+            known = {name: sorted(program.hyper()) for name, program in self.groups.items()}
+            raise ValueError(f"No group has the hyperparameters {sorted(numbers)}. There are {known}")
+        programs = [p.replaced(**numbers) if name in having else p for name, p in self.groups.items()]
+        return dataclasses.replace(self, multi=dataclasses.replace(self.multi, programs=tuple(programs)))
+
+    def describe(self, params: Any) -> Plan:
+        """The plans of the groups; a group's rule has its pattern before it."""
+        groups, scalars = [], 0
+        for (name, program), own in zip(self.groups.items(), Tree(self, params).split(params), strict=True):
+            part = program.describe(own)
+            scalars += part.scalars
+            groups += [
+                dataclasses.replace(group, kind=group.kind._replace(rule=f"{name}: {group.kind.rule}"))
+                for group in part.groups
+            ]
+        return Plan(groups, scalars)
+
+    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
+        return False
+
+    def loss_scale(self, state: State) -> Any:
+        return None
 
     def _listed(self, hyper: dict[str, Any]) -> list[Any]:
         return [hyper[name] for name in self.names]
 
 
 class Tree:
-    """A tree of parameters, and the way from it to its groups and back.
+    """A tree of parameters, and its conversion to the trees of its groups and back.
 
     Raises:
         ValueError: if two parameters have the same path.
@@ -68,7 +119,7 @@ class Tree:
 
     def __init__(self, program: Partitioned, params: Any) -> None:
         self.names, self.like = program.names, params if isinstance(params, Packed) else None
-        self.layout, _ = Layout.read(_cut(params), Options())
+        self.layout, _ = Layout.read(_unpacked(params), Options())
         paths = [leaf.path for leaf in self.layout.leaves]
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
@@ -76,35 +127,57 @@ class Tree:
         self.group = dict(zip(paths, program.router(tuple(paths)), strict=True))
 
     def split(self, tree: Any) -> list[dict[str, Any]]:
-        """What each group has of a tree like the parameters, by path."""
+        """The part of each group, by path, of a tree like the parameters."""
         parts: dict[str, dict[str, Any]] = {name: {} for name in self.names}
-        for path, x in zip(self.group, self.layout.flatten(_cut(tree), "grads, params or state"), strict=True):
+        for path, x in zip(self.group, self.layout.flatten(_unpacked(tree), "grads or params"), strict=True):
             parts[self.group[path]][path] = x
         return list(parts.values())
 
-    def whole(self, parts: list[dict[str, Any]]) -> Any:
-        """The other way round."""
-        tree = self.mirror(parts)
+    def merged(self, parts: list[dict[str, Any]]) -> Any:
+        """A tree like the parameters, from the parts of all groups."""
+        tree = self.unpacked(parts)
         return tree if self.like is None else self.like.like(tree)
 
-    def apart(self, state: State) -> State:
-        """A state of the whole as that of a `Joint`."""
+    def separated(self, state: State) -> State:
+        """A state of the whole as that of a `Multi`."""
         states, rest = [], dict(state.scalars)
-        for name, slots in zip(self.names, self.split(state.slots), strict=True):
-            scalars = dict(rest.pop(name))
+        trees = {name: self.split(tree) for name, tree in state.slots.items()}
+        for i, group in enumerate(self.names):
+            scalars = dict(rest.pop(group))
+            slots = {name: parts[i] for name, parts in trees.items() if _has_any(parts[i])}
             states.append(State(scalars.pop(STEP), {}, scalars, slots))
-        return State(state.step, {}, rest, states)
+        return State(state.count, {}, rest, states)
 
-    def together(self, state: State) -> State:
-        """The other way round."""
-        scalars = {name: s.scalars | {STEP: s.step} for name, s in zip(self.names, state.slots, strict=True)}
-        return State(state.step, {}, scalars | state.scalars, self.mirror([s.slots for s in state.slots]))
+    def joined(self, state: State, names: Iterable[str]) -> State:
+        """A state of a `Multi` as that of the whole, with the slots `names`."""
+        scalars = {name: s.scalars | {STEP: s.count} for name, s in zip(self.names, state.slots, strict=True)}
+        masked = [dict.fromkeys((path for path in self.group if self.group[path] == g), MASKED) for g in self.names]
+        slots = {
+            name: self.unpacked([s.slots.get(name, none) for s, none in zip(state.slots, masked, strict=True)])
+            for name in names
+        }
+        return State(state.count, {}, scalars | state.scalars, slots)
 
-    def mirror(self, parts: list[dict[str, Any]]) -> Any:
-        """What each group has, as a tree like that of the parameters; of packed ones as they are cut."""
+    def unpacked(self, parts: list[dict[str, Any]]) -> Any:
+        """A tree of arrays like the parameters, which may be packed, from the parts of all groups."""
         everything = {path: x for part in parts for path, x in part.items()}
         return self.layout.unflatten([everything[path] for path in self.group])
 
 
-def _cut(tree: Any) -> Any:
+def warn_of_unused(program: Partitioned, params: Any) -> None:
+    """Warn of a pattern that no parameter's path has: it is often misspelt."""
+    group = Tree(program, params).group
+    for pattern in program.router.patterns:
+        if pattern not in group.values():
+            warnings.warn(f"The pattern {pattern!r} takes no parameter. There are {list(group)}", stacklevel=4)
+
+
+MASKED = optax.MaskedNode()
+
+
+def _has_any(part: dict[str, Any]) -> bool:
+    return not all(isinstance(x, optax.MaskedNode) for x in part.values())
+
+
+def _unpacked(tree: Any) -> Any:
     return tree.unpack() if isinstance(tree, Packed) else tree

@@ -11,26 +11,22 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.storage.blockwise import Blocks
 
 
 @dataclass(frozen=True)
-class Placed:
+class Zero1(Around):
     """Runs `inner` on shares: each array's first axis that the mesh axis divides is split over it.
 
     `specs` says where parameters lie, by path; those that are not in it lie on every device.
     """
 
-    inner: Any
     mesh: Mesh
     axis: str
     specs: tuple[tuple[str, PartitionSpec], ...] = ()
-
-    @property
-    def options(self) -> Any:
-        return self.inner.options
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
@@ -52,8 +48,8 @@ class Placed:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return self._home(self.inner.averaged(self._shares(params), state, hyper))
 
-    def summed(self, params: Any, grads: Any) -> Any:
-        return self.inner.summed(params, grads)
+    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
+        return False
 
     def spec(self, path: str) -> PartitionSpec:
         return dict(self.specs).get(path, PartitionSpec())
@@ -72,7 +68,7 @@ class Placed:
         return jax.tree_util.tree_map_with_path(lambda key, x: self._put(x, spec(path_of(key), x.shape)), tree)
 
     def _slots(self, params: Any, slots: Any) -> Any:
-        """What has a parameter's shape lies where its share does. The rest: its first axis that can be split is."""
+        """Slots of the parameter's shape are sharded like its share; others along their first divisible axis."""
         shapes = {path_of(key): x.shape for key, x in jax.tree_util.tree_leaves_with_path(params)}
 
         def one(key: Any, x: Any) -> Any:
@@ -82,7 +78,8 @@ class Placed:
             home = self.spec(path) if x.shape == shapes.get(path) else PartitionSpec()
             return self._put(x, split(home, x.shape, self.axis, self.mesh))
 
-        return jax.tree_util.tree_map_with_path(one, slots, is_leaf=lambda x: isinstance(x, Blocks))
+        is_leaf = lambda x: isinstance(x, Blocks)
+        return {n: jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_leaf) for n, tree in slots.items()}
 
     def _of_blocks(self, path: str, x: Blocks) -> PartitionSpec:
         """Codes and scales lie alike: the last axis is split only between blocks."""

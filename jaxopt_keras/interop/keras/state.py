@@ -143,7 +143,7 @@ def _leaves(optimizer: Any, spot: Spot) -> Iterator[tuple[Spot, str]]:
 
 def _at(state: Any, keys: Place) -> Any:
     what = getattr(state, keys[0])
-    for key in keys[1:]:
+    for key in reversed(keys[1:]):  # ("slots", path, name): a tree by path for each name
         what = what[key]
     return what
 
@@ -152,7 +152,7 @@ def _with(state: Any, keys: Place, value: Any) -> Any:
     """`state` with another value; a slot is exchanged in place, since there are many."""
     kind, *rest = keys
     if kind == "slots":
-        state.slots[rest[0]][rest[1]] = value
+        state.slots[rest[1]][rest[0]] = value
         return state
     return state._replace(**{kind: getattr(state, kind) | {rest[0]: value} if rest else value})
 

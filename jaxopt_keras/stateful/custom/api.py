@@ -16,7 +16,7 @@ from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Field, Number, as_scalar, fields_of
 from jaxopt_keras.stateful.copies import unique
 from jaxopt_keras.stateful.custom.hooks import Hooks
-from jaxopt_keras.stateful.state_views import AROUND, Place, View, slot_groups
+from jaxopt_keras.stateful.state_views import AROUND, Place, View, has, slot_groups, slots_of, with_slots
 from jaxopt_keras.stateful.variable import ArrayLike, Variable, as_array, as_dtype, several, value_of
 from jaxopt_keras.stateful.variable_kinds import handle
 
@@ -61,15 +61,15 @@ class Custom:
             raise ValueError(
                 f"`slot_name` must be a string, and not one of {[*AROUND]}. Received: slot_name={slot_name!r}"
             )
-        if id(var) in self._keys and slot_name in self._state.slots[self._keys[id(var)]]:
+        if id(var) in self._keys and has(self._state, self._keys[id(var)], slot_name):
             return self.view(("slots", self._keys[id(var)], slot_name))
         if id(getattr(var, "buffer", None)) in self._keys:
             self._key(var)  # raises: the slot would have to be of the buffer
         h = self._handles[self._keys[id(var)]] if id(var) in self._keys else handle(var)
         array = _initial(initializer, h.shape if shape is None else shape, compute_dtype(h.dtype))
         self._register([var])
-        key, slots = self._key(var), self._state.slots
-        self._set_state(self._state._replace(slots=slots | {key: slots[key] | {slot_name: array}}))
+        key = self._key(var)
+        self._set_state(with_slots(self._state, key, slots_of(self._state, key) | {slot_name: array}))
         self._note(slot_name)
         return self.view(("slots", key, slot_name))
 
@@ -83,7 +83,7 @@ class Custom:
         if id(var) in self._keys or id(shared) not in self._keys:
             shared = None
         key = self._key(var if shared is None else shared)
-        slots = self._state.slots[key]
+        slots = slots_of(self._state, key)
         if slot_name not in slots:
             raise KeyError(f"`{slot_name}` is no slot of `{key}`. It has {sorted(slots)}")
         place = ("slots", key, slot_name)
@@ -91,7 +91,7 @@ class Custom:
 
     def get_slot_names(self) -> list[str]:
         """The names of all slots: the optimizer's own, then those of `use_ema` and accumulation."""
-        found = {name for slots in self._state.slots.values() for name in slots}
+        found = {name for name, tree in self._state.slots.items() if tree}
         groups = slot_groups(self._state, self._rule, self._own)
         return [name for group in (*groups, AROUND) for name in group if name in found]
 
@@ -122,7 +122,7 @@ class Custom:
         self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
     ) -> View:
         """A new slot of `reference_variable`, as Keras 3 spells it: a name that is taken gets a number."""
-        slots = self._state.slots.get(self._keys.get(id(reference_variable), ""), {})
+        slots = slots_of(self._state, self._keys.get(id(reference_variable), ""))
         return self.add_slot(reference_variable, unique(name or "slot", slots), initializer)
 
     def add_optimizer_variables(self, trainable_variables: Sequence[Any], name: Any, initializer: Any = "zeros") -> Any:
@@ -172,7 +172,7 @@ class Custom:
             self.learning_rate = value
             return
         value = NUMBER.check(name, value_of(value))
-        self._set_state(self._state._replace(hyper=self._state.hyper | {name: as_scalar(NUMBER, value)}))
+        self._set_state(self._state._replace(hyperparams=self._state.hyperparams | {name: as_scalar(NUMBER, value)}))
         self.__dict__["_hypers"] = self._hypers | {name: value}
 
     @property
@@ -181,7 +181,7 @@ class Custom:
 
     def _get_hyper(self, name: str, dtype: Any = None) -> Any:
         """The current value of a hyperparameter."""
-        value = self.learning_rate if name == "learning_rate" else self.view(("hyper", name))
+        value = self.learning_rate if name == "learning_rate" else self.view(("hyperparams", name))
         return value if dtype is None else jnp.asarray(value_of(value)).astype(getattr(dtype, "base_dtype", dtype))
 
     def _serialize_hyperparameter(self, name: str) -> Any:

@@ -39,6 +39,12 @@ class Hooks:
     def skeleton(self) -> "Hooks":
         return self
 
+    def replaced(self, **numbers: Any) -> "Hooks":
+        return self
+
+    def slot_names(self) -> tuple[str, ...]:
+        return ()
+
     @property
     def elementwise(self) -> bool:
         return False
@@ -57,8 +63,8 @@ class Hooks:
     ) -> tuple[list[Any], list[Slots], Slots]:
         paths = [leaf.path for leaf in layout.leaves]
         variables = self.optimizer.hook_variables(paths)
-        values: dict[Any, Any] = {("step",): now.t.astype(jnp.int32) - 1}
-        values |= {("hyper", name): getattr(x, "value", x) for name, x in now.hyper.items()}
+        values: dict[Any, Any] = {("count",): now.t.astype(jnp.int32) - 1}
+        values |= {("hyperparams", name): getattr(x, "value", x) for name, x in now.hyper.items()}
         values |= {("scalars", name): x for name, x in scalars.items()}
         values |= {("slots", k, name): x for k, s in zip(paths, slots, strict=True) for name, x in s.items()}
         views = {place: self.optimizer.view(place) for place in values}
@@ -67,7 +73,7 @@ class Hooks:
             called = {k: (g, v) for k, g, v in zip(paths, grads, variables, strict=True) if g is not None}
             for path in sorted(called, key=self.optimizer._paths.index):  # a tree of parameters has its own order
                 g, variable = called[path]
-                self._call(g, variable, self.optimizer.view(("hyper", "learning_rate")).value)
+                self._call(g, variable, self.optimizer.view(("hyperparams", "learning_rate")).value)
         if scope.outside:
             names = [v.path for v in scope.outside.values()]
             raise ValueError(

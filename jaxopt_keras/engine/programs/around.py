@@ -1,0 +1,64 @@
+"""A program around another one, with everything delegated: a wrapper overrides what it changes."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+from jaxopt_keras.engine.core import Program
+from jaxopt_keras.engine.state import State
+
+
+@dataclass(frozen=True)
+class Around:
+    """Runs `inner`."""
+
+    inner: Program
+
+    @property
+    def options(self) -> Any:
+        return self.inner.options
+
+    @property
+    def children(self) -> tuple[Program, ...]:
+        return (self.inner,)
+
+    def init(self, params: Any, hyper: dict[str, Any]) -> State:
+        return self.inner.init(params, hyper)
+
+    def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+        return self.inner.step(params, state, grads, hyper, reduce)
+
+    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+        return self.inner.update(grads, state, params, hyper, reduce)
+
+    def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
+        return self.inner.averaged(params, state, hyper)
+
+    def summed(self, params: Any, grads: Any) -> Any:
+        return self.inner.summed(params, grads)
+
+    def hyper(self) -> dict[str, Any]:
+        return self.inner.hyper()
+
+    def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
+        return self.inner.injected(hyper)
+
+    def skeleton(self) -> Self:
+        return dataclasses.replace(self, inner=self.inner.skeleton())
+
+    def replaced(self, **numbers: Any) -> Self:
+        return dataclasses.replace(self, inner=self.inner.replaced(**numbers))
+
+    def describe(self, params: Any) -> Any:
+        return self.inner.describe(params)
+
+    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
+        return self.inner.packs_slots(params, is_packed)
+
+    def loss_scale(self, state: State) -> Any:
+        return self.inner.loss_scale(state)
+
+
+def plain_programs(program: Program) -> list[Any]:
+    """The programs at the leaves of the tree: those that run a core, in order."""
+    return [leaf for child in program.children for leaf in plain_programs(child)] if program.children else [program]
