@@ -46,7 +46,7 @@ slot = tree_utils.tree_get
 X = jnp.linspace(-1, 1, 24).reshape(8, 3)
 Y = jnp.sin(3 * X[:, :2])
 PARAMS = {
-    "dense": {"kernel": jnp.linspace(-0.5, 0.5, 24).reshape(3, 8), "bias": jnp.full(8, 0.1)},
+    "dense": {"kernel": jnp.linspace(-0.5, 0.5, 24).reshape(3, 8), "bias": jnp.full(8, 0.1, jnp.float32)},
     "out": {"kernel": jnp.linspace(0.4, -0.4, 16).reshape(8, 2)},
 }
 
