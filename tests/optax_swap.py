@@ -2,7 +2,8 @@
 
     python -m tests.optax_swap optax._src.alias_test --swapped --only "opt_name='adam'"
 
-prints, as JSON, whether each test passed. Only tests of what `SWAPPED` replaces are run.
+prints, as JSON, what went wrong in each test: "" if nothing, null if it skipped itself. Only tests of what `SWAPPED`
+replaces are run.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"  # for the tests of sharding
 
+import jax
 import jax.numpy as jnp
 import optax
 from optax._src import alias
@@ -139,15 +141,23 @@ def flattened(suite: Any) -> Iterator[unittest.TestCase]:
         yield from flattened(test) if isinstance(test, unittest.TestSuite) else [test]
 
 
-class Failures(unittest.TestResult):
-    """The tests that failed, or one of whose subtests did, with the last line of the traceback."""
+class Outcomes(unittest.TestResult):
+    """What went wrong, by the test's name: the first error of it or of its subtests."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.why: dict[str, str] = {}
+        self.found: dict[str, str | None] = {}
+
+    def startTest(self, test):
+        self.found[name_of(test)] = ""
+
+    def addSkip(self, test, reason):
+        name = name_of(getattr(test, "test_case", test))  # of a subtest
+        self.found[name] = self.found[name] or None
 
     def _failed(self, test: unittest.TestCase, error: Any) -> None:
-        self.why.setdefault(name_of(test), f"{error[0].__name__}: {error[1]}")
+        name = name_of(test)
+        self.found[name] = self.found[name] or f"{error[0].__name__}: {error[1]}"
 
     def addError(self, test, err):
         self._failed(test, err)
@@ -167,12 +177,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.swapped:
         swap()
-    module, result, names = importlib.import_module(given.module), Failures(), []
+    jax.__version__ = "0.9"  # the tests compare versions as text, and take 0.10 for older than 0.7.2
+    module, result = importlib.import_module(given.module), Outcomes()
     for test in flattened(unittest.defaultTestLoader.loadTestsFromModule(module)):
         if OF_SWAPPED.search(name_of(test)) and re.search(given.only, name_of(test)):
-            names.append(name_of(test))
             test.run(result)
-    json.dump({name: result.why.get(name, "") for name in names}, sys.stdout)
+    json.dump(result.found, sys.stdout)
 
 
 if __name__ == "__main__":
