@@ -130,24 +130,26 @@ def test_a_mask_of_other_parameters_is_refused():
 # A state as a tree of arrays
 
 
+low = floats(lambda x: x.astype(jnp.bfloat16))
 CHANGES = {
-    "reset": lambda state: jax.tree.map(jnp.zeros_like, state),
-    "halved": floats(lambda x: x / 2),
-    "cast": lambda state: floats(lambda x: x.astype(jnp.float32))(floats(lambda x: x.astype(jnp.bfloat16))(state)),
-    "perturbed": floats(lambda x: x * 1.5),
+    "reset": (lambda state: jax.tree.map(jnp.zeros_like, state), 1e-6),
+    "halved": (floats(lambda x: x / 2), 1e-6),
+    "rounded": (lambda state: floats(lambda x: x.astype(jnp.float32))(low(state)), 1e-6),
+    "kept in bfloat16": (low, 2e-3),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_changed_states(change):
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_states(name):
     """What a program does to all (float) leaves of a state, it does to what the algorithm remembers, and only that."""
+    change, atol = CHANGES[name]
 
     def run(library):
         tx = library.adamw(0.05)
         params, state = trained(tx)
-        return trained(tx, params, CHANGES[change](state), steps=2)[0]
+        return trained(tx, params, change(state), steps=2)[0]
 
-    near(run(OURS), run(THEIRS))
+    near(run(OURS), run(THEIRS), atol=atol)
 
 
 @alike
