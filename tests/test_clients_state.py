@@ -300,7 +300,9 @@ def test_a_kernel_is_a_transformation_and_a_value(name):
     assert kernel != OURS.adamw(0.06) and kernel != (init, update)
     assert jax.tree.leaves(kernel) == [] and jax.tree.map(lambda x: x, kernel) == kernel
     assert optax.with_extra_args_support(kernel) is kernel
-    mapped = tree_utils.tree_map_params(kernel, lambda x, p: x, kernel.init(params), params)
+    # Where groups have other slots, optax's own `masked` and `partition` need `is_leaf` too.
+    is_leaf = lambda x: isinstance(x, optax.MaskedNode)
+    mapped = tree_utils.tree_map_params(kernel, lambda x, p: x, kernel.init(params), params, is_leaf=is_leaf)
     same(mapped, kernel.init(params))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.names import Coded, Decay
-from jaxopt_keras.language.numerics import Complemented
+from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.stateful.state_views import at_home
 from jaxopt_keras.storage import formats as forms
 from jaxopt_keras.storage import masters
@@ -22,9 +22,9 @@ def formed(name: str, saved: Any, like: Any, p: Any = None) -> Any:
     Raises:
         ValueError: if it has another shape. TypeError: if it is of another kind of number.
     """
-    if isinstance(like, Complemented):
+    if isinstance(like, (Complemented, Complements)):
         value, complement = saved if isinstance(saved, Decay) else (saved, 1 - np.asarray(saved))
-        return Complemented(formed(name, value, like.value), formed(name, complement, like.complement))
+        return type(like)(formed(name, value, like.value), formed(name, complement, like.complement))
     if isinstance(saved, Decay):
         saved = saved.value
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.numerics import Complemented
+from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.slots import Flat, unpacked
 from jaxopt_keras.packing.trees import Packed, Part, concatenated
@@ -122,7 +122,7 @@ def _flat(state: State) -> tuple[list[tuple[str, Any]], Any]:
         by_path = cut(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts)
         slots = {slot: x[""] if _is_bare(packed) else x for slot, x in transposed(by_path).items()}
     tree = {STEP: state.count, "hyper": state.hyperparams, "scalars": state.scalars, "slots": slots}
-    is_leaf = lambda x: isinstance(x, (Blocks, Complemented))
+    is_leaf = lambda x: isinstance(x, (Blocks, Complemented, Complements))
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return [(_name(key), x) for key, x in keyed], treedef
 
@@ -167,7 +167,7 @@ def spread(found: dict[str, Any], portable: bool) -> dict[str, Any]:
     for name, x in found.items():
         if isinstance(x, Blocks) and not portable:
             flat[f"{name}.{_code_name(x.code)}"], flat[name + SCALES] = x.codes, x.scales
-        elif isinstance(x, Complemented):
+        elif isinstance(x, (Complemented, Complements)):
             flat[name], flat[name + COMPLEMENT] = x.value, x.complement
         elif isinstance(x, Blocks):
             flat[name] = decode(x)

@@ -31,22 +31,29 @@ class Layout(NamedTuple):
     leaves: tuple[Leaf, ...]
 
     @classmethod
-    def read(cls, params: Any, options: Options) -> tuple["Layout", list[Any]]:
+    def read(cls, params: Any, options: Options, *, of_gradients: bool = False) -> tuple["Layout", list[Any]]:
         """The layout of `params`, and its arrays in a list.
+
+        `of_gradients`: `params` are gradients, whose None stands for a parameter, or for None among the parameters.
 
         Raises:
             TypeError: for a leaf that is not a float or complex array.
         """
-        keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+        is_leaf = (lambda x: x is None) if of_gradients else None
+        keyed, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
         parts = params.parts if isinstance(params, Packed) else ()  # which all decay, or all do not
         leaves = []
         for key, p in keyed:
             path = path_of(key)
+            if p is None:
+                leaves.append(Leaf(path, False))
+                continue
             dtype = getattr(p, "dtype", None)
             if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
                 raise TypeError(
                     f"Every parameter must be an array of floats or complex numbers. Received: `{path or 'params'}` of "
-                    f"dtype {dtype}. Take such leaves out, or put None in their place."
+                    f"dtype {dtype}. Take such leaves out, or put None in their place: of an Equinox module, "
+                    "`eqx.filter(model, eqx.is_inexact_array)`."
                 )
             leaves.append(Leaf(path, options.decays(parts[0].path, parts[0]) if parts else options.decays(path, p)))
         return cls(treedef, tuple(leaves)), [p for _, p in keyed]
@@ -72,13 +79,26 @@ class Layout(NamedTuple):
         """The slots of each parameter by name, from a state's trees; without those that the parameter lacks."""
         columns = {name: self.flatten(tree, f"state.slots[{name!r}]") for name, tree in slots.items()}
         return [
-            {name: column[i] for name, column in columns.items() if not isinstance(column[i], optax.MaskedNode)}
+            {name: column[i] for name, column in columns.items() if not is_absent(column[i])}
             for i in range(len(self.leaves))
         ]
+
+    def updated(self, trees: dict[str, Any], leaves: list[Slots]) -> dict[str, Any]:
+        """`trees` with the slots of each parameter; what a parameter lacks stays as it is."""
+        old = {name: self.flatten(tree, "state") for name, tree in trees.items()}
+        return {
+            name: self.unflatten([s.get(name, x) for s, x in zip(leaves, column, strict=True)])
+            for name, column in old.items()
+        }
 
     def by_slot(self, names: Iterable[str], leaves: list[Slots]) -> dict[str, Any]:
         """The trees of a state, one for each of `names`, from the slots of each parameter."""
         return {name: self.unflatten([s.get(name, optax.MaskedNode()) for s in leaves]) for name in names}
+
+
+def is_absent(slot: Any) -> bool:
+    """Whether this stands for a slot that the parameter lacks, or belongs to a None among the parameters."""
+    return slot is None or isinstance(slot, optax.MaskedNode)
 
 
 class Now(NamedTuple):

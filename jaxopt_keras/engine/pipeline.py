@@ -144,9 +144,10 @@ class Program:
             tree = params.unpack() if isinstance(params, Packed) else params
             deltas, state = self.bare_update(grads.unpack(), state, tree, hyper, reduce)
             return grads.like(deltas), state
-        layout, stored = Layout.read(grads if params is None else params, self.options)
         if params is None:
+            layout, _ = Layout.read(grads, self.options, of_gradients=True)
             return self._update_without_params(layout, grads, state, hyper, reduce)
+        layout, stored = Layout.read(params, self.options)
         deltas, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=False)
         return layout.unflatten(deltas), state
 
@@ -169,7 +170,7 @@ class Program:
             return grads
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
-        layout, stored = Layout.read(grads if params is None else params, self.options)
+        layout, stored = Layout.read(grads if params is None else params, self.options, of_gradients=params is None)
         read = [self._read(*x) for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)]
         return layout.unflatten(jax.lax.psum(read, self.options.axis_name))
 
@@ -227,7 +228,7 @@ class Program:
 
         everything = self.options, hyper, gradients, slots, scalars, state.count
         (out, count), slots, scalars = guard.guarded(*everything, proceed, idle)
-        trees = layout.by_slot(trees, slots)
+        trees = layout.updated(trees, slots)
         return out, State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Flat) else trees)
 
     @property

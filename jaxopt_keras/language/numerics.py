@@ -1,7 +1,7 @@
 """Small pure helpers for the arithmetic of rules."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,13 @@ class Complemented:
 
     def astype(self, dtype: DTypeLike) -> "Complemented":
         return Complemented(self.value.astype(dtype), self.complement.astype(dtype))
+
+
+class Complements(NamedTuple):
+    """A `Complemented` as a state keeps it: a plain pair, which every serialiser of pytrees takes."""
+
+    value: Array
+    complement: Array
 
 
 def complemented(beta: Any, dtype: DTypeLike) -> Complemented:

@@ -19,7 +19,7 @@ from jaxopt_keras.engine.programs.around import plain_programs
 from jaxopt_keras.engine.programs.offloaded import Offloaded
 from jaxopt_keras.engine.programs.partitioned import Partitioned, warn_of_unused
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.numerics import compute_dtype
+from jaxopt_keras.language.numerics import Complemented, Complements, compute_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.language.rule import Rule, as_scalar, fields_of
@@ -244,7 +244,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
                     f"kernel with other numbers, `kernel.replace({name}=...)`, which compiles nothing; or make the "
                     f"kernel with `inject_hyperparams={name!r}` and a number."
                 )
-        return known | {n: as_scalar(fields[n], fields[n].check(n, value)) for n, value in hyper.items()}
+        return known | _kept({n: as_scalar(fields[n], fields[n].check(n, value)) for n, value in hyper.items()})
 
     def scale_loss(self, loss: Any, state: State) -> Any:
         """The loss times the loss scale, in float32 at least: the function to differentiate.
@@ -276,7 +276,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         except TypeError as error:
             raise _explained(error, params=params) from error
         injected = self.program.injected(hyper)
-        return state._replace(hyperparams=jax.tree.map(jnp.copy, injected)) if injected else state
+        return state._replace(hyperparams=_kept(jax.tree.map(jnp.copy, injected))) if injected else state
 
     def update(  # type: ignore[override]
         self, grads: Any, state: State, params: Any = None, *, full_precision: bool = False, **extra: Any
@@ -417,7 +417,22 @@ def _check_storage(rule: Any, options: Options) -> None:
 
 def _merged(hyper: dict[str, Any], injected: dict[str, Any]) -> dict[str, Any]:
     """`hyper` with the values of `injected`, group by group where there are groups."""
-    return hyper | {n: _merged(hyper[n], x) if isinstance(x, dict) else x for n, x in injected.items()}
+    return hyper | {
+        n: _merged(hyper[n], x) if isinstance(x, dict) else _value(hyper[n], x) for n, x in injected.items()
+    }
+
+
+def _value(like: Any, x: Any) -> Any:
+    """An injected value as the compiled step takes it. A number put in the place of a decay gets its complement."""
+    if not isinstance(like, Complemented):
+        return x
+    return Complemented(*x) if isinstance(x, Complements) else Complemented(x, 1 - x)
+
+
+def _kept(hyper: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as the state keeps them."""
+    pair = lambda x: Complements(x.value, x.complement) if isinstance(x, Complemented) else x
+    return jax.tree.map(pair, hyper, is_leaf=lambda x: isinstance(x, Complemented))
 
 
 def _names(hyper: dict[str, Any]) -> list[str]:

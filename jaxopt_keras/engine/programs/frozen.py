@@ -27,7 +27,7 @@ class Frozen:
         return params, state
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        layout, like = Layout.read(grads if params is None else params, self.options)
+        layout, like = Layout.read(grads if params is None else params, self.options, of_gradients=params is None)
         given = layout.flatten(grads, "grads")
         return layout.unflatten(
             [None if g is None else jnp.zeros_like(wide(p)) for g, p in zip(given, like, strict=True)]

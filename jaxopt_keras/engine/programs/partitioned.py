@@ -8,13 +8,12 @@ hyper            {group: its hyperparameters}
 
 import dataclasses
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import optax
 
-from jaxopt_keras.engine.core import Layout, Program
+from jaxopt_keras.engine.core import Layout, Program, is_absent
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.state import State
@@ -47,26 +46,27 @@ class Partitioned:
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         tree = Tree(self, params)
         state = self.multi.init(tree.split(params), self._listed(hyper))
-        return tree.joined(state, {name: None for s in state.slots for name in s.slots})
+        absent = [dict.fromkeys(part, optax.MaskedNode()) for part in tree.split(params)]
+        return tree.joined(state, {name: absent for s in state.slots for name in s.slots})
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         tree = Tree(self, params)
         parts = tree.split(params), tree.separated(state), tree.split(grads)
         new, moved = self.multi.step(*parts, self._listed(hyper), reduce)
-        return tree.merged(new), tree.joined(moved, state.slots)
+        return tree.merged(new), tree.joined(moved, tree.parts(state))
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        tree = Tree(self, grads if params is None else params)
+        tree = Tree(self, grads, of_gradients=True) if params is None else Tree(self, params)
         parts = tree.split(grads), tree.separated(state), None if params is None else tree.split(params)
         deltas, moved = self.multi.update(*parts, self._listed(hyper), reduce)
-        return tree.merged(deltas), tree.joined(moved, state.slots)
+        return tree.merged(deltas), tree.joined(moved, tree.parts(state))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         tree = Tree(self, params)
         return tree.merged(self.multi.averaged(tree.split(params), tree.separated(state), self._listed(hyper)))
 
     def summed(self, params: Any, grads: Any) -> Any:
-        tree = Tree(self, grads if params is None else params)
+        tree = Tree(self, grads, of_gradients=True) if params is None else Tree(self, params)
         return tree.merged(self.multi.summed(None if params is None else tree.split(params), tree.split(grads)))
 
     def hyper(self) -> dict[str, Any]:
@@ -117,9 +117,9 @@ class Tree:
         ValueError: if two parameters have the same path.
     """
 
-    def __init__(self, program: Partitioned, params: Any) -> None:
+    def __init__(self, program: Partitioned, params: Any, *, of_gradients: bool = False) -> None:
         self.names, self.like = program.names, params if isinstance(params, Packed) else None
-        self.layout, _ = Layout.read(_unpacked(params), Options())
+        self.layout, _ = Layout.read(_unpacked(params), Options(), of_gradients=of_gradients)
         paths = [leaf.path for leaf in self.layout.leaves]
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
@@ -138,23 +138,25 @@ class Tree:
         tree = self.unpacked(parts)
         return tree if self.like is None else self.like.like(tree)
 
+    def parts(self, state: State) -> dict[str, list[dict[str, Any]]]:
+        """The parts of the groups of each tree of slots."""
+        return {name: self.split(tree) for name, tree in state.slots.items()}
+
     def separated(self, state: State) -> State:
         """A state of the whole as that of a `Multi`."""
-        states, rest = [], dict(state.scalars)
-        trees = {name: self.split(tree) for name, tree in state.slots.items()}
+        states, rest, trees = [], dict(state.scalars), self.parts(state)
         for i, group in enumerate(self.names):
             scalars = dict(rest.pop(group))
             slots = {name: parts[i] for name, parts in trees.items() if _has_any(parts[i])}
             states.append(State(scalars.pop(STEP), {}, scalars, slots))
         return State(state.count, {}, rest, states)
 
-    def joined(self, state: State, names: Iterable[str]) -> State:
-        """A state of a `Multi` as that of the whole, with the slots `names`."""
+    def joined(self, state: State, parts: dict[str, list[dict[str, Any]]]) -> State:
+        """A state of a `Multi` as that of the whole; `parts` stand in for slots that a group lacks."""
         scalars = {name: s.scalars | {STEP: s.count} for name, s in zip(self.names, state.slots, strict=True)}
-        masked = [dict.fromkeys((path for path in self.group if self.group[path] == g), MASKED) for g in self.names]
         slots = {
-            name: self.unpacked([s.slots.get(name, none) for s, none in zip(state.slots, masked, strict=True)])
-            for name in names
+            name: self.unpacked([s.slots.get(name, x) for s, x in zip(state.slots, rest, strict=True)])
+            for name, rest in parts.items()
         }
         return State(state.count, {}, scalars | state.scalars, slots)
 
@@ -167,16 +169,15 @@ class Tree:
 def warn_of_unused(program: Partitioned, params: Any) -> None:
     """Warn of a pattern that no parameter's path has: it is often misspelt."""
     group = Tree(program, params).group
+    if not group:  # no parameters at all, as optax's `tree_map_params` asks
+        return
     for pattern in program.router.patterns:
         if pattern not in group.values():
             warnings.warn(f"The pattern {pattern!r} takes no parameter. There are {list(group)}", stacklevel=4)
 
 
-MASKED = optax.MaskedNode()
-
-
 def _has_any(part: dict[str, Any]) -> bool:
-    return not all(isinstance(x, optax.MaskedNode) for x in part.values())
+    return not all(map(is_absent, part.values()))
 
 
 def _unpacked(tree: Any) -> Any:
