@@ -40,6 +40,7 @@ class Layout(NamedTuple):
             TypeError: for a leaf that is not a float or complex array.
         """
         is_leaf = (lambda x: x is None) if of_gradients else None
+        options = options.for_params(params)
         keyed, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
         parts = params.parts if isinstance(params, Packed) else ()  # which all decay, or all do not
         leaves = []

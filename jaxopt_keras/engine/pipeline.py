@@ -197,7 +197,8 @@ class Program:
             return "`clipnorm` clips each by itself"
         if self.options.constraints:
             return "there are `constraints`"
-        if len({self.options.decays(part.path, part) for part in packed.parts}) > 1:
+        options = self.options.for_params(packed)
+        if len({options.decays(part.path, part) for part in packed.parts}) > 1:
             return "some are in `exclude_from_weight_decay`"
         return None
 

@@ -1,13 +1,17 @@
 """What every optimizer can do around its rule: decay, clipping, averaging, accumulation, constraints, storage."""
 
+import inspect
 import math
 import re
 from collections.abc import Callable
 from types import NoneType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
+import jax
+import numpy as np
 from jax import Array
 
+from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.language.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
 
 HOST = "pinned_host"
@@ -28,8 +32,9 @@ class Options(Hyperparameters):
         loss_scale_factor: gradients are divided by it (the loss was multiplied: `Optimizer.scale_loss`).
         gradient_accumulation_steps: int >= 2: one update for every so many calls, with the mean gradient. All else
             (clip, decay, schedule, average, constraint) happens once per update. None or 0: off.
-        exclude_from_weight_decay: regular expressions, searched for in a parameter's path, or a function
-            `(path, parameter) -> bool`.
+        exclude_from_weight_decay: regular expressions, searched for in a parameter's path; a function
+            `(path, parameter) -> bool`; a tree of bools like the parameters or a prefix of one (True: excluded), or a
+            function of the parameters that returns such a tree.
         constraints: `{regex: function}`; the parameters whose path matches become `function(parameter)` last of all.
         sparse: "dense": a sparse gradient means its dense equal. "lazy": it touches only its rows and their slots.
         axis_name: gradients are summed over this mapped axis (inside `shard_map` or `pmap`) first of all.
@@ -146,21 +151,76 @@ class Options(Hyperparameters):
 
     def decays(self, path: str, p: Any) -> bool:
         """Whether the parameter at `path` decays."""
+        if isinstance(self.exclude_from_weight_decay, MaskOfParams):
+            raise TypeError(
+                "`exclude_from_weight_decay` must be patterns, a tree, or a function of (path, parameter) in the "
+                f"stateful face. Received: {self.exclude_from_weight_decay.function!r}, a function of all parameters"
+            )
         if callable(self.exclude_from_weight_decay):
             return not self.exclude_from_weight_decay(path, p)
         return not any(re.search(pattern, path) for pattern in self.exclude_from_weight_decay)
+
+    def for_params(self, params: Any) -> Self:
+        """The options with a decay mask that is a function of the parameters called on them."""
+        if not isinstance(self.exclude_from_weight_decay, MaskOfParams):
+            return self
+        tree = params.unpack() if hasattr(params, "unpack") else params  # of packed parameters
+        return self.bind({"exclude_from_weight_decay": Mask.of(self.exclude_from_weight_decay.function(tree))})
 
     def constraint(self, path: str) -> Callable[[Any], Any] | None:
         """The constraint of the parameter at `path`: the first that matches."""
         return next((f for pattern, f in self.constraints if re.search(pattern, path)), None)
 
 
+class Mask(NamedTuple):
+    """The paths of a tree of bools, or of a prefix of the parameters' tree, and whether what is there is excluded."""
+
+    entries: tuple[tuple[str, bool], ...]
+
+    @classmethod
+    def of(cls, tree: Any) -> "Mask":
+        keyed = jax.tree_util.tree_leaves_with_path(tree)
+        if not all(isinstance(x, (bool, np.bool_)) for _, x in keyed):
+            raise TypeError(f"`exclude_from_weight_decay` must be a tree of True and False. Received: {tree!r}")
+        return cls(tuple((path_of(key), bool(x)) for key, x in keyed))
+
+    def __call__(self, path: str, p: Any) -> bool:
+        found = [excluded for at, excluded in self.entries if at in ("", path) or path.startswith(f"{at}/")]
+        if not found:
+            raise ValueError(
+                "`exclude_from_weight_decay` must be a tree like the parameters, or a prefix of it. Received: one "
+                f"without `{path}`. It has {[at for at, _ in self.entries]}"
+            )
+        return found[0]
+
+
+class MaskOfParams(NamedTuple):
+    """A function of the parameters that returns a mask."""
+
+    function: Callable[[Any], Any]
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    """Whether a function has one argument that must be given."""
+    try:
+        known = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin without a signature
+        return False
+    positional = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return sum(p.default is p.empty for p in positional) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in known)
+
+
 def _names(value: Any) -> Any:
-    if callable(value):
+    if isinstance(value, (Mask, MaskOfParams)):
         return value
+    if callable(value):
+        return MaskOfParams(value) if _takes_one(value) else value
+    leaves = jax.tree.leaves(value)
+    if leaves and all(isinstance(x, (bool, np.bool_)) for x in leaves):
+        return Mask.of(value)
     if not isinstance(value, (str, list, tuple, set, frozenset, NoneType)):
         raise TypeError(
-            "`exclude_from_weight_decay` must be regular expressions, or a function of (path, parameter). Received: "
+            "`exclude_from_weight_decay` must be regular expressions, a function, or a tree of bools. Received: "
             f"exclude_from_weight_decay={value!r}"
         )
     names = (value,) if isinstance(value, str) else tuple(value or ())
