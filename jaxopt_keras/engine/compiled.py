@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.engine.slot_sharding import on_one_device
 from jaxopt_keras.language.sparse import is_sparse
 from jaxopt_keras.packing.trees import Packed
 
@@ -14,6 +15,7 @@ class Compiled(NamedTuple):
     """The jitted functions of one program."""
 
     init: Any
+    init_on_one_device: Any
     update: Any
     update_wide: Any
     step: Any
@@ -26,12 +28,18 @@ def compiled(program: Any) -> Compiled:
     # Donated arguments come in the order of the outputs: jit pairs buffers in that order, and would copy otherwise.
     return Compiled(
         init=jax.jit(program.init),
+        init_on_one_device=jax.jit(functools.partial(_init_on_one_device, program)),
         update=jax.jit(functools.partial(narrow_update, program)),
         update_wide=jax.jit(program.update),
         step=jax.jit(program.step, static_argnames="reduce"),
         step_donating=jax.jit(program.step, static_argnames="reduce", donate_argnums=(0, 1)),
         averaged=jax.jit(program.averaged),
     )
+
+
+def _init_on_one_device(program: Any, params: Any, hyper: Any) -> Any:
+    with on_one_device():
+        return program.init(params, hyper)
 
 
 def narrow_update(program: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:

@@ -28,7 +28,7 @@ from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.stored import Kept, wide
-from jaxopt_keras.language.numerics import compute_dtype
+from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shape_of
 from jaxopt_keras.packing.slots import Flat, flat, unpacked
@@ -288,7 +288,8 @@ class Program:
         old = [Kept(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
         opened = [self._opened(x, g) for x, g in zip(old, grads, strict=True)]
         params, before = [p for p, _ in opened], [s for _, s in opened]
-        shrinks = [self._shrink(*x, now) for x in zip(layout.leaves, grads, params, strict=True)]
+        clocks = {d: now.cast(d) for d in {real_dtype(jax.tree.leaves(g)[0].dtype) for g in grads if g is not None}}
+        shrinks = [self._shrink(*x, clocks) for x in zip(layout.leaves, grads, params, strict=True)]
         decayed = [p if d is None else p - d for p, d in zip(params, shrinks, strict=True)]
         deltas, after, scalars = self.core.update(layout, grads, decayed, before, scalars, now)
         deltas = [x if d is None else x - d for x, d in zip(deltas, shrinks, strict=True)]
@@ -346,11 +347,11 @@ class Program:
         lr = hyper.get("learning_rate") if schedule is None else jnp.asarray(schedule(step), dtype)
         return Now((step + 1).astype(dtype), lr, hyper.get("weight_decay"), hyper)
 
-    def _shrink(self, leaf: Leaf, g: Any, p: Any, now: Now) -> Any:
+    def _shrink(self, leaf: Leaf, g: Any, p: Any, clocks: dict[Any, Now]) -> Any:
         """The amount that decoupled weight decay takes off `p` before the rule sees it, or None."""
         if g is None or not leaf.decays:
             return None
-        now = now.cast(jax.tree.leaves(g)[0].real.dtype)
+        now = clocks[real_dtype(jax.tree.leaves(g)[0].dtype)]
         rate = self.core.decoupled(leaf, p, now)
         return None if rate is None else p * (now.lr * rate)
 

@@ -1,5 +1,8 @@
 """Fresh slots lie on devices as their parameter does, although nothing in `zeros_like` tells the compiler so."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,10 +13,24 @@ from jaxopt_keras.engine.core import Slots
 from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.storage.blockwise import Blocks
 
+_on_one_device = contextvars.ContextVar("on_one_device", default=False)
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """While a program is traced for arrays that are known to be on one device each: nothing is to be sharded."""
+    token = _on_one_device.set(True)
+    try:
+        yield
+    finally:
+        _on_one_device.reset(token)
+
 
 def alike(slots: Slots, p: Array, kinds: dict[str, Slot]) -> Slots:
     """`slots`, with the sharding of the axes of `p` that each of them keeps. Without a mesh they stay as they are."""
-    if any(jax.typeof(p).sharding.spec):  # of explicit axes: then it is a part of the types, and has come along
+    if _on_one_device.get() or any(
+        jax.typeof(p).sharding.spec
+    ):  # of explicit axes: then it is a part of the types, and has come along
         return slots
     return {name: _alike(x, p, kinds.get(name, Slot())) for name, x in slots.items()}
 

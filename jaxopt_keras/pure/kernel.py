@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
+from jax.sharding import SingleDeviceSharding
 
 from jaxopt_keras.engine.compiled import Compiled, shared
 from jaxopt_keras.engine.core import Core, Program
@@ -269,8 +271,11 @@ class Kernel(optax.GradientTransformationExtraArgs):
         if isinstance(self.program, Partitioned):
             warn_of_unused(self.program, params)
         try:
-            if any(isinstance(p, jax.ShapeDtypeStruct) for p in jax.tree.leaves(params)):
+            leaves = jax.tree.leaves(params)
+            if any(isinstance(p, jax.ShapeDtypeStruct) for p in leaves):
                 state = jax.eval_shape(self.compiled.init, params, hyper)
+            elif all(map(_is_on_one_device, leaves)):
+                state = self.compiled.init_on_one_device(params, hyper)
             else:
                 state = self.compiled.init(params, hyper)
         except TypeError as error:
@@ -413,6 +418,10 @@ def _check_storage(rule: Any, options: Options) -> None:
     for slot, _ in wanted if isinstance(wanted, tuple) else ():
         if slot not in known:
             raise ValueError(f"`{slot}` is no slot of {type(rule).__name__}. It has {[*known]}")
+
+
+def _is_on_one_device(p: Any) -> bool:
+    return isinstance(p, jax.Array) and not isinstance(p, Tracer) and isinstance(p.sharding, SingleDeviceSharding)
 
 
 def _merged(hyper: dict[str, Any], injected: dict[str, Any]) -> dict[str, Any]:

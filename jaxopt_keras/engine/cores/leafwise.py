@@ -12,6 +12,7 @@ from jax import Array
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.cores.stacked import spread
 from jaxopt_keras.language import numerics
+from jaxopt_keras.language.numerics import real_dtype
 from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar, fields_of
 
 
@@ -38,6 +39,11 @@ def route(rule: Rule, path: str, p: Any) -> Rule:
 def present(state: Any) -> Slots:
     """The slots that are there, by name."""
     return {name: x for name, x in state._asdict().items() if x is not None}
+
+
+def cast(numbers: Any, dtype: Any) -> Any:
+    """Scalars and `Complemented`s in the dtype of an array's arithmetic."""
+    return jax.tree.map(lambda x: x.astype(dtype), numbers)
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,9 @@ class Leafwise:
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         slots = []
+        bound = {dtype: self.rule.bind(cast(hyper, dtype)) for dtype in {real_dtype(p.dtype) for p in params}}
         for leaf, p in zip(layout.leaves, params, strict=True):
-            values = jax.tree.map(lambda x, like=p: x.astype(like.real.dtype), hyper)
-            rule = route(self.rule.bind(values), leaf.path, p)
+            rule = route(bound[real_dtype(p.dtype)], leaf.path, p)
             if jnp.iscomplexobj(p) and not rule.complex_ok:
                 raise TypeError(
                     f"{type(rule).__name__} has no complex form. Received: `{leaf.path}` of dtype {p.dtype}. "
@@ -99,14 +105,13 @@ class Leafwise:
             shared = self.rule.bind(now.hyper).advance(shared, At(now, shared))
             scalars = present(shared)
         steps, new = list[Any](grads), list(slots)
+        dtypes = {real_dtype(g.dtype) for g in grads if g is not None}
+        clocks = {dtype: self._clock(now, shared, dtype) for dtype in dtypes}
         matrices: dict[Any, list[Any]] = {}  # that wait for the others of their kind
         for i, (leaf, g, p, s) in enumerate(zip(layout.leaves, grads, params, slots, strict=True)):
             if g is not None:
-                local = now.cast(g.real.dtype)
-                rule = route(self.rule.bind(local.hyper), leaf.path, g)
-                if not leaf.decays:
-                    local = local._replace(weight_decay=None)
-                at = At(local, jax.tree.map(lambda x, dtype=g.real.dtype: x.astype(dtype), shared))
+                bound, decaying, plain = clocks[real_dtype(g.dtype)]
+                rule, at = route(bound, leaf.path, g), decaying if leaf.decays else plain
                 state = rule.State(**{name: s.get(name) for name in rule.State._fields})
                 if rule.whole is None:
                     steps[i], state = rule.update(g, p, state, at)
@@ -115,14 +120,18 @@ class Leafwise:
                     matrices.setdefault((type(rule), u.shape, u.dtype), []).append((i, u, rule, at))
                 new[i] = present(state)
         for group in matrices.values():
-            places, us, rules, clocks = zip(*group, strict=True)
-            for i, x, at in zip(places, spread(rules[0].whole, list(us)), clocks, strict=True):
+            places, us, rules, ats = zip(*group, strict=True)
+            for i, x, at in zip(places, spread(rules[0].whole, list(us)), ats, strict=True):
                 steps[i] = -at.lr * x
         return steps, new, scalars
 
+    def _clock(self, now: Now, shared: Any, dtype: Any) -> tuple[Rule, At, At]:
+        """The rule with its numbers in `dtype`, and its clocks for parameters with and without weight decay."""
+        local, scalars = now.cast(dtype), cast(shared, dtype)
+        return self.rule.bind(local.hyper), At(local, scalars), At(local._replace(weight_decay=None), scalars)
+
     def averaged(self, leaf: Leaf, p: Array, slots: Slots, hyper: dict[str, Any]) -> Array:
-        values = jax.tree.map(lambda x: x.astype(p.real.dtype), hyper)
-        rule = route(self.rule.bind(values), leaf.path, p)
+        rule = route(self.rule.bind(cast(hyper, real_dtype(p.dtype))), leaf.path, p)
         return rule.averaged(p, rule.State(**{name: slots.get(name) for name in rule.State._fields}))
 
 
