@@ -68,7 +68,7 @@ def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]
     def once(i: Any, scalars: Any) -> Any:
         rate = hyper.get("learning_rate") if schedule is None else jnp.asarray(schedule(i), dtype)
         now = Now((i + 1).astype(dtype), rate, hyper.get("weight_decay"), hyper)
-        return jax.tree.map(lambda x: x.astype(dtype), rule.bind(hyper).advance(scalars, At(now, scalars)))
+        return jax.tree.map(lambda x: x.astype(dtype), rule.bind(hyper).advance(scalars, At.of(now, scalars)))
 
     start = jax.tree.map(lambda x: jnp.asarray(x, dtype), shared)
     return present(jax.lax.fori_loop(jnp.int32(0), jnp.asarray(step, jnp.int32), once, start))

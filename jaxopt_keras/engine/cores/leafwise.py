@@ -19,8 +19,16 @@ from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar, fields_of
 class At:
     """The clock of a rule that runs on one whole array."""
 
-    def __init__(self, now: Now, scalars: Any) -> None:
-        self.t, self.lr, self.weight_decay, self.scalars = now.t, now.lr, now.weight_decay, scalars
+    def __init__(self, t: Array, lr: Any, weight_decay: Any, scalars: Any) -> None:
+        self.t, self.lr, self.weight_decay, self.scalars = t, lr, weight_decay, scalars
+
+    @classmethod
+    def of(cls, now: Now, scalars: Any) -> "At":
+        return cls(now.t, now.lr, now.weight_decay, scalars)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.t, self.lr, self.weight_decay, self.scalars
 
     def norm(self, x: Array) -> Array:
         return numerics.norm(x)
@@ -39,6 +47,22 @@ def route(rule: Rule, path: str, p: Any) -> Rule:
 def present(state: Any) -> Slots:
     """The slots that are there, by name."""
     return {name: x for name, x in state._asdict().items() if x is not None}
+
+
+def _update(skeleton: Rule, g: Array, p: Any, slots: Slots, numbers: dict[str, Any], clock: Any) -> tuple[Any, Slots]:
+    """The step and the new slots of one array; of a rule with `whole`, what that takes in the place of the step."""
+    rule, at = skeleton.bind(numbers), At(*clock)
+    state = rule.State(**{name: slots.get(name) for name in rule.State._fields})
+    step, state = (rule.update if rule.whole is None else rule.lead)(g, p, state, at)
+    return step, present(state)
+
+
+def _is_hashable(rule: Rule) -> bool:
+    try:
+        hash(rule)
+    except TypeError:
+        return False
+    return True
 
 
 def cast(numbers: Any, dtype: Any) -> Any:
@@ -102,23 +126,22 @@ class Leafwise:
         shared = self.rule.scalars()
         if shared:
             shared = shared._replace(**scalars)
-            shared = self.rule.bind(now.hyper).advance(shared, At(now, shared))
+            shared = self.rule.bind(now.hyper).advance(shared, At.of(now, shared))
             scalars = present(shared)
         steps, new = list[Any](grads), list(slots)
         dtypes = {real_dtype(g.dtype) for g in grads if g is not None}
         clocks = {dtype: self._clock(now, shared, dtype) for dtype in dtypes}
+        # Traced once for all equal arrays: a call of its own in the program, which the compiler inlines.
+        run = jax.jit(_update, static_argnums=0) if _is_hashable(self.rule.skeleton()) else _update
         matrices: dict[Any, list[Any]] = {}  # that wait for the others of their kind
         for i, (leaf, g, p, s) in enumerate(zip(layout.leaves, grads, params, slots, strict=True)):
             if g is not None:
                 bound, decaying, plain = clocks[real_dtype(g.dtype)]
                 rule, at = route(bound, leaf.path, g), decaying if leaf.decays else plain
-                state = rule.State(**{name: s.get(name) for name in rule.State._fields})
-                if rule.whole is None:
-                    steps[i], state = rule.update(g, p, state, at)
-                else:
-                    u, state = rule.lead(g, p, state, at)
+                steps[i], new[i] = run(rule.skeleton(), g, p, s, rule.traced(), at.arguments)
+                if rule.whole is not None:
+                    u = steps[i]
                     matrices.setdefault((type(rule), u.shape, u.dtype), []).append((i, u, rule, at))
-                new[i] = present(state)
         for group in matrices.values():
             places, us, rules, ats = zip(*group, strict=True)
             for i, x, at in zip(places, spread(rules[0].whole, list(us)), ats, strict=True):
@@ -128,7 +151,7 @@ class Leafwise:
     def _clock(self, now: Now, shared: Any, dtype: Any) -> tuple[Rule, At, At]:
         """The rule with its numbers in `dtype`, and its clocks for parameters with and without weight decay."""
         local, scalars = now.cast(dtype), cast(shared, dtype)
-        return self.rule.bind(local.hyper), At(local, scalars), At(local._replace(weight_decay=None), scalars)
+        return self.rule.bind(local.hyper), At.of(local, scalars), At.of(local._replace(weight_decay=None), scalars)
 
     def averaged(self, leaf: Leaf, p: Array, slots: Slots, hyper: dict[str, Any]) -> Array:
         rule = route(self.rule.bind(cast(hyper, real_dtype(p.dtype))), leaf.path, p)
