@@ -7,20 +7,21 @@ clip, decay, rule, average, constrain, store.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine import rows
 from jaxopt_keras.engine import stored as keep
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
+from jaxopt_keras.engine.gradients import divided, read
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.engine.resting_slots import LOOSE, packs_slots
 from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.engine.settle import Move, constrained, nothing, put, settled
 from jaxopt_keras.engine.slot_sharding import alike
 from jaxopt_keras.engine.stages import accumulate, average, guard
 from jaxopt_keras.engine.stages.accumulate import without
@@ -30,19 +31,9 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.stored import Kept, wide
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shape_of
 from jaxopt_keras.packing.slots import Flat, flat, unpacked
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.storage.masters import MASTER
-
-
-class Move(NamedTuple):
-    """Where one parameter goes: all of it, or its touched rows."""
-
-    new: Any  # None: it stays
-    delta: Any  # from the old one; None where a later stage had a hand in it
-    old: Kept
-    touched: Rows | None
 
 
 @dataclass(frozen=True)
@@ -171,7 +162,10 @@ class Program:
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
         layout, stored = Layout.read(grads if params is None else params, self.options, of_gradients=params is None)
-        read = [self._read(*x) for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)]
+        read = [
+            read(*x, as_rows=self._keeps_rows)
+            for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
+        ]
         return layout.unflatten(jax.lax.psum(read, self.options.axis_name))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
@@ -208,18 +202,21 @@ class Program:
         """One call; with `write` the new parameters as they are stored, else what to add to them."""
         trees, scalars = unpacked(state.slots), state.scalars
         slots = layout.by_leaf(trees)
-        gradients = [self._read(*x) for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)]
+        gradients = [
+            read(*x, as_rows=self._keeps_rows)
+            for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
+        ]
         if self.options.axis_name is not None and reduce:
             gradients = jax.lax.psum(gradients, self.options.axis_name)
         if "loss_scale_factor" in hyper:
-            gradients = [_divided(g, hyper["loss_scale_factor"]) for g in gradients]
+            gradients = [divided(g, hyper["loss_scale_factor"]) for g in gradients]
 
         def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
             out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.count, hyper, write)
             return (out, state.count + 1), slots, scalars
 
         def idle(slots: list[Slots], scalars: Slots) -> Any:
-            nothing = [_nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
+            nothing = [nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
             return (stored if write else nothing, state.count), slots, scalars
 
         def proceed(slots: list[Slots], scalars: Slots) -> Any:
@@ -237,32 +234,6 @@ class Program:
         """Whether a sparse gradient reaches the core as rows; where sums are in the way, it cannot."""
         summed = self.options.gradient_accumulation_steps or self.options.axis_name is not None
         return self.options.sparse == "lazy" or (self.core.takes_rows and not summed)
-
-    def _read(self, g: Any, p: Any, leaf: Leaf) -> Any:
-        """A gradient in the dtype of the arithmetic: an array, `Rows` under `sparse="lazy"`, or None.
-
-        Raises:
-            ValueError: if its shape is not the parameter's. TypeError: if it is complex and the parameter is not.
-        """
-        if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
-            return None
-        like = g if p is None else p
-        shape, dtype = np.shape(like), compute_dtype(like.dtype)
-        indices = getattr(g, "indices", None)  # of `IndexedSlices`, or a BCOO
-        if is_sparse(g) and not jnp.issubdtype(getattr(indices, "dtype", float), jnp.integer):
-            raise TypeError(
-                f"The gradient of `{leaf.path}` must have arrays of values and of integer indices. Received: indices "
-                f"of {getattr(indices, 'dtype', type(indices).__name__)}"
-            )
-        if np.shape(g) != shape if not is_sparse(g) else not fits(g, shape):
-            raise ValueError(
-                f"The gradient of `{leaf.path}` must have the parameter's shape {shape}. Received: {shape_of(g)}"
-            )
-        slices = rows_of(g) if self._keeps_rows and 0 not in shape else None
-        g = rows.merge(slices, shape) if slices else jnp.asarray(densify(g, shape))
-        if jnp.iscomplexobj(jax.tree.leaves(g)[0]) and not jnp.issubdtype(dtype, jnp.complexfloating):
-            raise TypeError(f"The gradient of `{leaf.path}` must be real, as the parameter is. Received: a complex one")
-        return Rows(g.values.astype(dtype), g.indices) if isinstance(g, Rows) else g.astype(dtype)
 
     def _update(
         self,
@@ -304,12 +275,12 @@ class Program:
 
         if self.options.use_ema or self.options.constraints:
             wholes = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
-            new = [_put(self._opened(k)[0], x.new, x.touched) for k, x in zip(wholes, moves, strict=True)]
+            new = [put(self._opened(k)[0], x.new, x.touched) for k, x in zip(wholes, moves, strict=True)]
             new, averages = self._rewritten(layout, new, grads, averages, step, hyper)
             moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
 
         everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
-        settled = [self._settled(*x, salts, write) for x in everything]
+        settled = [settled(self.options, *x, salts, write) for x in everything]
         out, slots = [p for p, _ in settled], [s for _, s in settled]
         if self.options.use_ema:
             slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
@@ -322,19 +293,7 @@ class Program:
         if self.options.use_ema:
             frequency = self.options.ema_overwrite_frequency
             new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
-        return [self._constrained(*x) for x in zip(layout.leaves, new, grads, strict=True)], averages
-
-    def _settled(self, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, salts: keep.Salts, write: bool) -> Any:
-        """A parameter as it is stored (without `write`: the amount to add to it), and its slots with its master."""
-        if move.new is None or (g is None and not write):
-            return p if write else _nothing(g, p), slots
-        if not write and move.delta is not None and keep.is_nearest(self.options, move.old):  # as it came from the rule
-            return rows.scatter(_nothing(g, p), move.delta, move.touched), slots
-        q, reached, master = keep.stored(self.options, leaf, move.new, move.old, salts)
-        slots = slots | {n: rows.scatter(slots[n], x, move.touched) for n, x in master.items()}
-        if write:
-            return rows.scatter(p, q, move.touched), slots
-        return rows.scatter(_nothing(g, p), reached - wide(move.old.p), move.touched), slots
+        return [constrained(self.options, *x) for x in zip(layout.leaves, new, grads, strict=True)], averages
 
     def _opened(self, kept: Kept, g: Any = None) -> tuple[Any, Slots]:
         like = g if kept.p is None else kept.p
@@ -355,38 +314,9 @@ class Program:
         rate = self.core.decoupled(leaf, p, now)
         return None if rate is None else p * (now.lr * rate)
 
-    def _constrained(self, leaf: Leaf, p: Array, g: Any) -> Array:
-        constraint = None if g is None else self.options.constraint(leaf.path)
-        if constraint is None:
-            return p
-        q = constraint(p)
-        if getattr(q, "shape", None) != p.shape:
-            raise ValueError(
-                f"The constraint of `{leaf.path}` must return an array of its shape {p.shape}. Received: an array of "
-                f"shape {getattr(q, 'shape', None)}"
-            )
-        return jnp.asarray(q, p.dtype)
-
 
 # The options that read the parameters, with the values that do not.
 _READ_PARAMS = {
     "weight_decay": (None,), "use_ema": (False,), "constraints": ((),), "master_weights": (None,),
     "rounding": ("nearest",),
 }  # fmt: skip
-
-
-def _put(old: Array, new: Any, touched: Any) -> Array:
-    return old if new is None else rows.scatter(old, new, touched)
-
-
-def _nothing(g: Any, p: Any) -> Any:
-    """A zero amount to add to `p`, which is unknown where `update` was not given it; None without a gradient."""
-    return None if g is None else jnp.zeros_like(wide(g if p is None else p))
-
-
-def _divided(g: Any, scale: Array) -> Any:
-    if g is None:
-        return None
-    if isinstance(g, Rows):
-        return Rows(_divided(g.values, scale), g.indices)
-    return g / scale.astype(g.real.dtype)

@@ -11,7 +11,8 @@ from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.programs.offloaded import Offloaded
 from jaxopt_keras.engine.programs.partitioned import Partitioned
 from jaxopt_keras.language.options import check_pattern
-from jaxopt_keras.pure.kernel import Kernel, refuse_flat
+from jaxopt_keras.pure.building import refuse_flat
+from jaxopt_keras.pure.kernel import Kernel
 
 DEFAULT = "default"
 
@@ -101,7 +102,7 @@ def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> K
                 f"A group takes a plain kernel. Received: {name!r}: {kernel!r}. Put the whole partition inside: "
                 "`loss_scaled(partition(...))`."
             )
-        refuse_flat(kernel, "partition")
+        refuse_flat(kernel.program, "partition")
     guards = any(kernel.options.skip_nonfinite for kernel in everything.values())
     programs = tuple(_unguarded(kernel.program) for kernel in everything.values())
     router = Router(tuple(kernels), default is not None)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.core import Tracer
 from jax.sharding import SingleDeviceSharding
@@ -15,17 +14,15 @@ from jaxopt_keras.engine.compiled import Compiled, shared
 from jaxopt_keras.engine.core import Core, Program
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.cores.leafwise import Leafwise
-from jaxopt_keras.engine.pipeline import Program as Plain
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import plain_programs
-from jaxopt_keras.engine.programs.offloaded import Offloaded
 from jaxopt_keras.engine.programs.partitioned import Partitioned, warn_of_unused
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.numerics import Complemented, Complements, compute_dtype
+from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.language.rule import Rule, as_scalar, fields_of
-from jaxopt_keras.schedules import is_schedule
+from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.pure import injection
+from jaxopt_keras.pure.building import explained, program_of
 
 
 class Kernel(optax.GradientTransformationExtraArgs):
@@ -60,7 +57,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         if isinstance(rule, type) or not (isinstance(rule, Rule) or hasattr(rule, "skeleton")):
             raise TypeError(f"`rule` must be an instance of a `Rule`. Received: rule={rule!r}")
         kernel = super().__new__(cls, None, None)  # type: ignore[arg-type]  # `init` and `update` are methods
-        kernel.program = rule if hasattr(rule, "children") else _program(rule, options or Options())
+        kernel.program = rule if hasattr(rule, "children") else program_of(rule, options or Options())
         return kernel
 
     @classmethod
@@ -183,8 +180,8 @@ class Kernel(optax.GradientTransformationExtraArgs):
             self._hyper[x64] = self.hyper()
         hyper = self._hyper[x64]
         if state.hyperparams or self._injects:
-            self._check_injected(state, hyper)
-            return _merged(hyper, state.hyperparams)
+            injection.check(self.program, state.hyperparams, hyper)
+            return injection.merged(hyper, state.hyperparams)
         return hyper
 
     @functools.cached_property
@@ -195,15 +192,6 @@ class Kernel(optax.GradientTransformationExtraArgs):
     @functools.cached_property
     def _injects(self) -> bool:
         return bool(self.program.injected(self.hyper()))
-
-    def _check_injected(self, state: State, hyper: dict[str, Any]) -> None:
-        wanted, found = _names(self.program.injected(hyper)), _names(state.hyperparams)
-        if wanted != found:
-            raise ValueError(
-                f"`state.hyperparams` must hold what this kernel injects: {wanted}. Received: {found}. Make the kernel "
-                "with another `inject_hyperparams`, or take the state over with "
-                "`state._replace(hyperparams=kernel.init(params).hyperparams)`."
-            )
 
     def replaced(self, state: State, **hyper: Any) -> State:
         """`state` with other injected hyperparameters, without a new compilation.
@@ -220,33 +208,11 @@ class Kernel(optax.GradientTransformationExtraArgs):
             ValueError: for a name that is not injected, or a value out of its range.
         """
         self.current(state)
-        if isinstance(program := _innermost(self.program), Partitioned):
-            having = [g for g, values in state.hyperparams.items() if hyper.keys() <= values.keys()]
-            if not having:
-                raise ValueError(_not_injected(hyper, state, program))
-            return functools.reduce(lambda s, group: self.in_group(s, group, **hyper), having, state)
-        return state._replace(hyperparams=self._checked(program, state.hyperparams, hyper))
+        return state._replace(hyperparams=injection.replaced(self.program, state.hyperparams, hyper))
 
     def in_group(self, state: State, group: str, **hyper: Any) -> State:
         """`state` with other injected hyperparameters in one group, named by its pattern, or "default"."""
-        program = _innermost(self.program)
-        if not isinstance(program, Partitioned) or group not in program.names:
-            names = program.names if isinstance(program, Partitioned) else ()
-            raise ValueError(f"There is no group {group!r}. There are {[*names]}")
-        own = self._checked(program.groups[group], state.hyperparams.get(group, {}), hyper)
-        return state._replace(hyperparams=state.hyperparams | {group: own})
-
-    def _checked(self, program: Any, known: dict[str, Any], hyper: dict[str, Any]) -> dict[str, Any]:
-        rule = getattr(plain_programs(program)[0].core, "rule", None)
-        fields = fields_of(Options) | (fields_of(type(rule)) if isinstance(rule, Rule) else {})
-        for name, value in hyper.items():
-            if name not in known:
-                raise ValueError(
-                    f"`{name}` is not in the state: there are {sorted(known)}. Received: {name}={value!r}. Use a "
-                    f"kernel with other numbers, `kernel.replace({name}=...)`, which compiles nothing; or make the "
-                    f"kernel with `inject_hyperparams={name!r}` and a number."
-                )
-        return known | _kept({n: as_scalar(fields[n], fields[n].check(n, value)) for n, value in hyper.items()})
+        return state._replace(hyperparams=injection.in_group(self.program, state.hyperparams, group, hyper))
 
     def scale_loss(self, loss: Any, state: State) -> Any:
         """The loss times the loss scale, in float32 at least: the function to differentiate.
@@ -279,9 +245,9 @@ class Kernel(optax.GradientTransformationExtraArgs):
             else:
                 state = self.compiled.init(params, hyper)
         except TypeError as error:
-            raise _explained(error, params=params) from error
+            raise explained(error, params=params) from error
         injected = self.program.injected(hyper)
-        return state._replace(hyperparams=_kept(jax.tree.map(jnp.copy, injected))) if injected else state
+        return state._replace(hyperparams=injection.kept(jax.tree.map(jnp.copy, injected))) if injected else state
 
     def update(  # type: ignore[override]
         self, grads: Any, state: State, params: Any = None, *, full_precision: bool = False, **extra: Any
@@ -305,7 +271,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         try:
             updates, moved = run(grads, state._replace(hyperparams={}), params, hyper)
         except TypeError as error:
-            raise _explained(error, grads=grads, params=params) from error
+            raise explained(error, grads=grads, params=params) from error
         return updates, moved._replace(hyperparams=state.hyperparams)
 
     def step(self, params: Any, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[Any, State]:
@@ -327,7 +293,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         try:
             params, moved = run(params, state._replace(hyperparams={}), grads, hyper)
         except TypeError as error:
-            raise _explained(error, params=params, grads=grads) from error
+            raise explained(error, params=params, grads=grads) from error
         return params, moved._replace(hyperparams=state.hyperparams)
 
     def averaged(self, params: Any, state: State) -> Any:
@@ -375,113 +341,5 @@ class Kernel(optax.GradientTransformationExtraArgs):
 jax.tree_util.register_static(Kernel)
 
 
-def _program(rule: Any, options: Options) -> Any:
-    """The program of a rule or a core.
-
-    Raises:
-        TypeError, ValueError: if rule and options do not fit.
-    """
-    core = Leafwise(rule) if isinstance(rule, Rule) else rule
-    if core.schedule is not None and not is_schedule(core.schedule):
-        raise TypeError(
-            "`learning_rate` must be a number or a function of the step. Received: a function without arguments, "
-            "which only the stateful face can call before each step."
-        )
-    _check_storage(rule, options)
-    if options.sparse == "lazy" and getattr(rule, "grain", "") != "element":
-        raise ValueError(
-            f'`sparse="lazy"` works on single rows, and {type(rule).__name__} may need whole arrays. '
-            'Received: sparse="lazy". Use `sparse="dense"`.'
-        )
-    plain = Plain(core, options)
-    if isinstance(options.inject_hyperparams, tuple):
-        known = core.arrays() | options.arrays()
-        for name in set(options.inject_hyperparams) - known.keys():
-            raise ValueError(
-                f"`inject_hyperparams` must name run-time hyperparameters of {type(rule).__name__}: {sorted(known)}. "
-                f"Received: {name!r}, which it has not, or which is a schedule or off."
-            )
-    return Offloaded(plain, options.offload) if options.offload else plain
-
-
-def _check_storage(rule: Any, options: Options) -> None:
-    """Refuses formats for slots that do not exist, or that the core does not describe."""
-    wanted = options.state_dtype
-    if wanted is None:
-        return
-    if not isinstance(rule, Rule):
-        raise TypeError(
-            f"`state_dtype` needs a `Rule`, which says what its slots are. Received: state_dtype={wanted!r} for "
-            f"{type(rule).__name__}"
-        )
-    known = rule.slots()
-    for slot, _ in wanted if isinstance(wanted, tuple) else ():
-        if slot not in known:
-            raise ValueError(f"`{slot}` is no slot of {type(rule).__name__}. It has {[*known]}")
-
-
 def _is_on_one_device(p: Any) -> bool:
     return isinstance(p, jax.Array) and not isinstance(p, Tracer) and isinstance(p.sharding, SingleDeviceSharding)
-
-
-def _merged(hyper: dict[str, Any], injected: dict[str, Any]) -> dict[str, Any]:
-    """`hyper` with the values of `injected`, group by group where there are groups."""
-    return hyper | {
-        n: _merged(hyper[n], x) if isinstance(x, dict) else _value(hyper[n], x) for n, x in injected.items()
-    }
-
-
-def _value(like: Any, x: Any) -> Any:
-    """An injected value as the compiled step takes it. A number put in the place of a decay gets its complement."""
-    if not isinstance(like, Complemented):
-        return x
-    return Complemented(*x) if isinstance(x, Complements) else Complemented(x, 1 - x)
-
-
-def _kept(hyper: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters as the state keeps them."""
-    pair = lambda x: Complements(x.value, x.complement) if isinstance(x, Complemented) else x
-    return jax.tree.map(pair, hyper, is_leaf=lambda x: isinstance(x, Complemented))
-
-
-def _names(hyper: dict[str, Any]) -> list[str]:
-    return sorted(
-        f"{n}/{inner}" if inner else n for n, x in hyper.items() for inner in (x if isinstance(x, dict) else [""])
-    )
-
-
-def _innermost(program: Any) -> Any:
-    """A program without the wrappers around it."""
-    while len(program.children) == 1 and hasattr(program, "inner"):
-        program = program.inner
-    return program
-
-
-def _not_injected(hyper: dict[str, Any], state: State, program: Partitioned) -> str:
-    known = {group: sorted(state.hyperparams.get(group, ())) for group in program.names}
-    return (
-        f"No group has the injected hyperparameters {sorted(hyper)}. There are {known}. Make the group's kernel with "
-        "`inject_hyperparams`, or use `kernel.replace(...)`, which needs no injection."
-    )
-
-
-def _explained(error: TypeError, **trees: Any) -> TypeError:
-    """An error that names the first leaf that is no array; `error` itself if all are."""
-    arrays = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
-    for name, tree in trees.items():
-        for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if not isinstance(leaf, arrays):
-                hint = ". Of an Equinox module take the arrays: `eqx.filter(model, eqx.is_inexact_array)`."
-                return TypeError(
-                    f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{path_of(key)}`"
-                    f"{hint if callable(leaf) else ''}"
-                )
-    return error
-
-
-def refuse_flat(kernel: Kernel, by: str) -> None:
-    """Raises a ValueError for a kernel with `flat_state`, whose slots are no trees like the parameters."""
-    if any(program.options.flat_state for program in plain_programs(kernel.program)):
-        raise ValueError(
-            f"`{by}` needs slots that mirror the parameters. Received: a kernel with flat_state=True. Leave it out."
-        )

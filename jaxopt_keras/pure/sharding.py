@@ -14,7 +14,8 @@ from jaxopt_keras.engine.programs.offloaded import outermost
 from jaxopt_keras.engine.programs.zero1 import Zero1
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.pure.kernel import Kernel, refuse_flat
+from jaxopt_keras.pure.building import refuse_flat
+from jaxopt_keras.pure.kernel import Kernel
 
 
 def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> State:
@@ -35,7 +36,7 @@ def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> St
     >>> spec.slots["row"]["w"], spec.slots["column"]["w"]
     (P('data',), P(None,))
     """
-    refuse_flat(kernel, "specs")
+    refuse_flat(kernel.program, "specs")
     is_spec = lambda x: isinstance(x, (PartitionSpec, NamedSharding))
     given = jax.tree.broadcast(param_specs, params, is_leaf=is_spec)
     found = [s.mesh for s in jax.tree.leaves(given, is_leaf=is_spec) if isinstance(s, NamedSharding)]
@@ -91,7 +92,7 @@ def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = Non
     """
     if not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
-    refuse_flat(kernel, "zero1")
+    refuse_flat(kernel.program, "zero1")
     if axis not in mesh.axis_names:
         raise ValueError(f"`axis` must be an axis of the mesh, which has {mesh.axis_names}. Received: axis={axis!r}")
     keyed = jax.tree_util.tree_leaves_with_path(param_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))

@@ -1,0 +1,49 @@
+"""Gradients as they come, in the dtype of the arithmetic."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxopt_keras.engine import rows
+from jaxopt_keras.engine.core import Leaf
+from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.language.numerics import compute_dtype
+from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shape_of
+
+
+def read(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
+    """A gradient in the dtype of the arithmetic: an array, `Rows` of a sparse one with `as_rows`, or None.
+
+    Raises:
+        ValueError: if its shape is not the parameter's. TypeError: if it is complex and the parameter is not.
+    """
+    if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
+        return None
+    like = g if p is None else p
+    shape, dtype = np.shape(like), compute_dtype(like.dtype)
+    indices = getattr(g, "indices", None)  # of `IndexedSlices`, or a BCOO
+    if is_sparse(g) and not jnp.issubdtype(getattr(indices, "dtype", float), jnp.integer):
+        raise TypeError(
+            f"The gradient of `{leaf.path}` must have arrays of values and of integer indices. Received: indices "
+            f"of {getattr(indices, 'dtype', type(indices).__name__)}"
+        )
+    if np.shape(g) != shape if not is_sparse(g) else not fits(g, shape):
+        raise ValueError(
+            f"The gradient of `{leaf.path}` must have the parameter's shape {shape}. Received: {shape_of(g)}"
+        )
+    slices = rows_of(g) if as_rows and 0 not in shape else None
+    g = rows.merge(slices, shape) if slices else jnp.asarray(densify(g, shape))
+    if jnp.iscomplexobj(jax.tree.leaves(g)[0]) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"The gradient of `{leaf.path}` must be real, as the parameter is. Received: a complex one")
+    return Rows(g.values.astype(dtype), g.indices) if isinstance(g, Rows) else g.astype(dtype)
+
+
+def divided(g: Any, scale: Array) -> Any:
+    if g is None:
+        return None
+    if isinstance(g, Rows):
+        return Rows(divided(g.values, scale), g.indices)
+    return g / scale.astype(g.real.dtype)

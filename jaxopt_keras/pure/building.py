@@ -1,0 +1,82 @@
+"""Kernels are built and called with checked arguments; the errors say what was wrong."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxopt_keras.engine.cores.leafwise import Leafwise
+from jaxopt_keras.engine.pipeline import Program
+from jaxopt_keras.engine.programs.around import plain_programs
+from jaxopt_keras.engine.programs.offloaded import Offloaded
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.schedules import is_schedule
+
+
+def program_of(rule: Any, options: Options) -> Any:
+    """The program of a rule or a core.
+
+    Raises:
+        TypeError, ValueError: if rule and options do not fit.
+    """
+    core = Leafwise(rule) if isinstance(rule, Rule) else rule
+    if core.schedule is not None and not is_schedule(core.schedule):
+        raise TypeError(
+            "`learning_rate` must be a number or a function of the step. Received: a function without arguments, "
+            "which only the stateful face can call before each step."
+        )
+    _check_storage(rule, options)
+    if options.sparse == "lazy" and getattr(rule, "grain", "") != "element":
+        raise ValueError(
+            f'`sparse="lazy"` works on single rows, and {type(rule).__name__} may need whole arrays. '
+            'Received: sparse="lazy". Use `sparse="dense"`.'
+        )
+    plain = Program(core, options)
+    if isinstance(options.inject_hyperparams, tuple):
+        known = core.arrays() | options.arrays()
+        for name in set(options.inject_hyperparams) - known.keys():
+            raise ValueError(
+                f"`inject_hyperparams` must name run-time hyperparameters of {type(rule).__name__}: {sorted(known)}. "
+                f"Received: {name!r}, which it has not, or which is a schedule or off."
+            )
+    return Offloaded(plain, options.offload) if options.offload else plain
+
+
+def _check_storage(rule: Any, options: Options) -> None:
+    """Refuses formats for slots that do not exist, or that the core does not describe."""
+    wanted = options.state_dtype
+    if wanted is None:
+        return
+    if not isinstance(rule, Rule):
+        raise TypeError(
+            f"`state_dtype` needs a `Rule`, which says what its slots are. Received: state_dtype={wanted!r} for "
+            f"{type(rule).__name__}"
+        )
+    known = rule.slots()
+    for slot, _ in wanted if isinstance(wanted, tuple) else ():
+        if slot not in known:
+            raise ValueError(f"`{slot}` is no slot of {type(rule).__name__}. It has {[*known]}")
+
+
+def explained(error: TypeError, **trees: Any) -> TypeError:
+    """An error that names the first leaf that is no array; `error` itself if all are."""
+    arrays = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
+    for name, tree in trees.items():
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not isinstance(leaf, arrays):
+                hint = ". Of an Equinox module take the arrays: `eqx.filter(model, eqx.is_inexact_array)`."
+                return TypeError(
+                    f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{path_of(key)}`"
+                    f"{hint if callable(leaf) else ''}"
+                )
+    return error
+
+
+def refuse_flat(program: Any, by: str) -> None:
+    """Raises a ValueError for a program with `flat_state`, whose slots are no trees like the parameters."""
+    if any(plain.options.flat_state for plain in plain_programs(program)):
+        raise ValueError(
+            f"`{by}` needs slots that mirror the parameters. Received: a kernel with flat_state=True. Leave it out."
+        )

@@ -1,0 +1,94 @@
+"""Hyperparameters in the state: those that a kernel injects, checked, replaced, and merged with the kernel's own."""
+
+from typing import Any
+
+import jax
+
+from jaxopt_keras.engine.programs.around import plain_programs
+from jaxopt_keras.engine.programs.partitioned import Partitioned
+from jaxopt_keras.language.numerics import Complemented, Complements
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.rule import Rule, as_scalar, fields_of
+
+
+def check(program: Any, hyperparams: dict[str, Any], hyper: dict[str, Any]) -> None:
+    """Raises a ValueError if the state holds other hyperparameters than the program injects."""
+    wanted, found = _names(program.injected(hyper)), _names(hyperparams)
+    if wanted != found:
+        raise ValueError(
+            f"`state.hyperparams` must hold what this kernel injects: {wanted}. Received: {found}. Make the kernel "
+            "with another `inject_hyperparams`, or take the state over with "
+            "`state._replace(hyperparams=kernel.init(params).hyperparams)`."
+        )
+
+
+def replaced(program: Any, hyperparams: dict[str, Any], hyper: dict[str, Any]) -> dict[str, Any]:
+    """`hyperparams` with other values; of groups, in every group that has all of them."""
+    program = _innermost(program)
+    if not isinstance(program, Partitioned):
+        return _checked(program, hyperparams, hyper)
+    having = [group for group, values in hyperparams.items() if hyper.keys() <= values.keys()]
+    if not having:
+        known = {group: sorted(hyperparams.get(group, ())) for group in program.names}
+        raise ValueError(
+            f"No group has the injected hyperparameters {sorted(hyper)}. There are {known}. Make the group's kernel "
+            "with `inject_hyperparams`, or use `kernel.replace(...)`, which needs no injection."
+        )
+    return hyperparams | {group: _checked(program.groups[group], hyperparams[group], hyper) for group in having}
+
+
+def in_group(program: Any, hyperparams: dict[str, Any], group: str, hyper: dict[str, Any]) -> dict[str, Any]:
+    """`hyperparams` with other values in one group.
+
+    Raises:
+        ValueError: if there is no such group, a name is not injected, or a value is out of its range.
+    """
+    program = _innermost(program)
+    names = program.names if isinstance(program, Partitioned) else ()
+    if group not in names:
+        raise ValueError(f"There is no group {group!r}. There are {[*names]}")
+    return hyperparams | {group: _checked(program.groups[group], hyperparams.get(group, {}), hyper)}
+
+
+def _checked(program: Any, known: dict[str, Any], hyper: dict[str, Any]) -> dict[str, Any]:
+    rule = getattr(plain_programs(program)[0].core, "rule", None)
+    fields = fields_of(Options) | (fields_of(type(rule)) if isinstance(rule, Rule) else {})
+    for name, value in hyper.items():
+        if name not in known:
+            raise ValueError(
+                f"`{name}` is not in the state: there are {sorted(known)}. Received: {name}={value!r}. Use a "
+                f"kernel with other numbers, `kernel.replace({name}=...)`, which compiles nothing; or make the "
+                f"kernel with `inject_hyperparams={name!r}` and a number."
+            )
+    return known | kept({n: as_scalar(fields[n], fields[n].check(n, value)) for n, value in hyper.items()})
+
+
+def merged(hyper: dict[str, Any], injected: dict[str, Any]) -> dict[str, Any]:
+    """`hyper` with the values of `injected`, group by group where there are groups."""
+    return hyper | {n: merged(hyper[n], x) if isinstance(x, dict) else _value(hyper[n], x) for n, x in injected.items()}
+
+
+def _value(like: Any, x: Any) -> Any:
+    """An injected value as the compiled step takes it. A number put in the place of a decay gets its complement."""
+    if not isinstance(like, Complemented):
+        return x
+    return Complemented(*x) if isinstance(x, Complements) else Complemented(x, 1 - x)
+
+
+def kept(hyper: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as the state keeps them."""
+    pair = lambda x: Complements(x.value, x.complement) if isinstance(x, Complemented) else x
+    return jax.tree.map(pair, hyper, is_leaf=lambda x: isinstance(x, Complemented))
+
+
+def _names(hyper: dict[str, Any]) -> list[str]:
+    return sorted(
+        f"{n}/{inner}" if inner else n for n, x in hyper.items() for inner in (x if isinstance(x, dict) else [""])
+    )
+
+
+def _innermost(program: Any) -> Any:
+    """A program without the wrappers around it."""
+    while len(program.children) == 1 and hasattr(program, "inner"):
+        program = program.inner
+    return program
