@@ -162,11 +162,7 @@ class Program:
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
         layout, stored = Layout.read(grads if params is None else params, self.options, of_gradients=params is None)
-        read = [
-            read(*x, as_rows=self._keeps_rows)
-            for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
-        ]
-        return layout.unflatten(jax.lax.psum(read, self.options.axis_name))
+        return layout.unflatten(jax.lax.psum(self._gradients(layout, stored, grads), self.options.axis_name))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         if self._cuts(params):
@@ -202,10 +198,7 @@ class Program:
         """One call; with `write` the new parameters as they are stored, else what to add to them."""
         trees, scalars = unpacked(state.slots), state.scalars
         slots = layout.by_leaf(trees)
-        gradients = [
-            read(*x, as_rows=self._keeps_rows)
-            for x in zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
-        ]
+        gradients = self._gradients(layout, stored, grads)
         if self.options.axis_name is not None and reduce:
             gradients = jax.lax.psum(gradients, self.options.axis_name)
         if "loss_scale_factor" in hyper:
@@ -228,6 +221,11 @@ class Program:
         (out, count), slots, scalars = guard.guarded(*everything, proceed, idle)
         trees = layout.updated(trees, slots)
         return out, State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Flat) else trees)
+
+    def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
+        """The gradients of `layout`'s parameters in the dtype of the arithmetic."""
+        everything = zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
+        return [read(*x, as_rows=self._keeps_rows) for x in everything]
 
     @property
     def _keeps_rows(self) -> bool:
@@ -280,8 +278,8 @@ class Program:
             moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
 
         everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
-        settled = [settled(self.options, *x, salts, write) for x in everything]
-        out, slots = [p for p, _ in settled], [s for _, s in settled]
+        ends = [settled(self.options, *x, salts, write) for x in everything]
+        out, slots = [p for p, _ in ends], [s for _, s in ends]
         if self.options.use_ema:
             slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
         return out, slots, scalars
