@@ -149,7 +149,7 @@ def engines(program: Program, params: Any, state: Any) -> list[str]:
     leaves = jax.tree.leaves(params)
     if program.options.engine == "xla":
         return ["xla"] * len(leaves)
-    against = unavailable() or ("" if jax.default_backend() == "cpu" else f"on {jax.default_backend()}")
+    against = unavailable() if jax.default_backend() == "cpu" else f"on {jax.default_backend()}"
     if against:
         return [f"xla ({against})"] * len(leaves)
     moving = state._replace(hyper={})
