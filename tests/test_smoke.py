@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import jaxopt_keras as jk
+from jaxopt_keras.engine.native import unavailable
 from jaxopt_keras.engine.native.call import Call
 from jaxopt_keras.interop.keras import Adam
 
@@ -88,6 +89,7 @@ def keras_fit(engine):
     return dict(zip(("w", "b"), model.get_weights(), strict=True))
 
 
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 @pytest.mark.parametrize("face", [pure, pure_in_a_scan, pure_in_a_chain, pure_and_packed, stateful, keras_fit])
 def test_a_face_is_native_and_equals_xla(monkeypatch, face):
     loops = []
