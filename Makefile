@@ -10,7 +10,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # One environment: two installs at once would spoil it.
 .NOTPARALLEL:
-.PHONY: help demo soak test check format format-check lint types sanitize bench docs docs-serve parity test-py test-matrix clean
+.PHONY: help demo soak test check format format-check lint types sanitize bench docs docs-serve parity test-py test-matrix lines laws clean
 
 RUN := $(VENV)/bin/python -m
 
@@ -75,6 +75,18 @@ test-matrix: ## test-py on Python 3.11, 3.12 and 3.13
 	$(MAKE) test-py PY=3.11
 	$(MAKE) test-py PY=3.12
 	$(MAKE) test-py PY=3.13
+
+# Every line of JAX that pyproject.toml promises, by its newest patch, and a Python that it has.
+LINES := 0.10-3.11 0.11-3.12 0.12-3.13
+LAWS := tests/test_smoke.py tests/laws/test_native_equals_xla.py tests/test_native.py tests/test_native_rows.py \
+  tests/test_native_processes.py tests/test_apart.py $(patsubst %,'tests/test_flat.py::%',$(IN_BUFFERS))
+
+lines: ## the native engine's laws and a smoke of each face on every promised line of JAX, each in its own environment
+	$(foreach line,$(LINES),$(MAKE) laws VENV=.venv-jax-$(line) PYTHON= \
+	  JAX=$(firstword $(subst -, ,$(line))) PY=$(lastword $(subst -, ,$(line))) &&) true
+
+laws: $(VENV)/.with-laws # with the code generator of users, which is not the one of `make test` on JAX 0.10
+	XLA_FLAGS= $(RUN) pytest -n $(WORKERS) --dist worksteal $(LAWS) $(ARGS)
 
 clean: ## remove the environments, caches and built files
 	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis .jax_cache docs/_build build dist

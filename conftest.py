@@ -16,10 +16,15 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # do not know: with them, as with `XLA_FLAGS= make test`, the suite runs on what users have.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Where a step should be native, XLA in its place is a fault, and not a reason to leave tests out.
+if "cuda" not in os.environ["JAX_PLATFORMS"]:
+    os.environ.setdefault("JAXOPT_KERAS_FALLBACK", "error")
 
 import hypothesis
 import jax
 import pytest
+
+from jaxopt_keras.engine.native import Unavailable, unavailable
 
 jax.config.update("jax_num_cpu_devices", 8)
 # The library must not lean on implicit promotion: it hides a float64 that should be float32, and a (n,) that should be
@@ -33,6 +38,14 @@ hypothesis.settings.register_profile(
     "jaxopt_keras", deadline=None, derandomize="CI" in os.environ, max_examples=25, print_blob=True
 )
 hypothesis.settings.load_profile("jaxopt_keras")
+
+
+def pytest_configure():
+    try:
+        unavailable()
+    except Unavailable as reason:
+        remedy = "`JAXOPT_KERAS_FALLBACK=warn make test` leaves out the tests of native loops."
+        raise pytest.UsageError(f"The native engine cannot run, and should: {reason}\n{remedy}") from None
 
 
 @pytest.fixture

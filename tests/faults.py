@@ -371,6 +371,12 @@ FAULTS = [
           "no plan for slots in buffers", "tests/test_flat.py -k plan_is"),
     Fault("engine/native/emit.py", "len(self.tiles) * (self.block or 0) > KEPT", "False",
           "long rows overflow a thread's stack", "tests/test_native.py -k long_rows"),
+    Fault("engine/native/build.py", "    _warn(str(error))", "    pass", "XLA runs instead of loops without a word",
+          "tests/test_native.py -k says_why"),
+    Fault("engine/native/build.py", 'if action == "error":', "if False:", "the tests run without loops",
+          "tests/test_native.py -k 'wants_no_fallback and error'"),
+    Fault("engine/plan.py", 'against = unavailable() if', 'against = "" if',
+          "a plan promises loops that do not compile", "tests/test_native.py -k says_why"),
 ]  # fmt: skip
 
 

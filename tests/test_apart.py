@@ -75,6 +75,7 @@ def test_where_it_is_not_native(monkeypatch):
     for platforms in (["cpu"], ["cpu", "cuda"]):
         assert "@jaxopt_keras_" not in export.export(jax.jit(pieces), platforms=platforms)(WHOLE).mlir_module()
     monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("JAXOPT_KERAS_FALLBACK", "warn")
     build.target.cache_clear()
     assert calls(lambda x: taken_apart(x, (COUNT - 20, *[1] * 20)), WHOLE) == 0
 

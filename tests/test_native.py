@@ -1,5 +1,6 @@
 """The native engine around its loops: where it runs, where XLA runs instead, and what it loads."""
 
+import ast
 import ctypes
 import os
 import pathlib
@@ -225,20 +226,6 @@ print([g.kind.engine for g in kernel.describe(params).groups])
 params, state = kernel.step(params, kernel.init(params), {"w": jnp.ones((3, 50))})
 print(float(params["w"].sum()))
 """
-SOURCE = """
-#define BLOCK 1
-#define UNIT 4096
-enum { NX = 1, NY = 1, NS = 0, NR = 0 };
-#define SIZES_X { sizeof(float) }
-#define ITEMS_X { 1 }
-#define SIZES_Y { sizeof(float) }
-#define ITEMS_Y { 1 }
-#define STARTS { 0 }
-#define COMBINE { SUM }
-typedef float result_t;
-#include "runtime.h"
-static void loop(int64_t n, int64_t start, const uint32_t* S, char** X, char** Y, double* R) {}
-"""
 
 
 def start(cache, options="{}", **environment):
@@ -263,7 +250,7 @@ def cache(tmp_path, monkeypatch):
 
 def compile_once(cache: pathlib.Path):
     """Compiles a loop, or takes it from the cache; its file."""
-    key, _ = build.library(SOURCE)
+    key, _ = build.library(build.PROBE)
     return cache / f"{key}.so"
 
 
@@ -273,19 +260,65 @@ def test_processes_may_compile_at_once(tmp_path):
         out, error, code = finished(process)
         assert code == 0 and out[0] == "['native']" and float(out[1]) == pytest.approx(75, abs=0.01), error
     names = sorted(x.suffix for x in (tmp_path / "cache").iterdir())
-    assert names == [".sha256", ".so"]  # one loop, and nothing left lying about
+    assert names == [".sha256"] * 2 + [".so"] * 2  # the probe and one loop, and nothing left lying about
 
 
-def test_without_a_compiler_xla_runs(tmp_path):
-    out, error, code = finished(start(tmp_path / "cache", CC="no-such-compiler"))
-    assert code == 0 and "no C compiler" in out[0] and float(out[1]) == pytest.approx(75, abs=0.01), error
-    out, error, code = finished(start(tmp_path / "cache", "{'engine': 'native'}", CC="no-such-compiler"))
-    assert code == 1 and "no C compiler: there is no `no-such-compiler`" in error
+WITHOUT = {  # compilers, and what `describe` says of them
+    "no-such-compiler": "no C compiler: there is no `no-such-compiler`",
+    "false": "`false` fails: it does not say why",
+    "cc --no-such-flag": "`cc --no-such-flag` fails: .*error: unrecognized .*option.*--no-such-flag",
+    "true": "the compiler cannot run: .*No such file.*loop.so",
+}
 
 
-def test_a_compiler_that_fails_is_no_error(tmp_path):
-    out, error, code = finished(start(tmp_path / "cache", CC="false"))
-    assert code == 0 and float(out[1]) == pytest.approx(75, abs=0.01) and "XLA runs what" in error
+@pytest.mark.parametrize("compiler", WITHOUT)
+def test_without_loops_xla_runs_and_says_why(tmp_path, compiler):
+    why = re.compile(WITHOUT[compiler])
+    out, error, code = finished(start(tmp_path / "cache", CC=compiler, JAXOPT_KERAS_FALLBACK="warn"))
+    assert code == 0 and float(out[1]) == pytest.approx(75, abs=0.01), error
+    assert len(ast.literal_eval(out[0])) == 1 and re.match(rf"xla \({why.pattern}", ast.literal_eval(out[0])[0]), out
+    assert error.count("XLA runs what") == 1 and why.search(error), error  # once, for one description and two programs
+
+
+@pytest.mark.parametrize("options,fallback", [("{}", "error"), ("{'engine': 'native'}", "warn"), ("{}", "eror")])
+def test_who_wants_no_fallback_gets_an_error(tmp_path, options, fallback):
+    out, error, code = finished(start(tmp_path / "cache", options, CC="false", JAXOPT_KERAS_FALLBACK=fallback))
+    expected = '`JAXOPT_KERAS_FALLBACK` must be "warn" or "error". Received: \'eror\''
+    assert code == 1 and (expected if fallback == "eror" else "`false` fails") in error
+
+
+def test_who_asks_for_xla_needs_no_compiler(tmp_path):
+    out, error, code = finished(
+        start(tmp_path / "cache", "{'engine': 'xla'}", CC="false")
+    )  # and a fallback is an error
+    assert code == 0 and out[0] == "['xla']" and not error
+
+
+@pytest.mark.parametrize("how", ["error", "warn"])
+def test_a_fault_in_our_own_header_is_seen(cache, tmp_path, monkeypatch, caplog, how):
+    """As one was on JAX 0.11: its header had the new name of a type under the old version."""
+    for name in ("runtime.h", "ffi.h"):
+        text = build.RUNTIME.with_name(name).read_text()
+        (tmp_path / name).write_text(text.replace("__typeof__(f->extension_start->next)", "XLA_FFI_Old_Name*"))
+    monkeypatch.setattr(build, "RUNTIME", tmp_path / "runtime.h")
+    monkeypatch.setenv("CC", f"{os.environ.get('CC', 'cc')} -DPLANTED")  # not the compiler that was tried before
+    monkeypatch.setenv("JAXOPT_KERAS_FALLBACK", how)
+    if how == "error":
+        with pytest.raises(Unavailable, match="XLA_FFI_Old_Name"):
+            NATIVE.describe(PARAMS)
+        return
+    (reason,) = {group.kind.engine for group in NATIVE.describe(PARAMS).groups}
+    assert re.fullmatch(r"xla \(`.* -DPLANTED` fails: .*ffi.h:\d+:\d+: error: .*XLA_FFI_Old_Name.*\)", reason)
+    assert "XLA_FFI_Old_Name" in caplog.text
+
+
+def test_a_loop_that_does_not_compile_is_seen(monkeypatch):
+    def failing(source):
+        raise Unavailable("this very loop")
+
+    monkeypatch.setattr(build, "target", failing)
+    with pytest.raises(Unavailable, match="this very loop"):
+        jax.jit(lambda p: one_step(NATIVE, p, p)).lower({"w": jnp.ones(5)})
 
 
 @pytest.mark.parametrize("harm", ["cut", "foreign", "no digest", "open to others", "a link"])
@@ -316,7 +349,7 @@ def test_a_library_that_is_not_what_was_compiled_is_not_loaded(cache, tmp_path, 
 def test_a_folder_open_to_others_is_not_used(cache, mode):
     cache.mkdir()
     cache.chmod(mode)
-    build.library(SOURCE)
+    build.library(build.PROBE)
     assert not [*cache.iterdir()]
 
 
@@ -327,7 +360,7 @@ def test_a_folder_from_which_nothing_can_be_loaded_is_not_used(cache, monkeypatc
         return whole(path)
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    _, loaded = build.library(SOURCE)
+    _, loaded = build.library(build.PROBE)
     assert loaded.handler and pathlib.Path(loaded._name).parent != cache
 
 

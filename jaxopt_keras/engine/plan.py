@@ -147,7 +147,7 @@ def engines(program: Any, params: Any, state: Any) -> list[str]:
     leaves = jax.tree.leaves(params)
     if program.options.engine == "xla":
         return ["xla"] * len(leaves)
-    against = unavailable() or ("" if jax.default_backend() == "cpu" else f"on {jax.default_backend()}")
+    against = unavailable() if jax.default_backend() == "cpu" else f"on {jax.default_backend()}"
     if against:
         return [f"xla ({against})"] * len(leaves)
     why = reasons(program.bare_step, params, state, params, program.hyper())[: len(leaves)]

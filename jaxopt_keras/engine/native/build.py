@@ -3,6 +3,9 @@
 The cache is a folder of the user's own, named by `JAXOPT_KERAS_CACHE` or in the usual place for caches. A library is
 loaded only from a folder and a file that belong to the user and that nobody else can write, and only if it is what was
 once compiled there (its digest stands beside it).
+
+Where nothing can be compiled XLA runs instead, which is never silent: `Kernel.describe` shows why, and a warning is
+logged once. With `JAXOPT_KERAS_FALLBACK=error` it is an error.
 """
 
 import atexit
@@ -24,6 +27,7 @@ import jax
 
 RUNTIME = pathlib.Path(__file__).with_name("runtime.h")
 FFI = RUNTIME.with_name("ffi.h")
+PROBE = RUNTIME.with_name("probe.c").read_text()
 # Strict arithmetic (no -ffast-math: NaN and infinity count), except that nobody asks for errno or traps.
 FLAGS = (
     *("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fopenmp-simd"),
@@ -36,7 +40,7 @@ log = logging.getLogger("jaxopt_keras")
 
 
 class Unavailable(RuntimeError):
-    """There is no compiler, or it fails. The message is the reason."""
+    """There is no compiler, or it fails. The message is the reason, in brief in its first line."""
 
 
 def compiler() -> list[str]:
@@ -52,12 +56,48 @@ def compiler() -> list[str]:
 
 
 def unavailable() -> str:
-    """Why no loop can be compiled on this machine; "" where nothing is known against it."""
+    """Why no loop can be compiled on this machine, in one line; "" where loops can be.
+
+    Raises:
+        Unavailable: where that is so, with `JAXOPT_KERAS_FALLBACK=error`.
+    """
+    if os.name != "posix":
+        return f"no compiled loops on {platform.system()}"
+    return _probed(os.environ.get("CC", "cc"))
+
+
+@functools.cache
+def _probed(command: str) -> str:
+    """Why the compiler cannot make the smallest loop; "" where it can. Each compiler is tried once."""
     try:
-        compiler()
-    except Unavailable as reason:
-        return str(reason)
-    return "" if os.name == "posix" else f"no compiled loops on {platform.system()}"
+        library(PROBE)
+    except Unavailable as error:
+        return fallback(error) if jax.default_backend() == "cpu" else brief(error)
+    return ""
+
+
+def fallback(error: Unavailable) -> str:
+    """Say, once, that XLA runs what a loop could. The result is the reason, in one line.
+
+    Raises:
+        Unavailable: `error`, with `JAXOPT_KERAS_FALLBACK=error`.
+    """
+    action = os.environ.get("JAXOPT_KERAS_FALLBACK", "warn")
+    if action not in ("warn", "error"):
+        raise ValueError(f'`JAXOPT_KERAS_FALLBACK` must be "warn" or "error". Received: {action!r}')
+    if action == "error":
+        raise error
+    _warn(str(error))
+    return brief(error)
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    log.warning('XLA runs what compiled loops could, and slower (with `engine="xla"`, without this line): %s', reason)
+
+
+def brief(error: Unavailable) -> str:
+    return str(error).partition("\n")[0]
 
 
 @functools.cache
@@ -180,9 +220,11 @@ def compiled(source: str, path: pathlib.Path, command: list[str]) -> pathlib.Pat
             work = pathlib.Path(temporary)
             (work / "loop.c").write_text(source)
             run = [*command, *flags, *include, "loop.c", "-o", "loop.so", *vectors, "-lm"]
-            done = subprocess.run(run, cwd=work, capture_output=True, text=True, timeout=300)
+            english = os.environ | {"LC_ALL": "C"}  # so that `first_error` can be found
+            done = subprocess.run(run, cwd=work, env=english, capture_output=True, text=True, timeout=300)
             if done.returncode:
-                raise Unavailable(f"`{' '.join(command)}` fails: {done.stderr.strip()[:2000]}")
+                said = done.stderr.strip()
+                raise Unavailable(f"`{' '.join(command)}` fails: {first_error(said)}\n{said[:2000]}".strip())
             os.chmod(work / "loop.so", 0o700)
             (work / "digest").write_text(hashlib.sha256((work / "loop.so").read_bytes()).hexdigest())
             os.chmod(work / "digest", 0o600)
@@ -191,3 +233,9 @@ def compiled(source: str, path: pathlib.Path, command: list[str]) -> pathlib.Pat
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"the compiler cannot run: {error}") from None
     return path
+
+
+def first_error(said: str) -> str:
+    """The line of a compiler's output that says what is wrong."""
+    lines = said.splitlines() or ["it does not say why"]
+    return next((line for line in lines if "error: " in line), lines[-1]).strip()[:300]

@@ -203,8 +203,7 @@ def against(module: Any, source: str) -> str:
         try:
             build.target(source)
         except build.Unavailable as error:
-            reason = str(error)
-            build.log.warning("XLA runs what a compiled loop could: %s", reason)
+            reason = build.fallback(error)
     return reason
 
 

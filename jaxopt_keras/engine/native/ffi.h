@@ -1,14 +1,9 @@
 // What every function that XLA calls needs: the answer to which version of the interface it is for, and errors.
+// The type of an extension has not the same name in every line of JAX, hence __typeof__.
 #include "xla/ffi/api/c_api.h"
 
-#if XLA_FFI_API_MINOR < 5
-typedef XLA_FFI_Extension_Base Extension;
-#else
-typedef XLA_FFI_InternalExtension Extension;
-#endif
-
 static int asks_for_version(const XLA_FFI_CallFrame* f) {
-  for (Extension* e = f->extension_start; e; e = e->next)
+  for (__typeof__(f->extension_start->next) e = f->extension_start; e; e = e->next)
     if (e->type == XLA_FFI_Extension_Metadata) {
       XLA_FFI_Metadata* m = ((XLA_FFI_Metadata_Extension*)e)->metadata;
       m->api_version.major_version = XLA_FFI_API_MAJOR;
