@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import limits, ours, report
-from benchmarks.measure import Effort, Tell, candidates, measure
+from benchmarks.measure import Effort, Tell, measure
 from benchmarks.peers import PEERS
 from benchmarks.problem import DTYPES, RULES
 from benchmarks.records import Record, Row
 from benchmarks.runs import Implementation, Wish
+from benchmarks.ways import candidates
 from benchmarks.workloads import WORKLOADS
 from jaxopt_keras.language.options import FORMS
 from jaxopt_keras.parity.peer import default_promotion

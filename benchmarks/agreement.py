@@ -150,8 +150,6 @@ def agreements(implementations: list[Implementation], problem: Problem, tell: An
             if key not in exact:
                 exact[key] = reference(problem, *key)
         except Absent as absent:
-            raise SystemExit(
-                f"Nothing is timed that is not checked, and {absent}. Run from the project's root."
-            ) from None
+            raise SystemExit(f"Nothing is timed that is not checked, and {absent}.") from None
         found[each.name] = agreement(each, problem, exact[key])
     return found

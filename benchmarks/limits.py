@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks import models
 from benchmarks.problem import Problem, device
+from benchmarks.timing import seconds
 
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 
@@ -82,8 +83,6 @@ def limit(problem: Problem, slots: int, threads: int) -> Limit:
 
 def copy_bandwidth(size: int, threads: int) -> float:
     """GB/s, read and written, of a copy of `size` float32 elements: the best of a few."""
-    from benchmarks.timing import seconds
-
     if device().platform != "cpu":
         x, function = jnp.ones(size, jnp.float32), jax.jit(lambda x: x * 1.000001)
         run = Limit("a copy", lambda: function(x), 8 * size)

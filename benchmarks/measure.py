@@ -10,10 +10,9 @@ import numpy as np
 
 from benchmarks import limits, memory, ours, problem
 from benchmarks.agreement import Agreement, agreements, disagreement, samples
-from benchmarks.peers import PEERS
 from benchmarks.problem import Problem
 from benchmarks.records import Row, Table
-from benchmarks.runs import Implementation, Run, Wish, short
+from benchmarks.runs import Implementation, Wish, short
 from benchmarks.timing import LIMIT, Spread, Times, cold, first_call, interleaved
 
 AGAIN = "again"
@@ -32,25 +31,6 @@ class Effort(NamedTuple):
 
 
 Tell = Callable[[str, float], None]  # what is being done, and the part of it that is done
-
-
-def candidates(wish: Wish, libraries: Iterable[str]) -> list[Implementation]:
-    """All ways of the chosen libraries, those that cannot run with their reason."""
-    found = []
-    for name in libraries:
-        if name == ours.NAME:
-            found += ours.implementations(wish)
-            continue
-        reason = PEERS[name].available(wish.platform)
-        if reason:
-            found.append(Implementation(name, name, no_start, refused=reason))
-        else:
-            found += PEERS[name].implementations(wish)
-    return found
-
-
-def no_start(problem: Problem) -> Run:
-    raise NotImplementedError
 
 
 def measure(wish: Wish, optimizer: str, found: list[Implementation], effort: Effort, tell: Tell) -> Table:

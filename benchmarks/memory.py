@@ -5,13 +5,17 @@ Gradients do not count: they are the same for all. `python -m benchmarks.memory 
 
 import gc
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
+from benchmarks import problem
 from benchmarks.runs import Implementation, Run, Wish
+from benchmarks.ways import candidates
+from benchmarks.workloads import WORKLOADS
 
 LIMIT_SECONDS = 300
 
@@ -84,12 +88,6 @@ def watched(run: Run, library: str, device: Any) -> Memory:
 
 
 def main(request: dict[str, Any]) -> None:
-    import jax
-
-    from benchmarks import problem
-    from benchmarks.measure import candidates
-    from benchmarks.workloads import WORKLOADS
-
     device = jax.devices(request["platform"])[0]
     workload = WORKLOADS[request["workload"]].scaled(request["scale"])
     wish = Wish(
@@ -105,5 +103,4 @@ def main(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("KERAS_BACKEND", "jax")
     main(json.loads(sys.argv[1]))

@@ -1,6 +1,8 @@
 """The benchmarks: every workload runs, what is wrong is refused, and the numbers are what they say."""
 
+import ast
 import dataclasses
+import graphlib
 import io
 import json
 import re
@@ -34,6 +36,28 @@ def bench(*arguments: str) -> str:
     return console.file.getvalue()
 
 
+def imports(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Those of `modules` that a file imports, also inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" for a in node.names]
+            found |= {name if name in modules else node.module for name in names}
+    return found & modules.keys()
+
+
+def test_no_imports_go_in_a_circle():
+    root = Path(memory.__file__).parent
+    modules = {".".join(path.relative_to(root.parent).with_suffix("").parts): path for path in root.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    graph = {name: imports(path, modules) for name, path in modules.items()}
+    assert "benchmarks.memory" in graph["benchmarks.measure"]
+    assert "benchmarks.peers.torch" in graph["benchmarks.peers"]
+    graphlib.TopologicalSorter(graph).prepare()  # raises where there is a circle, and names it
+
+
 ONE_OF_EACH_KIND = ["lenet5", "embedding", "muon", "training"]  # the others differ in shapes
 
 
@@ -46,7 +70,6 @@ def test_every_workload_can_be_made(workload):
 
 
 def test_every_kind_of_workload_runs_and_the_json_comes_back(tmp_path: Path):
-    pytest.importorskip("optax")
     path = tmp_path / "results.json"
     bench(*TINY, "--workload", *ONE_OF_EACH_KIND, "--peer", "optax", "--only", "^optax$|dense", "--json", str(path))
     record = records.read(path)
@@ -183,7 +206,6 @@ def test_quantized_slots_have_fewer():
 @pytest.mark.usefixtures("jax_defaults")
 def test_donated_steps_copy_no_array():
     """The peer is at its best; and in a train step, where XLA copies what both passes read, ours is no worse."""
-    pytest.importorskip("optax")
     run = optax.run(problem.to_time(WORKLOADS["lenet5"].scaled(0.5), "adamw", "float32"))
     text = run.compiled().as_text()
     assert text.count("may-alias") + text.count("must-alias") >= 3 * len(run.carried[0])

@@ -71,7 +71,7 @@ def test_other_libraries_are_imported_only_when_used():
     standard = set(__import__("sys").stdlib_module_names)
     for path in FILES:
         folder, *name = path.relative_to(ROOT).with_suffix("").parts
-        allowed = {"jax", "numpy", "jaxopt_keras"} | ({name[0]} if folder == "interop" and name else set())
+        allowed = {"jax", "numpy", "optax", "jaxopt_keras"} | ({name[0]} if folder == "interop" and name else set())
         for node in ast.parse(path.read_text()).body:  # top level only
             if isinstance(node, ast.Import):
                 roots = {a.name.split(".")[0] for a in node.names}

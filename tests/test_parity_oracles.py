@@ -192,3 +192,11 @@ def test_the_command_says_what_it_did_not_compare(monkeypatch, capsys):
     assert main(["--optimizer", "sgd", "--peer", "oracle", "torch", *SHORT[2:]]) == 0
     assert "- torch: torch is not installed" in capsys.readouterr().out
     assert main(["--optimizer", "sgd", "--peer", "torch", *SHORT[2:]]) == 1  # nothing at all
+
+
+def test_the_command_says_that_the_references_come_with_a_checkout(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tests.oracles.loop", None)
+    assert main(["--optimizer", "sgd", *SHORT]) == 1
+    printed = capsys.readouterr().out
+    assert "- oracle: the float64 references (tests/oracles) come with a checkout of the project" in printed
+    assert "run this from the root of a checkout" in printed

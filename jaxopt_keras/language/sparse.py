@@ -1,5 +1,6 @@
 """Gradients that touch only some rows of a parameter, as an embedding's do."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental.sparse import BCOO
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -48,13 +48,18 @@ class IndexedSlices:
         return scatter_sum(self.values, self.indices, tuple(self.dense_shape))
 
 
+def is_bcoo(g: Any) -> bool:
+    """Whether `g` is a BCOO: only if its module is imported already. That takes half a second, most of it SciPy."""
+    return isinstance(g, getattr(sys.modules.get("jax.experimental.sparse"), "BCOO", ()))
+
+
 def is_sparse(g: Any) -> bool:
-    return isinstance(g, (IndexedSlices, BCOO))
+    return isinstance(g, IndexedSlices) or is_bcoo(g)
 
 
 def fits(g: Any, shape: tuple[int, ...]) -> bool:
     """Whether the sparse gradient `g` is of a parameter of `shape`."""
-    if isinstance(g, BCOO):
+    if is_bcoo(g):
         return tuple(g.shape) == shape
     if not shape or tuple(g.dense_shape or shape) != shape:
         return False
@@ -77,13 +82,13 @@ def scatter_sum(values: Any, indices: Any, shape: tuple[int, ...]) -> Array:
 
 def densify(g: Any, shape: tuple[int, ...]) -> Any:
     """The dense gradient of a parameter of `shape`."""
-    if isinstance(g, BCOO):
+    if is_bcoo(g):
         return g.todense()
     return scatter_sum(g.values, g.indices, shape) if isinstance(g, IndexedSlices) else g
 
 
 def rows_of(g: Any) -> IndexedSlices | None:
     """`g` as rows; None where it is dense, or a BCOO that is not made of rows (`n_sparse=1`, `n_batch=0`)."""
-    if isinstance(g, BCOO) and g.n_sparse == 1 and g.n_batch == 0:
+    if is_bcoo(g) and g.n_sparse == 1 and g.n_batch == 0:
         return IndexedSlices(g.data, g.indices[:, 0], tuple(g.shape))
     return g if isinstance(g, IndexedSlices) else None

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
-from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from jaxopt_keras.language.paths import path_of
@@ -152,9 +151,11 @@ def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
     return apart_p.bind(buffer, sizes=sizes)
 
 
+Primitive = type(lax.add_p)  # the class in `jax.extend.core`, which costs 0.1 s to import: it brings Pallas
+
 # A primitive of its own, since on a CPU the native engine has a better way (engine/native/apart.py). It knows this one,
 # and `put_together`, by name.
-apart_p = core.Primitive("taken_apart")
+apart_p = Primitive("taken_apart")
 apart_p.multiple_results = True
 
 

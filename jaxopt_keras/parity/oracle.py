@@ -1,4 +1,4 @@
-"""The tests' float64 references as a peer."""
+"""The tests' float64 references as a peer. They are no part of the installed package."""
 
 from typing import Any
 
@@ -18,7 +18,10 @@ class Oracle:
         try:
             self.loop = load("tests.oracles.loop")
         except Absent:
-            raise Absent("tests/oracles is not in the working directory") from None
+            raise Absent(
+                "the float64 references (tests/oracles) come with a checkout of the project, not with the installed "
+                "package: run this from the root of a checkout"
+            ) from None
         self.version = f"float64 on NumPy {np.__version__}"
 
     def module(self, optimizer: type[Rule]) -> Any:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.experimental.sparse import BCOO
 
 from jaxopt_keras.language import sparse
 from jaxopt_keras.stateful.variable import several, value_of
@@ -76,7 +75,7 @@ def numbers(g: Any, path: str) -> Any:
     Raises:
         TypeError: if it is not.
     """
-    if isinstance(g, jax.Array) or isinstance(g, BCOO):
+    if isinstance(g, jax.Array) or sparse.is_bcoo(g):
         return g
     if isinstance(g, sparse.IndexedSlices):
         return dataclasses.replace(g, values=numbers(g.values, path), indices=numbers(g.indices, path))

@@ -1,6 +1,11 @@
-"""Write the type stubs of `optimizers` and `interop.keras`: `python -m jaxopt_keras.tools.stubs`."""
+"""Write the type stubs of `optimizers` and `interop.keras`: `python -m jaxopt_keras.tools.stubs`.
 
-import inspect
+A signature lists its rule's own arguments, in Keras's order. The common options are one TypedDict, `CommonOptions`.
+"""
+
+import itertools
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +16,14 @@ from jaxopt_keras.optimizers import FUNCTIONS, RULES, parameters
 PACKAGE = Path(__file__).parent.parent
 PATH = PACKAGE / "optimizers.pyi"
 KERAS = PACKAGE / "interop" / "keras" / "__init__.pyi"
+WIDTH = 120
 
 HEAD = '''"""Written by `python -m jaxopt_keras.tools.stubs`, from the rules. Not by hand."""
 
+# fmt: off
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack, type_check_only
 
 import numpy as np
 from jax import Array
@@ -35,28 +42,37 @@ FUNCTIONS: dict[str, Callable[..., Kernel]]
 def parameters(rule: type[Rule]) -> list[inspect.Parameter]: ...
 '''
 
+HEAD_OF_OPTIONS = '''@type_check_only
+class CommonOptions(TypedDict, total=False):
+    """The options of every optimizer, with their defaults; `jaxopt_keras.Options` explains each."""
+
+'''
+
 HEAD_OF_KERAS = '''"""Written by `python -m jaxopt_keras.tools.stubs`, from the rules. Not by hand."""
 
+# fmt: off
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from jaxopt_keras.interop.keras.adapter import Adapter
 from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
-from jaxopt_keras.optimizers import Rate
+from jaxopt_keras.optimizers import CommonOptions, Rate
 
 CLASSES: dict[str, type[Adapter]]
 '''
 
-# What an annotation of a rule or of `Options` cannot say, since it is Any there.
+# The type of an argument that is Any in its rule or in `Options`.
 SPECIAL = {
     "learning_rate": "Rate",
     "exclude_from_weight_decay": "Sequence[str] | Callable[[str, Any], bool]",
     "exclude_layers": "Sequence[str] | None",
     "constraints": "dict[str, Callable[[Any], Any]] | tuple[()]",
 }
+# All options but one: rules place `weight_decay` among their own arguments, and choose its default.
+COMMON = [name for name in fields_of(Options) if name != "weight_decay"]
 
 
-def annotation(rule: type[Rule], name: str) -> str:
+def annotation(rule: type[Rule] | type[Options], name: str) -> str:
     """The type of an argument, for a reader."""
     if name in SPECIAL:
         return SPECIAL[name]
@@ -66,44 +82,65 @@ def annotation(rule: type[Rule], name: str) -> str:
     return " | ".join("None" if t is type(None) else getattr(t, "__name__", "Any") for t in field.types)
 
 
-def arguments(rule: type[Rule]) -> str:
-    """The arguments of an optimizer, one a line."""
-    lines, keyword = [], False
-    for p in parameters(rule):
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and not keyword:
-            lines.append("    *,")
-            keyword = True
-        lines.append(f"    {p.name}: {annotation(rule, p.name)} = {quoted(p.default)},")
-    return "\n".join(lines)
+def options() -> str:
+    """The TypedDict of the common options. A comment holds the default, and that of a rule that has its own."""
+    lines = []
+    for name in COMMON:
+        own = [f"{rule.__name__}: {quoted(rule.defaults[name])}" for rule in RULES.values() if name in rule.defaults]
+        lines.append(
+            f"    {name}: {annotation(Options, name)}  # {', '.join([quoted(getattr(Options, name)), *own])}\n"
+        )
+    return HEAD_OF_OPTIONS + "".join(lines)
+
+
+def arguments(rule: type[Rule]) -> list[str]:
+    """The arguments of an optimizer. Those that Keras places after common options are keyword-only here."""
+    given = parameters(rule)
+    first = list(itertools.takewhile(lambda p: p.kind is not p.KEYWORD_ONLY and p.name not in COMMON, given))
+    rest = [p for p in given[len(first) :] if p.name not in COMMON]
+    spelled = [f"{p.name}: {annotation(rule, p.name)} = {quoted(p.default)}" for p in first + rest]
+    star = ["*"] if rest else []
+    return [*spelled[: len(first)], *star, *spelled[len(first) :], "**options: Unpack[CommonOptions]"]
 
 
 def quoted(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
+def lines_of(items: Iterable[str], indent: str) -> str:
+    """Lines of as many items as fit, each followed by a comma."""
+    text = " ".join(f"{item},".replace(" ", "\0") for item in items)  # no break within an item
+    filled = textwrap.fill(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return filled.replace("\0", " ")
+
+
 def classes(base: str) -> list[str]:
     """A class for each optimizer."""
-    inside = {rule.__name__: arguments(rule).replace("\n", "\n    ") for rule in RULES.values()}
     return [
-        f"class {name}({base}):\n    def __init__(\n        self,\n    {lines}\n    ) -> None: ...\n"
-        for name, lines in inside.items()
+        f"class {rule.__name__}({base}):\n    def __init__(\n"
+        f"{lines_of(['self', *arguments(rule)], ' ' * 8)}\n    ) -> None: ...\n"
+        for rule in RULES.values()
     ]
+
+
+def names(*exported: str) -> str:
+    return f"__all__ = [\n{lines_of(map(quoted, exported), ' ' * 4)}\n]\n"
 
 
 def stub() -> str:
     """The whole file of `optimizers`."""
-    parts: list[Any] = [HEAD, *classes("Optimizer")]
-    functions = zip(FUNCTIONS, RULES.values(), strict=True)
-    parts.append("".join(f"def {name}(\n{arguments(rule)}\n) -> Kernel: ...\n" for name, rule in functions))
-    names = "".join(f"    {quoted(name)},\n" for name in [*RULES, *FUNCTIONS])
-    parts.append(f"__all__ = [\n{names}]\n")
-    return "\n".join(parts)
+    functions = [
+        f"def {name}(\n{lines_of(arguments(rule), ' ' * 4)}\n) -> Kernel: ...\n"
+        for name, rule in zip(FUNCTIONS, RULES.values(), strict=True)
+    ]
+    return "\n".join([HEAD, options(), *classes("Optimizer"), "".join(functions), names(*RULES, *FUNCTIONS)])
 
 
 def keras_stub() -> str:
     """The whole file of `interop.keras`."""
-    names = "".join(f"    {quoted(name)},\n" for name in [*(rule.__name__ for rule in RULES.values()), "as_keras"])
-    return "\n".join([HEAD_OF_KERAS, *classes("Adapter"), f"__all__ = [\n{names}]\n"])
+    return "\n".join([HEAD_OF_KERAS, *classes("Adapter"), names(*(r.__name__ for r in RULES.values()), "as_keras")])
 
 
 if __name__ == "__main__":

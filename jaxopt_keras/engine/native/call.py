@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
 from jaxopt_keras.engine.native import build
 from jaxopt_keras.engine.native.emit import Loop
 from jaxopt_keras.engine.native.trace import Equation, Value, evaluated, is_scalar
 from jaxopt_keras.engine.native.vocabulary import type_of
-from jaxopt_keras.packing.trees import concatenated
+from jaxopt_keras.packing.trees import Primitive, concatenated
 
 
 @dataclass(eq=False)
@@ -155,7 +154,7 @@ def words(x: Any) -> Any:
     return lax.bitcast_convert_type(x if x.dtype == jnp.uint32 else x.astype(wide), jnp.uint32).reshape(1)
 
 
-loops_p = core.Primitive("jaxopt_keras_loops")
+loops_p = Primitive("jaxopt_keras_loops")
 loops_p.multiple_results = True
 
 

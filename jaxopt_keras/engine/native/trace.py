@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend import core
+
+if TYPE_CHECKING:  # it brings Pallas: 0.1 s
+    from jax.extend.core import ClosedJaxpr
 
 # Jitted helpers that have a meaning of their own here: not inlined. In a loop (storage/noise.py, storage/blockwise.py):
 PLACES = "flat_index"
@@ -95,7 +97,7 @@ class Trace:
     constants: dict[Value, Any] = field(default_factory=dict)
 
 
-def traced(closed: core.ClosedJaxpr) -> Trace:
+def traced(closed: "ClosedJaxpr") -> Trace:
     """A closed jaxpr as a `Trace`."""
     trace = Trace([Value(v.aval) for v in closed.jaxpr.invars])
     known: dict[Any, list[Value]] = {}
@@ -115,7 +117,7 @@ def pruned(trace: Trace) -> Trace:
     return trace
 
 
-def _inline(closed: core.ClosedJaxpr, inputs: list[Atom], trace: Trace, known: dict[Any, list[Value]]) -> list[Atom]:
+def _inline(closed: "ClosedJaxpr", inputs: list[Atom], trace: Trace, known: dict[Any, list[Value]]) -> list[Atom]:
     """Appends the equations of `closed` to the trace; its outputs."""
     atoms: dict[Any, Atom] = dict(zip(closed.jaxpr.invars, inputs, strict=True))
     for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
@@ -130,7 +132,7 @@ def _inline(closed: core.ClosedJaxpr, inputs: list[Atom], trace: Trace, known: d
         name = equation.primitive.name
         if name in _CALLS and equation.params.get("name") not in (*INTRINSICS, TOGETHER) and not equation.effects:
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
-            inner = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+            inner = inner if isinstance(inner, type(closed)) else type(closed)(inner, ())
             results = _inline(inner, arguments, trace, known)
         else:
             if name == "convert_element_type" and isinstance(arguments[0], Constant):

@@ -1,0 +1,27 @@
+"""All ways to make the step: this library's and its peers'."""
+
+from collections.abc import Iterable
+
+from benchmarks import ours
+from benchmarks.peers import PEERS
+from benchmarks.problem import Problem
+from benchmarks.runs import Implementation, Run, Wish
+
+
+def candidates(wish: Wish, libraries: Iterable[str]) -> list[Implementation]:
+    """All ways of the chosen libraries, those that cannot run with their reason."""
+    found = []
+    for name in libraries:
+        if name == ours.NAME:
+            found += ours.implementations(wish)
+            continue
+        reason = PEERS[name].available(wish.platform)
+        if reason:
+            found.append(Implementation(name, name, no_start, refused=reason))
+        else:
+            found += PEERS[name].implementations(wish)
+    return found
+
+
+def no_start(problem: Problem) -> Run:
+    raise NotImplementedError

@@ -1,0 +1,57 @@
+"""What an import brings in, in a fresh process: beside JAX and optax only this package."""
+
+import subprocess
+import sys
+
+import pytest
+
+# `jax.extend` imports Pallas, and `jax.experimental.sparse` SciPy.
+NEVER = ("jax.experimental", "jax.extend", "jax._src.pallas", "scipy")
+
+IMPORT = """
+import sys, jax, optax
+before = set(sys.modules)
+import jaxopt_keras as jk
+"""
+STEPS = """
+import jax.numpy as jnp
+kernel, optimizer = jk.adam(), jk.Adam()
+params, grads = jnp.ones((3, 2)), jnp.ones((3, 2))
+kernel.step(params, kernel.init(params), grads)
+w = jk.Variable(jnp.ones((3, 2)))
+optimizer.apply([jk.IndexedSlices(jnp.ones((1, 2)), jnp.array([2]))], [w])
+"""
+SHOW = "print(*sorted(set(sys.modules) - before))"
+
+BCOO = """
+import numpy as np
+assert "jax.experimental.sparse" not in sys.modules
+from jax.experimental.sparse import BCOO
+w.assign(jnp.ones((3, 2)))
+optimizer = jk.SGD(1.0)
+optimizer.apply([BCOO((jnp.ones((1, 2)), jnp.array([[2]])), shape=(3, 2))], [w])
+assert np.asarray(w).tolist() == [[1, 1], [1, 1], [0, 0]], w
+"""
+
+
+def fresh(program: str) -> list[str]:
+    """The words that a program prints, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("steps", ["", STEPS], ids=["import", "step"])
+def test_neither_the_import_nor_a_step_brings_in_what_it_does_not_need(steps):
+    new = fresh(IMPORT + steps + SHOW)
+    assert "jaxopt_keras.optimizers" in new
+    assert not [name for name in new if name.startswith(NEVER)]
+
+
+def test_the_import_brings_in_no_other_library():
+    others = {name.split(".")[0] for name in fresh(IMPORT + SHOW)} - sys.stdlib_module_names
+    assert others <= {"jaxopt_keras", "jax"}
+
+
+def test_a_bcoo_is_known_although_its_module_was_imported_later():
+    fresh(IMPORT + STEPS + BCOO)
