@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Now
-from jaxopt_keras.engine.cores.leafwise import At, present, route
+from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present, route
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.groups import Partition
 from jaxopt_keras.pure.kernel import Kernel
@@ -53,8 +53,8 @@ def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
     """The rule's scalars after so many updates: what they are is a matter of the step, and of the rate, alone."""
     rule = kernel.rule
-    shared = rule.scalars() if isinstance(rule, Rule) else None
-    if not (isinstance(rule, Rule) and shared):
+    start = first_scalars(rule.bind(hyper)) if isinstance(rule, Rule) else None
+    if not isinstance(rule, Rule) or start is None:
         return {}
     dtype, schedule = jnp.result_type(float), kernel.core.schedule
 
@@ -63,5 +63,4 @@ def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]
         now = Now((i + 1).astype(dtype), rate, hyper.get("weight_decay"), hyper)
         return jax.tree.map(lambda x: x.astype(dtype), rule.bind(hyper).advance(scalars, At(now, scalars)))
 
-    start = jax.tree.map(lambda x: jnp.asarray(x, dtype), shared)
     return present(jax.lax.fori_loop(jnp.int32(0), jnp.asarray(step, jnp.int32), once, start))

@@ -18,11 +18,6 @@ def compute_dtype(dtype: DTypeLike) -> Any:
     return jnp.dtype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
 
 
-def real_dtype(dtype: DTypeLike) -> Any:
-    """The dtype of `abs(x)` for an `x` of `dtype`."""
-    return jnp.finfo(dtype).dtype
-
-
 def square(x: Array) -> Array:
     """|x|², real for complex `x` too."""
     return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
