@@ -297,8 +297,8 @@ class Rule(Hyperparameters):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "variants" in vars(cls):  # a field of the dataclass that is made next
             cls.__annotations__ = {**inspect.get_annotations(cls), "variant": Literal[cls.variants]}
-            if "variant" not in vars(cls):
-                cls.variant = dataclasses.field(default=cls.variants[0], kw_only=True)
+            default: Any = dataclasses.field(default=cls.variants[0], kw_only=True)
+            cls.variant = vars(cls).get("variant", default)
         super().__init_subclass__(**kwargs)
 
     @classmethod
