@@ -5,14 +5,16 @@ ours. `optimizers.pyi` says the same for type checkers and editors; `python -m j
 """
 
 import dataclasses
+import functools
 import inspect
+import operator
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from jaxopt_keras import rules
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.language.rule import RATE, Field, Rule, fields_of
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.api import EXTRAS, refuse_unknown
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -30,14 +32,22 @@ def parameters(rule: type[Rule]) -> list[inspect.Parameter]:
     keras = [n for n in common if n not in EXTRAS]
     order = dict.fromkeys([*rule.signature, *positional, *keras])
     keywords = dict.fromkeys([n for n, f in own.items() if f.kw_only] + list(EXTRAS))
+    known = fields_of(Options) | fields_of(rule)
 
     def parameter(name: str, kind: Any) -> inspect.Parameter:
-        field = own.get(name) or common[name]
-        return inspect.Parameter(name, kind, default=rule.defaults.get(name, field.default), annotation=field.type)
+        default = rule.defaults.get(name, (own.get(name) or common[name]).default)
+        return inspect.Parameter(name, kind, default=default, annotation=_plain(name, known[name]))
 
     return [parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in order] + [
         parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in keywords
     ]
+
+
+def _plain(name: str, field: Field) -> Any:
+    """The type of an argument as a signature shows it, without its range."""
+    if field.choices:
+        return Literal[field.choices]
+    return functools.reduce(operator.or_, [*field.types, *([Callable] if name == RATE else [])])
 
 
 def split(rule: type[Rule], signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> tuple[Rule, Options]:

@@ -39,7 +39,7 @@ class CommonOptions(TypedDict, total=False):
     sparse: Literal["dense", "lazy"]  # "dense"
     axis_name: Any  # None
     state_dtype: Any  # None
-    master_weights: Literal["float32", "bf16+16", "bf16+8", None]  # None
+    master_weights: Literal["float32", "bf16+16", "bf16+8", None]  # None, ScheduleFreeAdamW: "float32"
     rounding: Literal["nearest", "stochastic"]  # "nearest"
     seed: int | None  # None
     engine: Literal["auto", "xla", "native"]  # "auto"
@@ -47,6 +47,7 @@ class CommonOptions(TypedDict, total=False):
     skip_spikes: float | None  # None
     offload: Any  # None
     flat_state: bool | None  # None
+    inject_hyperparams: Any  # None
 
 class Adadelta(Optimizer):
     def __init__(
@@ -95,7 +96,7 @@ class Ftrl(Optimizer):
         self, learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
         l1_regularization_strength: float = 0.0, l2_regularization_strength: float = 0.0,
         l2_shrinkage_regularization_strength: float = 0.0, beta: float = 0.0, weight_decay: float | None = None, *,
-        variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Lamb(Optimizer):
@@ -183,7 +184,7 @@ def ftrl(
     learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
     l1_regularization_strength: float = 0.0, l2_regularization_strength: float = 0.0,
     l2_shrinkage_regularization_strength: float = 0.0, beta: float = 0.0, weight_decay: float | None = None, *,
-    variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+    variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,

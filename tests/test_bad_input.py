@@ -1,5 +1,8 @@
 """What is refused, at every door: the error names the argument, says what was received, and nothing has changed."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,9 @@ import pytest
 
 import jaxopt_keras as jk
 from jaxopt_keras import IndexedSlices, Kernel, Options, Variable, rules, schedules
-from jaxopt_keras.optimizers import FUNCTIONS
+from jaxopt_keras.language.rule import fields_of
+from jaxopt_keras.optimizers import FUNCTIONS, RULES
+from jaxopt_keras.parity.peer import name_of
 from tests.facade import CLASSES, everything, values
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
@@ -73,6 +78,56 @@ def test_settings(argument, value, error):
     for make in makers:
         refused(lambda make=make: make(**{argument: value}), argument, error)
     assert everything(optimizer, []) == before
+
+
+# Everything but the rate that takes a number, a flag or a choice: a function in its place is refused where it is given.
+NO_SCHEDULE = [
+    (name, argument)
+    for name, rule in RULES.items()
+    for argument, field in (fields_of(rule) | fields_of(Options)).items()
+    if argument != "learning_rate" and Any not in field.types
+]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_only_the_rate_may_be_a_schedule(name):
+    rule, v = RULES[name], Variable(np.ones((2, 3)), name="v")
+    optimizer, function = CLASSES[name](), FUNCTIONS[name_of(rule)]
+    optimizer.apply([np.ones((2, 3))], [v])
+    kernel, before = function(), everything(optimizer, [v])
+    state, schedule = kernel.init(PARAMS), lambda step: 0.9
+    for argument in [argument for owner, argument in NO_SCHEDULE if owner == name]:
+        field = (fields_of(rule) | fields_of(Options))[argument]
+        number, error = {float, int} & set(field.types), ValueError if field.choices else TypeError
+        makers = [function, CLASSES[name], rule if argument in fields_of(rule) else Options]
+        makers += [lambda **kw: dataclasses.replace(optimizer._rule, **kw)] if argument in fields_of(rule) else []
+        makers += [lambda **kw: [setattr(optimizer, *pair) for pair in kw.items()]] if argument != "name" else []
+        makers += [lambda **kw: kernel.replaced(state, **kw)] if argument in state.hyper else []
+        for make in makers:
+            refused(lambda make=make, argument=argument: make(**{argument: schedule}), argument, error)
+            if number:
+                with pytest.raises(TypeError, match="Only `learning_rate` may be a schedule"):
+                    make(**{argument: schedule})
+    assert everything(optimizer, [v]) == before
+    refused(lambda: kernel.replaced(state, learning_rate=schedule), "learning_rate", TypeError)
+    refused(lambda: function(dict), "learning_rate", TypeError)
+    CLASSES[name](learning_rate=schedule), function(schedule)
+
+
+def test_a_fallback_has_no_schedules_either():
+    class Own(rules.SGD):
+        beta: float = 0.5
+
+        def accepts(self, path, p):
+            return False
+
+        @property
+        def fallback(self):
+            return rules.Adam(beta_1=lambda step: self.beta)
+
+    refused(lambda: Kernel(Own()).init(PARAMS), "beta_1", TypeError)
+    for argument in ("adam_beta_1", "adam_beta_2", "epsilon", "adam_weight_decay", "adam_lr_ratio"):
+        refused(lambda argument=argument: jk.muon(**{argument: lambda step: 0.9}), argument, TypeError)
 
 
 @cases(

@@ -1,12 +1,16 @@
 """The language of rules: annotations, checks, and the split into numbers and program."""
 
+import inspect
+import pickle
 from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 
+import jaxopt_keras as jk
 from jaxopt_keras import Kernel, rules
 from jaxopt_keras.language.numerics import Complemented
 from jaxopt_keras.language.rule import (
@@ -22,6 +26,7 @@ from jaxopt_keras.language.rule import (
     Within,
     fields_of,
 )
+from jaxopt_keras.optimizers import CLASSES, FUNCTIONS, stateful
 
 
 class Toy(Rule):
@@ -81,8 +86,148 @@ def test_arrays_stay_arrays_where_they_may_be_others_tomorrow():
 
 
 def test_a_rule_without_an_optax_twin_says_so():
-    with pytest.raises(ValueError, match=r"`variant` must be one of \['keras'\] for Ftrl"):
+    with pytest.raises(ValueError, match=r"`variant` must be one of \['keras'\]. Received: variant='optax'"):
         rules.Ftrl(variant="optax")
+
+
+class OptaxAlone(Rule):
+    variants: ClassVar = ("optax",)
+
+    def update(self, g, p, s, at):
+        return (-at.lr if self.variant == "optax" else at.lr) * g, s
+
+
+class OfOptaxAlone(OptaxAlone):
+    pass
+
+
+class Reversed(Rule):
+    variants: ClassVar = ("optax", "keras")
+
+
+@pytest.mark.parametrize("rule", [OptaxAlone, OfOptaxAlone, Reversed, rules.Ftrl, Toy])
+def test_the_first_variant_is_the_default(rule):
+    first = rule.variants[0]
+    assert rule().variant == first and pickle.loads(pickle.dumps(rule())) == rule() == rule(variant=first)
+    parameter = inspect.signature(rule).parameters["variant"]
+    assert parameter.default == first and parameter.kind is parameter.KEYWORD_ONLY
+    assert fields_of(rule)["variant"].choices == rule.variants
+    for name in {"keras", "optax"} - set(rule.variants):
+        with pytest.raises(ValueError, match="`variant` must be one of"):
+            rule(variant=name)
+
+
+def test_a_rule_of_optax_alone_in_both_faces():
+    kernel = Kernel(OptaxAlone(0.5))
+    np.testing.assert_array_equal(kernel.step(jnp.ones(2), kernel.init(jnp.ones(2)), jnp.ones(2))[0], 0.5)
+    assert "OptaxAlone" in str(kernel.describe(jnp.ones(2)))
+    cls = stateful(OptaxAlone)
+    config = cls(0.5).get_config()
+    assert "variant" not in config and cls.from_config(config).variant == "optax"
+    v = jk.Variable(np.ones(2))
+    cls.from_config(config).apply([np.ones(2)], [v])
+    np.testing.assert_array_equal(v, 0.5)
+    config = stateful(Reversed)(variant="keras").get_config()
+    assert config["variant"] == "keras" and stateful(Reversed).from_config(config).variant == "keras"
+
+
+def test_signatures_show_plain_types():
+    shown = {p.name: inspect.formatannotation(p.annotation) for p in inspect.signature(jk.adamw).parameters.values()}
+    assert shown["learning_rate"] == "float | collections.abc.Callable" and shown["beta_1"] == "float"
+    assert shown["weight_decay"] == "float | None" and shown["amsgrad"] == "bool" and shown["constraints"] == "Any"
+    assert shown["variant"] == "Literal['keras', 'optax']" and shown["gradient_accumulation_steps"] == "int | None"
+    for make in (*FUNCTIONS.values(), *CLASSES.values()):
+        assert "Annotated" not in str(inspect.signature(make))
+
+
+# --- numbers kept once ------------------------------------------------------------------------------------------------
+
+
+class Warming(Rule):
+    """The rate grows from a hyperparameter on, by another one."""
+
+    learning_rate: Rate = 0.5
+    initial: Amount = 0.25
+    growth: Amount = 2.0
+    mu: Decay = 0.5
+
+    class Scalars(NamedTuple):
+        factor: Array
+        mu: Array  # the start of which is a decay
+        absent: Array | None = None
+
+    def scalars(self):
+        return self.Scalars(self.initial, self.mu)
+
+    def advance(self, scalars, at):
+        return scalars._replace(factor=scalars.factor * self.growth)
+
+    def update(self, g, p, s, at):
+        return -at.lr * at.scalars.factor * g, s
+
+
+START, GRADS = {"a": jnp.ones(2), "b": jnp.zeros(())}, {"a": jnp.ones(2), "b": jnp.ones(())}
+
+
+def moved(steps, initial=0.25, growth=2.0):
+    """How far `Warming` gets."""
+    return -0.5 * sum(initial * growth ** (i + 1) for i in range(steps))
+
+
+WARMING = {
+    "plain": Kernel(Warming()),
+    "schedule": Kernel(Warming(learning_rate=lambda step: jnp.full((), 0.5))),
+    "partition": jk.partition({"b": Kernel(Warming())}, default=Kernel(Warming())),
+    "array": Kernel(Warming(initial=jnp.float32(0.25))),
+}
+
+
+@pytest.mark.parametrize("name", WARMING)
+def test_scalars_start_from_hyperparameters(name):
+    kernel, params = WARMING[name], START
+    state = kernel.init(params)
+    types = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(kernel.init, params)) == types
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), kernel.init(abstract)) == types
+    if name != "partition":
+        assert state.scalars == {"factor": 0.25, "mu": 0.5}
+    inside = jax.jit(lambda p, s: kernel.step(p, s, GRADS))(params, jax.jit(kernel.init)(params))
+    for _ in range(3):
+        params, state = kernel.step(params, state, GRADS, donate=False)
+    np.testing.assert_allclose(params["a"], 1 + moved(3), rtol=1e-6)
+    np.testing.assert_allclose(params["b"], moved(3), rtol=1e-6)
+    np.testing.assert_allclose(inside[0]["a"], 1 + moved(1), rtol=1e-6)
+    updates, _ = kernel.update(GRADS, kernel.init(START), START)
+    np.testing.assert_allclose(updates["b"], moved(1), rtol=1e-6)
+
+
+def test_each_start_without_a_new_program():
+    def run(initial):
+        kernel = Kernel(Warming(initial=initial))
+        return kernel.step(START, kernel.init(START), GRADS, donate=False)[0]["b"]
+
+    for initial in (0.25, 0.5):
+        np.testing.assert_allclose(run(initial), moved(1, initial), rtol=1e-6)
+    starts = jnp.array([0.25, 0.5])
+    np.testing.assert_allclose(jax.vmap(run)(starts), [moved(1, x) for x in (0.25, 0.5)], rtol=1e-6)
+
+
+def test_scalars_of_hyperparameters_in_the_stateful_face():
+    optimizer, v = jk.Optimizer.from_rule(Warming(initial=0.75)), jk.Variable(np.zeros(3))
+    for _ in range(2):
+        optimizer.apply([np.ones(3)], [v])
+    np.testing.assert_allclose(v, moved(2, 0.75), rtol=1e-6)
+    assert optimizer.state.scalars["factor"] == 3.0
+
+
+def test_scalars_that_a_file_lacks_start_from_hyperparameters():
+    kernel = Kernel(Warming(initial=0.75))
+    state = kernel.init(START)
+    for _ in range(2):
+        _, state = kernel.step(START, state, GRADS, donate=False)
+    saved = {n: x for n, x in jk.checkpoint.to_dict(state).items() if not n.startswith("scalars/")}
+    assert jk.checkpoint.from_dict(kernel, START, saved).scalars == {"factor": 3.0, "mu": 0.5}
 
 
 def test_numbers_and_program_come_apart():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Now, Program
-from jaxopt_keras.engine.cores.leafwise import At, present, route
+from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present, route
 from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.partitioned import Partitioned
 from jaxopt_keras.language.rule import Rule
@@ -60,8 +60,8 @@ def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
     """The rule's scalars after so many updates: what they are is a matter of the step, and of the rate, alone."""
     rule = None if isinstance(kernel.program, Frozen) else kernel.rule
-    shared = rule.scalars() if isinstance(rule, Rule) else None
-    if not (isinstance(rule, Rule) and shared):
+    start = first_scalars(rule.bind(hyper)) if isinstance(rule, Rule) else None
+    if not isinstance(rule, Rule) or start is None:
         return {}
     dtype, schedule = jnp.result_type(float), kernel.core.schedule
 
@@ -70,5 +70,4 @@ def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]
         now = Now((i + 1).astype(dtype), rate, hyper.get("weight_decay"), hyper)
         return jax.tree.map(lambda x: x.astype(dtype), rule.bind(hyper).advance(scalars, At.of(now, scalars)))
 
-    start = jax.tree.map(lambda x: jnp.asarray(x, dtype), shared)
     return present(jax.lax.fori_loop(jnp.int32(0), jnp.asarray(step, jnp.int32), once, start))

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.language.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
+from jaxopt_keras.language.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within
 
 HOST = "pinned_host"
 FORMS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
@@ -44,6 +44,7 @@ class Options(Hyperparameters):
             scale for each block (`storage.blockwise`). What a rule marks as exact stays float32, small arrays too.
         master_weights: what bfloat16 parameters keep besides, so that small updates are not lost: "float32", or
             "bf16+16" or "bf16+8", a correction of 16 or 8 bits (`storage.masters`). float16 ones can have "float32".
+            None: nothing; ScheduleFreeAdamW's default is "float32".
         rounding: how a parameter of 16 bits is written: "nearest", or "stochastic", which is right on average.
         seed: of stochastic rounding; None: 0.
         engine: how it runs. "auto": the fastest way that is right for the platform and the sharding; on a CPU with a C
@@ -87,12 +88,6 @@ class Options(Hyperparameters):
     inject_hyperparams: Any = None
 
     def __post_init__(self) -> None:
-        for name in fields_of(Options):
-            if fields_of(Options)[name].traced and callable(getattr(self, name)):
-                raise TypeError(
-                    f"`{name}` must be a number: only `learning_rate` may be a schedule. Received: "
-                    f"{name}={getattr(self, name)!r}"
-                )
         super().__post_init__()
         clips = {n: getattr(self, n) for n in ("clipnorm", "clipvalue", "global_clipnorm")}
         if sum(c is not None for c in clips.values()) > 1:

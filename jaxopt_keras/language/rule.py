@@ -6,6 +6,7 @@ and `update(g, p, s, at)`; how it runs over a tree is not its business (`docs/de
 
 import dataclasses
 import functools
+import inspect
 import math
 import typing
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, dataclass_transform
@@ -105,9 +106,8 @@ class Field(NamedTuple):
         types = tuple(typing.get_args(o)[0] if typing.get_origin(o) is Annotated else o for o in options)
         choices = typing.get_args(plain) if typing.get_origin(plain) is Literal else ()
         marks = markers(hint, Marker)
-        range_ = next(iter(markers(hint, Within)), None)
         fixed = next((m.value for m in markers(hint, Fixed)), None)
-        return cls(types, choices, range_, float in types, COMPLEMENT in marks, fixed)
+        return cls(types, choices, next(iter(markers(hint, Within)), None), float in types, COMPLEMENT in marks, fixed)
 
     def check(self, name: str, value: Any) -> Any:
         """`value` as a plain Python value if it is legal.
@@ -141,6 +141,7 @@ class Field(NamedTuple):
         numeric = isinstance(value, (int, float, np.number, np.ndarray, Array)) and not isinstance(value, bool)
         if not numeric or np.ndim(value) or np.iscomplexobj(value) or (kind is int and not float(value).is_integer()):
             hint = CAST if isinstance(value, Array) and np.iscomplexobj(value) else ""
+            hint = hint if name == RATE or not callable(value) else f". Only `{RATE}` may be a schedule"
             raise TypeError(
                 f"`{name}` must be {'a number' if kind is float else 'an integer'}"
                 f"{' or None' if type(None) in self.types else ''}. Received: {name}={value!r} ({type(value).__name__})"
@@ -159,6 +160,7 @@ class Field(NamedTuple):
         return number
 
 
+RATE = "learning_rate"  # the one number that may be a function of the step
 TRACED: Any = Marker("traced")  # stands in a skeleton where the run-time value will be
 
 
@@ -183,9 +185,10 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         for name, field in fields_of(type(self)).items():
             value = getattr(self, name)
-            if not callable(value):  # a schedule; what may not be one says so itself
-                checked = field.check(name, value)
-                object.__setattr__(self, name, value if field.traced and isinstance(value, Array) else checked)
+            if name == RATE and callable(value) and not isinstance(value, type):  # a schedule
+                continue
+            checked = field.check(name, value)
+            object.__setattr__(self, name, value if field.traced and isinstance(value, Array) else checked)
 
     def _is_traced(self, name: str, field: Field) -> bool:
         value = getattr(self, name)
@@ -237,7 +240,7 @@ class Clock(Protocol):
 
     @property
     def weight_decay(self) -> Array | None:
-        """The decay that a rule with `owns_decay` applies; None where there is none."""
+        """The decay of this parameter, for a rule whose `decoupled` leaves it to `update`; None where there is none."""
         ...
 
     @property
@@ -278,7 +281,7 @@ class Rule(Hyperparameters):
 
     # `element`: acts on each element alone; `leaf`: needs norms over its array (at.norm, at.rms); `matrix`: its shape.
     grain: ClassVar[Literal["element", "leaf", "matrix"]] = "element"
-    variants: ClassVar[tuple[str, ...]] = ("keras", "optax")
+    variants: ClassVar[tuple[str, ...]] = ("keras", "optax")  # the first is the default
     complex_ok: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {}  # of the common options, where this optimizer has its own
     required: ClassVar[tuple[str, ...]] = ()  # the options that may not be None
@@ -291,13 +294,12 @@ class Rule(Hyperparameters):
 
     State: ClassVar[Any] = Stateless  # a NamedTuple of the slots of one array, None for one that is absent
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variant not in self.variants:
-            raise ValueError(
-                f"`variant` must be one of {list(self.variants)} for {type(self).__name__}. "
-                f"Received: variant={self.variant!r}"
-            )
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "variants" in vars(cls):  # a field of the dataclass that is made next
+            cls.__annotations__ = {**inspect.get_annotations(cls), "variant": Literal[cls.variants]}
+            default: Any = dataclasses.field(default=cls.variants[0], kw_only=True)
+            cls.variant = vars(cls).get("variant", default)
+        super().__init_subclass__(**kwargs)
 
     @classmethod
     def slots(cls) -> dict[str, Slot]:
@@ -324,7 +326,7 @@ class Rule(Hyperparameters):
     whole: ClassVar[Any] = None
 
     def scalars(self) -> Any:
-        """A NamedTuple of the numbers, to start with, that are kept once for all arrays; None where there are none."""
+        """The start of the numbers that are kept once for all arrays: a NamedTuple, or None where there are none."""
         return None
 
     def advance(self, scalars: Any, at: Clock) -> Any:

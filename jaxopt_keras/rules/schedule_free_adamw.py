@@ -1,6 +1,6 @@
 """Schedule-free AdamW: an average of iterates in the place of a schedule."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -23,7 +23,12 @@ class ScheduleFreeAdamW(Rule):
 
     `variant="optax"`: c = w / (the sum of all w so far), w = (the greatest rate so far)²; the rate of z warms up from
     0, one step later; weight decay moves z, by lr weight_decay y.
+
+    x comes from y and z alone, so what y loses in rounding, x loses for good. Hence a parameter of 16 bits keeps its
+    float32 self besides, `master_weights="float32"`, unless told otherwise.
     """
+
+    defaults: ClassVar = {"master_weights": "float32"}
 
     learning_rate: Rate = 0.0025
     beta_1: Annotated[float, Within(high=1, above=0), COMPLEMENT] = 0.9

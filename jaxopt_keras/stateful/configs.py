@@ -46,11 +46,12 @@ class Configs:
                 for f in dataclasses.fields(self._rule)
                 if f.name != "learning_rate" and (not f.kw_only or getattr(self._rule, f.name) != f.default)
             }
+        defaults = DEFAULTS | getattr(self._rule, "defaults", {})
         for name in EXTRAS:
             value = getattr(self._options, name)
             if callable(value) or name == "constraints" and value:
                 warnings.warn(f"`{name}` holds functions, which a config cannot: it is left out.", stacklevel=2)
-            elif value != DEFAULTS[name]:
+            elif value != defaults[name]:
                 config[name] = _listed(value)
         return config
 

@@ -18,6 +18,7 @@ from jaxopt_keras.stateful.state_views import (
     slot_groups,
 )
 from jaxopt_keras.stateful.variable import as_array, several
+from jaxopt_keras.storage.masters import MASTER
 
 
 class Variables(list):
@@ -74,8 +75,8 @@ class Weights:
         """
         if not self._paths:
             raise ValueError("`set_weights` needs a built optimizer. Call `build(variables)` first.")
-        places = self._legacy_places()
         weights = [np.array(w) for w in several("weights", weights)]
+        places = _that_many(self._legacy_places(), len(weights))
         if len(weights) != len(places):
             names = [self.view(place).name for place in places]
             raise ValueError(
@@ -95,7 +96,7 @@ class Weights:
         """Reads what `save_own_variables` wrote. A store of another length is refused with a warning, as in Keras."""
         if not hasattr(store, "keys"):
             raise TypeError(f"`store` must be a mapping. Received: store={store!r}")
-        places = self.places()
+        places = _that_many(self.places(), len(store.keys()))
         if len(store.keys()) != len(places):
             warnings.warn(
                 f"Skipping the variables of optimizer {self.name!r}: it has {len(places)}, and the store has "
@@ -129,6 +130,18 @@ class Weights:
 
     def _listed(self, state: Any, places: list[Place]) -> list[Any]:
         return [read(state, place) for place in places]
+
+
+def _that_many(places: list[Place], count: int) -> list[Place]:
+    """`places`; without masters, if that makes `count`: other libraries have none, and parameters stand for theirs."""
+    bare = [place for place in places if not _is_master(place)]
+    return bare if len(bare) == count else places
+
+
+def _is_master(place: Place) -> bool:
+    while isinstance(place[0], int):  # in an inner optimizer
+        place = place[1]
+    return place[0] == "slots" and place[2] == MASTER
 
 
 def _kind(dtype: Any) -> int:

@@ -19,7 +19,6 @@ from jaxopt_keras.stateful.optimizer import Call, Optimizer
 from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View, read
 from jaxopt_keras.stateful.variable import several
 from jaxopt_keras.stateful.variable_kinds import handle
-from jaxopt_keras.stateful.weight_lists import Variables
 
 INNER = "Set it on the inner optimizer."
 
@@ -168,10 +167,6 @@ class Wrapper(Optimizer):
         first, last = self._own_places()
         inner = ((i, place) for i, o in enumerate(self._inner) for place in o._legacy_places())
         return [*(place for place in first if place != RATE), *inner, *last]
-
-    @property
-    def weights(self) -> Variables:
-        return Variables(self.view(place) for place in self._legacy_places())
 
     def view(self, place: Place) -> View:
         return self._inner[place[0]].view(place[1]) if isinstance(place[0], int) else super().view(place)

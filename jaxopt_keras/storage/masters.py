@@ -53,11 +53,13 @@ def split(master: Array, kind: str, dtype: Any, salt: Callable[[], Array] | None
 
 
 def join(p: Array, slot: Array, kind: str) -> Array:
-    """The float32 master."""
+    """The float32 master. Where it does not round to `p`, the parameter was written since, and counts."""
     if kind not in BITS:
-        return slot
-    distance = slot.astype(jnp.int32) << (16 - BITS[kind])
-    return jax.lax.bitcast_convert_type(_pattern(p.astype(jnp.float32)) + distance, jnp.float32)
+        bits = lambda x: jax.lax.bitcast_convert_type(x.astype(p.dtype), jnp.uint16)  # XLA may skip rounding of floats
+        return jnp.where(bits(slot) == bits(p), slot, p.astype(slot.dtype))
+    wide, distance = p.astype(jnp.float32), slot.astype(jnp.int32) << (16 - BITS[kind])
+    master = jax.lax.bitcast_convert_type(_pattern(wide) + distance, jnp.float32)
+    return jnp.where(jnp.isfinite(master) & jnp.isfinite(wide), master, wide)  # below 0 and above infinity is NaN
 
 
 def _pattern(x: Array) -> Array:

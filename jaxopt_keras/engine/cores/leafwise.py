@@ -12,7 +12,7 @@ from jax import Array
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.cores.stacked import spread
 from jaxopt_keras.language import numerics
-from jaxopt_keras.language.numerics import real_dtype
+from jaxopt_keras.language.numerics import Complemented, real_dtype
 from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar, fields_of
 
 
@@ -45,8 +45,15 @@ def route(rule: Rule, path: str, p: Any) -> Rule:
 
 
 def present(state: Any) -> Slots:
-    """The slots that are there, by name."""
-    return {name: x for name, x in state._asdict().items() if x is not None}
+    """The slots that are there, by name; of None, nothing."""
+    return {} if state is None else {name: x for name, x in state._asdict().items() if x is not None}
+
+
+def first_scalars(rule: Rule) -> Any:
+    """The rule's scalars before the first update, as arrays of the default float dtype; None where there are none."""
+    dtype = jnp.result_type(float)
+    start = lambda x: jnp.array(x.value if isinstance(x, Complemented) else x, dtype)  # a copy: scalars are donated
+    return jax.tree.map(start, rule.scalars(), is_leaf=lambda x: isinstance(x, Complemented))
 
 
 def _update(skeleton: Rule, g: Array, p: Any, slots: Slots, numbers: dict[str, Any], clock: Any) -> tuple[Any, Slots]:
@@ -110,9 +117,7 @@ class Leafwise:
                     "Give it the real and the imaginary part as two parameters."
                 )
             slots.append(present(rule.init(p)))
-        scalars = self.rule.scalars()
-        dtype = jnp.result_type(float)
-        return slots, {n: jnp.asarray(x, dtype) for n, x in present(scalars).items()} if scalars else {}
+        return slots, present(first_scalars(self.rule.bind(hyper)))
 
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
         return route(self.rule, leaf.path, p).kinds(p)
@@ -123,10 +128,11 @@ class Leafwise:
     def update(
         self, layout: Layout, grads: list[Any], params: list[Any], slots: list[Slots], scalars: Slots, now: Now
     ) -> tuple[list[Any], list[Slots], Slots]:
-        shared = self.rule.scalars()
-        if shared:
+        bound = self.rule.bind(now.hyper)
+        shared = bound.scalars()
+        if shared is not None:
             shared = shared._replace(**scalars)
-            shared = self.rule.bind(now.hyper).advance(shared, At.of(now, shared))
+            shared = bound.advance(shared, At.of(now, shared))
             scalars = present(shared)
         steps, new = list[Any](grads), list(slots)
         dtypes = {real_dtype(g.dtype) for g in grads if g is not None}

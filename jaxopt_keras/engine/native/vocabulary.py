@@ -96,6 +96,7 @@ def bitcast(x: str, old: str, new: str) -> str:
         ("float32", "uint32"): "as_bits({})", ("float32", "int32"): "(int32_t)as_bits({})",
         ("uint32", "float32"): "as_float({})", ("int32", "float32"): "as_float((uint32_t){})",
         ("uint16", "bfloat16"): "from_bf16({})", ("bfloat16", "uint16"): "upper_half({})",
+        ("float16", "uint16"): "to_f16({})",
         ("uint32", "int32"): "(int32_t){}", ("int32", "uint32"): "(uint32_t){}",
     }  # fmt: skip
     if (old, new) not in forms:

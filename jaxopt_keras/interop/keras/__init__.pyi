@@ -57,7 +57,7 @@ class Ftrl(Adapter):
         self, learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
         l1_regularization_strength: float = 0.0, l2_regularization_strength: float = 0.0,
         l2_shrinkage_regularization_strength: float = 0.0, beta: float = 0.0, weight_decay: float | None = None, *,
-        variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Lamb(Adapter):
