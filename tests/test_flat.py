@@ -77,7 +77,7 @@ def test_loops_work_within_the_buffer(name, around, monkeypatch):
     kernel = jk.optimizers.FUNCTIONS[name](0.1, **around, flat_state=True)
     params = {f"w{i}": jnp.ones((5, 7) if i % 2 else 35) for i in range(9)}
     state = kernel.init(params)
-    args = params, state._replace(hyper={}), params, state.hyper
+    args = params, state, params, kernel.hyper()
     text = kernel.compiled.step_donating.lower(*args).compile().as_text()
     buffer = sum(x.size for x in jax.tree.leaves(state.slots.small))
     assert not re.search(rf"= \w+\[({buffer}|35|5,7)\]\S* (copy|slice|concatenate|dynamic-update-slice|fusion)\(", text)
@@ -89,7 +89,7 @@ def test_packed_parameters_are_not_cut_out_either():
     packed = jk.pack({"w": jnp.ones((5, 7)), "b": jnp.ones(35)})
     kernel = jk.lamb(0.1, clipnorm=1.0, flat_state=True)
     state = kernel.init(packed)
-    args = packed, state._replace(hyper={}), packed, state.hyper
+    args = packed, state, packed, kernel.hyper()
     text = kernel.compiled.step_donating.lower(*args).compile().as_text()
     assert not re.search(r"= \w+\[(140|70|35|5,7)\]\S* (copy|slice|concatenate|dynamic-update-slice|fusion)\(", text)
 
@@ -136,44 +136,37 @@ def test_what_needs_the_tree_refuses():
             call()
 
 
-# --- by itself --------------------------------------------------------------------------------------------------------
+# --- in the pure face, where it is asked for -----------------------------------------------------------------------------
 
 MANY = {f"w{i}": (2, 3) for i in range(FEW)}
 
 
-@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
-def test_a_state_rests_until_somebody_looks():
-    kernel, plain = jk.adam(0.1, use_ema=True), jk.adam(0.1, use_ema=True, flat_state=False)
-    params, same, grads = draw(MANY, 0), draw(MANY, 0), gradients(6, MANY)
-    state, expected = kernel.init(params), plain.init(same)
-    kind, structure = types(state), jax.tree.structure(state)
-    for i, g in enumerate(grads):
-        if i == 3:  # what somebody writes into what he sees is seen by the next step
-            state.slots["w1"]["velocity"] = expected.slots["w1"]["velocity"] = jnp.full((2, 3), 3.0)
-            assert state.held is None
-        updates, after = kernel.update(g, state, params)
-        assert_same_bits((updates, after), plain.update(g, expected, same))
-        assert (after.held is None) == (state.held is None)
-        params, state = kernel.step(params, state, g, donate=i % 2 == 0)
-        same, expected = plain.step(same, expected, g, donate=False)
-        assert state.held.small.buffers["float32"].size == 3 * 6 * FEW and expected.held is None
-        assert types(state) == kind and jax.tree.structure(state) == structure and state.held  # no look
-        assert_same_bits((params, state), (same, expected))
-        assert_same_bits(kernel.averaged(params, state), plain.averaged(same, expected))
+def test_a_pure_state_is_packed_only_if_asked():
+    kernels = {asked: jk.adam(0.1, use_ema=True, flat_state=asked) for asked in (None, False, True)}
+    grads, runs = gradients(4, MANY), {}
+    for asked, kernel in kernels.items():
+        params, state = draw(MANY, 0), kernel.init(draw(MANY, 0))
+        kind, structure = types(state), jax.tree.structure(state)
+        for i, g in enumerate(grads):
+            _, after = kernel.update(g, state, params)
+            params, state = kernel.step(params, state, g, donate=i % 2 == 0)
+            assert types(state) == types(after) == kind and jax.tree.structure(state) == structure
+            assert isinstance(state.slots, flat.Flat) == (asked is True)
+        averaged = kernel.averaged(params, state)
+        runs[asked] = params, state._replace(slots=flat.unpacked(state.slots)), averaged
+    assert_same_bits(runs[None], runs[False])
+    assert_same_bits(runs[True], runs[False])
 
 
-@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
-def test_a_resting_state_is_a_state():
-    kernel, params = jk.adam(0.1), draw(MANY, 0)
+def test_a_packed_state_is_a_state():
+    kernel, params = jk.adam(0.1, flat_state=True), draw(MANY, 0)
     g = gradients(1, MANY)[0]
     fresh = lambda: kernel.step(params, kernel.init(params), g, donate=False)[1]
-    tree = jax.tree.map(lambda x: x, fresh())
+    assert fresh().slots.small.buffers["float32"].size == 2 * 6 * FEW
     for other in (copy.copy(fresh()), copy.deepcopy(fresh()), pickle.loads(pickle.dumps(fresh())), State(*fresh())):
-        assert_same_bits(other, tree)
-    assert kernel.replaced(fresh(), learning_rate=0.5).held
-    assert str(fresh()) == str(tree) and len(fresh()) == 4 and fresh()[0] == 1
+        assert_same_bits(other, fresh())
     step = lambda params, state: kernel.step(params, state, g)
-    expected = step(*jax.tree.map(jnp.copy, (params, tree)))
+    expected = step(*jax.tree.map(jnp.copy, (params, fresh())))
     assert_same_bits(jax.jit(step)(params, fresh()), expected)
     known = fresh()
     assert_same_bits(jax.jit(lambda params: step(params, known))(params), expected)
@@ -183,12 +176,16 @@ def test_a_resting_state_is_a_state():
 
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 def test_arrays_on_several_devices_do_not_rest():
-    kernel, params, g = jk.adam(0.1), draw(MANY, 0), gradients(1, MANY)[0]
-    _, state = kernel.step(params, kernel.init(params), g, donate=False)
     everywhere = jax.sharding.NamedSharding(jax.make_mesh((2,), ("d",)), jax.sharding.PartitionSpec())
-    spread, moved = kernel.step(*jax.device_put((params, state), everywhere), g, donate=False)
-    assert moved.held is None and jax.tree.leaves(moved.slots)[0].sharding.num_devices == 2
-    assert_close((spread, moved), kernel.step(params, state, g), 2)
+    optimizers = [jk.Adam(0.1) for _ in range(2)]
+    for optimizer, put in zip(optimizers, (lambda x: x, lambda x: jax.device_put(x, everywhere)), strict=True):
+        vs = [jk.Variable(put(x), name=name) for name, x in draw(MANY, 0).items()]
+        for g in gradients(2, MANY):
+            optimizer.apply([put(g[v.name]) for v in vs], vs)
+    here, spread = optimizers
+    assert is_packed(here) and not is_packed(spread)
+    assert jax.tree.leaves(spread._kept.slots)[0].sharding.num_devices == 2
+    assert_close(jax.tree.map(np.asarray, spread.state), jax.tree.map(np.asarray, here.state), 2)
 
 
 # --- the stateful face ------------------------------------------------------------------------------------------------
@@ -201,6 +198,10 @@ def variables(count=FEW):
 def both(**options):
     """Two optimizers that differ in the layout of their slots alone, and variables for each."""
     return [(jk.Adam(0.1, **options, flat_state=x), variables()) for x in (None, False)]
+
+
+def is_packed(optimizer):
+    return isinstance(optimizer._kept.slots, flat.Flat)
 
 
 def assert_same(pairs):
@@ -216,13 +217,14 @@ def test_slots_rest_in_a_buffer_until_somebody_looks():
     for some in (range(FEW), range(FEW), range(3), range(FEW)):
         for optimizer, vs in pairs:
             optimizer.apply_gradients([(jnp.full((2, 3), i + 1.0), vs[i]) for i in some])
-        assert pairs[0][0]._state.held is not None
-        assert int(pairs[0][0].iterations) == int(pairs[1][0].iterations)  # this does not count as a look
+        assert is_packed(pairs[0][0])
+        assert int(pairs[0][0].iterations) == int(pairs[1][0].iterations)  # which unpacks nothing
+        assert is_packed(pairs[0][0])
     (resting, vs), (plain, ws) = pairs
-    held = resting._state.held.small.buffers["float32"]
-    assert held.size == 2 * 6 * FEW
+    assert resting._kept.slots.small.buffers["float32"].size == 2 * 6 * FEW
+    assert not is_packed(plain)
     for optimizer, own in pairs:  # what is written after a look is seen by the next step
-        optimizer._state.slots["w1"]["velocity"] = jnp.full((2, 3), 3.0)
+        optimizer._state.slots["velocity"]["w1"] = jnp.full((2, 3), 3.0)
         optimizer.apply_gradients([(jnp.ones((2, 3)), v) for v in own])
         optimizer.get_slot(own[0], "momentum").assign(jnp.full((2, 3), 7.0))
         optimizer.apply_gradients([(jnp.ones((2, 3)), v) for v in own])
@@ -241,7 +243,7 @@ def test_where_it_would_be_slower_they_do_not_rest():
     for options in ({"engine": "xla"}, {"sparse": "lazy"}, {"flat_state": False}):
         optimizer, vs = jk.Adam(0.1, **options), variables()
         optimizer.apply_gradients([(v.value, v) for v in vs])
-        assert optimizer._state.held is None
+        assert not is_packed(optimizer)
     optimizer, vs = jk.Adam(0.1, engine="xla", flat_state=True), variables(2)
     optimizer.apply_gradients([(v.value, v) for v in vs])
-    assert optimizer._state.held is not None
+    assert is_packed(optimizer)

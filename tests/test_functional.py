@@ -81,7 +81,7 @@ def test_from_optax_is_optax():
             v, r = tx.update(GRADS, r, q)
             q = optax.apply_updates(q, v)
     close(params, q)
-    assert int(state.step) == 5
+    assert int(state.count) == 5
 
 
 def test_from_optax_leaves_what_has_no_gradient():
@@ -146,7 +146,7 @@ def test_the_parameters_to_evaluate():
     close(kernel.averaged(params, state), jax.tree.map(lambda a, p: (a + p) / 2, first, params))
     kernel = jk.schedule_free_adamw(0.1)
     params, state = steps(kernel, n=3)
-    z = state.slots["dense"]["bias"]["momentum"]
+    z = state.slots["momentum"]["dense"]["bias"]
     x = kernel.averaged(params, state)["dense"]["bias"]
     close(0.1 * z + 0.9 * x, params["dense"]["bias"])
     assert not np.allclose(x, params["dense"]["bias"])
@@ -154,19 +154,27 @@ def test_the_parameters_to_evaluate():
     close(jk.adam().averaged(params, state), params, rtol=0)
 
 
-def test_hyperparameters_are_replaced_in_the_state():
+def test_hyperparameters_are_replaced_in_the_kernel_or_in_the_state():
+    numbers = {"learning_rate": 0.5, "beta_1": 0.8, "weight_decay": 0.0}
+    expected = steps(jk.adam(**numbers), n=1)
     kernel = jk.adam(0.1, weight_decay=0.2)
-    state = kernel.replaced(kernel.init(PARAMS), learning_rate=0.5, beta_1=0.8, weight_decay=0.0)
-    other = jk.adam(0.5, beta_1=0.8, weight_decay=0.0)
-    p, _ = kernel.step(PARAMS, state, GRADS, donate=False)
-    q, _ = other.step(PARAMS, other.init(PARAMS), GRADS, donate=False)
-    close(p, q, rtol=0, atol=0)
+    assert kernel.replace(**numbers) == jk.adam(**numbers)
+    close(steps(kernel.replace(**numbers), n=1), expected, rtol=0, atol=0)
+    injecting = jk.adam(0.1, weight_decay=0.2, inject_hyperparams=True)
+    state = injecting.replaced(injecting.init(PARAMS), **numbers)
+    params, _ = injecting.step(PARAMS, state, GRADS, donate=False)
+    close(params, expected[0], rtol=0, atol=0)
     with pytest.raises(
         ValueError, match="`clipnorm` is no run-time hyperparameter here. Received: clipnorm=1.0. There are"
     ):
-        kernel.replaced(state, clipnorm=1.0)
-    with pytest.raises(ValueError, match="`beta_1` must be in"):
-        kernel.replaced(state, beta_1=2.0)
+        kernel.replace(clipnorm=1.0)
+    with pytest.raises(ValueError, match="`clipnorm` is not in the state: there are .* Received: clipnorm=1.0"):
+        injecting.replaced(state, clipnorm=1.0)
+    with pytest.raises(ValueError, match=r"`learning_rate` is not in the state: there are \[\].*kernel.replace"):
+        kernel.replaced(kernel.init(PARAMS), learning_rate=0.5)
+    for replace in (kernel.replace, functools.partial(injecting.replaced, state)):
+        with pytest.raises(ValueError, match="`beta_1` must be in"):
+            replace(beta_1=2.0)
 
 
 def test_the_docstring_and_signature_tell_the_arguments():
@@ -179,7 +187,7 @@ def test_structures_that_do_not_fit():
     state = kernel.init(PARAMS)
     with pytest.raises(ValueError, match="`grads` must have the structure of the parameters"):
         kernel.step(PARAMS, state, {"dense": {"kernel": GRADS["dense"]["kernel"]}}, donate=False)
-    with pytest.raises(ValueError, match="`state` must have the structure"):
+    with pytest.raises(ValueError, match=r"`state.slots\['momentum'\]` must have the structure"):
         kernel.step({"w": jnp.ones(2)}, state, {"w": jnp.ones(2)}, donate=False)
     with pytest.raises(ValueError, match=r"`dense/bias` must have the parameter's shape \(3,\). Received: \(2,\)"):
         kernel.step(PARAMS, state, {"dense": GRADS["dense"] | {"bias": jnp.ones(2)}}, donate=False)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxopt_keras as jk
 from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE
 from jaxopt_keras.engine.stages.guard import SKIPPED
-from tests.laws.cases import assert_close, assert_same_bits, draw, run, types
+from tests.laws.cases import assert_close, assert_same_bits, draw, run, slots_at, types
 
 SHAPES = {"embed": (5, 2), "dense": {"kernel": (4, 3), "bias": (3,)}, "out": [(3,), ()]}
 PARAMS, GRADS = draw(SHAPES, 0), [draw(SHAPES, i) for i in range(1, 5)]
@@ -22,7 +22,7 @@ DEFAULT = jk.adamw(0.01, global_clipnorm=0.5, use_ema=True, exclude_from_weight_
 
 def part(tree, *paths):
     """What a group sees of a tree, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, dict) and "momentum" in x)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     keyed = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in leaves}
     return {path: keyed[path] for path in paths}
 
@@ -33,12 +33,12 @@ def test_groups_equal_kernels_of_their_own():
     for own, paths in [(KERNELS["bias$|out"], ["dense/bias", "out/0", "out/1"]), (DEFAULT, ["dense/kernel"])]:
         expected, inner = run(own, part(PARAMS, *paths), [part(g, *paths) for g in GRADS])
         assert_close(part(params, *paths), expected, 4)
-        assert_close(part(state.slots, *paths), inner.slots, 4)
+        assert_close({name: part(state.slots[name], *paths) for name in inner.slots}, inner.slots, 4)
     assert_same_bits(params["embed"], PARAMS["embed"])
-    assert state.slots["embed"] == {} and state.step == 4
+    assert slots_at(state, "embed") == {} and state.count == 4
     assert state.scalars["bias$|out"]["step"] == 2 and state.scalars["default"]["step"] == 4
     averaged = kernel.averaged(params, state)
-    assert_same_bits(averaged["dense"]["kernel"], state.slots["dense"]["kernel"]["average"])
+    assert_same_bits(averaged["dense"]["kernel"], state.slots["average"]["dense"]["kernel"])
     assert_same_bits(averaged["dense"]["bias"], params["dense"]["bias"])
 
 
@@ -49,13 +49,14 @@ def test_it_is_a_kernel():
     updates, moved = kernel.update(GRADS[0], state, PARAMS)
     params, stepped = kernel.step(PARAMS, state, GRADS[0], donate=False)
     assert_close(jax.tree.map(jnp.add, PARAMS, updates), params, 1)
+    assert kernel == jk.partition(KERNELS, default=DEFAULT) and hash(kernel) == hash(jk.partition(KERNELS, DEFAULT))
     assert_close(moved, stepped, 1)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
     assert types(kernel.init(shapes)) == types(state)
     assert kernel.describe(shapes).bytes == kernel.describe(PARAMS).bytes
     assert "embed: frozen" in str(kernel.describe(PARAMS))
     copy = pickle.loads(pickle.dumps(kernel))
-    assert copy.program == kernel.program
+    assert copy == kernel
     assert_same_bits(run(copy, PARAMS, GRADS[:1]), run(kernel, PARAMS, GRADS[:1]))
     packed = jk.pack(PARAMS)
     new, _ = kernel.step(packed, kernel.init(packed), packed.like(GRADS[0]))
@@ -63,13 +64,30 @@ def test_it_is_a_kernel():
 
 
 def test_hyperparameters_of_groups():
+    """In the kernel: of every group that has all of them."""
     kernel = jk.partition({"dense": jk.sgd(0.1)}, default=jk.adam(0.2))
+    assert kernel.replace(learning_rate=0.5) == jk.partition({"dense": jk.sgd(0.5)}, default=jk.adam(0.5))
+    assert kernel.replace(beta_1=0.5) == jk.partition({"dense": jk.sgd(0.1)}, default=jk.adam(0.2, beta_1=0.5))
+    assert kernel.hyper()["dense"].keys() == {"learning_rate"}
+    with pytest.raises(ValueError, match="No group has"):
+        kernel.replace(rho=0.5)
+    with pytest.raises(ValueError, match="No group has the injected hyperparameters"):
+        kernel.replaced(kernel.init(PARAMS), learning_rate=0.5)
+
+
+def test_injected_hyperparameters_of_groups():
+    kernel = jk.partition(
+        {"dense": jk.sgd(0.1, inject_hyperparams=True)}, default=jk.adam(0.2, inject_hyperparams=True)
+    )
     state = kernel.init(PARAMS)
-    both = kernel.replaced(state, learning_rate=0.5)
-    assert both.hyper["dense"]["learning_rate"] == both.hyper["default"]["learning_rate"] == 0.5
+    both = kernel.replaced(state, learning_rate=0.5).hyperparams
+    assert both["dense"]["learning_rate"] == both["default"]["learning_rate"] == 0.5
     one = kernel.in_group(state, "dense", learning_rate=0.5)
-    assert one.hyper["dense"]["learning_rate"] == 0.5 != one.hyper["default"]["learning_rate"]
-    assert kernel.replaced(state, beta_1=0.5).hyper["dense"] == state.hyper["dense"]
+    assert one.hyperparams["dense"]["learning_rate"] == 0.5 != one.hyperparams["default"]["learning_rate"]
+    assert kernel.replaced(state, beta_1=0.5).hyperparams["dense"] == state.hyperparams["dense"]
+    params, _ = kernel.step(PARAMS, one, GRADS[0], donate=False)
+    own = jk.partition({"dense": jk.sgd(0.5)}, default=jk.adam(0.2))
+    assert_same_bits(params, own.step(PARAMS, own.init(PARAMS), GRADS[0], donate=False)[0])
     with pytest.raises(ValueError, match="no group"):
         kernel.in_group(state, "densest", learning_rate=0.5)
     with pytest.raises(ValueError, match="No group has"):
@@ -166,6 +184,6 @@ def test_loss_scale_refuses():
     with pytest.raises(ValueError, match="dynamic_growth_steps"):
         jk.loss_scaled(jk.adam(), dynamic_growth_steps=0)
     kernel = jk.loss_scaled(jk.adam())
-    assert pickle.loads(pickle.dumps(kernel)).program == kernel.program
+    assert pickle.loads(pickle.dumps(kernel)) == kernel
     updates, state = kernel.update(jax.tree.map(lambda g: g * jnp.nan, GRADS[0]), kernel.init(PARAMS), PARAMS)
     assert all(not np.any(u) for u in jax.tree.leaves(updates)) and state.scalars[SKIPPED] == 1

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxopt_keras as jk
 from jaxopt_keras.optimizers import FUNCTIONS
 from jaxopt_keras.pure import sharding
-from tests.laws.cases import draw
+from tests.laws.cases import draw, slots_at
 
 P = PartitionSpec
 SHAPES = {"kernel": (16, 8), "bias": (8,), "odd": (3,)}
@@ -68,9 +68,9 @@ def test_state_lies_where_its_parameter_does(name, kind):
         params, grads = placed(PARAMS, m), [placed(g, m) for g in GRADS]
         before = where(jax.jit(kernel.init)(params).slots)
         after, state = trained(kernel, params, grads)
-    for path, s in before["kernel"].items():
-        if path != "column":  # of Adafactor: it lacks the axis that is split
-            assert np.prod(s) * 8 == np.prod(state.slots["kernel"][path].shape), path
+    for name, x in slots_at(state, "kernel").items():
+        if name != "column":  # of Adafactor: it lacks the axis that is split
+            assert np.prod(before[name]["kernel"]) * 8 == x.size, name
     assert where(state.slots) == before and where(after) == where(params)
     expected, reference = on_one_device(name)
     close((after, state.slots), (expected, reference.slots))
@@ -97,14 +97,14 @@ def test_zero1_with_explicit_axes():
     with jax.set_mesh(m):
         after, state = trained(zero, placed(PARAMS, m, P()), [placed(g, m, P()) for g in GRADS])
     close(after, trained(kernel, PARAMS, GRADS)[0])
-    assert where(state.slots["kernel"]) == {"momentum": (2, 8), "velocity": (2, 8)}
+    assert where(slots_at(state, "kernel")) == {"momentum": (2, 8), "velocity": (2, 8)}
 
 
 def test_zero1_of_blocks():
     kernel, m = jk.adamw(0.01, state_dtype="int8"), mesh()
     params = {"a": jnp.ones((64, 256)), "b": jnp.ones(16 * 256), "c": jnp.ones((3, 4096))}
     state = sharding.zero1(kernel, m).init(placed(params, m, P()))
-    shapes = {n: where((s["momentum"].codes, s["momentum"].scales)) for n, s in state.slots.items()}
+    shapes = {n: where((x.codes, x.scales)) for n, x in state.slots["momentum"].items()}
     assert shapes == {"a": ((8, 256), (8, 1)), "b": ((512,), (2,)), "c": ((3, 512), (3, 2))}
 
 
@@ -112,16 +112,17 @@ def test_specs():
     wide = {"k": jax.ShapeDtypeStruct((256, 512), jnp.float32), "v": jax.ShapeDtypeStruct((300,), jnp.float32)}
     spec = {"k": P("data", "model"), "v": P("data")}
     m = jax.sharding.AbstractMesh((8, 2), ("data", "model"))
-    slots = sharding.specs(jk.adafactor(), wide, spec, m).slots
-    assert slots["k"] == {"row": P("data"), "column": P("model")}
-    assert slots["v"]["velocity"] == P(None)  # 8 does not divide 300
-    slots = sharding.specs(
+    state = sharding.specs(jk.adafactor(), wide, spec, m)
+    assert slots_at(state, "k") == {"row": P("data"), "column": P("model")}
+    assert slots_at(state, "v") == {"velocity": P(None)}  # 8 does not divide 300
+    state = sharding.specs(
         jk.adafactor(variant="optax", min_dim_size_to_factor=1), wide | {"t": wide["k"]}, spec | {"t": P("model")}, m
-    ).slots
-    assert slots["t"] == {"row": P(None), "column": P("model")} or slots["t"] == {"row": P("model"), "column": P(None)}
-    slots = sharding.specs(jk.muon(use_ema=True), wide, spec, m).slots
-    assert slots["k"] == {"momentum": P("data", "model"), "average": P("data", "model")}
-    int8 = sharding.specs(jk.lion(state_dtype="int8"), wide, {"k": P("data", None), "v": P()}, m).slots["k"]["momentum"]
+    )
+    (axis,) = [n for n, s in slots_at(state, "t").items() if s == P("model")]
+    assert slots_at(state, "t") == dict.fromkeys(("row", "column"), P(None)) | {axis: P("model")}
+    state = sharding.specs(jk.muon(use_ema=True), wide, spec, m)
+    assert slots_at(state, "k") == {"momentum": P("data", "model"), "average": P("data", "model")}
+    int8 = sharding.specs(jk.lion(state_dtype="int8"), wide, {"k": P("data", None), "v": P()}, m).slots["momentum"]["k"]
     assert int8.codes == int8.scales == P("data", None)
     with pytest.raises(ValueError, match="straddle"):
         sharding.specs(jk.lion(state_dtype="int8"), wide, {"k": P(None, "data"), "v": P()}, m)
@@ -201,11 +202,11 @@ def test_report_finds_loops():
 def test_offload(face):
     where = {"kernel/momentum|bias": "pinned_host"}
     homes = {
-        "kernel": {"momentum": "pinned_host", "velocity": "device"},
-        "bias": dict.fromkeys(("momentum", "velocity"), "pinned_host"),
+        "momentum": {"kernel": "pinned_host", "bias": "pinned_host"},
+        "velocity": {"kernel": "device", "bias": "pinned_host"},
     }
-    params = {n: PARAMS[n] for n in homes}
-    grads = [{n: g[n] for n in homes} for g in GRADS]
+    params = {n: PARAMS[n] for n in ("kernel", "bias")}
+    grads = [{n: g[n] for n in params} for g in GRADS]
     if face == "pure":
         kernel, plain = jk.adam(0.1, offload=where, skip_nonfinite=True), jk.adam(0.1, skip_nonfinite=True)
         after, state = trained(kernel, params, grads)
@@ -221,7 +222,8 @@ def test_offload(face):
         optimizer.apply([grads[0][v.name] for v in variables], variables)
         state = optimizer.state
         assert jk.Adam.from_config(optimizer.get_config()).offload == optimizer.offload
-    assert {n: {k: x.sharding.memory_kind for k, x in s.items()} for n, s in state.slots.items()} == homes
+    kinds = {name: {n: x.sharding.memory_kind for n, x in tree.items()} for name, tree in state.slots.items()}
+    assert kinds == homes
 
 
 @pytest.mark.parametrize("name", ["zero1", "loss scale", "partition"])
@@ -235,7 +237,7 @@ def test_offload_within(name):
     params, grads = placed(PARAMS, m, P()), [placed(g, m, P()) for g in GRADS]
     after, state = trained(wrap(kernel), params, grads)
     close(after, trained(jk.adam(0.1), PARAMS, GRADS)[0])
-    assert state.slots["kernel"]["momentum"].sharding.memory_kind == "pinned_host"
+    assert state.slots["momentum"]["kernel"].sharding.memory_kind == "pinned_host"
 
 
 def test_what_is_refused():

@@ -15,6 +15,7 @@ from jaxopt_keras.storage import hash_rng as noise
 from jaxopt_keras.storage.blockwise import Blocks, Code, block_length, decode, encode
 from jaxopt_keras.storage.masters import join, split
 from jaxopt_keras.storage.rounding import stochastic
+from tests.laws.cases import slots_at
 
 CODES = [Code(name, signed) for name in ("int8", "int4", "float8", "float16") for signed in (True, False)]
 every_code = pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_master_of_another_dtype():
     with pytest.raises(TypeError, match="bf16.8.*corrects bfloat16 parameters. Received: one of dtype float16"):
         jk.sgd(0.1, master_weights="bf16+8").init(jnp.ones(3, jnp.float16))
     state = jk.sgd(0.1, master_weights="bf16+8").init({"half": jnp.ones(3, jnp.bfloat16), "single": jnp.ones(3)})
-    assert [*state.slots["half"]] == ["master"] and not state.slots["single"]
+    assert [*slots_at(state, "half")] == ["master"] and not slots_at(state, "single")
     assert jk.sgd(0.1, master_weights="float32").init(jnp.ones(3, jnp.float16)).slots["master"].dtype == jnp.float32
 
 
@@ -327,7 +328,7 @@ def test_the_facade_shows_numbers():
         np.testing.assert_allclose(a, b, rtol=2e-7)
     slot.assign(jnp.ones((64, 64)))
     np.testing.assert_allclose(slot.value, 1, rtol=2e-7)
-    assert isinstance(optimizer.state.slots["w"]["momentum"], Blocks)
+    assert isinstance(optimizer.state.slots["momentum"]["w"], Blocks)
 
 
 def test_the_facade_changes_form_on_the_way():
@@ -335,11 +336,11 @@ def test_the_facade_changes_form_on_the_way():
     optimizer = jk.Adam(0.1)
     optimizer.apply_gradients([(np.full((64, 64), 0.5), w)])
     optimizer.state_dtype = "int8"
-    assert isinstance(optimizer.state.slots["w"]["velocity"], Blocks)
+    assert isinstance(optimizer.state.slots["velocity"]["w"], Blocks)
     np.testing.assert_allclose(optimizer.get_slot(w, "momentum").value, 0.05, rtol=1e-6)
     optimizer.state_dtype = None
     assert optimizer.get_slot(w, "momentum").dtype == jnp.float32
-    assert optimizer.state.slots["w"]["velocity"].dtype == jnp.float32
+    assert optimizer.state.slots["velocity"]["w"].dtype == jnp.float32
     np.testing.assert_allclose(optimizer.get_slot(w, "momentum").value, 0.05, rtol=1e-6)
 
 
@@ -358,6 +359,6 @@ def test_lazy_rows_of_codes():
     params, state = kernel.step({"t": table}, kernel.init({"t": table}), {"t": g}, donate=False)
     moved = np.flatnonzero(np.any(np.asarray(params["t"]) != 1, axis=1))
     assert moved.tolist() == rows
-    assert np.flatnonzero(np.any(np.asarray(decode(state.slots["t"]["momentum"])) != 0, axis=1)).tolist() == rows
+    assert np.flatnonzero(np.any(np.asarray(decode(state.slots["momentum"]["t"])) != 0, axis=1)).tolist() == rows
     vector = jk.adam(0.1, sparse="lazy", state_dtype="int8").init(jnp.zeros(5000))
     assert vector.slots["momentum"].dtype == jnp.float32

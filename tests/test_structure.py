@@ -86,9 +86,8 @@ USUAL = Exceptional("")
 def check(kernel: jk.Kernel, params: Any, allowed: Exceptional = USUAL, engine: Any = "xla") -> Structure:
     kernel = jk.Kernel(kernel.rule, dataclasses.replace(kernel.options, engine=engine))
     state = kernel.init(params)
-    moving = state._replace(hyper={})
-    found = Structure.of(kernel.compiled.step_donating, params, moving, params, state.hyper)
-    donated = len(jax.tree.leaves((params, moving)))
+    found = Structure.of(kernel.compiled.step_donating, params, state, params, kernel.hyper())
+    donated = len(jax.tree.leaves((params, state)))
     written = len(jax.tree.leaves(params)) + len(jax.tree.leaves(state.slots))
     assert found.aliases == donated
     assert found.copies == allowed.copies
@@ -147,9 +146,8 @@ def test_codes_are_aliased():
     params = jnp.ones((64, 64))
     kernel = jk.adamw(0.1, state_dtype="int8")
     state = kernel.init(params)
-    moving = state._replace(hyper={})
-    found = Structure.of(kernel.compiled.step_donating, params, moving, params, state.hyper)
-    assert found.aliases == len(jax.tree.leaves((params, moving)))
+    found = Structure.of(kernel.compiled.step_donating, params, state, params, kernel.hyper())
+    assert found.aliases == len(jax.tree.leaves((params, state)))
     assert not re.search(r"f64\[\d", found.text)
 
 
@@ -161,5 +159,5 @@ def test_the_wrong_order_would_be_seen():
     def swapped(moving: Any, params: Any, grads: Any, hyper: Any) -> Any:
         return kernel.program.bare_step(params, moving, grads, hyper)
 
-    found = Structure.of(jax.jit(swapped, donate_argnums=(0, 1)), state._replace(hyper={}), params, params, state.hyper)
+    found = Structure.of(jax.jit(swapped, donate_argnums=(0, 1)), state, params, params, kernel.hyper())
     assert found.copies > 0

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxopt_keras import Kernel, Options, Rule, rules
@@ -126,6 +127,17 @@ def run(kernel: Kernel, params: Any, grads: list[Any], state: Any = None) -> tup
     return params, state
 
 
+def slots_at(state: Any, *path: Any) -> dict[str, Any]:
+    """The slots of a part of the parameters by name, without those that a parameter there lacks."""
+    found = {}
+    for name, tree in state.slots.items():
+        for key in path:
+            tree = tree[key]
+        if not isinstance(tree, optax.MaskedNode):
+            found[name] = tree
+    return found
+
+
 def by_hand(case: Case, path: str, p: Any, grads: list[Any]) -> np.ndarray:
     """The rule itself on one parameter, in float64, every hyperparameter a Python float: no engine, nothing traced."""
     with jax.enable_x64(True):
@@ -135,9 +147,9 @@ def by_hand(case: Case, path: str, p: Any, grads: list[Any]) -> np.ndarray:
         shrink = rule.decoupled(decay)
         for i, g in enumerate(grads):
             now = Now(jnp.asarray(i + 1.0), RATE, decay, {})
-            scalars = None if scalars is None else case.rule.advance(scalars, At(now, scalars))
+            scalars = None if scalars is None else case.rule.advance(scalars, At.of(now, scalars))
             p = p if shrink is None else p * (1 - RATE * shrink)
-            step, s = rule.update(g, p, s, At(now, scalars))
+            step, s = rule.update(g, p, s, At.of(now, scalars))
             p = p + step
         return np.asarray(p)
 

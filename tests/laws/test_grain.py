@@ -30,7 +30,7 @@ class Packed(At):
     """The norms of several arrays in one buffer, each at the elements of its array."""
 
     def __init__(self, now, scalars, parts):
-        super().__init__(now, scalars)
+        super().__init__(now.t, now.lr, now.weight_decay, scalars)
         self.parts = parts
 
     def norm(self, x):
@@ -48,7 +48,7 @@ def steps(case, rule, clock, p, grads):
     s, scalars = rule.init(p), rule.scalars()
     for i, g in enumerate(grads):
         now = Now(jnp.float32(i + 1), RATE, case.options.weight_decay, {})
-        scalars = None if scalars is None else rule.advance(scalars, At(now, scalars))
+        scalars = None if scalars is None else rule.advance(scalars, At.of(now, scalars))
         step, s = rule.update(g, p, s, clock(now, scalars))
         p = p + step
     return p, s
@@ -70,11 +70,11 @@ def test_grain_is_enough(case):
     if rule.grain == "matrix":
         pytest.skip("claims nothing")
     params, grads = draw(ARRAYS, 0), [draw(ARRAYS, 1 + i) for i in range(STEPS)]
-    single = {n: steps(case, rule, At, params[n], [g[n] for g in grads]) for n in ARRAYS}
+    single = {n: steps(case, rule, At.of, params[n], [g[n] for g in grads]) for n in ARRAYS}
     expected = jax.tree.map(lambda *parts: flat(parts), *single.values())
 
     parts = jnp.concatenate([jnp.full(params[n].size, i) for i, n in enumerate(ARRAYS)])
-    clock = WithoutReductions if rule.grain == "element" else lambda *x: Packed(*x, parts)
+    clock = WithoutReductions.of if rule.grain == "element" else lambda *x: Packed(*x, parts)
     assert_close(steps(case, rule, clock, flat(params), [flat(g) for g in grads]), expected, STEPS)
 
 
@@ -84,8 +84,8 @@ def test_grain_is_needed(case):
     p, grads = draw(LARGE, 0)["matrix"], [draw(LARGE, 1)["matrix"]]
     if rule.grain == "leaf":
         with pytest.raises(LookupError):
-            steps(case, rule, WithoutReductions, p, grads)
+            steps(case, rule, WithoutReductions.of, p, grads)
     if rule.grain == "matrix":
-        as_vector, _ = steps(case, of_shape(case, p.size), At, p.ravel(), [g.ravel() for g in grads])
-        as_matrix, _ = steps(case, rule, At, p, grads)
+        as_vector, _ = steps(case, of_shape(case, p.size), At.of, p.ravel(), [g.ravel() for g in grads])
+        as_matrix, _ = steps(case, rule, At.of, p, grads)
         assert jnp.max(jnp.abs(as_vector - as_matrix.ravel())) > 1e-3 * RATE

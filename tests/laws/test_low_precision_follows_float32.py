@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.laws.cases import SMALL, every_rule, gradients, parameters
+from tests.laws.cases import SMALL, every_rule, gradients, parameters, slots_at
 
 STEPS = 10
 DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -30,7 +30,7 @@ def test_low_precision_follows_float32(case):
         params, state = kernel.step(params, state, dict.fromkeys(params, g), donate=False)
         largest = jax.tree.map(lambda x, y: jnp.maximum(jnp.abs(x), y), params["float32"], largest)
     for dtype, numbers in DTYPES.items():
-        dtypes = [jax.tree.map(lambda x: x.dtype, state.slots[n]) for n in (dtype, "float32")]
+        dtypes = [jax.tree.map(lambda x: x.dtype, slots_at(state, n)) for n in (dtype, "float32")]
         assert dtypes[0] == dtypes[1]
         for name in SMALL:
             low, twin = params[dtype][name].astype(jnp.float32), params["float32"][name]

@@ -14,7 +14,7 @@ import pytest
 
 from jaxopt_keras.engine.native import unavailable
 from jaxopt_keras.engine.stored import Kept, opened
-from tests.laws.cases import PLAIN_KINDS, SWITCHED, draw, few_cases, gradients, pairs, run
+from tests.laws.cases import PLAIN_KINDS, SWITCHED, draw, few_cases, gradients, pairs, run, slots_at
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
@@ -102,4 +102,4 @@ def test_stored_in_the_same_codes(case, form):
 
 def shown(kernel, params, state):
     """What is stored, in the dtype of the arithmetic."""
-    return {k: opened(kernel.options, Kept(p, state.slots[k]), jnp.float32) for k, p in params.items()}
+    return {k: opened(kernel.options, Kept(p, slots_at(state, k)), jnp.float32) for k, p in params.items()}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxopt_keras.engine.stored import Kept, opened
-from tests.laws.cases import KERAS, PLAIN_KINDS, Case, assert_close, draw, gradients, parameters, run, types
+from tests.laws.cases import KERAS, PLAIN_KINDS, Case, assert_close, draw, gradients, parameters, run, slots_at, types
 
 SHAPES = {"kernel": (64, 80), "bias": (3,)}
 STEPS = 5
@@ -37,7 +37,7 @@ def test_masters_go_where_float32_goes(case: Case, kind):
     expected, _ = run(case.kernel(), start(), grads)
     kernel = case.kernel(master_weights=kind)
     params, state = run(kernel, half(start()), grads)
-    masters = {k: opened(kernel.options, Kept(p, state.slots[k]), jnp.float32)[0] for k, p in params.items()}
+    masters = {k: opened(kernel.options, Kept(p, slots_at(state, k)), jnp.float32)[0] for k, p in params.items()}
     assert_close(masters, expected, STEPS)
     for name, master in masters.items():
         np.testing.assert_array_equal(params[name], master.astype(jnp.bfloat16), err_msg=name)
@@ -80,5 +80,5 @@ def test_with_every_stage(case: Case):
     params = half(parameters(SHAPES))
     state = kernel.init(params)
     moved, after = run(kernel, params, gradients(4, SHAPES), state)
-    assert types(after) == types(state) and int(after.step) == 2
+    assert types(after) == types(state) and int(after.count) == 2
     assert all(np.any(np.asarray(moved[name] != params[name])) for name in params)

@@ -2,14 +2,13 @@
 
 Ten learning rates, or ten betas, are to share one compiled program, so numbers reach it as arguments. That may cost no
 accuracy (a float32 beta has a wrong `1 - beta`), and it must really be the argument that counts: a value baked in at
-construction would be deaf to `state.hyper`.
+construction would be deaf to the kernel that runs.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,19 +41,14 @@ OPTIONS = [
 @kinds
 def test_as_constants_of_the_program(case):
     kernel = case.kernel()
-    constants = jax.tree.map(np.asarray, kernel.hyper())
-
-    @jax.jit
-    def static(params, state, grads):
-        params, state = kernel.step(params, state._replace(hyper=constants), grads)
-        return params, state._replace(hyper={})
+    static = jax.jit(kernel.step)  # where the kernel's numbers are constants
 
     params, grads = parameters(), gradients(STEPS)
-    p, s = params, kernel.init(params)._replace(hyper={})
+    p, s = params, kernel.init(params)
     for g in grads:
         p, s = static(p, s, g)
     traced, state = run(kernel, params, grads)
-    assert_close((traced, state._replace(hyper={})), (p, s), STEPS)
+    assert_close((traced, state), (p, s), STEPS)
 
 
 @switched_cases
@@ -82,13 +76,20 @@ def redrawn(kernel, draw):
 @settings(max_examples=5)
 @given(data=st.data())
 def test_replaced_numbers_count(case, data):
-    """A state whose `hyper` is another kernel's goes on as that kernel would."""
+    """Numbers replaced in the kernel, or in the state that it injects them into, are those of a kernel made of them."""
     kernel = case.kernel()
     other = redrawn(kernel, data.draw)
+    numbers = other.rule.traced() | other.options.traced()
     grads = gradients(4)
     params, state = run(kernel, parameters(), grads[:2])
-    state = state._replace(hyper=other.hyper())
-    assert_same_bits(run(kernel, params, grads[2:], state), run(other, params, grads[2:], state))
+    expected = run(other, params, grads[2:], state)
+    assert_same_bits(run(kernel.replace(**numbers), params, grads[2:], state), expected)
+    injecting = case.kernel(inject_hyperparams=True)
+    injected = injecting.replaced(
+        injecting.init(params)._replace(count=state.count, scalars=state.scalars, slots=state.slots), **numbers
+    )
+    p, s = run(injecting, params, grads[2:], injected)
+    assert_same_bits((p, s._replace(hyperparams={})), expected)
 
 
 @switched_cases
