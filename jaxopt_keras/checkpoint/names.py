@@ -22,8 +22,7 @@ import optax
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.packing.slots import Flat, unpacked
-from jaxopt_keras.packing.trees import Packed, Part, concatenated
+from jaxopt_keras.packing.trees import Packed, Part, concatenated, unpacked
 from jaxopt_keras.stateful.state_views import at_home
 from jaxopt_keras.storage import formats as forms
 from jaxopt_keras.storage.blockwise import Blocks, Code, decode
@@ -86,7 +85,7 @@ def leaves(state: State) -> dict[str, Any]:
 
 def replaced(state: State, new: dict[str, Any]) -> State:
     """`state` with other leaves, as `leaves` names them."""
-    if isinstance(state.slots, Flat):
+    if isinstance(state.slots, Packed):
         new_state = replaced(state._replace(slots=state.slots.unpack()), new)
         return new_state._replace(slots=state.slots.like(new_state.slots))
     keyed, treedef = _flat(state)
@@ -97,7 +96,7 @@ def replaced(state: State, new: dict[str, Any]) -> State:
         like = {slot: tree.buffers for slot, tree in state.slots.items()}
         buffers = transposed(joined(by_path, transposed(like), packed.parts))
         masked = dict.fromkeys(packed.buffers, optax.MaskedNode())
-        slots = {slot: Packed(masked | buffers.get(slot, {}), packed.arrangement) for slot in state.slots}
+        slots = {slot: Packed(masked | buffers.get(slot, {}), [], packed.arrangement) for slot in state.slots}
     return State(tree[STEP], tree["hyper"], tree["scalars"], slots)
 
 

@@ -31,8 +31,8 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.stored import Kept, wide
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.packing.slots import Flat, flat, unpacked
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.slots import packed_slots
+from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.masters import MASTER
 
 
@@ -93,7 +93,9 @@ class Program:
         slots = [alike(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         guard.init(self.options, scalars)
         trees = layout.by_slot(self._slot_names(slots), slots)
-        return State(jnp.zeros((), jnp.int32), {}, scalars, flat(trees, LOOSE) if self.options.flat_state else trees)
+        return State(
+            jnp.zeros((), jnp.int32), {}, scalars, packed_slots(trees, LOOSE) if self.options.flat_state else trees
+        )
 
     def _slot_names(self, slots: list[Slots]) -> list[str]:
         """The names of the trees of slots: those that there may be, so that they do not depend on the parameters."""
@@ -209,8 +211,8 @@ class Program:
             return (out, state.count + 1), slots, scalars
 
         def idle(slots: list[Slots], scalars: Slots) -> Any:
-            nothing = [nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
-            return (stored if write else nothing, state.count), slots, scalars
+            amounts = [nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
+            return (stored if write else amounts, state.count), slots, scalars
 
         def proceed(slots: list[Slots], scalars: Slots) -> Any:
             if k := self.options.gradient_accumulation_steps:
@@ -220,7 +222,7 @@ class Program:
         everything = self.options, hyper, gradients, slots, scalars, state.count
         (out, count), slots, scalars = guard.guarded(*everything, proceed, idle)
         trees = layout.updated(trees, slots)
-        return out, State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Flat) else trees)
+        return out, State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Packed) else trees)
 
     def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
         """The gradients of `layout`'s parameters in the dtype of the arithmetic."""

@@ -15,11 +15,12 @@ import optax
 
 from jaxopt_keras.engine.compiled import Compiled
 from jaxopt_keras.engine.cores.foreign import Foreign
-from jaxopt_keras.engine.resting_slots import packed_slots, unpacked_slots
+from jaxopt_keras.engine.resting_slots import LOOSE
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.packing.slots import Flat
+from jaxopt_keras.packing.slots import packed_eagerly, unpacked_eagerly
+from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.stateful.configs import Configs
 from jaxopt_keras.stateful.custom.api import HOOKS, refuse_unknown
 from jaxopt_keras.stateful.custom.hooks import Hooks
@@ -142,7 +143,7 @@ class Optimizer(Registry, Configs, Weights):
     @property
     def _state(self) -> State:  # type: ignore[override]  # a property in the place of an attribute
         """The state in the pure layout. Packed slots are unpacked for it, and packed again by the next step."""
-        if isinstance(self._kept.slots, Flat):
+        if isinstance(self._kept.slots, Packed):
             object.__setattr__(self, "_kept", _unpacked(self._kept))
         return self._kept
 
@@ -243,7 +244,7 @@ class Optimizer(Registry, Configs, Weights):
         """The arguments of a step: with the variables' arrays and the present state, where none are given."""
         kernel, state, packs = self._kernel(), self._kept if state is None else state, False
         if params is None:
-            is_packed = isinstance(state.slots, Flat)
+            is_packed = isinstance(state.slots, Packed)
             everything = self._options.use_ema or kernel.core.whole or is_packed
             handles = self._handles if everything else {k: self._handles[k] for k in given}
             params = {k: h.take() for k, h in handles.items()}
@@ -251,8 +252,8 @@ class Optimizer(Registry, Configs, Weights):
             arrays = list(params.values())
             packs = whole and kernel.program.packs_slots(arrays, is_packed)
             state = state if packs else self._state
-        slots = state.slots if isinstance(state.slots, Flat) else _masked(state.slots, params)
-        moving = state._replace(slots=packed_slots(slots) if packs else slots)
+        slots = state.slots if isinstance(state.slots, Packed) else _masked(state.slots, params)
+        moving = state._replace(slots=packed_eagerly(slots, LOOSE) if packs else slots)
         grads = {k: given.get(k) for k in params}
         return Call(
             kernel.skeleton, kernel.compiled, params, moving._replace(hyperparams={}), grads, self._hyper(state)
@@ -260,7 +261,7 @@ class Optimizer(Registry, Configs, Weights):
 
     def _moved(self, call: Call, state: Any, moved: Any) -> Any:
         """`state` after a step that moved a part of it."""
-        if not isinstance(moved.slots, Flat):
+        if not isinstance(moved.slots, Packed):
             slots = {name: state.slots.get(name, {}) | tree for name, tree in without_masked(moved.slots).items()}
             moved = moved._replace(slots=state.slots | slots)
         return moved._replace(hyperparams=state.hyperparams)
@@ -395,7 +396,7 @@ def _masked(slots: dict[str, Any], paths: Iterable[str]) -> dict[str, Any]:
 
 
 def _unpacked(state: State) -> State:
-    return state._replace(slots=without_masked(unpacked_slots(state.slots)))
+    return state._replace(slots=without_masked(unpacked_eagerly(state.slots)))
 
 
 MASKED = optax.MaskedNode()

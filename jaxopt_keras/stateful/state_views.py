@@ -55,7 +55,8 @@ class View(ArrayLike):
 
     def _store(self, value: Any) -> None:
         value = at_home(jnp.copy(value), self._peek())  # likewise
-        self.optimizer._kept = written(self.optimizer._state_for(self.place), self.place, value)
+        state = written(self.optimizer._state_for(self.place), self.place, value)
+        object.__setattr__(self.optimizer, "_kept", state)
 
     def __reduce__(self) -> Any:
         return view, (self.optimizer, self.place)
