@@ -250,7 +250,8 @@ class Optimizer(Registry, Configs, Weights):
             params = {k: h.take() for k, h in handles.items()}
             whole = isinstance(self._rule, Rule) and len(params) == len(self._paths)
             arrays = list(params.values())
-            packs = whole and kernel.program.packs_slots(arrays, is_packed)
+            asked = self._options.flat_state  # no matter of the program: the slots come packed into the step, or not
+            packs = whole and (kernel.program.packs_slots(arrays, is_packed) if asked is None else asked)
             state = state if packs else self._state
         slots = state.slots if isinstance(state.slots, Packed) else _masked(state.slots, params)
         moving = state._replace(slots=packed_eagerly(slots, LOOSE) if packs else slots)
