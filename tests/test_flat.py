@@ -43,9 +43,13 @@ def check(kernel, flat_kernel):
         assert types(flat_state) == types(after) == kind
         assert_close(flat_params, params, i + 1)
         assert_close(flat_state._replace(slots=flat_state.slots.unpack()), state, i + 1)
-        added = jax.tree.map(lambda p, u: p if u is None else (p.astype(u.dtype) + u).astype(p.dtype), before, updates)
+        added = jax.tree.map(plus, before, updates, is_leaf=lambda x: x is None)
         assert_close(added, flat_params, 2)
     assert_close(flat_kernel.averaged(flat_params, flat_state), kernel.averaged(params, state), 4)
+
+
+def plus(p, u):
+    return p if u is None else (p.astype(u.dtype) + u).astype(p.dtype)
 
 
 # Of each grain, and with numbers that are kept once.
