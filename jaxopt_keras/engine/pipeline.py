@@ -209,8 +209,8 @@ class Program:
             return (out, state.count + 1), slots, scalars
 
         def idle(slots: list[Slots], scalars: Slots) -> Any:
-            nothing = [nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
-            return (stored if write else nothing, state.count), slots, scalars
+            amounts = [nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
+            return (stored if write else amounts, state.count), slots, scalars
 
         def proceed(slots: list[Slots], scalars: Slots) -> Any:
             if k := self.options.gradient_accumulation_steps:
