@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxopt_keras import rules
-from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.options import EXTRAS, Options, refuse_unknown
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.custom.api import EXTRAS, refuse_unknown
 from jaxopt_keras.stateful.optimizer import Optimizer
 
 RULES: dict[str, type[Rule]] = {
