@@ -19,7 +19,7 @@ from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.gradients import divided, read
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.plan import Plan, plan
-from jaxopt_keras.engine.resting_slots import LOOSE, packs_slots
+from jaxopt_keras.engine.resting_slots import LOOSE
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.settle import Move, constrained, nothing, put, settled
 from jaxopt_keras.engine.slot_sharding import alike
@@ -69,9 +69,6 @@ class Program:
 
     def describe(self, params: Any) -> Plan:
         return plan(self, params)
-
-    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
-        return packs_slots(self.options, params, is_packed)
 
     def loss_scale(self, state: State) -> Any:
         return self.options.loss_scale_factor
@@ -199,6 +196,11 @@ class Program:
     ) -> tuple[list[Any], State]:
         """One call; with `write` the new parameters as they are stored, else what to add to them."""
         trees, scalars = unpacked(state.slots), state.scalars
+        if missing := [name for name in self._slot_names([]) if name not in trees]:
+            raise ValueError(
+                "`state` must be of this optimizer: what its `init` made, or a step of it returned. Received: one "
+                f"without the slots {missing}. It has {[*trees]}"
+            )
         slots = layout.by_leaf(trees)
         gradients = self._gradients(layout, stored, grads)
         if self.options.axis_name is not None and reduce:

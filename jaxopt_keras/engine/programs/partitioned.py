@@ -100,9 +100,6 @@ class Partitioned:
             ]
         return Plan(groups, scalars)
 
-    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
-        return False
-
     def loss_scale(self, state: State) -> Any:
         return None
 
