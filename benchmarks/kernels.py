@@ -85,9 +85,8 @@ def counted(kernel: Any, params: Any) -> Counts:
 
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, moving, params)
     else:
-        state = placed(kernel.init(params))
-        moving = state._replace(hyper={})
-        lowered = kernel.compiled.step_donating.lower(params, moving, params, state.hyper)
+        moving = placed(kernel.init(params))
+        lowered = kernel.compiled.step_donating.lower(params, moving, params, placed(kernel.hyper()))
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start

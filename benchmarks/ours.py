@@ -118,10 +118,10 @@ class Stateful:
         self.optimizer.apply_gradients(zip(self.next(), self.variables, strict=True))
 
     def block(self) -> None:
-        jax.block_until_ready(([v._value for v in self.variables], self.optimizer._state.step))  # not a look at slots
+        jax.block_until_ready(([v._value for v in self.variables], self.optimizer._kept.count))  # not a look at slots
 
     def held(self) -> int:
-        return jk.nbytes(([v._value for v in self.variables], self.optimizer._state))
+        return jk.nbytes(([v._value for v in self.variables], self.optimizer._kept))
 
     def params(self) -> dict[str, NDArray[Any]]:
         return {v.path: np.asarray(v.value) for v in self.variables}

@@ -76,7 +76,7 @@ class Loop:
         self.count += 1
 
     def block(self) -> None:
-        jax.block_until_ready(self.carried[0])  # all results come at once, and to ask for our state is to look at it
+        jax.block_until_ready(self.carried[0])  # all results of a call come at once
 
     def params(self) -> dict[str, NDArray[Any]]:
         return {name: np.asarray(p) for name, p in self.carried[0].items()}

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxopt_keras import rules
-from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.options import EXTRAS, Options, refuse_unknown
 from jaxopt_keras.language.rule import RATE, Field, Rule, fields_of
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.custom.api import EXTRAS, refuse_unknown
 from jaxopt_keras.stateful.optimizer import Optimizer
 
 RULES: dict[str, type[Rule]] = {

@@ -34,8 +34,7 @@ def stepped() -> dict[str, Any]:
         params, state = kernel.step(params, state, jax.tree.map(jnp.cos, params))
     arrays = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves((params, state)))
     hits, misses = found.values()
-    moving = state._replace(hyper={})
-    program = kernel.compiled.step_donating.lower(params, moving, params, state.hyper).compile().as_text() or ""
+    program = kernel.compiled.step_donating.lower(params, state, params, kernel.hyper()).compile().as_text() or ""
     return {
         "bits": hashlib.sha256(arrays).hexdigest(),
         "loops": program.count(NATIVE),

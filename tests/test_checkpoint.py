@@ -1,5 +1,7 @@
 """One saved AdamW state restores into whatever is built around the same slots, and back."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +90,7 @@ def test_adamw_restores_into(name, packed):
     there = checkpoint.from_dict(kernel, params, saved)
     expected = {n: x for n, x in saved.items() if n.startswith("slots/")}
     same(expected, slots(there)) if name not in LOSSY else near(expected, slots(there), LOSSY[name])
-    assert int(there.step) == 3
+    assert int(there.count) == 3
     fresh = kernel.init(params)
     jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), there, fresh)
     assert jax.tree.structure(there) == jax.tree.structure(fresh)
@@ -101,7 +103,7 @@ def test_and_back(name, packed):
     _, there = trained(CONFIGS[name], pack=packed)
     back = checkpoint.from_dict(ADAMW, PARAMS, checkpoint.to_dict(there))
     same(slots(there), slots(back)) if name != "bfloat16" else near(slots(there), slots(back), 0)
-    assert int(back.step) == int(there.step) == (1 if name == "accumulation" else 3)
+    assert int(back.count) == int(there.count) == (1 if name == "accumulation" else 3)
 
 
 @every_config
@@ -147,11 +149,11 @@ def test_masters_are_converted(first, then):
     if first and then:
         back = checkpoint.from_dict(jk.adamw(1e-4, master_weights="float32"), params, checkpoint.to_dict(moved))
         whole = checkpoint.from_dict(jk.adamw(1e-4, master_weights="float32"), params, checkpoint.to_dict(state))
-        distance = np.abs(np.asarray(back.slots["w"]["master"] - whole.slots["w"]["master"]))
-        last = np.abs(np.asarray(whole.slots["w"]["master"])) * 2.0 ** (-15 if "bf16+8" in (first, then) else -23)
+        distance = np.abs(np.asarray(back.slots["master"]["w"] - whole.slots["master"]["w"]))
+        last = np.abs(np.asarray(whole.slots["master"]["w"])) * 2.0 ** (-15 if "bf16+8" in (first, then) else -23)
         assert (distance <= last).all()
     elif then == "float32":  # none was saved: it starts as the parameter
-        np.testing.assert_array_equal(moved.slots["w"]["master"], params["w"].astype(jnp.float32))
+        np.testing.assert_array_equal(moved.slots["master"]["w"], params["w"].astype(jnp.float32))
 
 
 def test_nadam_from_adamw_knows_the_product_of_momenta():
@@ -180,16 +182,59 @@ def test_groups_to_other_groups():
     again = checkpoint.from_dict(kernel, params, saved)
     assert {g: int(s["step"]) for g, s in again.scalars.items()} == {"bias$": 1, "default": 3}
     with pytest.warns(UserWarning, match=r"scalars/bias\$/step"):
-        assert int(checkpoint.from_dict(ADAMW, params, saved).step) == 3
+        assert int(checkpoint.from_dict(ADAMW, params, saved).count) == 3
 
 
 def test_hyperparameters_are_the_kernels_own_unless_asked_for():
-    params, state = trained(ADAMW)
-    saved = checkpoint.to_dict(ADAMW.replaced(state, learning_rate=0.5, beta_2=0.9))
-    kernel = jk.adamw(0.25)
-    assert float(checkpoint.from_dict(kernel, params, saved).hyper["learning_rate"]) == 0.25
-    there = checkpoint.from_dict(kernel, params, saved, hyper=True).hyper
+    injecting = jk.adamw(0.01, inject_hyperparams=True)
+    params, state = trained(injecting)
+    saved = checkpoint.to_dict(injecting.replaced(state, learning_rate=0.5, beta_2=0.9))
+    kernel = jk.adamw(0.25, inject_hyperparams=True)
+    assert float(checkpoint.from_dict(kernel, params, saved).hyperparams["learning_rate"]) == 0.25
+    there = checkpoint.from_dict(kernel, params, saved, hyper=True).hyperparams
     assert float(there["learning_rate"]) == 0.5 and float(there["beta_2"].complement) == np.float32(0.1)
+    few = checkpoint.from_dict(jk.adamw(0.25, inject_hyperparams="learning_rate"), params, saved, hyper=True)
+    assert few.hyperparams == {"learning_rate": 0.5}
+
+
+def test_hyperparameters_of_groups():
+    """Also out of what was saved without groups."""
+    make = lambda rate: jk.partition(
+        {"bias": jk.sgd(rate, momentum=0.9, inject_hyperparams="learning_rate")}, default=jk.adamw(0.01)
+    )
+    params, state = trained(make(0.25))
+    for saved in (state, trained(jk.sgd(0.25, momentum=0.9, inject_hyperparams=True))[1]):
+        with pytest.warns(UserWarning) if saved is not state else contextlib.nullcontext():
+            there = checkpoint.from_dict(make(0.5), params, checkpoint.to_dict(saved), hyper=True)
+        assert there.hyperparams == {"bias": {"learning_rate": 0.25}}
+
+
+def test_hyperparameters_need_a_place_in_the_state(tmp_path):
+    params, state = trained(jk.adamw(0.01, inject_hyperparams=True))
+    checkpoint.save(tmp_path / "a.safetensors", state)
+    for kernel in (ADAMW, CONFIGS["partition"], CONFIGS["loss scale"]):
+        for restore in (
+            lambda kernel: checkpoint.from_dict(kernel, params, checkpoint.to_dict(state), hyper=True),
+            lambda kernel: checkpoint.load(tmp_path / "a.safetensors", kernel, params, hyper=True),
+        ):
+            with pytest.raises(ValueError, match="without `inject_hyperparams`. Make it with .*`kernel.replace"):
+                restore(kernel)
+    assert checkpoint.from_dict(ADAMW, params, checkpoint.to_dict(state)).hyperparams == {}
+    _, without = trained(ADAMW)
+    injecting = jk.adamw(0.25, inject_hyperparams=("learning_rate", "beta_2"))
+    with pytest.warns(UserWarning, match="hyperparameters, which stay as they are: `hyper/beta_2`, `hyper/learning_r"):
+        there = checkpoint.from_dict(injecting, params, checkpoint.to_dict(without), hyper=True)
+    assert float(there.hyperparams["learning_rate"]) == 0.25
+
+
+def test_injected_momenta_make_the_product_of_momenta():
+    """Of the saved numbers where those are taken."""
+    _, state = trained(ADAMW)
+    kernel = jk.nadam(0.01, beta_1=0.5, inject_hyperparams=True)
+    _, other = trained(kernel)
+    with pytest.warns(UserWarning, match="stay as they are"):
+        there = checkpoint.from_dict(kernel, PARAMS, checkpoint.to_dict(state), hyper=True)
+    np.testing.assert_allclose(there.scalars["u_product"], other.scalars["u_product"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +268,7 @@ def test_x64_and_complex(x64, jax_defaults, tmp_path):
     checkpoint.save(tmp_path / "a.safetensors", state)
     again = checkpoint.load(tmp_path / "a.safetensors", kernel, params)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), again, state)
-    assert again.slots["z"]["momentum"].dtype == jnp.complex128
+    assert again.slots["momentum"]["z"].dtype == jnp.complex128
 
 
 def test_optax_transformations_too():
@@ -250,6 +295,12 @@ def test_a_kernel_inside_an_optax_transformation(recwarn):
     again = checkpoint.from_dict(kernel, params, checkpoint.to_dict(state))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), again, state)  # complements too
     assert not recwarn.list
+    names = checkpoint.to_dict(state).keys()
+    assert {n for n in names if "/1/" in n} == {
+        f"scalars/transformation/1/{n}"
+        for n in ("step", *(f"slots/w/{s}.{x}" for s, x in (("momentum", "int8"), ("momentum", "scales"))),
+                  "slots/w/velocity.uint8", "slots/w/velocity.scales")
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ""], ids=["file", "folder"])
@@ -297,15 +348,17 @@ def test_it_is_told():
     less = {n: x for n, x in saved.items() if "bias" not in n}
     with pytest.warns(UserWarning, match="lacks what therefore starts fresh: `slots/dense/bias/momentum`, .*velocity`"):
         there = checkpoint.from_dict(ADAMW, params, less)
-    assert not np.any(there.slots["dense"]["bias"]["velocity"]) and np.any(there.slots["dense"]["kernel"]["velocity"])
+    assert not np.any(there.slots["velocity"]["dense"]["bias"]) and np.any(there.slots["velocity"]["dense"]["kernel"])
     with pytest.warns(UserWarning, match="does not use: `slots/old/momentum`$"):
         checkpoint.from_dict(ADAMW, params, saved | {"slots/old/momentum": np.ones(2)})
     for orphan in ("hyper/beta_1.complement", "slots/dense/bias/momentum.scales"):
-        alone = {n: x for n, x in saved.items() if n != "hyper/beta_1.complement"} | {orphan: np.ones(())}
-        del alone["hyper/beta_1"]
         with pytest.warns(UserWarning, match=f"does not use: `{orphan}`$"):
-            there = checkpoint.from_dict(ADAMW, params, alone, hyper=True)
-        assert float(there.hyper["beta_1"].value) == np.float32(0.9)
+            checkpoint.from_dict(ADAMW, params, saved | {orphan: np.ones(())})
+    injecting = jk.adamw(0.01, inject_hyperparams="beta_1")
+    with pytest.warns(UserWarning, match="does not use: `hyper/beta_1.complement`; it lacks .*: `hyper/beta_1`$"):
+        orphan = {"hyper/beta_1.complement": np.ones(())}
+        there = checkpoint.from_dict(injecting, params, saved | orphan, hyper=True)
+    assert float(there.hyperparams["beta_1"].value) == np.float32(0.9)
 
 
 def test_refused():
@@ -345,7 +398,7 @@ def test_codes_stay_codes():
     eight, four = jk.adamw(0.01, state_dtype="int8"), jk.adamw(0.01, state_dtype="int4")
     params, state = trained(eight)
     again = checkpoint.from_dict(eight, params, checkpoint.to_dict(state))
-    assert isinstance(again.slots["embed"]["momentum"], Blocks)
+    assert isinstance(again.slots["momentum"]["embed"], Blocks)
     same(checkpoint.to_dict(state), checkpoint.to_dict(again))
     near(slots(state), slots(checkpoint.from_dict(four, params, checkpoint.to_dict(state))), LOSSY["int4"])
     odd = {"w": jnp.asarray(RNG.normal(size=(64, 81)), jnp.float32)}  # two codes in a byte, and one by itself

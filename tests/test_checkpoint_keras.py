@@ -66,7 +66,7 @@ def test_from_keras_and_to_keras(name, arguments):
     first = Theirs(name, arguments, PARAMS)
     params = {n: jnp.asarray(x) for n, x in first.run(GRADS[:HALF]).items()}
     state = checkpoint.from_keras(kernel, params, first.optimizer.variables, ORDER)
-    assert int(state.step) == HALF // arguments.get("gradient_accumulation_steps", 1)
+    assert int(state.count) == HALF // arguments.get("gradient_accumulation_steps", 1)
     close(ours(kernel, params, state, GRADS[HALF:])[0], expected, bar)
 
     params, state = ours(kernel, PARAMS, kernel.init(PARAMS), GRADS[:HALF])
@@ -90,14 +90,14 @@ def test_weights_h5(tmp_path):
         "dense": dict(zip(("kernel", "bias"), (jnp.asarray(v.value) for v in model.trainable_variables), strict=True))
     }
     state = checkpoint.from_keras(kernel, params, path, order)
-    assert int(state.step) == 2
+    assert int(state.count) == 2
     for a, b in ((str(path), model.optimizer), (path, model.optimizer.variables)):
         states = [checkpoint.from_keras(kernel, params, source, order) for source in (a, b)]
         jax.tree.map(np.testing.assert_array_equal, *states)
 
     plain = jk.adam(0.05)
     moved = jax.tree.map(lambda s: s * 2, checkpoint.from_keras(plain, params, path, order).slots)
-    changed = plain.init(params)._replace(step=jnp.int32(7), slots=moved)
+    changed = plain.init(params)._replace(count=jnp.int32(7), slots=moved)
     values = checkpoint.to_keras(plain, changed, params, order, path=path)
     model.load_weights(path)
     assert int(model.optimizer.iterations.value) == 7
@@ -127,7 +127,7 @@ def test_into_other_things_around_the_rule():
     params = {n: jnp.asarray(x) for n, x in first.run(GRADS[:2]).items()}
     kernel = jk.loss_scaled(jk.adamw(0.05, state_dtype="bfloat16", use_ema=True))
     state = checkpoint.from_keras(kernel, params, first.optimizer, ORDER)
-    np.testing.assert_array_equal(state.slots["cube"]["average"], params["cube"])
+    np.testing.assert_array_equal(state.slots["average"]["cube"], params["cube"])
     rate = jk.adamw(lambda step: 0.05)  # scheduled: then Keras has no variable for the rate
     again = checkpoint.to_keras(rate, checkpoint.from_keras(rate, params, first.optimizer, ORDER), params, ORDER)
     variables = [v.value for v in first.optimizer.variables]
@@ -169,7 +169,7 @@ def test_the_saved_rate_is_what_the_momentum_holds():
     ]:
         kernel = jk.sgd(rate, momentum=0.9, variant=variant)
         state = checkpoint.from_keras(kernel, {"w": jnp.ones(3)}, variables)
-        np.testing.assert_allclose(state.slots["w"]["momentum"], expected, rtol=1e-6)
+        np.testing.assert_allclose(state.slots["momentum"]["w"], expected, rtol=1e-6)
 
 
 def test_refused(tmp_path):

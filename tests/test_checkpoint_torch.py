@@ -94,7 +94,7 @@ def test_from_torch_and_to_torch(name):
     params = tree(first.run(GRADS[:HALF]))
     state = checkpoint.from_torch(kernel, params, first.optimizer.state_dict(), ORDER, AXES)
     close(flat(ours(kernel, params, state, GRADS[HALF:])[0]), expected)
-    assert int(state.step) == (0 if torch_name == "SGD" else HALF)
+    assert int(state.count) == (0 if torch_name == "SGD" else HALF)
 
     params, state = ours(kernel, PARAMS, kernel.init(PARAMS), GRADS[:HALF])
     second = Theirs(torch_name, arguments, params, lambda fresh: checkpoint.to_torch(kernel, state, fresh, ORDER, AXES))
@@ -161,7 +161,7 @@ def test_a_subclass_is_what_it_is_made_of():
     saved = {"state": {0: {"momentum_buffer": np.ones(3)}}, "param_groups": [{"params": [0]}]}
     kernel = jk.Kernel(Mine(0.5, momentum=0.9))
     state = checkpoint.from_torch(kernel, {"w": jnp.ones(3)}, saved, ["w"])
-    assert state.slots["w"]["momentum"].tolist() == [-0.5] * 3
+    assert state.slots["momentum"]["w"].tolist() == [-0.5] * 3
 
 
 def test_refused_and_told():
@@ -186,7 +186,7 @@ def test_refused_and_told():
         checkpoint.from_torch(jk.adam(amsgrad=True, variant="optax"), params, state_dict, ["w", "b"])
     state_dict["state"][1]["step"] = np.float32(5)
     with pytest.warns(UserWarning, match="counted 2 to 5 steps"):
-        assert int(checkpoint.from_torch(kernel, params, state_dict, ["w", "b"], ["w"]).step) == 5
+        assert int(checkpoint.from_torch(kernel, params, state_dict, ["w", "b"], ["w"]).count) == 5
     del state_dict["state"][1]
     with pytest.warns(UserWarning, match="starts fresh: `slots/b/momentum`"):
         checkpoint.from_torch(kernel, params, state_dict, ["w", "b"], ["w"])

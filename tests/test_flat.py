@@ -15,7 +15,7 @@ from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.resting_slots import FEW
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.packing import slots as flat
-from jaxopt_keras.packing.trees import put_together, taken_apart
+from jaxopt_keras.packing.trees import Packed, put_together, taken_apart, unpacked
 from tests.laws.cases import AWKWARD, PLAIN, assert_close, assert_same_bits, draw, gradients, types
 
 AROUND = {
@@ -66,10 +66,10 @@ def test_whatever_is_around_the_rule(options):
 
 def test_only_small_arrays_are_joined():
     tree = {"a": jnp.ones((3, 2)), "one": jnp.ones(1), "none": jnp.ones((0, 2)), "large": jnp.ones(flat.LARGE + 1)}
-    joined = flat.flat(tree | {"half": jnp.ones(4, jnp.bfloat16), "b": jnp.zeros(2)}, apart=["b"])
-    assert {name: x.size for name, x in joined.small.buffers.items()} == {"float32": 6, "bfloat16": 4}
+    joined = flat.packed_slots(tree | {"half": jnp.ones(4, jnp.bfloat16), "b": jnp.zeros(2)}, ("b",))
+    assert {name: x.size for name, x in joined.buffers.items()} == {"float32": 6, "bfloat16": 4}
     assert_same_bits(joined.unpack()["large"], tree["large"])
-    assert flat.flat({}).unpack() == {}
+    assert flat.packed_slots({}).unpack() == {}
 
 
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable())
@@ -83,7 +83,7 @@ def test_loops_work_within_the_buffer(name, around, monkeypatch):
     state = kernel.init(params)
     args = params, state, params, kernel.hyper()
     text = kernel.compiled.step_donating.lower(*args).compile().as_text()
-    buffer = sum(x.size for x in jax.tree.leaves(state.slots.small))
+    buffer = sum(x.size for x in jax.tree.leaves(state.slots.buffers))
     assert not re.search(rf"= \w+\[({buffer}|35|5,7)\]\S* (copy|slice|concatenate|dynamic-update-slice|fusion)\(", text)
     assert len(re.findall(r"(?:may|must)-alias\)", text.splitlines()[0])) == len(jax.tree.leaves(args[:2]))
 
@@ -155,9 +155,9 @@ def test_a_pure_state_is_packed_only_if_asked():
             _, after = kernel.update(g, state, params)
             params, state = kernel.step(params, state, g, donate=i % 2 == 0)
             assert types(state) == types(after) == kind and jax.tree.structure(state) == structure
-            assert isinstance(state.slots, flat.Flat) == (asked is True)
+            assert isinstance(state.slots, Packed) == (asked is True)
         averaged = kernel.averaged(params, state)
-        runs[asked] = params, state._replace(slots=flat.unpacked(state.slots)), averaged
+        runs[asked] = params, state._replace(slots=unpacked(state.slots)), averaged
     assert_same_bits(runs[None], runs[False])
     assert_same_bits(runs[True], runs[False])
 
@@ -166,7 +166,7 @@ def test_a_packed_state_is_a_state():
     kernel, params = jk.adam(0.1, flat_state=True), draw(MANY, 0)
     g = gradients(1, MANY)[0]
     fresh = lambda: kernel.step(params, kernel.init(params), g, donate=False)[1]
-    assert fresh().slots.small.buffers["float32"].size == 2 * 6 * FEW
+    assert fresh().slots.buffers["float32"].size == 2 * 6 * FEW
     for other in (copy.copy(fresh()), copy.deepcopy(fresh()), pickle.loads(pickle.dumps(fresh())), State(*fresh())):
         assert_same_bits(other, fresh())
     step = lambda params, state: kernel.step(params, state, g)
@@ -205,7 +205,7 @@ def both(**options):
 
 
 def is_packed(optimizer):
-    return isinstance(optimizer._kept.slots, flat.Flat)
+    return isinstance(optimizer._kept.slots, Packed)
 
 
 def assert_same(pairs):
@@ -225,7 +225,7 @@ def test_slots_rest_in_a_buffer_until_somebody_looks():
         assert int(pairs[0][0].iterations) == int(pairs[1][0].iterations)  # which unpacks nothing
         assert is_packed(pairs[0][0])
     (resting, vs), (plain, ws) = pairs
-    assert resting._kept.slots.small.buffers["float32"].size == 2 * 6 * FEW
+    assert resting._kept.slots.buffers["float32"].size == 2 * 6 * FEW
     assert not is_packed(plain)
     for optimizer, own in pairs:  # what is written after a look is seen by the next step
         optimizer._state.slots["velocity"]["w1"] = jnp.full((2, 3), 3.0)

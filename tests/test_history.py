@@ -62,7 +62,7 @@ def test_the_step_is_the_same_and_the_norms_are_right(name):
         expected = by_hand(params, wanted, GRADS)
         params, state, seen = measured_step(kernel, params, state, GRADS, norms=norms, groups=GROUPS)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), (params, state), (wanted, after))
-        assert int(seen["step"]) == int(state.step) and ("update_norm" in seen) == norms
+        assert int(seen["step"]) == int(state.count) and ("update_norm" in seen) == norms
     close(seen, expected | {"gradient_norm/bias": norm(GRADS["bias"])})
     rest = expected["weight_norm"] ** 2 - float(seen["weight_norm/bias"]) ** 2
     close(seen, {"weight_norm/rest": rest**0.5})

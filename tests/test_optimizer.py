@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 import jaxopt_keras as jk
 from jaxopt_keras import rules, schedules
 from jaxopt_keras.engine.compiled import Compiled
+from jaxopt_keras.stateful.state_views import without_masked
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 from tests.facade import (
     CLASSES,
@@ -760,8 +761,8 @@ def test_pure_equals_stateful(name, options):
         optimizer.apply(some_grads(i), variables)
         params, state = kernel.step(params, state, named(some_grads(i)))
     close(values(variables), [params["kernel"], params["bias"]], rtol=1e-5, atol=1e-6)
-    close(optimizer.state.slots, state.slots, rtol=1e-5, atol=1e-6)
-    assert int(optimizer.iterations) == int(state.step)
+    close(optimizer.state.slots, without_masked(state.slots), rtol=1e-5, atol=1e-6)
+    assert int(optimizer.iterations) == int(state.count)
 
 
 @every_class

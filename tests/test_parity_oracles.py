@@ -90,7 +90,7 @@ def test_everything_at_once(name: str, variant: str):
     history, state = cases.run_with_state(case)
     expected = reference.run(case.grads)
     assert_equal_runs(history, expected, case)
-    assert int(state.step) == 40
+    assert int(state.count) == 40
     for path, slots in state.slots.items():
         # An average is a parameter, and measured as one: it may end near zero after a long way.
         travelled = distance(expected, path, case.params[path])

@@ -59,7 +59,7 @@ class Library(NamedTuple):
                 f"{type(rule).__name__} keeps {unknown} for `{path}`, which no optimizer of {self.name} does that is "
                 f"known here. Those are the counterparts of {sorted(self.table)}"
             )
-        rate = self._rate(path)
+        rate = self._rate(path) if kept else 1.0
         return [Slot(name, names[name], _factor(kind, rule.variant, name, self.name, rate)) for name in kept]
 
     def _rate(self, path: str) -> float:

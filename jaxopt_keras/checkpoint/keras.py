@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library, kind_of
-from jaxopt_keras.checkpoint.kernels import groups, of_group
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
+from jaxopt_keras.checkpoint.kernels import groups, of_group, rule_of
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread, transposed
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
@@ -135,7 +135,7 @@ def _layout(
     entries = [Entry(STEP, ()), *([Entry(RATE, ())] if rate else [])]
     entries += [Entry(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
     factored = kind_of(rule, TABLE) == "Adafactor"  # of which Keras keeps all three of every parameter
-    for group in [rule.State._fields] if factored else slot_groups(State(0, {}, {}, slots), rule, []):
+    for group in [rule.State._fields] if factored else slot_groups(State(0, {}, {}, transposed(slots)), rule, []):
         for p, shape in shapes.items():
             for slot in group:
                 if slot in slots[p]:
@@ -148,7 +148,7 @@ def _layout(
 
 def _plain(kernel: Kernel) -> Kernel:
     found = [*groups(kernel).values()]
-    if len(found) > 1 or not kind_of(found[0].rule, TABLE):
+    if len(found) > 1 or not kind_of(rule_of(found[0]), TABLE):
         raise TypeError(f"`kernel` must run one rule, as Keras's optimizers do. Received: kernel={kernel!r}")
     return found[0]
 

@@ -43,13 +43,15 @@ def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
     Raises:
         TypeError: if it is none of ours.
     """
-    own = plain(kernel, path)
-    if isinstance(own.program, Frozen):
-        return Rule()
-    rule = own.rule
+    rule = rule_of(plain(kernel, path))
     if not isinstance(rule, Rule):
         raise TypeError(f"Only a `Rule` can be converted. Received: {type(rule).__name__} for `{path}`")
     return route(rule, path, p)
+
+
+def rule_of(kernel: Kernel) -> Any:
+    """The rule of a plain kernel; of frozen parameters one that keeps nothing."""
+    return Rule() if isinstance(kernel.program, Frozen) else kernel.rule
 
 
 def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
 
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
     """The rule's scalars after so many updates: what they are is a matter of the step, and of the rate, alone."""
-    rule = None if isinstance(kernel.program, Frozen) else kernel.rule
+    rule = rule_of(kernel)
     start = first_scalars(rule.bind(hyper)) if isinstance(rule, Rule) else None
     if not isinstance(rule, Rule) or start is None:
         return {}

@@ -9,6 +9,9 @@ scalars/NAME                what is kept once for all parameters: u_product, mic
 scalars/GROUP/NAME          likewise of one group, with its own step
 hyper/NAME                  a hyperparameter, and NAME.complement where it has one; hyper/GROUP/NAME in groups
 
+Hyperparameters are there in the stateful face, and of kernels with `inject_hyperparams`. Files of kernels that were
+written before that option have them too; kernels that inject none leave them alone.
+
 Packed parameters have the names that they have by themselves.
 """
 
@@ -19,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.packing.slots import Flat, unpacked
-from jaxopt_keras.packing.trees import Packed, Part, concatenated
+from jaxopt_keras.packing.trees import Packed, Part, concatenated, unpacked
 from jaxopt_keras.stateful.state_views import at_home
 from jaxopt_keras.storage import formats as forms
 from jaxopt_keras.storage.blockwise import Blocks, Code, decode
@@ -75,30 +78,38 @@ def leaves(state: State) -> dict[str, Any]:
     keyed, _ = _flat(state)
     found: dict[str, Any] = {}
     for name, x in keyed:
-        if name in found:
+        inside = {f"{name}/{n}": y for n, y in leaves(x).items()} if isinstance(x, State) else {name: x}
+        if twice := inside.keys() & found.keys():
             raise ValueError(
-                f"Parameters are told apart by their paths. Received: two with the same, as `{name}` shows. Put no "
-                "slash into the keys of the parameters."
+                f"Parameters are told apart by their paths. Received: two with the same, as `{min(twice)}` shows. Put "
+                "no slash into the keys of the parameters."
             )
-        found[name] = x
+        found |= inside
     return found
 
 
 def replaced(state: State, new: dict[str, Any]) -> State:
     """`state` with other leaves, as `leaves` names them."""
-    if isinstance(state.slots, Flat):
+    if isinstance(state.slots, Packed):
         new_state = replaced(state._replace(slots=state.slots.unpack()), new)
         return new_state._replace(slots=state.slots.like(new_state.slots))
     keyed, treedef = _flat(state)
-    tree = jax.tree.unflatten(treedef, [new.get(name, x) for name, x in keyed])
+    tree = jax.tree.unflatten(treedef, [_new(name, x, new) for name, x in keyed])
     slots = tree["slots"]
     if packed := _packed(state.slots):
         by_path = transposed({slot: {"": x} if _is_bare(packed) else x for slot, x in slots.items()})
         like = {slot: tree.buffers for slot, tree in state.slots.items()}
         buffers = transposed(joined(by_path, transposed(like), packed.parts))
         masked = dict.fromkeys(packed.buffers, optax.MaskedNode())
-        slots = {slot: Packed(masked | buffers.get(slot, {}), packed.arrangement) for slot in state.slots}
+        slots = {slot: Packed(masked | buffers.get(slot, {}), [], packed.arrangement) for slot in state.slots}
     return State(tree[STEP], tree["hyper"], tree["scalars"], slots)
+
+
+def _new(name: str, x: Any, new: dict[str, Any]) -> Any:
+    """What takes the place of the leaf `x`, which may be a whole state."""
+    if not isinstance(x, State):
+        return new.get(name, x)
+    return replaced(x, {n.removeprefix(f"{name}/"): y for n, y in new.items() if n.startswith(f"{name}/")})
 
 
 def _packed(slots: dict[str, Any]) -> Packed | None:
@@ -122,7 +133,8 @@ def _flat(state: State) -> tuple[list[tuple[str, Any]], Any]:
         by_path = cut(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts)
         slots = {slot: x[""] if _is_bare(packed) else x for slot, x in transposed(by_path).items()}
     tree = {STEP: state.count, "hyper": state.hyperparams, "scalars": state.scalars, "slots": slots}
-    is_leaf = lambda x: isinstance(x, (Blocks, Complemented, Complements))
+    # A `State` in here is that of a kernel within an optax transformation.
+    is_leaf = lambda x: isinstance(x, (Blocks, Complemented, Complements, State))
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return [(_name(key), x) for key, x in keyed], treedef
 
@@ -192,7 +204,13 @@ def gathered(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_complement(name: str) -> bool:
-    return "hyper/" in name and name.endswith(COMPLEMENT)  # also of a kernel within another state
+    return is_hyper(name) and name.endswith(COMPLEMENT)
+
+
+def is_hyper(name: str) -> bool:
+    """Whether this names a hyperparameter, also one of a kernel within an optax transformation."""
+    inside = name.partition(f"/{FOREIGN}/")[2] if name.startswith("scalars/") else ""
+    return name.startswith("hyper/") or "/hyper/" in f"/{inside}"
 
 
 def _code_name(code: Code) -> str:

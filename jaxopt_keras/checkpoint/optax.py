@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library
+from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
-from jaxopt_keras.checkpoint.restore import by_path
+from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.checkpoint.saving import from_dict, to_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
@@ -118,6 +119,8 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
         return old if total is None else _fitted(f"acc_grads of {path}", total / max(int(micro), 1), old)
 
     def filled(node: Any) -> Any:
+        if isinstance(node, State):  # a kernel of ours, inside of optax's
+            return restored(Place(node, groups(kernel), {}), to_dict(state, on_host=False), hyper=False)
         if not hasattr(node, "_fields"):
             return _children(node, filled)
         kind, new = type(node).__name__, {}

@@ -10,13 +10,14 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.convert import formed
 from jaxopt_keras.checkpoint.kernels import advanced, of_group
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, is_complement, leaves, replaced
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, is_complement, is_hyper, leaves, replaced
 from jaxopt_keras.checkpoint.renumbered_names import renamed
 from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.pure.injection import merged
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.state_views import AROUND
 
@@ -62,7 +63,7 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
         )
     state = replaced(place.fresh, new)
     state = replaced(state, _advanced(place, state, new) | _windows(place, leaves(state)))
-    _tell(like, saved, new, used, int(np.asarray(state.count)))
+    _tell(like, saved, new, used, hyper, int(np.asarray(state.count)))
     return state
 
 
@@ -108,12 +109,12 @@ def _inside(group: str, name: str) -> str:
 
 
 def _advanced(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]:
-    """The rules' scalars that were not saved, as they are after `state.step` updates."""
+    """The rules' scalars that were not saved, as they are after `state.count` updates."""
     found = {}
     for group, kernel in place.kernels.items():
         own = of_group(state.scalars, group)
         if any(_inside(group, n) not in new for n in own):
-            hyper = kernel.hyper() | of_group(state.hyperparams, group)
+            hyper = merged(kernel.hyper(), of_group(state.hyperparams, group))
             scalars = advanced(kernel, hyper, own[STEP] if group else state.count)
             found |= {_inside(group, n): x for n, x in scalars.items() if _inside(group, n) not in new}
     return found
@@ -129,15 +130,15 @@ def _windows(place: Place, found: dict[str, Any]) -> dict[str, Any]:
     return restarted
 
 
-def _tell(like: Any, saved: dict[str, Any], new: Any, used: set[str], step: int) -> None:
-    """Warns of what is left over, and of slots that start fresh."""
+def _tell(like: Any, saved: dict[str, Any], new: Any, used: set[str], hyper: bool, step: int) -> None:
+    """Warns of what is left over, of slots that start fresh, and of hyperparameters that were asked for in vain."""
     idle = all(np.all(np.asarray(x) == 0) for n, x in saved.items() if n.rpartition("/")[2] == MICRO_STEP)
 
     def matters(name: str) -> bool:
         if is_complement(name):  # of nothing, or it were a `Decay`
             return True
         own = name.rpartition("/")[2]
-        if name in used or name.startswith(("hyper/", "params/")) or (idle and own in (SUM, MICRO_STEP)):
+        if name in used or is_hyper(name) or name.startswith("params/") or (idle and own in (SUM, MICRO_STEP)):
             return False
         return not (own == STEP and int(np.asarray(saved[name])) == step)
 
@@ -145,6 +146,8 @@ def _tell(like: Any, saved: dict[str, Any], new: Any, used: set[str], step: int)
     fresh = [name for name in _slots(like) if name not in new and 0 not in like[name].shape]
     told = [f"it has what this optimizer does not use: {_some(extra)}"] if extra else []
     told += [f"it lacks what therefore starts fresh: {_some(fresh)}"] if fresh else []
+    kept = [name for name in like if hyper and name.startswith("hyper/") and name not in new]
+    told += [f"it lacks hyperparameters, which stay as they are: {_some(kept)}"] if kept else []
     if told:
         warnings.warn("Of the checkpoint: " + "; ".join(told), stacklevel=4)
 

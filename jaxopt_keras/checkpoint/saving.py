@@ -61,7 +61,8 @@ def from_dict(kernel: Any, params: Any, d: Mapping[str, Any], *, hyper: bool = F
         kernel: of any kind. Its hyperparameters are its own, whatever those of the saved state were.
         params: the parameters, as for `kernel.init`: what `d` lacks is initialised from them.
         d: of `to_dict`, whichever kernel it came from.
-        hyper: True takes the saved hyperparameters too, where there are some of the same name.
+        hyper: True takes the saved hyperparameters too, those that the kernel keeps in its state
+            (`inject_hyperparams`). Those that `d` lacks are told in a warning.
 
     What `d` has and the kernel does not use, and slots that `d` lacks, are told in a warning. Slots are converted to
     the form that the kernel keeps them in, and lie where it keeps them.
@@ -76,9 +77,9 @@ def from_dict(kernel: Any, params: Any, d: Mapping[str, Any], *, hyper: bool = F
 
     Raises:
         TypeError: if `kernel` is none, or an array is of a wrong kind. ValueError: for a shape that does not fit, which
-        it names; if nothing fits; for a layout of a later version.
+        it names; if nothing fits; for a layout of a later version; for `hyper` and a kernel that injects none.
     """
-    return restored(_place(kernel, params), d, hyper)
+    return restored(_place(kernel, params, hyper), d, hyper)
 
 
 def save(path: Any, state: Any, params: Any = None, *, portable: bool = False) -> None:
@@ -124,7 +125,7 @@ def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> 
             "`params` must be left out for an `Optimizer`, which has its variables. Received: "
             f"params={type(params).__name__}. `load_params(path, params)` reads those that were saved"
         )
-    place = faces.place_of(kernel) if isinstance(kernel, Optimizer) else _place(kernel, params)
+    place = faces.place_of(kernel) if isinstance(kernel, Optimizer) else _place(kernel, params, hyper)
     state = restored(place, _read(path, spread(leaves(place.fresh), portable=False)), hyper)
     if not isinstance(kernel, Optimizer):
         return state
@@ -160,9 +161,17 @@ def _read(path: Any, like: Mapping[str, Any]) -> Mapping[str, Any]:
     return files.read(path) if _is_file(path) or Path(path).is_file() else folders.read(path, like)
 
 
-def _place(kernel: Any, params: Any) -> Place:
+def _place(kernel: Any, params: Any, hyper: bool) -> Place:
     if not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
     if params is None:
         raise TypeError("`params` must be given for a kernel, as for `kernel.init`. Received: params=None")
-    return Place(kernel.init(params), groups(kernel), by_path(params))
+    fresh = kernel.init(params)
+    if hyper and not fresh.hyperparams:
+        raise ValueError(
+            "`hyper=True` puts the saved hyperparameters into the state, and this kernel keeps none there. Received: a "
+            "kernel without `inject_hyperparams`. Make it with `inject_hyperparams=True`; or leave `hyper` out, and "
+            "give the kernel its numbers: `kernel.replace(learning_rate=...)`. Saved ones are in the dict, as "
+            "`hyper/learning_rate`."
+        )
+    return Place(fresh, groups(kernel), by_path(params))

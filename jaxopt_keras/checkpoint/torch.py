@@ -56,7 +56,7 @@ def from_torch(
     >>> int(state.count), state.slots["momentum"]["w"].tolist()
     (0, [[-0.5, -0.5, -0.5], [-0.5, -0.5, -0.5]])
 
-    SGD counts no steps: set `state._replace(step=jnp.int32(n))` where there is a schedule.
+    SGD counts no steps: set `state._replace(count=jnp.int32(n))` where there is a schedule.
 
     Raises:
         TypeError: if it is no `state_dict`. ValueError: if `order` does not fit, a shape does not, or torch has no such

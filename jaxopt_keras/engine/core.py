@@ -227,10 +227,6 @@ class Program(Protocol):
         """The plan of a step over `params` (`engine.plan.Plan`)."""
         ...
 
-    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
-        """Whether the slots of these arrays are to be packed between eager steps; `is_packed`: they are already."""
-        ...
-
     def loss_scale(self, state: State) -> Any:
         """The factor of the loss of which it expects the gradients; None: 1."""
         ...

@@ -19,7 +19,7 @@ from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.gradients import divided, read
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.plan import Plan, plan
-from jaxopt_keras.engine.resting_slots import LOOSE, packs_slots
+from jaxopt_keras.engine.resting_slots import LOOSE
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.settle import Move, constrained, nothing, put, settled
 from jaxopt_keras.engine.slot_sharding import alike
@@ -31,8 +31,8 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.stored import Kept, wide
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.packing.slots import Flat, flat, unpacked
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.slots import packed_slots
+from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.masters import MASTER
 
 
@@ -70,9 +70,6 @@ class Program:
     def describe(self, params: Any) -> Plan:
         return plan(self, params)
 
-    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
-        return packs_slots(self.options, params, is_packed)
-
     def loss_scale(self, state: State) -> Any:
         return self.options.loss_scale_factor
 
@@ -93,7 +90,9 @@ class Program:
         slots = [alike(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         guard.init(self.options, scalars)
         trees = layout.by_slot(self._slot_names(slots), slots)
-        return State(jnp.zeros((), jnp.int32), {}, scalars, flat(trees, LOOSE) if self.options.flat_state else trees)
+        return State(
+            jnp.zeros((), jnp.int32), {}, scalars, packed_slots(trees, LOOSE) if self.options.flat_state else trees
+        )
 
     def _slot_names(self, slots: list[Slots]) -> list[str]:
         """The names of the trees of slots: those that there may be, so that they do not depend on the parameters."""
@@ -197,6 +196,11 @@ class Program:
     ) -> tuple[list[Any], State]:
         """One call; with `write` the new parameters as they are stored, else what to add to them."""
         trees, scalars = unpacked(state.slots), state.scalars
+        if missing := [name for name in self._slot_names([]) if name not in trees]:
+            raise ValueError(
+                "`state` must be of this optimizer: what its `init` made, or a step of it returned. Received: one "
+                f"without the slots {missing}. It has {[*trees]}"
+            )
         slots = layout.by_leaf(trees)
         gradients = self._gradients(layout, stored, grads)
         if self.options.axis_name is not None and reduce:
@@ -209,8 +213,8 @@ class Program:
             return (out, state.count + 1), slots, scalars
 
         def idle(slots: list[Slots], scalars: Slots) -> Any:
-            still = [nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
-            return (stored if write else still, state.count), slots, scalars
+            amounts = [nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
+            return (stored if write else amounts, state.count), slots, scalars
 
         def proceed(slots: list[Slots], scalars: Slots) -> Any:
             if k := self.options.gradient_accumulation_steps:
@@ -220,7 +224,7 @@ class Program:
         everything = self.options, hyper, gradients, slots, scalars, state.count
         (out, count), slots, scalars = guard.guarded(*everything, proceed, idle)
         trees = layout.updated(trees, slots)
-        return out, State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Flat) else trees)
+        return out, State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Packed) else trees)
 
     def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
         """The gradients of `layout`'s parameters in the dtype of the arithmetic."""

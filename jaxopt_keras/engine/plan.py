@@ -12,8 +12,7 @@ from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Slot
-from jaxopt_keras.packing.slots import unpacked
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.blockwise import Blocks
 
 

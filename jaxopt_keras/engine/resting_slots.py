@@ -8,7 +8,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxopt_keras.engine.native import unavailable
 from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.packing.slots import LARGE, Flat, flat
+from jaxopt_keras.packing.slots import LARGE
 
 FEW = 8  # arrays: with fewer there is nothing to gain
 LOOSE = (SUM,)  # not packed: sums change in every call, and the other slots within a `cond`
@@ -31,14 +31,3 @@ def _is_slower(options: Options) -> bool:
     """Whether the step would unpack the slots and pack them again, since no native loop works within the buffer."""
     elsewhere = options.engine == "xla" or jax.default_backend() != "cpu" or bool(unavailable())
     return elsewhere or options.offload is not None or options.sparse == "lazy"
-
-
-def packed_slots(slots: Any) -> Flat:
-    """Slots as one buffer for each dtype."""
-    if isinstance(slots, Flat):
-        return slots
-    return (flat if jax.default_backend() == "cpu" else _jitted)(slots, apart=LOOSE)  # NumPy need not compile
-
-
-unpacked_slots = jax.jit(Flat.unpack)
-_jitted = jax.jit(flat, static_argnames="apart")

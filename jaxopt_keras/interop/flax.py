@@ -30,7 +30,7 @@ from flax.training import train_state
 
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.packing.slots import Flat
+from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.pure.kernel import Kernel
 
 Model = TypeVar("Model")
@@ -123,7 +123,7 @@ class _Described:
 
     def init(self, variables: Any) -> State:
         state = self.kernel.init(nnx.as_pure(variables))
-        if isinstance(state.slots, Flat):  # which lie on one device
+        if isinstance(state.slots, Packed):  # on one device
             return state
         described = lambda tree: jax.tree.map(_described, variables, tree, is_leaf=_is_variable)
         return state._replace(slots={name: described(tree) for name, tree in state.slots.items()})

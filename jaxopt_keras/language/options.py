@@ -1,5 +1,6 @@
 """What every optimizer can do around its rule: decay, clipping, averaging, accumulation, constraints, storage."""
 
+import difflib
 import inspect
 import math
 import re
@@ -12,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.language.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within
+from jaxopt_keras.language.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
 
 HOST = "pinned_host"
 FORMS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
@@ -165,6 +166,19 @@ class Options(Hyperparameters):
     def constraint(self, path: str) -> Callable[[Any], Any] | None:
         """The constraint of the parameter at `path`: the first that matches."""
         return next((f for pattern, f in self.constraints if re.search(pattern, path)), None)
+
+
+_NAMES = [*fields_of(Options)]
+EXTRAS = tuple(_NAMES[_NAMES.index("name") + 1 :])  # the options that Keras lacks
+
+
+def refuse_unknown(who: str, arguments: dict[str, Any], known: Any) -> None:
+    """Raises a TypeError for the first argument that `who` does not have, with the nearest that it has."""
+    for name, value in arguments.items():
+        if name not in known:
+            close = ["learning_rate"] if name == "lr" else difflib.get_close_matches(name, list(known), n=1)
+            hint = f"Did you mean `{close[0]}`?" if close else f"It knows {list(known)}."
+            raise TypeError(f"{who} has no argument `{name}`. Received: {name}={value!r}. {hint}")
 
 
 class Mask(NamedTuple):

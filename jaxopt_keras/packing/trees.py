@@ -24,10 +24,10 @@ from jaxopt_keras.language.paths import path_of
 
 
 class Part(NamedTuple):
-    """One array in a buffer."""
+    """One array of a packed tree."""
 
     path: str
-    buffer: str
+    buffer: str | None  # None: a loose array, in no buffer
     shape: tuple[int, ...]
 
     @property
@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
-    """What lies where. Made by `arranged`, which makes one of each: `jit` compares them in every call, at once."""
+    """The layout of a packed tree. Interned by `arranged`, so that `jit` compares layouts by identity."""
 
     parts: tuple[Part, ...]
     treedef: Any
@@ -56,9 +56,13 @@ _arrangements: weakref.WeakValueDictionary[Any, Arrangement] = weakref.WeakValue
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packed:
-    """A pytree of arrays as flat buffers, by the name of their dtype. It is a pytree with the buffers as leaves."""
+    """A pytree of arrays as flat buffers, by the name of their dtype, and loose arrays, which are in no buffer.
+
+    It is itself a pytree, with the buffers and the loose arrays as leaves.
+    """
 
     buffers: dict[str, Array]
+    loose: list[Any]
     arrangement: Arrangement = field(metadata={"static": True})
 
     @property
@@ -71,11 +75,12 @@ class Packed:
 
     def unpack(self) -> Any:
         """The tree of arrays."""
-        pieces = {}
+        pieces: dict[Any, Any] = {None: iter(self.loose)}
         for name, buffer in self.buffers.items():
             sizes = tuple(part.size for part in self.parts if part.buffer == name)
             pieces[name] = iter(taken_apart(buffer, sizes))
-        arrays = [next(pieces[part.buffer]).reshape(part.shape) for part in self.parts]
+        found = [(next(pieces[part.buffer]), part) for part in self.parts]
+        arrays = [x if part.buffer is None else x.reshape(part.shape) for x, part in found]
         return jax.tree.unflatten(self.treedef, arrays)
 
     def like(self, tree: Any) -> "Packed":
@@ -87,6 +92,11 @@ class Packed:
         if jax.tree.structure(tree) != self.treedef:
             raise ValueError(f"`tree` must have the structure {self.treedef}. Received: {jax.tree.structure(tree)}")
         return _joined(jax.tree.leaves(tree), self.arrangement)
+
+
+def unpacked(tree: Any) -> Any:
+    """A tree of arrays, packed or not."""
+    return tree.unpack() if isinstance(tree, Packed) else tree
 
 
 def pack(params: Any) -> Packed:
@@ -108,15 +118,21 @@ def pack(params: Any) -> Packed:
     Raises:
         TypeError: for a leaf that is no array.
     """
+    return pack_some(params, lambda key, leaf: True)
+
+
+def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
+    """`pack`, with the leaves for which `is_packed(key, leaf)` is False kept loose."""
     keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
     parts = []
     for key, leaf in keyed:
         path = path_of(key)
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(f"`params` must be a pytree of arrays. Received: {leaf!r} at `{path}`")
-        parts.append(Part(path, str(leaf.dtype), tuple(leaf.shape)))
+        parts.append(Part(path, str(leaf.dtype) if is_packed(key, leaf) else None, tuple(leaf.shape)))
     leaves = [leaf for _, leaf in keyed]
-    return _joined(leaves, arranged(tuple(parts), treedef), _by_numpy if all(map(_is_at_hand, leaves)) else _by_jax)
+    inside = [leaf for leaf, part in zip(leaves, parts, strict=True) if part.buffer is not None]
+    return _joined(leaves, arranged(tuple(parts), treedef), _by_numpy if all(map(_is_at_hand, inside)) else _by_jax)
 
 
 def _by_jax(arrays: list[Any]) -> Array:
@@ -137,12 +153,13 @@ def _is_at_hand(x: Any) -> bool:
 
 
 def _joined(leaves: list[Any], arrangement: Arrangement, join: Callable[[list[Any]], Array] = _by_jax) -> Packed:
-    flat: dict[str, list[Any]] = {}
+    flat: dict[str | None, list[Any]] = {None: []}
     for part, leaf in zip(arrangement.parts, leaves, strict=True):
         if tuple(leaf.shape) != part.shape:
             raise ValueError(f"`{part.path}` must have the shape {part.shape}. Received: {tuple(leaf.shape)}")
         flat.setdefault(part.buffer, []).append(leaf)
-    return Packed({name: join(x) for name, x in flat.items()}, arrangement)
+    loose = flat.pop(None)
+    return Packed({str(name): join(x) for name, x in flat.items()}, loose, arrangement)
 
 
 @functools.partial(jax.jit, static_argnums=1)

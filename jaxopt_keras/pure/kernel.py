@@ -301,7 +301,8 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
         Where there is neither, they are `params`. A pure function; nothing is donated.
         """
-        return self.compiled.averaged(params, state._replace(hyperparams={}), self.current(state))
+        hyper = self.current(state)
+        return self.compiled.averaged(params, state._replace(hyperparams={}), hyper)
 
     def describe(self, params: Any) -> Plan:
         """The plan of a step over `params`, arrays or `jax.ShapeDtypeStruct`s: a value that prints as a table.

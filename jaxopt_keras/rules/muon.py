@@ -74,10 +74,9 @@ class Muon(Rule):
 
     @property
     def fallback(self) -> Rule:
-        adam = Nadam if self.variant == "optax" and self.nesterov else Adam
         values = {"beta_1": self.adam_beta_1, "beta_2": self.adam_beta_2, "epsilon": self.epsilon}
-        part = AdamPart(inner=adam(variant=self.variant).bind(values), variant=self.variant)
-        return part.bind({"ratio": self.adam_lr_ratio, "weight_decay": self.adam_weight_decay})
+        values |= {"ratio": self.adam_lr_ratio, "weight_decay": self.adam_weight_decay}
+        return AdamPart(nesterov=self.variant == "optax" and self.nesterov, variant=self.variant).bind(values)
 
     def init(self, p: Array) -> State:
         return self.State(jnp.zeros_like(p))
@@ -119,15 +118,23 @@ class Muon(Rule):
 
 
 class AdamPart(Rule):
-    """The rule for what is no matrix: `inner`, at `ratio` times the rate and with its own decay."""
+    """The rule for what is no matrix: Adam, or Nadam, at `ratio` times the rate and with its own decay."""
 
-    inner: Any = Adam()
+    nesterov: bool = False
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.999
+    epsilon: Amount = 1e-7
     ratio: Amount = 1.0
     weight_decay: Amount | None = None
 
     class State(NamedTuple):
         momentum: Signed
         velocity: NonNegative
+
+    @property
+    def inner(self) -> Rule:
+        adam = Nadam if self.nesterov else Adam
+        return adam(variant=self.variant).bind({n: getattr(self, n) for n in ("beta_1", "beta_2", "epsilon")})
 
     def decoupled(self, weight_decay: Any) -> Any:
         own = self.weight_decay

@@ -6,9 +6,8 @@ from typing import Any
 
 from jaxopt_keras import schedules
 from jaxopt_keras.engine.cores.foreign import Foreign
-from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.options import EXTRAS, Options
 from jaxopt_keras.language.rule import Rule, as_scalar
-from jaxopt_keras.stateful.custom.api import EXTRAS
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.settings import RATE_FIELD
 

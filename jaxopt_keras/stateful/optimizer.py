@@ -11,22 +11,22 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxopt_keras.engine.compiled import Compiled
 from jaxopt_keras.engine.cores.foreign import Foreign
-from jaxopt_keras.engine.resting_slots import packed_slots, unpacked_slots
+from jaxopt_keras.engine.resting_slots import LOOSE, packs_slots
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.options import Options, refuse_unknown
 from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.packing.slots import Flat
+from jaxopt_keras.packing.slots import packed_eagerly
+from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.stateful.configs import Configs
-from jaxopt_keras.stateful.custom.api import HOOKS, refuse_unknown
+from jaxopt_keras.stateful.custom.api import HOOKS
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.gradients import pullback
 from jaxopt_keras.stateful.registry import Registry
 from jaxopt_keras.stateful.settings import OPTIONS
-from jaxopt_keras.stateful.state_views import Place, View, view, without_masked
+from jaxopt_keras.stateful.state_views import Place, View, masked, updated, view
 from jaxopt_keras.stateful.validation import checked, listed, numbers, of_length, pairs, refuse_traced
 from jaxopt_keras.stateful.variable import as_array, several, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
@@ -73,7 +73,6 @@ class Optimizer(Registry, Configs, Weights):
 
     name: str
     built: bool
-    _kept: State  # with packed slots after a step, where that is faster
 
     def __init__(
         self,
@@ -133,26 +132,12 @@ class Optimizer(Registry, Configs, Weights):
         if learning_rate is not None:
             self._take_rate(learning_rate)
         kernel = self._kernel()
+        hyper = kernel.hyper()
         # A foreign state is of all variables at once, and comes with them.
-        empty = State(jnp.zeros((), jnp.int32), kernel.hyper(), {}, {})
-        fresh = empty if isinstance(rule, Foreign) else kernel.program.init({}, kernel.hyper())
-        self._set_state(fresh._replace(hyperparams=kernel.hyper(), slots={}))
+        foreign = isinstance(rule, Foreign)
+        fresh = State(jnp.zeros((), jnp.int32), {}, {}, {}) if foreign else kernel.program.init({}, hyper)
+        self._set_state(fresh._replace(hyperparams=hyper))
         return self
-
-    @property
-    def _state(self) -> State:  # type: ignore[override]  # a property in the place of an attribute
-        """The state in the pure layout. Packed slots are unpacked for it, and packed again by the next step."""
-        if isinstance(self._kept.slots, Flat):
-            object.__setattr__(self, "_kept", _unpacked(self._kept))
-        return self._kept
-
-    @_state.setter
-    def _state(self, state: State) -> None:
-        object.__setattr__(self, "_kept", state)
-
-    def _state_for(self, place: Place) -> State:
-        """The state to read `place` from: what is no slot can be read without unpacking."""
-        return self._state if place[0] == "slots" else self._kept
 
     @property
     def state(self) -> State:
@@ -243,16 +228,16 @@ class Optimizer(Registry, Configs, Weights):
         """The arguments of a step: with the variables' arrays and the present state, where none are given."""
         kernel, state, packs = self._kernel(), self._kept if state is None else state, False
         if params is None:
-            is_packed = isinstance(state.slots, Flat)
+            is_packed = isinstance(state.slots, Packed)
             everything = self._options.use_ema or kernel.core.whole or is_packed
             handles = self._handles if everything else {k: self._handles[k] for k in given}
             params = {k: h.take() for k, h in handles.items()}
             whole = isinstance(self._rule, Rule) and len(params) == len(self._paths)
             arrays = list(params.values())
-            packs = whole and kernel.program.packs_slots(arrays, is_packed)
+            packs = whole and packs_slots(self._options, arrays, is_packed)
             state = state if packs else self._state
-        slots = state.slots if isinstance(state.slots, Flat) else _masked(state.slots, params)
-        moving = state._replace(slots=packed_slots(slots) if packs else slots)
+        slots = state.slots if isinstance(state.slots, Packed) else masked(state.slots, params)
+        moving = state._replace(slots=packed_eagerly(slots, LOOSE) if packs else slots)
         grads = {k: given.get(k) for k in params}
         return Call(
             kernel.skeleton, kernel.compiled, params, moving._replace(hyperparams={}), grads, self._hyper(state)
@@ -260,9 +245,8 @@ class Optimizer(Registry, Configs, Weights):
 
     def _moved(self, call: Call, state: Any, moved: Any) -> Any:
         """`state` after a step that moved a part of it."""
-        if not isinstance(moved.slots, Flat):
-            slots = {name: state.slots.get(name, {}) | tree for name, tree in without_masked(moved.slots).items()}
-            moved = moved._replace(slots=state.slots | slots)
+        if not isinstance(moved.slots, Packed):
+            moved = moved._replace(slots=updated(state.slots, moved.slots))
         return moved._replace(hyperparams=state.hyperparams)
 
     def _landed(self, call: Call, params: dict[str, Any], moved: Any) -> None:
@@ -387,18 +371,6 @@ class Optimizer(Registry, Configs, Weights):
     def __repr__(self) -> str:
         rate = self._rate_source if self._rate_source is not None else self._kept.hyperparams.get("learning_rate")
         return f"<{type(self).__name__} name={self.name!r} learning_rate={rate} iterations={int(self._kept.count)}>"
-
-
-def _masked(slots: dict[str, Any], paths: Iterable[str]) -> dict[str, Any]:
-    """Trees of slots with a place for each of `paths`, as the kernel has them."""
-    return {name: {k: tree.get(k, MASKED) for k in paths} for name, tree in slots.items()}
-
-
-def _unpacked(state: State) -> State:
-    return state._replace(slots=without_masked(unpacked_slots(state.slots)))
-
-
-MASKED = optax.MaskedNode()
 
 
 def _aval(x: Any) -> Any:

@@ -44,13 +44,9 @@ class Registry(Settings, Custom, Copies):
 
     def build(self, variables: Sequence[Any]) -> None:
         """Makes the slots of `variables`, which the first `apply` does otherwise. More may join later."""
-        before = self._snapshot()
-        try:
+        with self._transaction():
             given = list(several("variables", variables))
             self._create_slots_of(self._register(self._taken_apart([None] * len(given), given)[1]))
-        except BaseException:
-            self._restore(before)
-            raise
         object.__setattr__(self, "built", True)
 
     def _handle(self, variable: Any) -> Handle:
@@ -72,13 +68,9 @@ class Registry(Settings, Custom, Copies):
         """Registers new variables, if there are any. Returns what to `_restore` should the step fail."""
         if all(id(v) in self._keys for v in variables):
             return None
-        before = self._snapshot()
-        try:
+        with self._transaction() as before:
             self._run_build_hooks(self._register(variables), type(self).build is not Registry.build)
             object.__setattr__(self, "built", True)
-        except BaseException:
-            self._restore(before)
-            raise
         return before
 
     def _register(self, variables: list[Any]) -> list[str]:
@@ -112,8 +104,9 @@ class Registry(Settings, Custom, Copies):
         made = kernel.init({k: h.read() for k, h in handles.items() if id(h.variable) in new})
         refuse_traced(made.count)
         made = made._replace(slots=without_masked(made.slots))
-        for key in (k for k, h in handles.items() if id(h.variable) in new):
-            state = with_slots(state, key, self._merged(slots_of(made, key), slots_of(state, key)))
+        met = [k for k, h in handles.items() if id(h.variable) in new]
+        slots = {key: self._merged(slots_of(made, key), slots_of(state, key)) for key in met}
+        state = with_slots(state, slots, {**made.slots, **state.slots})
         scalars = made.scalars if foreign and not self._paths else made.scalars | state.scalars
         for name, value in dict(
             _handles=handles, _keys=keys, _unbound=unbound, _paths=paths, _kernel_cache=None

@@ -26,6 +26,7 @@ from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View, slots_of, with_slots, without_masked
+from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import as_array, several, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 from jaxopt_keras.storage import formats as forms
@@ -52,12 +53,10 @@ class Exclusion(NamedTuple):
     paths: frozenset[str] = frozenset()  # of excluded variables that a copy has not met yet
 
 
-class Settings:
+class Settings(Transactions):
     """The means of settings, for `Optimizer`."""
 
     name: str
-    _state: State
-    _kept: State
     _rule: Any
     _rate_source: Any  # a schedule, or a function without arguments; None: the number in state.hyperparams
     _rate_now: Callable[[Any], Any]
@@ -67,12 +66,10 @@ class Settings:
     _own: list[str]
     _views: dict[Any, Any]
     _stand_ins: dict[str, Any]
-    _in_hooks: bool
     _kernel_cache: Kernel | None
     view: Callable[[Place], View]
     _handle: Callable[[Any], Handle]
     _key: Callable[[Any], str]
-    _set_state: Callable[[State], None]
     _touched: Callable[[], None]
     _get_hyper: Callable[[str], Any]
     _set_hyper: Callable[[str, Any], None]
@@ -216,20 +213,19 @@ class Settings:
         for name in getattr(rule, "required", ()):
             if getattr(options, name) is None:
                 raise ValueError(f"`{name}` must be a number for {type(rule).__name__}. Received: {name}=None")
-        kernel, old, state = Kernel(rule, self._effective(options)), self._kernel(), self._state
+        kernel, old, state = Kernel(rule, self._effective(options)), self._kernel(), self._kept
         assigned = {n: x for n, x in state.hyperparams.items() if n in ("learning_rate", *self._hypers)}
         hyper = kernel.hyper() | assigned
         if kernel.skeleton == old.skeleton:
             kernel = old  # what is compiled stays
         else:
-            fresh = kernel.init({k: h.read() for k, h in self._handles.items()})
+            state, fresh = self._state, kernel.init({k: h.read() for k, h in self._handles.items()})
             fresh = fresh._replace(slots=without_masked(fresh.slots))
             scalars = self._merged(fresh.scalars, state.scalars)
             if options.gradient_accumulation_steps != self._options.gradient_accumulation_steps:
                 scalars |= {n: x for n, x in fresh.scalars.items() if n == MICRO_STEP}  # a new window begins
-            state = state._replace(scalars=scalars)
-            for key in self._handles:
-                state = with_slots(state, key, self._merged(slots_of(fresh, key), slots_of(state, key)))
+            slots = {k: self._merged(slots_of(fresh, k), slots_of(state, k)) for k in self._handles}
+            state = with_slots(state._replace(scalars=scalars), slots, fresh.slots)
         for name, value in dict(_rule=rule, _options=options, _kernel_cache=kernel).items():
             object.__setattr__(self, name, value)
         self._set_state(state._replace(hyperparams=hyper))
@@ -287,7 +283,8 @@ def _is_taken(cls: type, name: str) -> bool:
     """Whether the library has this name for itself: it declares it, or has a method of that name."""
     ours = [c for c in cls.__mro__ if c.__module__.startswith("jaxopt_keras.")]
     declared = any(name in vars(c) or name in inspect.get_annotations(c) for c in ours)
-    return declared and not isinstance(getattr(cls, name, None), property)
+    found = getattr(cls, name, None)
+    return declared and not (isinstance(found, property) and found.fset)
 
 
 def _taken_over(old: Any, fresh: Any) -> Any:

@@ -55,7 +55,8 @@ class View(ArrayLike):
 
     def _store(self, value: Any) -> None:
         value = at_home(jnp.copy(value), self._peek())  # likewise
-        self.optimizer._kept = written(self.optimizer._state_for(self.place), self.place, value)
+        state = written(self.optimizer._state_for(self.place), self.place, value)
+        object.__setattr__(self.optimizer, "_kept", state)
 
     def __reduce__(self) -> Any:
         return view, (self.optimizer, self.place)
@@ -138,12 +139,35 @@ def slots_of(state: Any, path: str) -> dict[str, Any]:
     return {name: tree[path] for name, tree in state.slots.items() if path in tree}
 
 
-def with_slots(state: Any, path: str, slots: dict[str, Any]) -> Any:
-    """`state` with `slots`, by name, as those of the variable at `path`."""
-    trees = {name: {k: x for k, x in tree.items() if k != path} for name, tree in state.slots.items()}
-    for name, x in slots.items():
-        trees.setdefault(name, {})[path] = x
-    return state._replace(slots=trees)
+def with_slots(state: Any, new: dict[str, dict[str, Any]], names: Any = None) -> Any:
+    """`state` with `new`, slots by name for each path, in the place of all slots of those variables.
+
+    `names`: the slots that there may be, whether or not a variable has them; None: as before.
+    """
+    names = state.slots if names is None else names
+    trees: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for name, tree in state.slots.items():
+        trees[name] = {k: x for k, x in tree.items() if k not in new}
+    for path, slots in new.items():
+        for name, x in slots.items():
+            trees.setdefault(name, {})[path] = x
+    return state._replace(slots={name: tree for name, tree in trees.items() if tree or name in names})
+
+
+def masked(slots: dict[str, Any], paths: Any) -> dict[str, Any]:
+    """Trees of slots with a place for each of `paths`, as the kernel has them."""
+    nothing = optax.MaskedNode()
+    return {
+        name: tree if tree.keys() == paths.keys() else {k: tree.get(k, nothing) for k in paths}
+        for name, tree in slots.items()
+    }
+
+
+def updated(slots: dict[str, Any], moved: dict[str, Any]) -> dict[str, Any]:
+    """`slots` after a step that returned `moved`, which has some of the paths, and places for slots that lack."""
+    whole = {name: tree for name, tree in moved.items() if tree.keys() == slots[name].keys()}
+    parts = without_masked({name: tree for name, tree in moved.items() if name not in whole})
+    return slots | whole | {name: slots[name] | tree for name, tree in parts.items()}
 
 
 def without_masked(slots: dict[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Weights:
         self._put(self._assembled(places, values))
 
     def _put(self, state: Any) -> None:
-        object.__setattr__(self, "_state", state)
+        object.__setattr__(self, "_kept", state)
 
     def _read(self, place: Place) -> Any:
         return read(self._state_for(place), place)

@@ -137,14 +137,16 @@ class Leafwise:
         steps, new = list[Any](grads), list(slots)
         dtypes = {real_dtype(g.dtype) for g in grads if g is not None}
         clocks = {dtype: self._clock(now, shared, dtype) for dtype in dtypes}
-        # Traced once for all equal arrays: a call of its own in the program, which the compiler inlines.
-        run = jax.jit(_update, static_argnums=0) if _is_hashable(self.rule.skeleton()) else _update
+        jitted = jax.jit(_update, static_argnums=0)
         matrices: dict[Any, list[Any]] = {}  # that wait for the others of their kind
         for i, (leaf, g, p, s) in enumerate(zip(layout.leaves, grads, params, slots, strict=True)):
             if g is not None:
                 bound, decaying, plain = clocks[real_dtype(g.dtype)]
                 rule, at = route(bound, leaf.path, g), decaying if leaf.decays else plain
-                steps[i], new[i] = run(rule.skeleton(), g, p, s, rule.traced(), at.arguments)
+                skeleton = rule.skeleton()
+                # Traced once for all equal arrays: a call of its own in the program, which the compiler inlines.
+                run = jitted if _is_hashable(skeleton) else _update
+                steps[i], new[i] = run(skeleton, g, p, s, rule.traced(), at.arguments)
                 if rule.whole is not None:
                     u = steps[i]
                     matrices.setdefault((type(rule), u.shape, u.dtype), []).append((i, u, rule, at))

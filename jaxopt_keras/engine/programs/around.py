@@ -52,9 +52,6 @@ class Around:
     def describe(self, params: Any) -> Any:
         return self.inner.describe(params)
 
-    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
-        return self.inner.packs_slots(params, is_packed)
-
     def loss_scale(self, state: State) -> Any:
         return self.inner.loss_scale(state)
 

@@ -56,8 +56,5 @@ class Frozen:
     def describe(self, params: Any) -> Any:
         return frozen_plan(params)
 
-    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
-        return False
-
     def loss_scale(self, state: State) -> Any:
         return None

@@ -38,9 +38,6 @@ class Offloaded(Around):
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         return self.inner.averaged(params, self._to_device(state), hyper)
 
-    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
-        return False
-
     def _to_device(self, state: State) -> State:
         return self._moved(state, jax.memory.Space.Device)
 

@@ -18,7 +18,7 @@ from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.trees import Packed, unpacked
 
 STEP = "step"
 
@@ -100,9 +100,6 @@ class Partitioned:
             ]
         return Plan(groups, scalars)
 
-    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
-        return False
-
     def loss_scale(self, state: State) -> Any:
         return None
 
@@ -119,7 +116,7 @@ class Tree:
 
     def __init__(self, program: Partitioned, params: Any, *, of_gradients: bool = False) -> None:
         self.names, self.like = program.names, params if isinstance(params, Packed) else None
-        self.layout, _ = Layout.read(_unpacked(params), Options(), of_gradients=of_gradients)
+        self.layout, _ = Layout.read(unpacked(params), Options(), of_gradients=of_gradients)
         paths = [leaf.path for leaf in self.layout.leaves]
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
@@ -129,7 +126,7 @@ class Tree:
     def split(self, tree: Any) -> list[dict[str, Any]]:
         """The part of each group, by path, of a tree like the parameters."""
         parts: dict[str, dict[str, Any]] = {name: {} for name in self.names}
-        for path, x in zip(self.group, self.layout.flatten(_unpacked(tree), "grads or params"), strict=True):
+        for path, x in zip(self.group, self.layout.flatten(unpacked(tree), "grads or params"), strict=True):
             parts[self.group[path]][path] = x
         return list(parts.values())
 
@@ -178,7 +175,3 @@ def warn_of_unused(program: Partitioned, params: Any) -> None:
 
 def _has_any(part: dict[str, Any]) -> bool:
     return not all(map(is_absent, part.values()))
-
-
-def _unpacked(tree: Any) -> Any:
-    return tree.unpack() if isinstance(tree, Packed) else tree

@@ -48,9 +48,6 @@ class Zero1(Around):
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return self._home(self.inner.averaged(self._shares(params), state, hyper))
 
-    def packs_slots(self, params: list[Any], is_packed: bool) -> bool:
-        return False
-
     def spec(self, path: str) -> PartitionSpec:
         return dict(self.specs).get(path, PartitionSpec())
 

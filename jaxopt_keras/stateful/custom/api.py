@@ -1,8 +1,6 @@
 """What a user's own optimizer class finds on `Optimizer`: slots and variables to make, hyperparameters, build hooks."""
 
 import contextlib
-import copy
-import difflib
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,32 +10,29 @@ import jax.numpy as jnp
 
 from jaxopt_keras import schedules
 from jaxopt_keras.language.numerics import compute_dtype
-from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.rule import Field, Number, as_scalar, fields_of
+from jaxopt_keras.language.options import EXTRAS, refuse_unknown
+from jaxopt_keras.language.rule import Field, Number, as_scalar
 from jaxopt_keras.stateful.copies import unique
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.state_views import AROUND, Place, View, has, slot_groups, slots_of, with_slots
+from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import ArrayLike, Variable, as_array, as_dtype, several, value_of
 from jaxopt_keras.stateful.variable_kinds import handle
 
 NUMBER = Field.read(Number)
 HOOKS = ("update_step", "_resource_apply_dense", "_resource_apply_sparse")
-_NAMES = [*fields_of(Options)]
-EXTRAS = tuple(_NAMES[_NAMES.index("name") + 1 :])  # the options that Keras lacks
 
 
-class Custom:
+class Custom(Transactions):
     """The means of custom optimizers, for `Optimizer`."""
 
     name: str
     built: bool
-    _state: Any
     _rule: Any
     _paths: list[str]
     _own: list[str]
     _handles: dict[str, Any]
     _keys: dict[int, str]
-    _in_hooks: bool
     _kernel_cache: Any
     view: Callable[[Place], View]
     learning_rate: Any
@@ -69,7 +64,7 @@ class Custom:
         array = _initial(initializer, h.shape if shape is None else shape, compute_dtype(h.dtype))
         self._register([var])
         key = self._key(var)
-        self._set_state(with_slots(self._state, key, slots_of(self._state, key) | {slot_name: array}))
+        self._set_state(with_slots(self._state, {key: slots_of(self._state, key) | {slot_name: array}}))
         self._note(slot_name)
         return self.view(("slots", key, slot_name))
 
@@ -149,17 +144,6 @@ class Custom:
     def _get_variable_index(self, variable: Any) -> int:
         return self._paths.index(self._key(variable))
 
-    def _set_state(self, state: Any) -> None:
-        self._check_outside_hooks()
-        object.__setattr__(self, "_state", state)
-
-    def _check_outside_hooks(self) -> None:
-        if self._in_hooks:
-            raise ValueError(
-                f"A hook of {type(self).__name__} makes a slot, a variable or a hyperparameter: it would exist in that "
-                "step only. Make it in `__init__`, `build` or `_create_slots`."
-            )
-
     def _note(self, name: str) -> None:
         if name not in self._own:
             self._own.append(name)
@@ -233,24 +217,12 @@ class Custom:
     @contextlib.contextmanager
     def hooks_running(self) -> Iterator[None]:
         """While hooks are traced, they can assign, but make nothing; where one raises, nothing has changed."""
-        before = self._snapshot()
-        object.__setattr__(self, "_in_hooks", True)
-        try:
-            yield
-        except BaseException:
-            self._restore(before)
-            raise
-        finally:
-            object.__setattr__(self, "_in_hooks", False)
-
-    def _snapshot(self) -> dict[str, Any]:
-        """What `_restore` takes: all attributes, and what lists and dicts among them hold."""
-        return {n: copy.copy(x) if type(x) in (dict, list, set) else x for n, x in self.__dict__.items()}
-
-    def _restore(self, snapshot: dict[str, Any] | None) -> None:
-        if snapshot is not None:
-            self.__dict__.clear()
-            self.__dict__.update(snapshot)
+        with self._transaction():
+            object.__setattr__(self, "_in_hooks", True)
+            try:
+                yield
+            finally:
+                object.__setattr__(self, "_in_hooks", False)
 
     def _touched(self) -> None:
         """An attribute of a custom optimizer has changed: what was traced with the old one is void."""
@@ -333,15 +305,6 @@ class Tf2DType:
 
     def __hash__(self) -> int:
         return hash(self.dtype)
-
-
-def refuse_unknown(who: str, arguments: dict[str, Any], known: Any) -> None:
-    """Raises a TypeError for the first argument that `who` does not have, with the nearest that it has."""
-    for name, value in arguments.items():
-        if name not in known:
-            close = ["learning_rate"] if name == "lr" else difflib.get_close_matches(name, list(known), n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"It knows {list(known)}."
-            raise TypeError(f"{who} has no argument `{name}`. Received: {name}={value!r}. {hint}")
 
 
 def _initial(initializer: Any, shape: Any, dtype: Any) -> Any:
