@@ -182,7 +182,7 @@ def test_small_updates_move_bfloat16(remedy, face):
         params, state = carried
         if face == "step":
             return kernel.step(params, state, grads)
-        updates, state = kernel.update(grads, state, params)
+        updates, state = kernel.update(grads, state, params, full_precision=True)
         return jax.tree.map(lambda p, u: (p.astype(jnp.float32) + u).astype(p.dtype), params, updates), state
 
     params, _ = jax.jit(lambda *x: jax.lax.fori_loop(0, 1000, body, x))(params, kernel.init(params))

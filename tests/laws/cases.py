@@ -85,12 +85,13 @@ elementwise_cases = pytest.mark.parametrize("case", ELEMENTWISE, ids=str)
 few_cases = pytest.mark.parametrize("case", FEW, ids=str)
 
 SMALL = {"kernel": (4, 3), "bias": (3,)}
-AWKWARD = {
+AWKWARD = {  # and more arrays than `resting_slots.FEW`
     "dense": {"kernel": (4, 3), "bias": (3,)},
-    "list": [(), (0, 2), (2, 3, 5)],
+    "list": [(), (0, 2), (2, 3, 5), (3,), (3,)],
     "embedding": (5, 2),
     "half": (5,),
 }
+NINE = SMALL | {f"w{i}": (3,) for i in range(7)}  # likewise
 
 
 def draw(shapes: Any, seed: int, dtype: Any = jnp.float32, scale: float = 1.0) -> Any:

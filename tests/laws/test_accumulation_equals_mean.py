@@ -20,7 +20,7 @@ OPTIONS = {"global_clipnorm": 0.5, "use_ema": True, "ema_overwrite_frequency": 2
 
 
 def without_accumulator(state):
-    slots = {name: {k: x for k, x in s.items() if k != SUM} for name, s in state.slots.items()}
+    slots = {name: tree for name, tree in state.slots.items() if name != SUM}
     return state._replace(scalars={k: x for k, x in state.scalars.items() if k != MICRO_STEP}, slots=slots)
 
 

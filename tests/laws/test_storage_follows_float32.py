@@ -64,7 +64,7 @@ def test_update_reaches_what_step_reaches(case: Case, options):
     kernel, params = case.kernel(state_dtype="int8", **options), half(start())
     state = kernel.init(params)
     for g in gradients(3, SHAPES):
-        updates, other = kernel.update(g, state, params)
+        updates, other = kernel.update(g, state, params, full_precision=True)
         added = jax.tree.map(lambda p, u: (p.astype(jnp.float32) + u).astype(p.dtype), params, updates)
         params, state = kernel.step(params, state, g, donate=False)
         for name in params:

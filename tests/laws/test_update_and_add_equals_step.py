@@ -28,7 +28,7 @@ def add(params, updates):
 def updated(kernel, params, grads):
     state = kernel.init(params)
     for g in grads:
-        updates, state = kernel.update(g, state, params)
+        updates, state = kernel.update(g, state, params, full_precision=True)
         params = add(params, updates)
     return params, state
 
