@@ -180,7 +180,7 @@ def test_optax_finds_its_way_in_a_state(kind):
     assert int(optax.tree_utils.tree_get(state, "count")) == len(GRADS)
     is_leaf = lambda x: isinstance(x, optax.MaskedNode)
     paths = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), params)
-    mapped = optax.tree_map_params(kernel, lambda x, path: path, state, paths, is_leaf=is_leaf)
+    mapped = optax.tree_map_params(kernel, lambda x, path: x if is_leaf(x) else path, state, paths, is_leaf=is_leaf)
     for name, tree in state.slots.items():
         expected = jax.tree.map(lambda x, path: x if is_leaf(x) else path, tree, paths, is_leaf=is_leaf)
         assert mapped.slots[name] == expected

@@ -91,7 +91,6 @@ AWKWARD = {  # and more arrays than `resting_slots.FEW`
     "embedding": (5, 2),
     "half": (5,),
 }
-NINE = SMALL | {f"w{i}": (3,) for i in range(7)}  # likewise
 
 
 def draw(shapes: Any, seed: int, dtype: Any = jnp.float32, scale: float = 1.0) -> Any:
