@@ -19,8 +19,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import Unavailable, build, unavailable
 from jaxopt_keras.engine.native.call import Call
-from jaxopt_keras.engine.native.regions import Split
-from jaxopt_keras.engine.native.trace import trace_of
+from jaxopt_keras.engine.native.fusion import Fusion
+from jaxopt_keras.engine.native.ir import trace_of
 from jaxopt_keras.language.numerics import ema
 from jaxopt_keras.language.rule import Decay, Rate, Rule, Signed
 
@@ -358,7 +358,7 @@ def test_arrays_of_one_shape_are_leaves_of_one_loop():
     params = {"a": BLOCKS, "b": BLOCKS}
     state = INT8.init(params)
     trace, _ = trace_of(INT8.program.bare_step, params, state._replace(hyper={}), params, state.hyper)
-    assert sum(not region.reason for region in Split(trace).regions) == 2
+    assert sum(not region.reason for region in Fusion(trace).regions) == 2
 
 
 def test_what_tells_arrays_apart_is_one_array():

@@ -152,7 +152,7 @@ def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
     return apart_p.bind(buffer, sizes=sizes)
 
 
-# A primitive of its own, since on a CPU the native engine has a better way (engine/native/apart.py). It knows this one,
+# A primitive of its own, since on a CPU the native engine has a better way (engine/native/unpack.py). It knows this one,
 # and `put_together`, by name.
 apart_p = core.Primitive("taken_apart")
 apart_p.multiple_results = True
