@@ -371,6 +371,12 @@ FAULTS = [
           "no plan for slots in buffers", "tests/test_flat.py -k plan_is"),
     Fault("engine/native/render_c.py", "len(self.tiles) * (loop.block or 0) > TILES", "False",
           "long rows overflow a thread's stack", "tests/test_native.py -k long_rows"),
+    Fault("engine/native/fusion.py", "return math.prod(x.shape) == math.prod(out.shape)", "return False",
+          "an axis of length 1 has no sums natively", "tests/test_native_loop.py -k length_1"),
+    Fault("engine/native/loop.py", "out not in alias and scope(e.inputs[0]) != ELEMENT", "False",
+          "a sum of sums counts each of them for each element", "tests/test_native.py -k 'every_extent and sums'"),
+    Fault("engine/native/loop.py", "(op.scope == BLOCK and ELEMENT in some)", "False",
+          "a pass may give a block the number of one element", "tests/test_native_loop.py -k each_rule"),
 ]  # fmt: skip
 
 

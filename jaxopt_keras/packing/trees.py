@@ -152,8 +152,8 @@ def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
     return apart_p.bind(buffer, sizes=sizes)
 
 
-# A primitive of its own, since on a CPU the native engine has a better way (engine/native/unpack.py). It knows this one,
-# and `put_together`, by name.
+# A primitive of its own, since on a CPU the native engine has a better way (engine/native/unpack.py). The engine knows
+# it, and `put_together`, by name.
 apart_p = core.Primitive("taken_apart")
 apart_p.multiple_results = True
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-# Jitted helpers that the engine knows by name and does not inline. In loops (storage/hash_rng.py, storage/blockwise.py):
-# the index of each element, and four-bit values packed in bytes.
+# Jitted helpers that the engine knows by name and does not inline. In loops: the index of each element
+# (storage/hash_rng.py), and four-bit values packed in bytes (storage/blockwise.py).
 INDEX, PAIR, UNPAIR = "flat_index", "pairs", "unpaired"
 INTRINSICS = (INDEX, PAIR, UNPAIR)
-# Around loops (packing/trees.py): a primitive that splits a packed buffer into arrays, and a helper that concatenates them.
+# Around loops: a primitive that splits a packed buffer into arrays, and a helper that concatenates them
+# (packing/trees.py).
 UNPACK, PACK = "taken_apart", "put_together"
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
