@@ -170,8 +170,8 @@ def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
 
 Primitive = type(lax.add_p)  # the class in `jax.extend.core`, which costs 0.1 s to import: it brings Pallas
 
-# A primitive of its own, since on a CPU the native engine has a better way (engine/native/apart.py). It knows this one,
-# and `put_together`, by name.
+# A primitive of its own, since on a CPU the native engine has a better way (engine/native/unpack.py). The engine knows
+# it, and `put_together`, by name.
 apart_p = Primitive("taken_apart")
 apart_p.multiple_results = True
 
