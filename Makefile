@@ -34,7 +34,7 @@ docs-serve: docs ## the same, at http://127.0.0.1:8000
 ##@ Develop
 # Two compilers' checks: the first needs its runtime, and that of C++, loaded before Python.
 IN_BUFFERS := test_what_is_needed_elsewhere_too_is_there test_flat_equals_tree[Lamb] test_whatever_is_around_the_rule[codes]
-SANITIZED := $(RUN) pytest -q -p no:cacheprovider tests/laws/test_native_equals_xla.py tests/test_native_rows.py tests/test_apart.py \
+SANITIZED := $(RUN) pytest -q -p no:cacheprovider tests/laws/test_native_equals_xla.py tests/test_native_rows.py tests/test_unpack.py \
   $(patsubst %,'tests/test_flat.py::%',$(IN_BUFFERS))
 sanitize: $(VENV)/.with-dev ## the native loops under the sanitizers for addresses and for undefined behaviour
 	JAXOPT_KERAS_CACHE=$$(mktemp -d) CC="cc -g -fno-sanitize-recover=all -fsanitize=undefined" $(SANITIZED)

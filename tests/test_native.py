@@ -20,8 +20,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import Unavailable, build, unavailable
 from jaxopt_keras.engine.native.call import Call
-from jaxopt_keras.engine.native.regions import Split
-from jaxopt_keras.engine.native.trace import trace_of
+from jaxopt_keras.engine.native.fusion import Fusion
+from jaxopt_keras.engine.native.ir import trace_of
 from jaxopt_keras.language.numerics import ema
 from jaxopt_keras.language.rule import Decay, Rate, Rule, Signed
 
@@ -191,6 +191,37 @@ def test_what_has_no_loop_is_left_to_xla(direction):
 
     kernels = (jk.Kernel(Directed(), jk.Options(engine=engine)) for engine in ("auto", "xla"))
     assert_near(*(one_step(kernel, PARAMS, GRADS)[0] for kernel in kernels))
+
+
+REDUCING = {
+    "a sum over the last axis": lambda g: jnp.sum(g, -1, keepdims=True),
+    "the last axis summed twice": lambda g: jnp.sum(jnp.sum(g, -1, keepdims=True), -1, keepdims=True),
+    "a sum of sums": lambda g: jnp.sum(jnp.sqrt(jnp.sum(g, -1))),
+    "a sum of repeated sums": lambda g: jnp.sum(jnp.broadcast_to(jnp.sum(g, -1, keepdims=True), g.shape)),
+    "a sum of ones": lambda g: jnp.sum(jnp.ones_like(g), -1, keepdims=True),
+    "the greatest of maxima": lambda g: jnp.max(jnp.max(jnp.abs(g), -1)),
+}
+
+
+EXTENTS = [(5, 1), (3, 4), (2, 3, 1), (2, 1, 4), (1, 6), (7,)]
+
+
+@pytest.mark.parametrize("reduced", REDUCING)
+def test_reductions_of_every_extent(reduced):
+    """Also over axes of length 1, which leave every element, and of values that are one for each block already."""
+
+    class Reducing(Rule):
+        learning_rate: Rate = 0.1
+        grain: ClassVar = "leaf"
+
+        def update(self, g, p, s, at):
+            return -at.lr * g / REDUCING[reduced](g * g), s
+
+    params = {
+        f"{shape}": jnp.asarray(np.cos(np.arange(np.prod(shape))), jnp.float32).reshape(shape) for shape in EXTENTS
+    }
+    kernels = (jk.Kernel(Reducing(), jk.Options(engine=engine)) for engine in ("auto", "xla"))
+    assert_near(*(one_step(kernel, params, params)[0] for kernel in kernels))
 
 
 def test_long_rows_do_not_wait_on_the_stack():
@@ -391,7 +422,7 @@ def test_arrays_of_one_shape_are_leaves_of_one_loop():
     params = {"a": BLOCKS, "b": BLOCKS}
     state = INT8.init(params)
     trace, _ = trace_of(INT8.program.bare_step, params, state._replace(hyper={}), params, state.hyper)
-    assert sum(not region.reason for region in Split(trace).regions) == 2
+    assert sum(not region.reason for region in Fusion(trace).regions) == 2
 
 
 def test_what_tells_arrays_apart_is_one_array():

@@ -15,8 +15,9 @@ import pytest
 
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import build, unavailable
-from jaxopt_keras.engine.native.regions import Split
-from jaxopt_keras.engine.native.trace import trace_of
+from jaxopt_keras.engine.native.fusion import Fusion
+from jaxopt_keras.engine.native.ir import trace_of
+from jaxopt_keras.engine.native.render_c import render_c
 from tests.laws.cases import draw
 
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
@@ -63,13 +64,13 @@ KERNELS = {
 
 
 def loops(kernel):
-    """The loops of a step over two arrays."""
+    """The different loops of a step over two arrays, each as one of its leaves."""
     dtype = "bfloat16" if kernel.options.master_weights or kernel.options.rounding == "stochastic" else "float32"
     params = draw({"w": (40, 128), "b": (17,)}, 0, dtype)
     state = kernel.init(params)
     trace, _ = trace_of(kernel.program.bare_step, params, state._replace(hyper={}), params, state.hyper)
-    regions = [region for region in Split(trace).regions if not region.reason]
-    return {phase.loop.source: phase.loop for region in regions for phase in region.phases.values()}.values()
+    regions = [region for region in Fusion(trace).regions if not region.reason]
+    return {leaf.loop: leaf for region in regions for leaf in region.leaves.values()}.values()
 
 
 STRANGE = [np.nan, np.inf, -np.inf, 0.0, -0.0, 6e4]
@@ -92,21 +93,21 @@ def words(x):
     return [struct.unpack("<I", struct.pack("<f", 0.5))[0]]
 
 
-def run(loop, folder, command, emulator=()):
-    """What the loop makes of the numbers, compiled by `command`."""
+def run(leaf, folder, command, emulator=()):
+    """The results of a leaf's loop on drawn numbers, compiled by `command`."""
     rng, folder = np.random.default_rng(0), folder / command[0].replace("/", "_")
     folder.mkdir()
-    scalars = np.array([w for x in loop.scalars for w in words(x)] or [0], np.uint32)[None]
-    codes = any(np.dtype(x.aval.dtype).kind in "iu" for x in loop.inputs)
-    operands = [scalars, *(drawn(x, rng, not codes) for x in loop.inputs)]
-    results = [np.zeros(x.shape, x.aval.dtype) for x in loop.outputs]
-    results += [np.zeros((1, len(loop.sums)), np.float32)] * bool(loop.sums)
+    scalars = np.array([w for x in leaf.scalars for w in words(x)] or [0], np.uint32)[None]
+    codes = any(np.dtype(x.aval.dtype).kind in "iu" for x in leaf.inputs)
+    operands = [scalars, *(drawn(x, rng, not codes) for x in leaf.inputs)]
+    results = [np.zeros(x.shape, x.aval.dtype) for x in leaf.outputs]
+    results += [np.zeros((1, len(leaf.totals)), np.float32)] * bool(leaf.totals)
     with (folder / "in").open("wb") as file:
         file.write(struct.pack("<2q", len(operands), len(results)))
         for array in (*operands, *results):
             file.write(struct.pack(f"<{array.ndim + 2}q", array.ndim, *array.shape, array.nbytes))
             file.write(array.tobytes() if any(array is x for x in operands) else b"")
-    (folder / "loop.c").write_text(loop.source + PROGRAM)
+    (folder / "loop.c").write_text(render_c(leaf.loop) + PROGRAM)
     flags = [x for x in build.FLAGS if x not in ("-shared", "-fPIC")]
     include = [f"-I{jax.ffi.include_dir()}", f"-I{build.RUNTIME.parent}"]
     libraries = ["-lm"] if emulator else ["-lmvec", "-lm"]
@@ -123,11 +124,11 @@ def run(loop, folder, command, emulator=()):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine is not x86-64")
 @pytest.mark.parametrize("name", KERNELS)
 def test_arm64_gives_what_this_machine_gives(name, tmp_path):
-    for k, loop in enumerate(loops(KERNELS[name])):
+    for k, leaf in enumerate(loops(KERNELS[name])):
         folder = tmp_path / str(k)
         folder.mkdir()
-        here = run(loop, folder, build.compiler())
-        there = run(loop, folder, [CROSS, "-static"], [EMULATOR])
+        here = run(leaf, folder, build.compiler())
+        there = run(leaf, folder, [CROSS, "-static"], [EMULATOR])
         assert any(np.any(x) for x in here)
         for a, b in zip(here, there, strict=True):
             if a.dtype.kind in "iu":  # codes: a last place before them may be one of them after

@@ -100,7 +100,7 @@ def replaced(state: State, new: dict[str, Any]) -> State:
         by_path = transposed({slot: {"": x} if _is_bare(packed) else x for slot, x in slots.items()})
         like = {slot: tree.buffers for slot, tree in state.slots.items()}
         buffers = transposed(joined(by_path, transposed(like), packed.parts))
-        masked = dict.fromkeys(packed.buffers, optax.MaskedNode())
+        masked: dict[str, Any] = dict.fromkeys(packed.buffers, optax.MaskedNode())
         slots = {slot: Packed(masked | buffers.get(slot, {}), [], packed.arrangement) for slot in state.slots}
     return State(tree[STEP], tree["hyper"], tree["scalars"], slots)
 

@@ -7,7 +7,7 @@ clip, decay, rule, average, constrain, store.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,10 @@ class Program:
 
     core: Core
     options: Options
-    children: ClassVar[tuple[Any, ...]] = ()
+
+    @property
+    def children(self) -> tuple[Any, ...]:
+        return ()
 
     def hyper(self) -> dict[str, Any]:
         return self.core.arrays() | self.options.arrays()

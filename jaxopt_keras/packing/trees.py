@@ -27,7 +27,7 @@ class Part(NamedTuple):
     """One array of a packed tree."""
 
     path: str
-    buffer: str | None  # None: a loose array, in no buffer
+    buffer: str  # "": a loose array, in no buffer
     shape: tuple[int, ...]
 
     @property
@@ -75,12 +75,12 @@ class Packed:
 
     def unpack(self) -> Any:
         """The tree of arrays."""
-        pieces: dict[Any, Any] = {None: iter(self.loose)}
+        pieces: dict[str, Any] = {"": iter(self.loose)}
         for name, buffer in self.buffers.items():
             sizes = tuple(part.size for part in self.parts if part.buffer == name)
             pieces[name] = iter(taken_apart(buffer, sizes))
         found = [(next(pieces[part.buffer]), part) for part in self.parts]
-        arrays = [x if part.buffer is None else x.reshape(part.shape) for x, part in found]
+        arrays = [x.reshape(part.shape) if part.buffer else x for x, part in found]
         return jax.tree.unflatten(self.treedef, arrays)
 
     def like(self, tree: Any) -> "Packed":
@@ -129,9 +129,9 @@ def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
         path = path_of(key)
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(f"`params` must be a pytree of arrays. Received: {leaf!r} at `{path}`")
-        parts.append(Part(path, str(leaf.dtype) if is_packed(key, leaf) else None, tuple(leaf.shape)))
+        parts.append(Part(path, str(leaf.dtype) if is_packed(key, leaf) else "", tuple(leaf.shape)))
     leaves = [leaf for _, leaf in keyed]
-    inside = [leaf for leaf, part in zip(leaves, parts, strict=True) if part.buffer is not None]
+    inside = [leaf for leaf, part in zip(leaves, parts, strict=True) if part.buffer]
     return _joined(leaves, arranged(tuple(parts), treedef), _by_numpy if all(map(_is_at_hand, inside)) else _by_jax)
 
 
@@ -153,13 +153,13 @@ def _is_at_hand(x: Any) -> bool:
 
 
 def _joined(leaves: list[Any], arrangement: Arrangement, join: Callable[[list[Any]], Array] = _by_jax) -> Packed:
-    flat: dict[str | None, list[Any]] = {None: []}
+    flat: dict[str, list[Any]] = {"": []}
     for part, leaf in zip(arrangement.parts, leaves, strict=True):
         if tuple(leaf.shape) != part.shape:
             raise ValueError(f"`{part.path}` must have the shape {part.shape}. Received: {tuple(leaf.shape)}")
         flat.setdefault(part.buffer, []).append(leaf)
-    loose = flat.pop(None)
-    return Packed({str(name): join(x) for name, x in flat.items()}, loose, arrangement)
+    loose = flat.pop("")
+    return Packed({name: join(x) for name, x in flat.items()}, loose, arrangement)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -170,8 +170,8 @@ def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
 
 Primitive = type(lax.add_p)  # the class in `jax.extend.core`, which costs 0.1 s to import: it brings Pallas
 
-# A primitive of its own, since on a CPU the native engine has a better way (engine/native/apart.py). It knows this one,
-# and `put_together`, by name.
+# A primitive of its own, since on a CPU the native engine has a better way (engine/native/unpack.py). The engine knows
+# it, and `put_together`, by name.
 apart_p = Primitive("taken_apart")
 apart_p.multiple_results = True
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,8 @@ class Kernel(optax.GradientTransformationExtraArgs):
         if isinstance(rule, type) or not (isinstance(rule, Rule) or hasattr(rule, "skeleton")):
             raise TypeError(f"`rule` must be an instance of a `Rule`. Received: rule={rule!r}")
         kernel = super().__new__(cls, None, None)  # type: ignore[arg-type]  # `init` and `update` are methods
-        kernel.program = rule if hasattr(rule, "children") else program_of(rule, options or Options())
+        is_program = hasattr(rule, "children")
+        kernel.program = cast(Program, rule) if is_program else program_of(rule, options or Options())
         return kernel
 
     @classmethod
@@ -175,18 +176,18 @@ class Kernel(optax.GradientTransformationExtraArgs):
                 "`state` must be what `init` or the last call returned. Received: a value of type "
                 f"{type(state).__name__}"
             )
-        x64 = bool(jax.config.jax_enable_x64)
-        if x64 not in self._hyper:
-            self._hyper[x64] = self.hyper()
-        hyper = self._hyper[x64]
+        dtype = jnp.result_type(float)  # another one with 64-bit types
+        if dtype not in self._hyper:
+            self._hyper[dtype] = self.hyper()
+        hyper = self._hyper[dtype]
         if state.hyperparams or self._injects:
             injection.check(self.program, state.hyperparams, hyper)
             return injection.merged(hyper, state.hyperparams)
         return hyper
 
     @functools.cached_property
-    def _hyper(self) -> dict[bool, dict[str, Any]]:
-        """The hyperparameters as arrays, without and with 64-bit types."""
+    def _hyper(self) -> dict[Any, dict[str, Any]]:
+        """The hyperparameters as arrays, by the default float dtype."""
         return {}
 
     @functools.cached_property

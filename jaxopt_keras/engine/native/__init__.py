@@ -1,6 +1,6 @@
-"""The native CPU engine: a step's own arithmetic as loops in C, each one pass over memory (README.md)."""
+"""The native CPU engine: compiles a step's element-wise arithmetic to loops in C, each one pass over memory."""
 
-from jaxopt_keras.engine.native import apart as apart  # which tells JAX of itself
+from jaxopt_keras.engine.native import unpack as unpack  # registers a lowering
 from jaxopt_keras.engine.native.build import Unavailable as Unavailable
 from jaxopt_keras.engine.native.build import unavailable as unavailable
 from jaxopt_keras.engine.native.lower import native as native

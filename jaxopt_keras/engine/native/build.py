@@ -125,9 +125,10 @@ def identity(command: tuple[str, ...]) -> str:
 
 
 def tuning(source: str = "") -> tuple[str, ...]:
-    """For this very processor. Codes of 8 or 16 bits cost arithmetic, not memory: wide vectors, if blocks fill them.
+    """The flags for this processor. Loops over 8 or 16 bit integers are bound by arithmetic, so they use wide vectors.
 
-    What is left of a block at its end is done one by one, at half of the cost of a block of 120 in vectors of 16.
+    Only if these divide the block: the elements that are left at its end are computed one by one. With blocks of 120
+    and vectors of 16 that would be half of the time.
     """
     if platform.machine() in ("aarch64", "arm64"):
         return ("-mcpu=native",)
@@ -161,7 +162,7 @@ def _own_folder(reason: str, process: int) -> pathlib.Path:
 
 
 def is_private(path: pathlib.Path) -> bool:
-    """Whether `path` is the user's, and nobody else can write to it. A link is not looked through."""
+    """Whether the user owns `path` and no other user can write to it. Links are not followed."""
     found = path.lstat()
     return found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o022
 
@@ -194,7 +195,7 @@ def library(source: str) -> tuple[str, ctypes.CDLL]:
 
 
 def load(path: pathlib.Path) -> ctypes.CDLL | None:
-    """The library at `path` if it is there, the user's own, and whole."""
+    """The library at `path`; None if it does not exist, is not the user's own, or does not match its digest."""
     digest = path.with_suffix(".sha256")
     try:
         if not (is_private(path) and is_private(digest)):

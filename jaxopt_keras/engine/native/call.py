@@ -1,7 +1,7 @@
-"""The loops as a JAX primitive: native where it can be, and everywhere else the equations that the loops came from.
+"""The JAX primitive for a call of loops: the compiled loop on one CPU, otherwise the equations that it came from.
 
-It is native on a CPU and one device. On many devices XLA could not split an opaque call and would gather the arrays;
-under `vmap` and `grad` there is no loop of the batched or differentiated form; an exported program must run elsewhere.
+XLA cannot split an opaque call over several devices and would gather the arrays. Under `vmap` and `grad` there is no
+loop of the batched or differentiated form. An exported program must run elsewhere.
 """
 
 from collections.abc import Callable
@@ -15,134 +15,142 @@ from jax import lax
 from jax.interpreters import ad, batching, mlir
 
 from jaxopt_keras.engine.native import build
-from jaxopt_keras.engine.native.emit import Loop
-from jaxopt_keras.engine.native.trace import Equation, Value, evaluated, is_scalar
-from jaxopt_keras.engine.native.vocabulary import type_of
+from jaxopt_keras.engine.native.c_ops import type_of
+from jaxopt_keras.engine.native.ir import Value, evaluated, is_scalar
+from jaxopt_keras.engine.native.loop import Leaf
+from jaxopt_keras.engine.native.render_c import render_c
 from jaxopt_keras.packing.trees import Primitive, concatenated
 
 
 @dataclass(eq=False)
 class Call:
-    """One loop over several leaves, in which equal places have the same meaning.
+    """One loop over several leaves, each with its own arrays.
 
-    Operands: `scalars`, the pools, then the inputs of each leaf that do not lie in a pool. Results: the outputs of each
-    leaf that do not, the pools that move, then the sums of each leaf.
+    Operands: the scalars, the packed buffers, then the other inputs of each leaf. Results: the outputs of each leaf
+    that are not in packed buffers, the packed buffers that are written, then the totals of each leaf.
     """
 
-    leaves: list[Loop]
-    equations: list[list[Equation]]  # what each leaf computes
-    aliases: list[dict[int, int]]  # of each leaf: input -> output that may have its memory
-    moves: set[Value]  # the pools that some loop writes into. All that touch one stand in a row, so that none is copied
-    strict: bool  # an error where it cannot be native
+    leaves: list[Leaf]
+    aliases: list[dict[int, int]]  # for each leaf: input -> output that may take its memory
+    writes: set[Value]  # packed buffers that some loop writes. They pass through each call that reads them, uncopied
+    strict: bool  # raise an error where the loop cannot be native
 
     def __post_init__(self) -> None:
+        self.loop = self.leaves[0].loop
         self.scalars = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.scalars)]
-        self.pools = self.leaves[0].pools
-        self.moved = [pool for pool in self.pools if pool in self.moves]
-        self.operands = [*self.scalars, *self.pools, *(x for f in self.leaves for x in f.apart(f.inputs))]
-        self.outputs = [x for f in self.leaves for x in f.apart(f.outputs)]
-        self.sums = [x for leaf in self.leaves for x in leaf.sums]
-        self.results = [*self.outputs, *self.moved, *self.sums]
+        self.buffers = self.leaves[0].buffers
+        self.written = [buffer for buffer in self.buffers if buffer in self.writes]
+        self.operands = [*self.scalars, *self.buffers, *(x for f in self.leaves for x in f.unpacked(f.inputs))]
+        self.outputs = [x for f in self.leaves for x in f.unpacked(f.outputs)]
+        self.totals = [x for leaf in self.leaves for x in leaf.totals]
+        self.results = [*self.outputs, *self.written, *self.totals]
+
+    @property
+    def source(self) -> str:
+        return render_c(self.loop)
 
     def reference(self, *operands: Any) -> list[Any]:
-        """The same through XLA."""
+        """The results by the equations, through XLA."""
         known = self._known(operands)
-        for equations in self.equations:
-            evaluated(equations, known)
+        for leaf in self.leaves:
+            evaluated(leaf.equations, known)
         return self._results(known)
 
     def in_two_passes(self, *operands: Any) -> list[Any]:
-        """As `reference`, where blocks have scales: these first, then everything anew from the inputs.
+        """The results of `reference`, with the scales of blocks computed in a pass of their own.
 
-        XLA would rather keep the new slots in float32 between the two: for two int8 slots a GPU would move 36 bytes for
-        each parameter, where two passes move 22. The barrier keeps it from merging them again.
+        In one pass XLA would write the new slots to memory in float32, between the scales and the quantization: for two
+        int8 slots a GPU would move 36 bytes for each parameter, where two passes move 22. The barriers keep XLA from
+        merging the passes.
         """
         known = self._known(operands)
 
         def hold(*values: Value) -> None:
             known.update(zip(values, lax.optimization_barrier([known[x] for x in values]), strict=True))
 
-        for leaf, equations in zip(self.leaves, self.equations, strict=True):
-            scales = [e for e in equations if e.name == "reduce_max" and not is_scalar(e.outputs[0])]
+        for leaf in self.leaves:
+            scales = [e for e in leaf.equations if e.name == "reduce_max" and not is_scalar(e.outputs[0])]
             if scales:
-                # Nor with an earlier pass for a norm, which is among the scalars.
+                # The scalars too: one of them may be a norm, from an earlier pass.
                 hold(*leaf.inputs, *(x for x in leaf.scalars if jnp.issubdtype(x.dtype, jnp.floating)))
-                evaluated(equations, known)
+                evaluated(leaf.equations, known)
                 hold(*leaf.inputs, *(e.outputs[0] for e in scales))
-            evaluated([e for e in equations if e not in scales], known)
+            evaluated([e for e in leaf.equations if e not in scales], known)
         return self._results(known)
 
     def _known(self, operands: Any) -> dict[Value, Any]:
-        """The operands by name, and what lies in the pools."""
+        """The operands by name, with the arrays in packed buffers."""
         known = dict(zip(self.operands, operands, strict=True))
         for leaf in self.leaves:
-            inside = {x: leaf.places[x] for x in leaf.inputs if x in leaf.places}
-            known |= {x: known[pool][start : start + x.shape[0]] for x, (pool, start) in inside.items()}
+            packed = {x: leaf.places[x] for x in leaf.inputs if x in leaf.places}
+            known |= {x: known[buffer][start : start + x.shape[0]] for x, (buffer, start) in packed.items()}
         return known
 
     def _results(self, known: dict[Value, Any]) -> list[Any]:
-        """The results by what is known, the pools with their new parts."""
+        """The results, with the new arrays in their packed buffers."""
         places = {x: leaf.places[x] for leaf in self.leaves for x in leaf.outputs if x in leaf.places}
-        for pool in self.moved:
-            known[pool] = replaced(known[pool], {at.start: known[x] for x, at in places.items() if at.pool is pool})
+        for buffer in self.written:
+            arrays = {at.start: known[x] for x, at in places.items() if at.buffer is buffer}
+            known[buffer] = replaced(known[buffer], arrays)
         return [known[x] for x in self.results]
 
     def native(self, *operands: Any) -> list[Any]:
-        """The compiled loop."""
+        """The results by the compiled loop."""
         known = dict(zip(self.operands, operands, strict=True))
         leaf, count = self.leaves[0], len(self.leaves)
-        results = [jax.ShapeDtypeStruct(x.shape, x.aval.dtype) for x in (*self.outputs, *self.moved)]
-        if leaf.sums:
-            double = any(x.dtype == "float64" for x in leaf.sums)
-            results.append(jax.ShapeDtypeStruct((count, len(leaf.sums)), jnp.float64 if double else jnp.float32))
-        heads = [self._rows(known)]
-        if self.pools:
-            heads += [jnp.asarray(self._table()), *(known[pool] for pool in self.pools)]
-        reads, writes = len(leaf.apart(leaf.inputs)), len(leaf.apart(leaf.outputs))
-        places = {
+        results = [jax.ShapeDtypeStruct(x.shape, x.aval.dtype) for x in (*self.outputs, *self.written)]
+        if leaf.totals:
+            double = any(x.dtype == "float64" for x in leaf.totals)
+            results.append(jax.ShapeDtypeStruct((count, len(leaf.totals)), jnp.float64 if double else jnp.float32))
+        heads = [self._words(known)]
+        if self.buffers:
+            heads += [jnp.asarray(self._table()), *(known[buffer] for buffer in self.buffers)]
+        reads, writes = len(leaf.unpacked(leaf.inputs)), len(leaf.unpacked(leaf.outputs))
+        aliases = {
             len(heads) + i * reads + into: i * writes + out
             for i, pairs in enumerate(self.aliases)
             for into, out in pairs.items()
         }
-        places |= {2 + self.pools.index(pool): len(self.outputs) + k for k, pool in enumerate(self.moved)}
-        call = jax.ffi.ffi_call(build.target(leaf.source), results, input_output_aliases=places)
-        out = call(*heads, *operands[len(self.scalars) + len(self.pools) :])
-        sums = [
+        aliases |= {2 + self.buffers.index(buffer): len(self.outputs) + k for k, buffer in enumerate(self.written)}
+        call = jax.ffi.ffi_call(build.target(self.source), results, input_output_aliases=aliases)
+        out = call(*heads, *operands[len(self.scalars) + len(self.buffers) :])
+        totals = [
             out[-1][i, k].astype(x.aval.dtype).reshape(x.shape)
             for i, f in enumerate(self.leaves)
-            for k, x in enumerate(f.sums)
+            for k, x in enumerate(f.totals)
         ]
-        return [*out[: len(self.outputs) + len(self.moved)], *sums]
+        return [*out[: len(self.outputs) + len(self.written)], *totals]
 
     def _table(self) -> Any:
-        """For each leaf its number of elements, and where its arrays start in their pools."""
+        """For each leaf its number of elements, and where its arrays start in the packed buffers."""
         rows = []
         for leaf in self.leaves:
             starts = [leaf.places[x].start for x in (*leaf.inputs, *leaf.outputs) if x in leaf.places]
             rows.append([leaf.count, *starts])
         return np.array(rows, np.uint32)
 
-    def _rows(self, scalars: dict[Value, Any]) -> Any:
-        """The scalars as words: one row for all leaves where they are the same, or one for each."""
+    def _words(self, scalars: dict[Value, Any]) -> Any:
+        """The scalars as words: one row if they are the same for all leaves, otherwise a row for each leaf."""
         columns = [*zip(*(leaf.scalars for leaf in self.leaves), strict=True)]
         shared = all(len(set(column)) == 1 for column in columns)
         count = 1 if shared else len(self.leaves)
         rows = [jnp.zeros((count, 0), jnp.uint32)]
         for column in columns:
             if len(set(column)) == 1:
-                rows.append(jnp.broadcast_to(words(scalars[column[0]]), (count, type_of(column[0]).words)))
+                width = type_of(column[0].dtype).words
+                rows.append(jnp.broadcast_to(words(scalars[column[0]]), (count, width)))
             else:
-                # In one dimension, where XLA sees that parts of a row in a row are that row.
+                # In one dimension XLA sees that consecutive slices of an array, concatenated, are that array.
                 rows.append(concatenated([words(scalars[x]) for x in column]).reshape(count, -1))
         return jnp.concatenate(rows, axis=1) if columns else jnp.zeros((1, 1), jnp.uint32)
 
 
-def replaced(whole: Any, parts: dict[int, Any]) -> Any:
-    """A flat array with other parts, given by where they start."""
+def replaced(whole: Any, arrays: dict[int, Any]) -> Any:
+    """A flat array with some spans replaced by `arrays`, given by their starts."""
     pieces, end = [], 0
-    for start in sorted(parts):
-        pieces += [whole[end:start], parts[start]]
-        end = start + parts[start].shape[0]
+    for start in sorted(arrays):
+        pieces += [whole[end:start], arrays[start]]
+        end = start + arrays[start].shape[0]
     return concatenated([*pieces, whole[end:]])
 
 
@@ -186,7 +194,7 @@ batching.primitive_batchers[loops_p] = _batched
 
 
 def _lowered(context: Any, *operands: Any, call: Call) -> Any:
-    reason = against(context.module_context, call.leaves[0].source)
+    reason = against(context.module_context, call.source)
     if reason and call.strict:
         raise build.Unavailable(f'`engine="native"` cannot run here: {reason}. Use `engine="auto"`.')
     on_gpu = set(context.module_context.platforms) <= {"cuda", "rocm"}

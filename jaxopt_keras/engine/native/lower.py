@@ -1,4 +1,4 @@
-"""A pure step with its loops over elements made native."""
+"""Replaces the element-wise arithmetic of a pure function by native loops: all passes in their order."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -9,20 +9,20 @@ from jax import lax
 
 from jaxopt_keras.engine.native.build import Unavailable
 from jaxopt_keras.engine.native.call import Call, run
-from jaxopt_keras.engine.native.emit import Loop
-from jaxopt_keras.engine.native.pools import Pools, Rejoined
-from jaxopt_keras.engine.native.regions import Phase, Region, Split, plain
-from jaxopt_keras.engine.native.sinking import sink
-from jaxopt_keras.engine.native.trace import Constant, Equation, Trace, Value, evaluated, is_scalar, trace_of, traced
+from jaxopt_keras.engine.native.cond_sinking import sink
+from jaxopt_keras.engine.native.fusion import Fusion, Region, remaining
+from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value, evaluated, is_scalar, trace_of, traced
+from jaxopt_keras.engine.native.loop import Leaf
+from jaxopt_keras.engine.native.packed_operands import PackedOperands, Repacked
 
-# Leaves of one call. XLA's time to pair the memory of inputs and outputs grows faster than their number.
+# Leaves in one call: XLA's time to pair the memory of inputs and outputs grows faster than their number.
 AT_ONCE = 128
 
 
 def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., Any]:
-    """`function`, a pure function of pytrees of arrays, with its loops over elements native where they can be.
+    """`function`, a pure function of pytrees of arrays, with native loops for its element-wise arithmetic.
 
-    Its k-th result has the memory of its k-th argument, counted in arrays, where both are of the same type and the
+    Its k-th result takes the memory of its k-th argument, counted in arrays, if both have the same type and the
     argument is donated, as `jit` pairs donated arguments.
 
     Args:
@@ -39,31 +39,35 @@ def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., 
 
 
 def reasons(function: Callable[..., Any], *args: Any) -> list[str]:
-    """Why XLA runs what `function` does with each of the arrays in `args`; "" for those that loops run."""
+    """Why XLA runs the arithmetic of `function` on each of the arrays in `args`; "" for those that loops run."""
     trace, _ = trace_of(function, *args)
-    found = {x: region.reason for region in Split(trace).regions for x in region.values}
+    found = {x: region.reason for region in Fusion(trace).regions for x in region.values}
     return ["one element" if is_scalar(x) else found.get(x, "") for x in trace.inputs]
 
 
 def evaluate(trace: Trace, args: list[Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
-    """The results of a trace. `partners`: the input whose memory a result may have."""
+    """The results of a trace.
+
+    Args:
+        partners: the input whose memory a result may take.
+    """
     sink(trace, partners)
-    split = Split(trace)
-    refused = [region.reason for region in split.regions if region.reason and region.count]
+    fusion = Fusion(trace)
+    refused = [region.reason for region in fusion.regions if region.reason and region.count]
     if strict and refused:
         raise Unavailable(f'`engine="native"` has no loop for this: {refused[0]}. Use `engine="auto"`.')
     known: dict[Value, Any] = dict(zip(trace.inputs, args, strict=True)) | trace.constants
-    pools = Pools(split, partners)
-    cut_out = [x for each in pools.rejoined for x in each.rest.values()]
-    steps: list[tuple[Any, Any]] = [((*split.starts[id(e)], 0), e) for e in plain(split, cut_out)]
-    steps += [((*split.starts[id(each.equation)], 0), each) for each in pools.rejoined]
-    moved = {each.pool for each in pools.rejoined}
-    steps += [((depth, level, 1), call) for depth, level, call in calls(split.regions, partners, moved, strict)]
+    repacked = PackedOperands(fusion, partners).repacked
+    rest = [x for each in repacked for x in each.rest.values()]
+    written = {each.buffer for each in repacked}
+    steps: list[tuple[Any, Any]] = [((*fusion.starts[id(e)], 0), e) for e in remaining(fusion, rest)]
+    steps += [((*fusion.starts[id(each.equation)], 0), each) for each in repacked]
+    steps += [((depth, level, 1), call) for depth, level, call in calls(fusion.regions, partners, written, strict)]
     for _, step in sorted(steps, key=lambda x: x[0]):
         if isinstance(step, Call):
             results = run(step, *(known[x] for x in step.operands))
-            known.update(zip(step.results, results, strict=True))  # a pool has new contents under its old name
-        elif isinstance(step, Rejoined):
+            known.update(zip(step.results, results, strict=True))  # a packed buffer keeps its name
+        elif isinstance(step, Repacked):
             known[step.equation.outputs[0]] = step.run(known)
         elif step.name == "cond":
             known.update(zip(step.outputs, conditional(step, known, partners, strict), strict=True))
@@ -73,31 +77,34 @@ def evaluate(trace: Trace, args: list[Any], partners: dict[Any, Value], strict: 
 
 
 def calls(
-    regions: Iterable[Region], partners: dict[Any, Value], moved: set[Value], strict: bool
+    regions: Iterable[Region], partners: dict[Any, Value], written: set[Value], strict: bool
 ) -> Iterable[tuple[int, int, Call]]:
-    """The loops of all regions, equal ones together, with when they run. `moved`: the pools that loops write into."""
-    groups: dict[Any, list[Phase]] = {}
+    """The calls of all loops, equal ones together, with the depth and the level at which they run.
+
+    Args:
+        written: the packed buffers that loops write into.
+    """
+    groups: dict[Any, list[Leaf]] = {}
     for region in regions:
-        for level, phase in region.phases.items() if not region.reason else ():
-            key = region.depth, level, phase.loop.source, *phase.loop.pools
-            groups.setdefault(key, []).append(phase)
+        for level, leaf in region.leaves.items() if not region.reason else ():
+            groups.setdefault((region.depth, level, leaf.loop, *leaf.buffers), []).append(leaf)
     for (depth, level, *_), members in groups.items():
         for i in range(0, len(members), AT_ONCE):
-            loops, equations = zip(*members[i : i + AT_ONCE], strict=True)
-            aliases = [in_place(loop, partners) for loop in loops]
-            yield depth, level, Call([*loops], [*equations], aliases, moved & {*loops[0].pools}, strict)
+            leaves = members[i : i + AT_ONCE]
+            aliases = [aliases_of(leaf, partners) for leaf in leaves]
+            yield depth, level, Call(leaves, aliases, written & {*leaves[0].buffers}, strict)
 
 
-def in_place(loop: Loop, partners: dict[Any, Value]) -> dict[int, int]:
-    """Which output takes an input's memory: its partner's, if the loop reads it and has no rule of its own.
+def aliases_of(leaf: Leaf, partners: dict[Any, Value]) -> dict[int, int]:
+    """Which output takes the memory of which input, counted among the arrays that are not in packed buffers.
 
-    Counted among those that are buffers of their own.
+    An output over rows takes that of the input that it updates, another one that of its partner, if the loop reads it.
     """
-    if loop.aliases is not None:
-        return loop.aliases
+    if leaf.loop.rows:
+        return {y.updates: k for k, y in enumerate(leaf.loop.outputs) if y.updates is not None}
     pairs: dict[int, int] = {}
-    inputs = loop.apart(loop.inputs)
-    for k, x in enumerate(loop.apart(loop.outputs)):
+    inputs = leaf.unpacked(leaf.inputs)
+    for k, x in enumerate(leaf.unpacked(leaf.outputs)):
         partner = partners.get(x)
         if partner in inputs and (partner.shape, partner.dtype) == (x.shape, x.dtype):
             pairs.setdefault(inputs.index(partner), k)
@@ -105,7 +112,7 @@ def in_place(loop: Loop, partners: dict[Any, Value]) -> dict[int, int]:
 
 
 def conditional(equation: Equation, known: dict[Value, Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
-    """A `cond` whose branches are lowered too."""
+    """A `cond` with the loops of its branches native too."""
     index, *operands = [x.value if isinstance(x, Constant) else known[x] for x in equation.inputs]
 
     def branch(closed: Any) -> Callable[..., Any]:

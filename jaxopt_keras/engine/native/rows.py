@@ -1,7 +1,7 @@
-"""Loops over some rows of larger arrays: a gather before the arithmetic and a scatter after it, taken into the loop.
+"""Pass: a gather of rows before a loop and a scatter after it become part of the loop.
 
-The update of the rows that a sparse gradient touches reads them where they lie and writes them back in place, each
-once. Without this the rows of every array are copied out and in, one array after the other, by one thread.
+The update of the rows that a sparse gradient touches then reads and writes them in place, each once. Otherwise a single
+thread copies the rows of every array out and in, one array after the other.
 """
 
 from dataclasses import replace
@@ -9,13 +9,12 @@ from typing import Any
 
 from jax import lax
 
-from jaxopt_keras.engine.native.emit import Loop
-from jaxopt_keras.engine.native.trace import Equation, Value
-from jaxopt_keras.engine.native.vocabulary import type_of
+from jaxopt_keras.engine.native.ir import Equation, Value
+from jaxopt_keras.engine.native.loop import Leaf, verified
 
 
 def is_gather(e: Equation) -> bool:
-    """Whether it takes whole rows by their numbers, the nearest where there is no such row."""
+    """Whether it takes whole rows by their numbers, which are clipped to the rows that exist."""
     if e.name != "gather" or e.params["mode"] != lax.GatherScatterMode.CLIP:
         return False
     x, at = e.inputs[0].shape, e.params["dimension_numbers"]
@@ -28,7 +27,7 @@ def is_gather(e: Equation) -> bool:
 
 
 def is_scatter(e: Equation) -> bool:
-    """Whether it puts whole rows, each number at most once, and drops those that there are not."""
+    """Whether it writes whole rows, each number at most once, and drops numbers of rows that do not exist."""
     if e.name != "scatter" or e.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
         return False
     x, at = e.inputs[0].shape, e.params["dimension_numbers"]
@@ -39,43 +38,45 @@ def is_scatter(e: Equation) -> bool:
 
 
 def _axes_of_rows(shape: tuple[int, ...]) -> Any:
-    """The axes by which whole rows move: those within a row, the one dropped, the one numbered; of batches none."""
+    """The axes of a gather or scatter of whole rows: within a row, collapsed, indexed, and those of batches (none)."""
     return (*range(1, len(shape)),), (0,), (0,), ()
 
 
-def in_place(
-    loop: Loop, makers: dict[Value, Equation], readers: list[list[Equation | None]]
-) -> tuple[Loop, list[Equation], list[Equation]] | None:
-    """The loop on the rows where they lie, with the gathers and the scatters that it takes in.
+def in_place(leaf: Leaf, makers: dict[Value, Equation], readers: list[list[Equation | None]]) -> Leaf | None:
+    """The loop over the rows in place, with the gathers and scatters among its equations.
 
-    None if a result goes elsewhere than to rows of an array that the loop reads, by other numbers, or if it sums: it
-    then needs the rows copied.
+    None if it has totals, or writes a result elsewhere than to the same rows of an array that it reads: it then needs
+    copies of the rows.
 
     Args:
-        makers: the equations by what they make.
-        readers: of each result: the equations that read it, and None if it is a result of the whole.
+        makers: the equation that makes each value.
+        readers: for each result, the equations that read it; None stands for an output of the trace.
     """
-    gathers = {k: e for k, x in enumerate(loop.inputs) if (e := makers.get(x)) is not None and is_gather(e)}
-    if loop.sums or not gathers or any(len(some) != 1 for some in readers):
+    gathers = {k: e for k, x in enumerate(leaf.inputs) if (e := makers.get(x)) is not None and is_gather(e)}
+    if leaf.totals or not gathers or any(len(some) != 1 for some in readers):
         return None
     scatters = [e for (e,) in readers if e is not None and is_scatter(e)]
     place = {e.inputs[0]: k for k, e in gathers.items()}
-    aliases = {place[e.inputs[0]]: out for out, e in enumerate(scatters) if e.inputs[0] in place}
-    indices = {e.inputs[1] for e in (*gathers.values(), *scatters)}
-    values = [x for k, x in enumerate(loop.inputs) if k not in gathers]
+    updates = [place.get(e.inputs[0]) for e in scatters]
+    numbers = {e.inputs[1] for e in (*gathers.values(), *scatters)}
+    others = [x for k, x in enumerate(leaf.inputs) if k not in gathers]
     if (
-        [e.inputs[2] for e in scatters] != loop.outputs
-        or len(aliases) < len(scatters)
-        or len(indices) > 1
-        or any(0 in x.shape for x in (*place, *indices))
-        or any(x.shape[0] != scatters[0].inputs[1].shape[0] for x in values)
+        [e.inputs[2] for e in scatters] != [*leaf.outputs]
+        or None in updates
+        or len({*updates}) < len(updates)
+        or len(numbers) > 1
+        or any(0 in x.shape for x in (*place, *numbers))
+        or any(x.shape[0] != scatters[0].inputs[1].shape[0] for x in others)
     ):
         return None
-    (numbers,) = indices
-    inputs: list[Any] = [gathers[k].inputs[0] if k in gathers else x for k, x in enumerate(loop.inputs)]
-    inputs.append(numbers)
-    far = ", ".join(str(int(k in gathers)) for k in range(len(loop.inputs)))
-    source = f"#define ROWS {type_of(numbers).memory}\n#define FAR_X {{ {far} }}\n{loop.source}"
-    outputs = [e.outputs[0] for e in scatters]
-    taken = replace(loop, source=source, inputs=inputs, outputs=outputs, aliases=aliases)
-    return taken, [*gathers.values()], scatters
+    (number,) = numbers
+    inputs: list[Any] = [gathers[k].inputs[0] if k in gathers else x for k, x in enumerate(leaf.inputs)]
+    loop = replace(
+        leaf.loop,
+        rows=number.dtype,
+        inputs=tuple(x._replace(gathered=k in gathers) for k, x in enumerate(leaf.loop.inputs)),
+        outputs=tuple(y._replace(updates=k) for y, k in zip(leaf.loop.outputs, updates, strict=True)),
+    )
+    equations = [*gathers.values(), *leaf.equations, *scatters]
+    outputs = tuple(e.outputs[0] for e in scatters)
+    return verified(replace(leaf, loop=loop, equations=equations, inputs=(*inputs, number), outputs=outputs))

@@ -1,7 +1,7 @@
-// The runtime of a generated loop: arithmetic that C lacks, and one call of XLA's FFI that runs the loop over many
-// arrays in chunks, on XLA's own threads. The generated file says before it includes this how many arrays come in (NX)
-// and go out (NY) for each leaf, how many words of scalars (NS) and reductions (NR) there are, how large an item of
-// each array is and for how many elements it stands; and defines loop() after.
+// The runtime of a rendered loop (render_c.py): arithmetic that C lacks, and a handler for XLA's FFI that runs the loop
+// over many arrays in chunks, on XLA's own threads. Before it includes this file, the rendered source defines the
+// numbers of inputs (NX) and outputs (NY) of a leaf, of words of scalars (NS) and of totals (NR), and for each array the
+// size of an item and the number of elements that share it. After it, it defines loop().
 #include <float.h>
 #include <math.h>
 #include <sched.h>
@@ -62,28 +62,28 @@ static const double starts[] = STARTS;
 static const int combine[] = COMBINE;
 
 #ifdef ROWS
-enum { OPERANDS = NX + 1 };  // the last one: the numbers of the rows
-static const int far_x[] = FAR_X;  // of which inputs only those rows are meant; of outputs they always are
+enum { OPERANDS = NX + 1 };  // the last one: the row numbers
+static const int gathered_x[] = GATHERED_X;  // whether an input is read in those rows; outputs always are written there
 #else
 enum { OPERANDS = NX };
 #endif
 
-// Arrays may be parts of larger ones, the pools: of which pool, or -1 for a buffer of its own.
-#ifdef POOLS
-static const int pool_x[] = POOL_X, pool_y[] = POOL_Y;
+// Arrays may be stored in packed buffers: the index of the buffer, or -1 for an array of its own.
+#ifdef BUFFERS
+static const int buffer_x[] = BUFFER_X, buffer_y[] = BUFFER_Y;
 #else
-enum { POOLS = 0 };
+enum { BUFFERS = 0 };
 #endif
 
 typedef struct {
-  int64_t n;      // elements, in a row if there are rows
-  int64_t units;  // of UNIT elements, the last one may be shorter; or rows
-  int64_t first;  // its first unit among those of all leaves
+  int64_t n;      // elements; with rows, those of a row
+  int64_t units;  // of UNIT elements, the last one may be shorter; with rows, the rows
+  int64_t first;  // index of its first unit among the units of all leaves
   const uint32_t* scalars;
   char *x[NX + 1], *y[NY + 1];
 #ifdef ROWS
   const ROWS* rows;
-  int64_t height;                  // rows that there are in the large arrays
+  int64_t height;                  // rows of the gathered arrays
   int64_t row_x[NX], row_y[NY];    // bytes of a row
 #endif
 } Leaf;
@@ -91,10 +91,10 @@ typedef struct {
 typedef struct {
   atomic_int holders, arrived;
   atomic_llong done;
-  int64_t leaves, units, chunks, size;  // size: units of a chunk
+  int64_t leaves, units, chunks, size;  // size: units in a chunk
   int threads;
   Leaf* leaf;
-  double* partial;  // of chunk c and leaf l at (c + l) * NR: chunks follow the leaves, so no two meet
+  double* partial;  // of chunk c and leaf l at (c + l) * NR: unique, since chunks are in the order of leaves
   atomic_llong* next;
 } Work;
 
@@ -105,12 +105,12 @@ static void run_units(Leaf* l, int64_t from, int64_t to, double* partial) {
   char *x[NX], *y[NY];
   for (int64_t r = from; r < to; r++) {
     int64_t i = l->rows[r];
-    if (r + 2 < to && l->rows[r + 2] >= 0 && l->rows[r + 2] < l->height)  // rows lie far apart
+    if (r + 2 < to && l->rows[r + 2] >= 0 && l->rows[r + 2] < l->height)  // rows are far apart in memory
       for (int k = 0; k < NX; k++)
-        for (int64_t b = 0; far_x[k] && b < least(l->row_x[k], 1024); b += 64)
+        for (int64_t b = 0; gathered_x[k] && b < least(l->row_x[k], 1024); b += 64)
           __builtin_prefetch(l->x[k] + l->rows[r + 2] * l->row_x[k] + b, 1);
     if (i < 0 || i >= l->height) continue;
-    for (int k = 0; k < NX; k++) x[k] = l->x[k] + (far_x[k] ? i : r) * l->row_x[k];
+    for (int k = 0; k < NX; k++) x[k] = l->x[k] + (gathered_x[k] ? i : r) * l->row_x[k];
     for (int k = 0; k < NY; k++) y[k] = l->y[k] + i * l->row_y[k];
     loop(l->n, r * l->n, l->scalars, x, y, partial);
   }
@@ -142,7 +142,7 @@ static void release(Work* w) {
   if (atomic_fetch_sub(&w->holders, 1) == 1) free(w);
 }
 
-static void drain(void* data) {  // each thread takes its own range first, then what the others have left
+static void drain(void* data) {  // each thread runs its own range first, then what is left of the others
   Work* w = data;
   int me = atomic_fetch_add(&w->arrived, 1) % w->threads;
   for (int k = 0; k < w->threads; k++) {
@@ -192,19 +192,19 @@ static void run(const XLA_FFI_CallFrame* f, Work* w) {
     if (++spins > 1000) sched_yield();
 }
 
-// Operands: the scalars, one row for all leaves or one for each; with pools, a table with a row for each leaf (its number
-// of elements, and where its parts start), and the pools; then for each leaf the arrays that are buffers of their own.
-// Results: those of each leaf; the pools, in place; if there are reductions, a row of them for each leaf.
+// Operands: the scalars, one row for all leaves or one for each; with packed buffers, a table with a row for each leaf
+// (its number of elements, and the starts of its arrays), and the buffers; then for each leaf its other arrays.
+// Results: those of each leaf; the buffers that are written, in place; with totals, a row of them for each leaf.
 typedef struct {
   XLA_FFI_Buffer **in, **out;  // of the first leaf
-  int64_t leaves, reads, writes;  // reads, writes: buffers of their own, for each leaf
-  XLA_FFI_Buffer *scalars, *table, **pools;
+  int64_t leaves, reads, writes;  // reads, writes: arrays of a leaf that are not in packed buffers
+  XLA_FFI_Buffer *scalars, *table, **buffers;
 } Call;
 
-#ifdef POOLS
-static int count_own(const int* pool, int n) {
+#ifdef BUFFERS
+static int count_own(const int* buffer, int n) {
   int own = 0;
-  for (int k = 0; k < n; k++) own += pool[k] < 0;
+  for (int k = 0; k < n; k++) own += buffer[k] < 0;
   return own;
 }
 
@@ -212,28 +212,28 @@ static int count_own(const int* pool, int n) {
 
 static int read_call(const XLA_FFI_CallFrame* f, Call* c) {
   XLA_FFI_Buffer** in = (XLA_FFI_Buffer**)f->args.args;
-  int64_t moved = 0;
+  int64_t written = 0;
   c->scalars = in[0], c->out = (XLA_FFI_Buffer**)f->rets.rets;
-#ifdef POOLS
-  c->reads = count_own(pool_x, NX), c->writes = count_own(pool_y, NY);
-  c->table = in[1], c->pools = in + 2, c->in = in + 2 + POOLS, c->leaves = c->table->dims[0];
-  moved = f->rets.size - c->writes * c->leaves - (NR > 0);
+#ifdef BUFFERS
+  c->reads = count_own(buffer_x, NX), c->writes = count_own(buffer_y, NY);
+  c->table = in[1], c->buffers = in + 2, c->in = in + 2 + BUFFERS, c->leaves = c->table->dims[0];
+  written = f->rets.size - c->writes * c->leaves - (NR > 0);
 #else
   c->reads = OPERANDS, c->writes = NY, c->in = in + 1, c->leaves = (f->args.size - 1) / (OPERANDS ? OPERANDS : 1);
 #endif
-  return f->args.size == (c->in - in) + c->reads * c->leaves && moved >= 0 && moved <= POOLS &&
-    f->rets.size == c->writes * c->leaves + moved + (NR > 0);
+  return f->args.size == (c->in - in) + c->reads * c->leaves && written >= 0 && written <= BUFFERS &&
+    f->rets.size == c->writes * c->leaves + written + (NR > 0);
 }
 
 static void describe(Leaf* l, const Call* c, int64_t i) {
   XLA_FFI_Buffer **in = c->in + i * c->reads, **out = c->out + i * c->writes;
-#ifdef POOLS
+#ifdef BUFFERS
   const uint32_t* at = (const uint32_t*)c->table->data + i * c->table->dims[1];
   l->n = *at++, l->units = (l->n + UNIT - 1) / UNIT;
   for (int k = 0; k < NX; k++)
-    l->x[k] = pool_x[k] < 0 ? (*in++)->data : (char*)c->pools[pool_x[k]]->data + *at++ * size_x[k];
+    l->x[k] = buffer_x[k] < 0 ? (*in++)->data : (char*)c->buffers[buffer_x[k]]->data + *at++ * size_x[k];
   for (int k = 0; k < NY; k++)
-    l->y[k] = pool_y[k] < 0 ? (*out++)->data : (char*)c->pools[pool_y[k]]->data + *at++ * size_y[k];
+    l->y[k] = buffer_y[k] < 0 ? (*out++)->data : (char*)c->buffers[buffer_y[k]]->data + *at++ * size_y[k];
 #else
   for (int k = 0; k < NX; k++) l->x[k] = in[k]->data;
   for (int k = 0; k < NY; k++) l->y[k] = out[k]->data;

@@ -1,8 +1,8 @@
-"""A flat array in pieces on a CPU: the small ones are copied out by one call in C.
+"""Unpacks a flat array on a CPU: one call in C copies its small arrays.
 
-XLA compiles equal kernels once. But it takes a slice into whatever reads it, with the offset as a literal number, so no
-two kernels that read pieces are equal: a loss over a thousand arrays in one buffer compiles two thousand kernels. It
-cannot see through a call. Large pieces stay slices, since to copy them takes time in every step.
+XLA compiles equal kernels once. But it fuses a slice into its reader, with the offset as a literal, so that kernels
+that read different arrays are never equal: a loss over a thousand arrays in one buffer would compile two thousand
+kernels. XLA cannot fuse into a call. Large arrays stay slices, since to copy them takes time in every step.
 """
 
 import itertools
@@ -19,13 +19,13 @@ from jaxopt_keras.engine.native import build
 from jaxopt_keras.engine.native.call import against
 from jaxopt_keras.packing.trees import apart_p, split
 
-SOURCE = pathlib.Path(__file__).with_name("apart.c").read_text()
-SMALL = 1024  # elements of a piece that is copied. At 4096, a step that only squares them takes 15% longer
-FEW = 16  # fewer small pieces than this compile quickly anyway
+SOURCE = pathlib.Path(__file__).with_name("unpack.c").read_text()
+SMALL = 1024  # elements of an array that is copied. At 4096, a step that only squares them takes 15% longer
+FEW = 16  # fewer small arrays compile quickly anyway
 
 
 def copied(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
-    """As `split`."""
+    """The arrays of a flat buffer, the small ones by one call."""
     spans = [*zip(itertools.accumulate(sizes[:-1], initial=0), sizes, strict=True)]
     small = [(start, size) for start, size in spans if size <= SMALL]
     results = [jax.ShapeDtypeStruct((size,), buffer.dtype) for _, size in small]
@@ -36,7 +36,7 @@ def copied(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
 
 def _lowered(context: Any, buffer: Any, sizes: tuple[int, ...]) -> Any:
     dtype = context.avals_in[0].dtype
-    in_bytes = dtype == jnp.bfloat16 or getattr(dtype, "kind", "") in tuple("biufc")  # no codes of 4 bits, no keys
+    in_bytes = dtype == jnp.bfloat16 or getattr(dtype, "kind", "") in tuple("biufc")  # not four-bit types, nor keys
     many = in_bytes and sum(size <= SMALL for size in sizes) >= FEW
     native = many and not against(context.module_context, SOURCE)
     return mlir.lower_fun(copied if native else split, multiple_results=True)(context, buffer, sizes=sizes)

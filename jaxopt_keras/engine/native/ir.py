@@ -1,21 +1,24 @@
-"""A pure function as a flat list of equations: nested calls inlined, equal ones once, dead ones gone."""
+"""The engine's input: a function as a flat list of equations. Calls are inlined, dead ones and duplicates removed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:  # it brings Pallas: 0.1 s
     from jax.extend.core import ClosedJaxpr
 
-# Jitted helpers that have a meaning of their own here: not inlined. In a loop (storage/noise.py, storage/blockwise.py):
-PLACES = "flat_index"
-INTRINSICS = (PLACES, "pairs", "unpaired")
-# Around loops (packed.py): a buffer in pieces, a primitive; and the other way round, a jitted helper.
-APART, TOGETHER = "taken_apart", "put_together"
+# Jitted helpers that the engine knows by name and does not inline. In loops: the index of each element
+# (storage/hash_rng.py), and four-bit values packed in bytes (storage/blockwise.py).
+INDEX, PAIR, UNPAIR = "flat_index", "pairs", "unpaired"
+INTRINSICS = (INDEX, PAIR, UNPAIR)
+# Around loops: a primitive that splits a packed buffer into arrays, and a helper that concatenates them
+# (packing/trees.py).
+UNPACK, PACK = "taken_apart", "put_together"
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
@@ -35,24 +38,30 @@ class Value:
 
 
 class Constant(NamedTuple):
-    """A number that stands in the program."""
+    """A literal number in the program. Constants are equal if their dtypes and bits are, NaN and -0.0 too."""
 
-    value: Any  # a NumPy scalar
+    dtype: str
+    bits: bytes
+
+    @classmethod
+    def of(cls, value: Any) -> "Constant":
+        """The constant for a NumPy scalar."""
+        return cls(str(value.dtype), value.tobytes())
+
+    @property
+    def value(self) -> Any:
+        return np.frombuffer(self.bits, jnp.dtype(self.dtype))[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
         return ()
-
-    @property
-    def dtype(self) -> str:
-        return str(self.value.dtype)
 
 
 Atom = Value | Constant
 
 
 def is_scalar(x: Atom) -> bool:
-    """Whether it has one element, whatever its axes: XLA computes those."""
+    """Whether `x` has one element, whatever its shape. XLA computes scalars."""
     return math.prod(x.shape) == 1
 
 
@@ -69,7 +78,7 @@ class Equation:
 
     @property
     def name(self) -> str:
-        """Of the primitive, or of the intrinsic that it calls."""
+        """The name of the primitive, or of the intrinsic that it calls."""
         return self.params["name"] if self.primitive.name in _CALLS else self.primitive.name
 
     @property
@@ -78,10 +87,11 @@ class Equation:
 
     @property
     def arrays(self) -> list[Value]:
-        """The inputs that are not scalars."""
+        """The inputs that are neither constants nor scalars."""
         return [x for x in self.values if not is_scalar(x)]
 
     def run(self, inputs: list[Any]) -> list[Any]:
+        """Binds the primitive to JAX arrays or tracers."""
         with self.context.manager:
             out = self.primitive.bind(*inputs, **self.primitive.get_bind_params(self.params))
         return out if self.primitive.multiple_results else [out]
@@ -106,37 +116,41 @@ def traced(closed: "ClosedJaxpr") -> Trace:
 
 
 def pruned(trace: Trace) -> Trace:
-    """`trace` without the equations that nobody needs."""
-    needed = {x for x in trace.outputs if isinstance(x, Value)}
-    kept = []
-    for equation in reversed(trace.equations):
-        if equation.effects or any(x in needed for x in equation.outputs):
-            kept.append(equation)
-            needed.update(equation.values)
-    trace.equations = kept[::-1]
+    """`trace` without the equations that no output depends on."""
+    trace.equations = needed(trace.equations, trace.outputs)
     return trace
 
 
+def needed(equations: Iterable[Equation], results: Iterable[Atom]) -> list[Equation]:
+    """The equations that `results` depend on, and those with side effects."""
+    wanted, kept = {*results}, []
+    for e in reversed([*equations]):
+        if e.effects or any(x in wanted for x in e.outputs):
+            kept.append(e)
+            wanted.update(e.values)
+    return kept[::-1]
+
+
 def _inline(closed: "ClosedJaxpr", inputs: list[Atom], trace: Trace, known: dict[Any, list[Value]]) -> list[Atom]:
-    """Appends the equations of `closed` to the trace; its outputs."""
+    """Appends the equations of `closed` to the trace. Returns its outputs."""
     atoms: dict[Any, Atom] = dict(zip(closed.jaxpr.invars, inputs, strict=True))
     for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
         atoms[variable] = closed_over = Value(variable.aval)
         trace.constants[closed_over] = value
 
     def atom(x: Any) -> Atom:
-        return Constant(np.asarray(x.val, np.dtype(x.aval.dtype))[()]) if hasattr(x, "val") else atoms[x]
+        return Constant.of(np.asarray(x.val, np.dtype(x.aval.dtype))) if hasattr(x, "val") else atoms[x]
 
     for equation in closed.jaxpr.eqns:
         arguments = [atom(x) for x in equation.invars]
         name = equation.primitive.name
-        if name in _CALLS and equation.params.get("name") not in (*INTRINSICS, TOGETHER) and not equation.effects:
+        if name in _CALLS and equation.params.get("name") not in (*INTRINSICS, PACK) and not equation.effects:
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
             inner = inner if isinstance(inner, type(closed)) else type(closed)(inner, ())
             results = _inline(inner, arguments, trace, known)
         else:
             if name == "convert_element_type" and isinstance(arguments[0], Constant):
-                arguments[0] = Constant(arguments[0].value.astype(equation.params["new_dtype"]))
+                arguments[0] = Constant.of(arguments[0].value.astype(equation.params["new_dtype"]))
                 atoms[equation.outvars[0]] = arguments[0]
                 continue
             key = _key(equation, arguments)
@@ -152,13 +166,13 @@ def _inline(closed: "ClosedJaxpr", inputs: list[Atom], trace: Trace, known: dict
 
 
 def _key(equation: Any, arguments: list[Atom]) -> Any:
-    """Equal for two equations that compute the same; None where that cannot be told, or must not be shared.
+    """A key that is equal for two equations that compute the same; None if an equation must not be shared.
 
-    The places of elements are made anew for each array: arrays of one shape would otherwise be one region, one loop.
+    The indices of elements are not shared: arrays of one shape would otherwise become one region with one loop.
     """
-    if equation.effects or equation.params.get("name") == PLACES:
+    if equation.effects or equation.params.get("name") == INDEX:
         return None
-    inputs = tuple((x.dtype, x.value.tobytes()) if isinstance(x, Constant) else id(x) for x in arguments)
+    inputs = tuple(x if isinstance(x, Constant) else id(x) for x in arguments)
     params = tuple(sorted((k, v) for k, v in equation.params.items() if k != "jaxpr"))
     inner = id(equation.params.get("jaxpr"))
     avals = tuple(str(v.aval) for v in equation.outvars)
@@ -171,7 +185,11 @@ def _key(equation: Any, arguments: list[Atom]) -> Any:
 
 
 def renamed(equations: list[Equation], names: dict[Any, Atom]) -> list[Equation]:
-    """The equations on other inputs. `names`: what stands for what; the results are added, as new values."""
+    """The equations on other inputs.
+
+    Args:
+        names: the new value of each old one. The results are added to it.
+    """
     new = []
     for e in equations:
         inputs = [names.get(x, x) for x in e.inputs]
@@ -181,7 +199,7 @@ def renamed(equations: list[Equation], names: dict[Any, Atom]) -> list[Equation]
 
 
 def evaluated(equations: list[Equation], known: dict[Value, Any]) -> dict[Value, Any]:
-    """`known` with the results of `equations`, run one by one."""
+    """Runs `equations` one by one, and adds their results to `known`."""
     for equation in equations:
         inputs = [x.value if isinstance(x, Constant) else known[x] for x in equation.inputs]
         known.update(zip(equation.outputs, equation.run(inputs), strict=True))
@@ -189,6 +207,6 @@ def evaluated(equations: list[Equation], known: dict[Value, Any]) -> dict[Value,
 
 
 def trace_of(function: Callable[..., Any], *args: Any) -> tuple[Trace, Any]:
-    """The trace of `function(*args)`, and the structure of what it returns."""
+    """The trace of `function(*args)`, and the pytree structure of its result."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
     return traced(closed), jax.tree.structure(out)

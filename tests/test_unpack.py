@@ -10,11 +10,11 @@ from jax import export, lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
-from jaxopt_keras.engine.native import apart, build, unavailable
+from jaxopt_keras.engine.native import build, unavailable, unpack
 from jaxopt_keras.packing.trees import taken_apart
 from tests.laws.cases import assert_same_bits
 
-SIZES = (*range(1, 18), 0, apart.SMALL + 1, 64, 64)
+SIZES = (*range(1, 18), 0, unpack.SMALL + 1, 64, 64)
 COUNT = sum(SIZES)
 WHOLE = jnp.sin(jnp.arange(float(COUNT)))
 

@@ -1,24 +1,21 @@
-"""Types and operations of XLA as C writes them: the words that loops are made of."""
+"""XLA's types and operations in C: the expressions that the source of a loop consists of."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxopt_keras.engine.native.trace import Atom
-
-
-class Unsupported(Exception):
-    """What has no form in C here. The message is the reason, for `describe`."""
+from jaxopt_keras.engine.native.ir import INDEX, Constant
+from jaxopt_keras.engine.native.loop import Operation, Unsupported
 
 
 class Type(NamedTuple):
-    memory: str  # in the buffers
-    register: str  # in the loop
+    memory: str  # the C type in arrays
+    register: str  # the C type of variables
     load: str = "{}"
     store: str = "{}"
-    rounded: str = "{}"  # the result of an operation, where the register is wider
-    words: int = 1  # of 32 bits, as a scalar
+    rounded: str = "{}"  # rounds the result of an operation, if the register is wider than the type
+    words: int = 1  # of 32 bits, that a scalar takes
     scalar: str = "({register})S[{k}]"
 
 
@@ -37,7 +34,7 @@ TYPES = {
 }
 FLOATS = ("float32", "float64", "bfloat16", "float16")
 
-# `{f}` ends the name of a function of C's library for a float, and is nothing for a double.
+# `{f}` is the suffix of a library function: "f" for a float, nothing for a double.
 ANY = {
     "add": "{0} + {1}", "add_any": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "neg": "-{0}",
     "max": "MAX({0}, {1})", "min": "MIN({0}, {1})", "clamp": "MIN(MAX({1}, {0}), {2})", "square": "{0} * {0}",
@@ -48,26 +45,25 @@ FLOATING = {
     "div": "{0} / {1}", "abs": "fabs{f}({0})", "sign": "SIGN({0})", "sqrt": "sqrt{f}({0})", "floor": "floor{f}({0})",
     "ceil": "ceil{f}({0})", "rsqrt": "1 / sqrt{f}({0})", "is_finite": "(fabs{f}({0}) <= MAX_OF({0}))",
     "exp": "exp{f}({0})", "log": "log{f}({0})", "expm1": "expm1{f}({0})", "log1p": "log1p{f}({0})",
-    "tanh": "tanh{f}({0})", "cbrt": "cbrt{f}({0})", "pow": "pow{f}({0}, {1})",
+    "tanh": "tanh{f}({0})", "cbrt": "cbrt{f}({0})", "pow": "pow{f}({0}, {1})", "rint": "rint{f}({0})",
+    "round": "round{f}({0})",
 }  # fmt: skip
 WHOLE = {"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "abs": "{0} < 0 ? -{0} : {0}"}
 SHIFTS = {"shift_right_logical": ">>", "shift_left": "<<", "shift_right_arithmetic": ">>"}
-LIBRARY = ("exp", "log", "expm1", "log1p", "tanh", "cbrt", "pow")  # which have vector forms in glibc
-REDUCTIONS = {"reduce_sum": "+", "reduce_max": "max", "reduce_min": "min", "reduce_and": "&", "reduce_or": "|"}
+LIBRARY = ("exp", "log", "expm1", "log1p", "tanh", "cbrt", "pow")  # of these, glibc has vector forms
+OPERATORS = {"reduce_sum": "+", "reduce_max": "max", "reduce_min": "min", "reduce_and": "&", "reduce_or": "|"}
 
 
-def type_of(x: Atom) -> Type:
-    if x.dtype not in TYPES:
-        raise Unsupported(x.dtype)
-    return TYPES[x.dtype]
+def type_of(dtype: str) -> Type:
+    if dtype not in TYPES:
+        raise Unsupported(dtype)
+    return TYPES[dtype]
 
 
-def literal(value: Any) -> str:
-    """A number as C writes it, exactly."""
-    kind = TYPES.get(str(value.dtype))
-    if kind is None:
-        raise Unsupported(str(value.dtype))
-    if str(value.dtype) not in FLOATS:
+def literal(x: Constant) -> str:
+    """The exact number in C."""
+    kind, value = type_of(x.dtype), x.value
+    if x.dtype not in FLOATS:
         return f"(({kind.register}){int(value)}{'LL' if kind.words == 2 else 'u' if value > 0 else ''})"
     number = float(value)
     if math.isnan(number):
@@ -77,8 +73,54 @@ def literal(value: Any) -> str:
     return f"({number.hex()}{'' if kind.words == 2 else 'f'})"
 
 
+def expression(operation: Operation, dtype: str, args: list[str]) -> str:
+    """The C expression of an operation.
+
+    Args:
+        dtype: of its first input.
+        args: the names of its inputs in C.
+
+    Raises:
+        Unsupported: if there is none.
+    """
+    name, out = operation.name, operation.dtype
+    if name == INDEX:
+        return "(uint32_t)(start + o + j)"
+    if name == "convert_element_type":
+        return converted(args[0], dtype, out)
+    if name == "bitcast_convert_type":
+        return bitcast(args[0], dtype, out)
+    if name in SHIFTS:
+        return shift(operation, args[0])
+    floating = FLOATING if dtype in FLOATS else {}
+    if name == "integer_pow" and floating:
+        text = power(operation.inputs[1])
+    elif name == "not":
+        text = "!{0}" if dtype == "bool" else "~{0}"
+    else:
+        text = ANY.get(name) or floating.get(name) or WHOLE.get(name, "")
+    if not text:
+        raise Unsupported(f"{name} of {dtype}")
+    return type_of(out).rounded.format(text.format(*args, f="" if dtype == "float64" else "f"))
+
+
+def power(by: object) -> str:
+    """A small whole power as products; "" for a large one."""
+    n = int(by.value) if isinstance(by, Constant) else 0
+    product = " * ".join(["{0}"] * abs(n))
+    return "" if not 0 < abs(n) <= 4 else product if n > 0 else f"1 / ({product})"
+
+
+def shift(operation: Operation, x: str) -> str:
+    by, dtype = operation.inputs[1], operation.dtype
+    if not isinstance(by, Constant) or not 0 <= int(by.value) < 8 * np.dtype(dtype).itemsize:
+        raise Unsupported("shift by a number that is not known")
+    logical = operation.name == "shift_right_logical" and not dtype.startswith("u")
+    return f"{f'(u{dtype}_t){x}' if logical else x} {SHIFTS[operation.name]} {int(by.value)}"
+
+
 def converted(x: str, old: str, new: str) -> str:
-    """A conversion, which in XLA saturates and takes NaN to 0."""
+    """A conversion, which saturates as XLA's does, and makes NaN 0."""
     kind = TYPES[new]
     if new == "bool":
         return f"{x} != 0"
