@@ -1,4 +1,4 @@
-"""Vmapped equals looped: a batch of trainings is that many trainings, each at its own learning rate if that is injected.
+"""Vmapped equals looped: a batch of trainings is that many trainings, each at its own rate if rates are injected.
 
 Ensembles and sweeps run so. A rule that asked for a concrete value, a condition on a batched number, or a norm over the
 batch axis would break it.
