@@ -94,7 +94,7 @@ def test_only_the_rate_may_be_a_schedule(name):
     rule, v = RULES[name], Variable(np.ones((2, 3)), name="v")
     optimizer, function = CLASSES[name](), FUNCTIONS[name_of(rule)]
     optimizer.apply([np.ones((2, 3))], [v])
-    kernel, before = function(), everything(optimizer, [v])
+    kernel, before = function(inject_hyperparams=True), everything(optimizer, [v])
     state, schedule = kernel.init(PARAMS), lambda step: 0.9
     for argument in [argument for owner, argument in NO_SCHEDULE if owner == name]:
         field = (fields_of(rule) | fields_of(Options))[argument]
@@ -102,7 +102,8 @@ def test_only_the_rate_may_be_a_schedule(name):
         makers = [function, CLASSES[name], rule if argument in fields_of(rule) else Options]
         makers += [lambda **kw: dataclasses.replace(optimizer._rule, **kw)] if argument in fields_of(rule) else []
         makers += [lambda **kw: [setattr(optimizer, *pair) for pair in kw.items()]] if argument != "name" else []
-        makers += [lambda **kw: kernel.replaced(state, **kw)] if argument in state.hyper else []
+        injected = argument in state.hyperparams
+        makers += [kernel.replace, lambda **kw: kernel.replaced(state, **kw)] if injected else []
         for make in makers:
             refused(lambda make=make, argument=argument: make(**{argument: schedule}), argument, error)
             if number:

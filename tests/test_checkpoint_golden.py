@@ -10,7 +10,6 @@ import pytest
 import jaxopt_keras as jk
 from jaxopt_keras import checkpoint
 from jaxopt_keras.checkpoint import files
-from jaxopt_keras.packing.slots import Flat
 from jaxopt_keras.packing.trees import Packed
 from tests.golden.cases import GOLDEN, KERNELS, OPTIMIZERS, path_of, stateful, trained, trained_stateful
 
@@ -48,7 +47,7 @@ def at(state, name):
     if kind == "scalars":
         return functools.reduce(lambda inside, key: inside[key], rest, state.scalars)
     assert kind == "slots"
-    slots = state.slots.unpack() if isinstance(state.slots, Flat) else state.slots
+    slots = state.slots.unpack() if isinstance(state.slots, Packed) else state.slots  # with `flat_state`
     slot, _, code = rest[-1].partition(".")
     x = slot_at(slots[slot], rest[:-1])
     return x if not code else x.scales if code == "scales" else x.codes

@@ -1,5 +1,7 @@
 """Train in the one, go on in the other: the same trajectory, from optax and to optax."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 import jaxopt_keras as jk
 from jaxopt_keras import checkpoint
+from jaxopt_keras.checkpoint.optax import FIELDS, TABLE
+from jaxopt_keras.rules.muon import AdamPart
 
 optax = pytest.importorskip("optax")
 pytestmark = pytest.mark.usefixtures("jax_defaults")
@@ -164,3 +168,25 @@ def test_a_kernel_of_ours_within():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), state.slots, expected.slots)
         back = checkpoint.to_optax(kernel, state, tx.init(PARAMS))
         jax.tree.map(np.testing.assert_array_equal, back, opt_state)
+
+
+def slots_table():
+    """The table of docs/from_optax.md, from what `from_optax` converts by."""
+    kinds = {}
+    for rule, names in TABLE.items():
+        kinds.setdefault(tuple(names.items()), []).append({"AdamPart": "Muon's Adam"}.get(rule, rule))
+    rows = ["| rules | here | optax |", "| --- | --- | --- |"]
+    for names, rules in kinds.items():
+        ours, theirs = (", ".join(f"`{name}`" for name in column) for column in zip(*names, strict=True))
+        rows.append(f"| {', '.join(rules)} | {ours} | {theirs} |")
+    return "\n".join(rows)
+
+
+def test_the_guide_has_the_names_of_slots():
+    text = (Path(__file__).parent.parent / "docs" / "from_optax.md").read_text(encoding="utf-8")
+    assert text.split("<!-- slots -->")[1].strip() == slots_table()
+    known = {field for fields in FIELDS.values() for field in fields}
+    assert {theirs for names in TABLE.values() for theirs in names.values()} <= known
+    for rule, names in TABLE.items():  # and the rules have no others
+        own = AdamPart if rule == "AdamPart" else getattr(jk.rules, rule)
+        assert names.keys() == {*own.State._fields}, rule

@@ -80,7 +80,7 @@ def test_patterns_see_plain_paths():
         lambda model: flax.Optimizer(model, jk.partition({"^layers/0/bias$": jk.frozen()}, default=jk.sgd(0.1)))
     )
     assert not params["layers"][0]["bias"].any() and params["layers"][1]["bias"].any()
-    assert int(optimizer.state.step) == 3
+    assert int(optimizer.state.count) == 3
 
 
 def test_quantized_slots_and_wider_masters():
@@ -95,7 +95,7 @@ def test_slots_have_their_parameters_metadata():
         optimizer = flax.Optimizer(layer, jk.adam(0.1))
         grads = nnx.grad(lambda layer: jnp.sum(layer(jnp.ones((1, 2)))))(layer)
         nnx.jit(lambda layer, optimizer: optimizer.update(layer, grads))(layer, optimizer)
-        momentum = optimizer.opt_state.slots["kernel"]["momentum"]
+        momentum = optimizer.opt_state.slots["momentum"]["kernel"]
     assert momentum.get_metadata() == layer.kernel.get_metadata()
     assert momentum[...].sharding == layer.kernel[...].sharding
     assert layer.kernel[...].sharding.shard_shape((2, 8)) == (2, 1)
@@ -112,7 +112,10 @@ def test_a_state_of_another_kernel_is_refused(kernel):
 
 
 def test_numbers_can_be_replaced_and_averages_read():
-    kernel, model = jk.sgd(0.1, use_ema=True, ema_momentum=0.5), nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    kernel, model = (
+        jk.sgd(0.1, use_ema=True, ema_momentum=0.5, inject_hyperparams="learning_rate"),
+        nnx.Linear(1, 1, rngs=nnx.Rngs(0)),
+    )
     optimizer = flax.Optimizer(model, kernel)
     optimizer.set_state(kernel.replaced(optimizer.state, learning_rate=0.5))
     ones = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
@@ -140,7 +143,7 @@ def test_parameters_that_gradients_overwrite_are_refused():
         flax.TrainState.create(apply_fn=None, params=params, tx=ADAM)
     state = train_state.TrainState.create(apply_fn=None, params=params, tx=ADAM)  # which the message names
     state = state.apply_gradients(grads=params)
-    assert int(state.opt_state.step) == 1
+    assert int(state.opt_state.count) == 1
 
 
 class Weights(nnx.Module):

@@ -191,10 +191,17 @@ def test_a_number_given_as_an_array_is_the_kernels():
 
     params, state = step(0.5, PARAMS, jk.sgd(0.1).init(PARAMS))
     near(params, jax.tree.map(lambda p: p - 0.5, PARAMS))
-    assert float(state.hyper["learning_rate"]) == 0.5
-    kernel = jk.sgd(jnp.float32(0.1))
-    with pytest.raises(ValueError, match="`learning_rate` was given to this kernel as a JAX array"):
+    assert state.hyperparams == {}
+    kernel = jk.sgd(jnp.float32(0.5))
+    again, _ = kernel.replace(learning_rate=0.25).step(params, state, jax.tree.map(jnp.ones_like, PARAMS), donate=False)
+    near(again, jax.tree.map(lambda p: p - 0.75, PARAMS))
+    with pytest.raises(ValueError, match="`learning_rate` is not in the state.*kernel.replace"):
         kernel.replaced(kernel.init(PARAMS), learning_rate=0.2)
+    kernel = jk.sgd(jnp.float32(0.5), inject_hyperparams="learning_rate")
+    state = kernel.replaced(kernel.init(PARAMS), learning_rate=0.25)
+    params, state = kernel.step(PARAMS, state, jax.tree.map(jnp.ones_like, PARAMS), donate=False)
+    near(params, jax.tree.map(lambda p: p - 0.25, PARAMS))
+    assert state.hyperparams == {"learning_rate": 0.25}
     parts = jk.partition({"a": jk.sgd(jnp.float32(0.25))}, default=jk.sgd(0.1))
     params, _ = parts.step(PARAMS, parts.init(PARAMS), jax.tree.map(jnp.ones_like, PARAMS), donate=False)
     near(params, {"a": PARAMS["a"] - 0.25, "s": PARAMS["s"] - 0.1})

@@ -18,9 +18,10 @@ from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.state_views import AROUND
 
-ADAM = {"momentum": "mu", "velocity": "nu", "velocity_hat": "nu_max"}
-TABLE = {
-    **dict.fromkeys(("Adam", "AdamPart", "Nadam", "Lamb"), ADAM),
+MOMENTS = {"momentum": "mu", "velocity": "nu"}
+TABLE = {  # docs/from_optax.md has it too
+    "Adam": MOMENTS | {"velocity_hat": "nu_max"},
+    **dict.fromkeys(("Nadam", "Lamb", "AdamPart"), MOMENTS),
     "Adamax": {"momentum": "mu", "norm": "nu"},
     "Lion": {"momentum": "mu"},
     "Muon": {"momentum": "mu"},

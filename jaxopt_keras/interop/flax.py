@@ -92,7 +92,9 @@ class Optimizer(nnx.Optimizer[Model]):
         return nnx.as_pure(self.opt_state)
 
     def set_state(self, state: State) -> None:
-        """Takes another state of the same kernel: a restored one, or `kernel.replaced(optimizer.state, ...)`.
+        """Takes another state of the same kernel: a restored one, or one with other injected hyperparameters.
+
+        Those are of a kernel with `inject_hyperparams`: `optimizer.set_state(kernel.replaced(optimizer.state, ...))`.
 
         Raises:
             ValueError: if it is no state of this kernel, for these parameters.
