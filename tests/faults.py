@@ -234,7 +234,7 @@ FAULTS = [
           "else p.astype(float) + d.astype(float) for p, d in zip(params, deltas",
           "a sum in float64 under x64", "tests/test_structure.py -k 'x64 and adam'"),
     Fault("engine/cores/leafwise.py", "return step, present(state)",
-          "return jax.lax.optimization_barrier(step), present(state)",
+          "return jax.lax.optimization_barrier((step, present(state)))",
           "the step written to memory before it is added", "tests/test_structure.py -k 'test_rules and adamw'"),
     Fault("engine/pipeline.py", "accumulate.every(k, gradients, slots, scalars, update, idle)",
           "accumulate.every(k, gradients, jax.lax.optimization_barrier(slots), scalars, update, idle)",
