@@ -14,7 +14,7 @@ from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shape_of
 
 
-def read(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
+def read_gradient(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
     """A gradient in the dtype of the arithmetic: an array, `Rows` of a sparse one with `as_rows`, or None.
 
     Raises:
@@ -41,9 +41,9 @@ def read(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
     return Rows(g.values.astype(dtype), g.indices) if isinstance(g, Rows) else g.astype(dtype)
 
 
-def divided(g: Any, scale: Array) -> Any:
+def divide_gradient(g: Any, scale: Array) -> Any:
     if g is None:
         return None
     if isinstance(g, Rows):
-        return Rows(divided(g.values, scale), g.indices)
+        return Rows(divide_gradient(g.values, scale), g.indices)
     return g / scale.astype(g.real.dtype)

@@ -13,25 +13,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.engine import rows
-from jaxopt_keras.engine import stored as keep
+from jaxopt_keras.engine import rows, slot_storage
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
-from jaxopt_keras.engine.gradients import divided, read
+from jaxopt_keras.engine.gradients import divide_gradient, read_gradient
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.plan import Plan, plan
-from jaxopt_keras.engine.resting_slots import LOOSE
 from jaxopt_keras.engine.rows import Rows
-from jaxopt_keras.engine.settle import Move, constrained, nothing, put, settled
-from jaxopt_keras.engine.slot_sharding import alike
+from jaxopt_keras.engine.slot_packing import LOOSE
+from jaxopt_keras.engine.slot_sharding import shard_like
+from jaxopt_keras.engine.slot_storage import Stored, upcast
 from jaxopt_keras.engine.stages import accumulate, average, guard
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.engine.stored import Kept, wide
+from jaxopt_keras.engine.write_back import Move, apply_constraint, put_rows, write_back, zero_amount
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.packing.slots import packed_slots
+from jaxopt_keras.packing.slots import pack_slots
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.masters import MASTER
 
@@ -78,23 +77,23 @@ class Program:
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         """The state of fresh `params`. Compiled, its arrays have buffers of their own, even one that is a parameter."""
-        if self._cuts(params):
+        if self._must_unpack(params):
             return self.init(params.unpack(), hyper)
         layout, stored = Layout.read(params, self.options)
-        work = [wide(p) for p in stored]
+        work = [upcast(p) for p in stored]
         slots, scalars = self.core.init(layout, work, hyper)
         everything = zip(layout.leaves, stored, slots, strict=True)
-        slots = [keep.first(self.core, self.options, leaf, p, s) for leaf, p, s in everything]
+        slots = [slot_storage.initial_slots(self.core, self.options, leaf, p, s) for leaf, p, s in everything]
         if self.options.use_ema:
             slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
             accumulate.init(slots, scalars, work)
         everything = zip(slots, stored, layout.leaves, strict=True)
-        slots = [alike(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
+        slots = [shard_like(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         guard.init(self.options, scalars)
         trees = layout.by_slot(self._slot_names(slots), slots)
         return State(
-            jnp.zeros((), jnp.int32), {}, scalars, packed_slots(trees, LOOSE) if self.options.flat_state else trees
+            jnp.zeros((), jnp.int32), {}, scalars, pack_slots(trees, LOOSE) if self.options.flat_state else trees
         )
 
     def _slot_names(self, slots: list[Slots]) -> list[str]:
@@ -124,7 +123,7 @@ class Program:
         """`step` as plain operations."""
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
-        if self._cuts(params):
+        if self._must_unpack(params):
             new, state = self.bare_step(params.unpack(), state, grads.unpack(), hyper, reduce)
             return params.like(new), state
         layout, stored = Layout.read(params, self.options)
@@ -133,7 +132,7 @@ class Program:
 
     def bare_update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """`update` as plain operations."""
-        if self._cuts(grads):
+        if self._must_unpack(grads):
             tree = params.unpack() if isinstance(params, Packed) else params
             deltas, state = self.bare_update(grads.unpack(), state, tree, hyper, reduce)
             return grads.like(deltas), state
@@ -167,21 +166,21 @@ class Program:
         return layout.unflatten(jax.lax.psum(self._gradients(layout, stored, grads), self.options.axis_name))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
-        if self._cuts(params):
+        if self._must_unpack(params):
             return params.like(self.averaged(params.unpack(), state, hyper))
         layout, stored = Layout.read(params, self.options)
         slots = layout.by_leaf(unpacked(state.slots))
-        kept = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
+        kept = [Stored(p, s) for p, s in zip(stored, slots, strict=True)]
         out = [
-            k.slots[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._opened(k), hyper)
+            k.slots[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._dequantize(k), hyper)
             for leaf, k in zip(layout.leaves, kept, strict=True)
         ]
         return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)])
 
-    def _cuts(self, params: Any) -> bool:
-        return isinstance(params, Packed) and self.why_cut(params) is not None
+    def _must_unpack(self, params: Any) -> bool:
+        return isinstance(params, Packed) and self.why_unpack(params) is not None
 
-    def why_cut(self, packed: Packed) -> str | None:
+    def why_unpack(self, packed: Packed) -> str | None:
         """Why packed arrays must be cut out: what looks at where one ends; None: nothing does."""
         if not self.core.elementwise:
             return "the rule works on whole arrays"
@@ -209,19 +208,19 @@ class Program:
         if self.options.axis_name is not None and reduce:
             gradients = jax.lax.psum(gradients, self.options.axis_name)
         if "loss_scale_factor" in hyper:
-            gradients = [divided(g, hyper["loss_scale_factor"]) for g in gradients]
+            gradients = [divide_gradient(g, hyper["loss_scale_factor"]) for g in gradients]
 
         def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
             out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.count, hyper, write)
             return (out, state.count + 1), slots, scalars
 
         def idle(slots: list[Slots], scalars: Slots) -> Any:
-            amounts = [nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
+            amounts = [zero_amount(g, p) for g, p in zip(gradients, stored, strict=True)]
             return (stored if write else amounts, state.count), slots, scalars
 
         def proceed(slots: list[Slots], scalars: Slots) -> Any:
             if k := self.options.gradient_accumulation_steps:
-                return accumulate.every(k, gradients, slots, scalars, update, idle)
+                return accumulate.run_every(k, gradients, slots, scalars, update, idle)
             return update(gradients, slots, scalars)
 
         everything = self.options, hyper, gradients, slots, scalars, state.count
@@ -232,7 +231,7 @@ class Program:
     def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
         """The gradients of `layout`'s parameters in the dtype of the arithmetic."""
         everything = zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
-        return [read(*x, as_rows=self._keeps_rows) for x in everything]
+        return [read_gradient(*x, as_rows=self._keeps_rows) for x in everything]
 
     @property
     def _keeps_rows(self) -> bool:
@@ -261,8 +260,8 @@ class Program:
         grads = clip([g.values if isinstance(g, Rows) else g for g in gradients], hyper)
         if self.core.takes_rows:
             grads = [r._replace(values=g) if isinstance(r, Rows) else g for g, r in zip(grads, gradients, strict=True)]
-        old = [Kept(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
-        opened = [self._opened(x, g) for x, g in zip(old, grads, strict=True)]
+        old = [Stored(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
+        opened = [self._dequantize(x, g) for x, g in zip(old, grads, strict=True)]
         params, before = [p for p, _ in opened], [s for _, s in opened]
         clocks = {d: now.cast(d) for d in {real_dtype(jax.tree.leaves(g)[0].dtype) for g in grads if g is not None}}
         shrinks = [self._shrink(*x, clocks) for x in zip(layout.leaves, grads, params, strict=True)]
@@ -270,22 +269,22 @@ class Program:
         deltas, after, scalars = self.core.update(layout, grads, decayed, before, scalars, now)
         deltas = [x if d is None else x - d for x, d in zip(deltas, shrinks, strict=True)]
         new = [d if d is None or p is None else p + d for p, d in zip(params, deltas, strict=True)]
-        salts = keep.Salts(self.options, layout.leaves, slots, step)
+        seeds = slot_storage.Seeds(self.options, layout.leaves, slots, step)
         for i, leaf in enumerate(layout.leaves):
             if grads[i] is not None:
-                kept = keep.stored_slots(leaf, after[i], old[i].slots, salts)
+                kept = slot_storage.quantize_slots(leaf, after[i], old[i].slots, seeds)
                 kept = {n: rows.scatter(slots[i][n], x, touched[i]) for n, x in kept.items()}
                 slots[i] = slots[i] | kept  # what is not the rule's own stays
         moves = [Move(*x) for x in zip(new, deltas, old, touched, strict=True)]
 
         if self.options.use_ema or self.options.constraints:
-            wholes = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
-            new = [put(self._opened(k)[0], x.new, x.touched) for k, x in zip(wholes, moves, strict=True)]
+            wholes = [Stored(p, s) for p, s in zip(stored, slots, strict=True)]
+            new = [put_rows(self._dequantize(k)[0], x.new, x.touched) for k, x in zip(wholes, moves, strict=True)]
             new, averages = self._rewritten(layout, new, grads, averages, step, hyper)
             moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
 
         everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
-        ends = [settled(self.options, *x, salts, write) for x in everything]
+        ends = [write_back(self.options, *x, seeds, write) for x in everything]
         out, slots = [p for p, _ in ends], [s for _, s in ends]
         if self.options.use_ema:
             slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
@@ -298,12 +297,12 @@ class Program:
         if self.options.use_ema:
             frequency = self.options.ema_overwrite_frequency
             new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
-        return [constrained(self.options, *x) for x in zip(layout.leaves, new, grads, strict=True)], averages
+        return [apply_constraint(self.options, *x) for x in zip(layout.leaves, new, grads, strict=True)], averages
 
-    def _opened(self, kept: Kept, g: Any = None) -> tuple[Any, Slots]:
+    def _dequantize(self, kept: Stored, g: Any = None) -> tuple[Any, Slots]:
         like = g if kept.p is None else kept.p
         dtype = jnp.result_type(float) if like is None else compute_dtype(like.dtype)
-        return keep.opened(self.options, kept, dtype)
+        return slot_storage.dequantize(self.options, kept, dtype)
 
     def _now(self, step: Array, hyper: dict[str, Any]) -> Now:
         dtype = jnp.result_type(float)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxopt_keras.engine import stored as keep
+from jaxopt_keras.engine import slot_storage
 from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.cores.leafwise import Leafwise, route
 from jaxopt_keras.engine.native import reasons, unavailable
@@ -74,7 +74,7 @@ class Plan:
                 (
                     str(len(group.paths)),
                     f"{group.elements:,}",
-                    size(group.bytes),
+                    readable_size(group.bytes),
                     each,
                     rule,
                     kind.dtype,
@@ -85,18 +85,27 @@ class Plan:
         each = f"{self.bytes / max(self.elements, 1):.3f}"
         arrays = str(sum(len(group.paths) for group in self.groups))
         rows.append(
-            (arrays, f"{self.elements:,}", size(self.bytes), each, "in all", "", "", f"{self.scalars} B kept once")
+            (
+                arrays,
+                f"{self.elements:,}",
+                readable_size(self.bytes),
+                each,
+                "in all",
+                "",
+                "",
+                f"{self.scalars} B kept once",
+            )
         )
         widths = [max(len(row[i]) for row in rows) for i in range(7)]
-        table = ["  ".join([*map(aligned, row, widths), row[7]]).rstrip() for row in rows]
+        table = ["  ".join([*map(align, row, widths), row[7]]).rstrip() for row in rows]
         return "\n".join([*table, *self.notes])
 
 
 def plan(program: Any, params: Any) -> Plan:
     """The plan of a `pipeline.Program` for `params`, arrays or `jax.ShapeDtypeStruct`s; nothing is computed."""
     state = jax.eval_shape(program.init, params, program.hyper())
-    notes = on_packing(program, params)
-    if isinstance(params, Packed) and program.why_cut(params):
+    notes = packing_notes(program, params)
+    if isinstance(params, Packed) and program.why_unpack(params):
         params = jax.eval_shape(Packed.unpack, params)
     layout, stored = Layout.read(params, program.options)
     groups: dict[Kind, Group] = {}
@@ -112,7 +121,7 @@ def plan(program: Any, params: Any) -> Plan:
         if isinstance(program.core, Leafwise):
             own = route(program.core.rule, leaf.path, p)
             rule, grain, kinds = type(own).__name__, own.grain, own.slots()
-        names = tuple(f"{name} {form(program, name, x, kinds.get(name), p)}" for name, x in slots.items())
+        names = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p)}" for name, x in slots.items())
         group = groups.setdefault(kind := Kind(rule, grain, str(p.dtype), names, engine), Group(kind, []))
         group.paths.append(leaf.path)
         group.elements += p.size
@@ -124,11 +133,11 @@ def plan(program: Any, params: Any) -> Plan:
 MANY, SMALL = 100, 4096
 
 
-def on_packing(program: Any, params: Any) -> tuple[str, ...]:
+def packing_notes(program: Any, params: Any) -> tuple[str, ...]:
     """Whether arrays are packed, or should be, and why."""
     if isinstance(params, Packed):
         what = f"packed: {len(params.parts)} arrays in {', '.join(params.buffers)}"
-        why = program.why_cut(params)
+        why = program.why_unpack(params)
         return (f"{what}, cut out inside the step, since {why}" if why else f"{what}, as they are",)
     arrays = jax.tree.leaves(params)
     mean = sum(x.size for x in arrays) / max(len(arrays), 1)
@@ -166,18 +175,18 @@ def frozen_plan(params: Any) -> Plan:
     return Plan(list(groups.values()), 0)
 
 
-def form(program: Any, name: str, x: Any, kind: Slot | None, p: Any) -> str:
+def format_of(program: Any, name: str, x: Any, kind: Slot | None, p: Any) -> str:
     """How a slot is kept, and why not as it was asked for."""
     if isinstance(x, Blocks):
         return f"{x.code.name} in blocks"
     reason = ""
     if kind is not None and program.options.state_dtype is not None:
         fresh = jax.ShapeDtypeStruct(x.shape, compute_dtype(p.dtype))
-        reason = keep.chosen(program.options, name, fresh, kind).reason
+        reason = slot_storage.choose_format(program.options, name, fresh, kind).reason
     return f"{x.dtype}" + (f" ({reason})" if reason else "")
 
 
-def size(count: float) -> str:
+def readable_size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.4g} {unit}"
@@ -185,5 +194,5 @@ def size(count: float) -> str:
     return f"{count:.4g} GB"
 
 
-def aligned(text: str, width: int) -> str:
+def align(text: str, width: int) -> str:
     return text.rjust(width) if text[:1].isdigit() else text.ljust(width)

@@ -26,25 +26,27 @@ def on_one_device() -> Iterator[None]:
         _on_one_device.reset(token)
 
 
-def alike(slots: Slots, p: Array, kinds: dict[str, Slot]) -> Slots:
+def shard_like(slots: Slots, p: Array, kinds: dict[str, Slot]) -> Slots:
     """`slots`, with the sharding of the axes of `p` that each of them keeps. Without a mesh they stay as they are."""
     if _on_one_device.get() or any(
         jax.typeof(p).sharding.spec
     ):  # of explicit axes: then it is a part of the types, and has come along
         return slots
-    return {name: _alike(x, p, kinds.get(name, Slot())) for name, x in slots.items()}
+    return {name: _shard_slot_like(x, p, kinds.get(name, Slot())) for name, x in slots.items()}
 
 
-def _alike(x: Any, p: Array, kind: Slot) -> Any:
+def _shard_slot_like(x: Any, p: Array, kind: Slot) -> Any:
     x, p = jax.lax.optimization_barrier((x, p))  # else zeros of one shape were one array, and all tied together
     if isinstance(x, Blocks):  # scales lie where their codes do, as far as whole blocks do
-        return jax.tree.map(lambda part: _tied(part, p if part.shape == p.shape else p.sum(-1, keepdims=True)), x)
+        return jax.tree.map(
+            lambda part: _tie_sharding(part, p if part.shape == p.shape else p.sum(-1, keepdims=True)), x
+        )
     if kind.lacks:
         p = p.sum(kind.lacks)
-    return _tied(x, p) if isinstance(x, Array) and x.ndim == p.ndim else x
+    return _tie_sharding(x, p) if isinstance(x, Array) and x.ndim == p.ndim else x
 
 
-def _tied(x: Array, p: Array) -> Array:
+def _tie_sharding(x: Array, p: Array) -> Array:
     if x.shape != p.shape:
         if p.shape != (*x.shape[:-1], 1):
             return x

@@ -16,7 +16,7 @@ from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.language.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
 
 HOST = "pinned_host"
-FORMS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
+FORMATS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
 
 
 class Options(Hyperparameters):
@@ -265,9 +265,9 @@ def _forms(value: Any) -> Any:
     """A form, or pairs of a slot and its form."""
     pairs = tuple(sorted(value.items())) if isinstance(value, dict) else value
     for form in (form for _, form in pairs) if isinstance(pairs, (tuple, list)) else [pairs]:
-        if form is not None and form not in FORMS:
+        if form is not None and form not in FORMATS:
             raise ValueError(
-                f"`state_dtype` must be one of {list(FORMS)}, or a dict of these by slot name. "
+                f"`state_dtype` must be one of {list(FORMATS)}, or a dict of these by slot name. "
                 f"Received: state_dtype={value!r}"
             )
     return tuple((slot, form) for slot, form in pairs) if isinstance(pairs, list) else pairs

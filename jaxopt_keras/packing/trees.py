@@ -37,16 +37,16 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
-    """The layout of a packed tree. Interned by `arranged`, so that `jit` compares layouts by identity."""
+    """The layout of a packed tree. Interned by `arrangement_of`, so that `jit` compares layouts by identity."""
 
     parts: tuple[Part, ...]
     treedef: Any
 
     def __reduce__(self) -> Any:
-        return arranged, (self.parts, self.treedef)
+        return arrangement_of, (self.parts, self.treedef)
 
 
-def arranged(parts: tuple[Part, ...], treedef: Any) -> Arrangement:
+def arrangement_of(parts: tuple[Part, ...], treedef: Any) -> Arrangement:
     return _arrangements.setdefault((parts, treedef), Arrangement(parts, treedef))
 
 
@@ -78,7 +78,7 @@ class Packed:
         pieces: dict[str, Any] = {"": iter(self.loose)}
         for name, buffer in self.buffers.items():
             sizes = tuple(part.size for part in self.parts if part.buffer == name)
-            pieces[name] = iter(taken_apart(buffer, sizes))
+            pieces[name] = iter(unpack_buffer(buffer, sizes))
         found = [(next(pieces[part.buffer]), part) for part in self.parts]
         arrays = [x.reshape(part.shape) if part.buffer else x for x, part in found]
         return jax.tree.unflatten(self.treedef, arrays)
@@ -91,7 +91,7 @@ class Packed:
         """
         if jax.tree.structure(tree) != self.treedef:
             raise ValueError(f"`tree` must have the structure {self.treedef}. Received: {jax.tree.structure(tree)}")
-        return _joined(jax.tree.leaves(tree), self.arrangement)
+        return _pack_leaves(jax.tree.leaves(tree), self.arrangement)
 
 
 def unpacked(tree: Any) -> Any:
@@ -132,19 +132,23 @@ def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
         parts.append(Part(path, str(leaf.dtype) if is_packed(key, leaf) else "", tuple(leaf.shape)))
     leaves = [leaf for _, leaf in keyed]
     inside = [leaf for leaf, part in zip(leaves, parts, strict=True) if part.buffer]
-    return _joined(leaves, arranged(tuple(parts), treedef), _by_numpy if all(map(_is_at_hand, inside)) else _by_jax)
+    return _pack_leaves(
+        leaves,
+        arrangement_of(tuple(parts), treedef),
+        _join_by_numpy if all(map(_is_on_host_cpu, inside)) else _join_by_jax,
+    )
 
 
-def _by_jax(arrays: list[Any]) -> Array:
-    return put_together([jnp.ravel(x) for x in arrays])
+def _join_by_jax(arrays: list[Any]) -> Array:
+    return pack_buffer([jnp.ravel(x) for x in arrays])
 
 
-def _by_numpy(arrays: list[Any]) -> Array:
+def _join_by_numpy(arrays: list[Any]) -> Array:
     """It need not compile, which for a thousand arrays takes seconds."""
     return jnp.array(np.concatenate([np.asarray(x).reshape(-1) for x in arrays]))
 
 
-def _is_at_hand(x: Any) -> bool:
+def _is_on_host_cpu(x: Any) -> bool:
     """Whether it lies where NumPy finds it: on JAX's first device, a CPU."""
     if isinstance(x, Tracer) or not isinstance(x, Array):
         return isinstance(x, np.ndarray)
@@ -152,7 +156,9 @@ def _is_at_hand(x: Any) -> bool:
     return first.platform == "cpu" and x.sharding.device_set == {first} and not is_key
 
 
-def _joined(leaves: list[Any], arrangement: Arrangement, join: Callable[[list[Any]], Array] = _by_jax) -> Packed:
+def _pack_leaves(
+    leaves: list[Any], arrangement: Arrangement, join: Callable[[list[Any]], Array] = _join_by_jax
+) -> Packed:
     flat: dict[str, list[Any]] = {"": []}
     for part, leaf in zip(arrangement.parts, leaves, strict=True):
         if tuple(leaf.shape) != part.shape:
@@ -163,53 +169,53 @@ def _joined(leaves: list[Any], arrangement: Arrangement, join: Callable[[list[An
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
+def unpack_buffer(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
     """A flat array in pieces. The gradient is one concatenation."""
-    return apart_p.bind(buffer, sizes=sizes)
+    return unpack_p.bind(buffer, sizes=sizes)
 
 
 Primitive = type(lax.add_p)  # the class in `jax.extend.core`, which costs 0.1 s to import: it brings Pallas
 
 # A primitive of its own, since on a CPU the native engine has a better way (engine/native/unpack.py). The engine knows
-# it, and `put_together`, by name.
-apart_p = Primitive("taken_apart")
-apart_p.multiple_results = True
+# it, and `pack_buffer`, by name.
+unpack_p = Primitive("unpack_buffer")
+unpack_p.multiple_results = True
 
 
-@apart_p.def_impl
+@unpack_p.def_impl
 def split(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
     return [*lax.split(buffer, sizes)]
 
 
-@apart_p.def_abstract_eval
+@unpack_p.def_abstract_eval
 def _(buffer: Any, sizes: tuple[int, ...]) -> Any:
     return jax.make_jaxpr(functools.partial(split, sizes=sizes))(buffer).out_avals
 
 
 def _transposed(cotangents: Any, _: Any, sizes: tuple[int, ...]) -> list[Array]:
-    return [put_together([ad.instantiate_zeros(x) for x in cotangents])]
+    return [pack_buffer([ad.instantiate_zeros(x) for x in cotangents])]
 
 
 def _batched(buffers: Any, axes: Any, sizes: tuple[int, ...]) -> Any:
     return lax.split(buffers[0], sizes, axis=1 - axes[0]), axes * len(sizes)
 
 
-ad.deflinear2(apart_p, _transposed)
-batching.primitive_batchers[apart_p] = _batched
-mlir.register_lowering(apart_p, mlir.lower_fun(split, multiple_results=True))
+ad.deflinear2(unpack_p, _transposed)
+batching.primitive_batchers[unpack_p] = _batched
+mlir.register_lowering(unpack_p, mlir.lower_fun(split, multiple_results=True))
 
 
 @jax.jit
-def put_together(arrays: list[Array]) -> Array:
+def pack_buffer(arrays: list[Array]) -> Array:
     """The other way round."""
-    return concatenated(arrays)
+    return concatenate(arrays)
 
 
-def concatenated(arrays: list[Array]) -> Array:
+def concatenate(arrays: list[Array]) -> Array:
     """All of them in a row. By the dozen, since a concatenation of a thousand takes XLA seconds to compile."""
     while len(arrays) > 1:
-        arrays = [jnp.concatenate(arrays[i : i + _AT_ONCE]) for i in range(0, len(arrays), _AT_ONCE)]
+        arrays = [jnp.concatenate(arrays[i : i + _MOST_AT_ONCE]) for i in range(0, len(arrays), _MOST_AT_ONCE)]
     return arrays[0]
 
 
-_AT_ONCE = 64
+_MOST_AT_ONCE = 64

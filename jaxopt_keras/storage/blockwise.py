@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_keras.storage import hash_rng as noise
+from jaxopt_keras.storage import hash_rng
 from jaxopt_keras.storage.rounding import stochastic
 
 
@@ -97,22 +97,22 @@ class Blocks:
 # Compiled as a whole where it is called outside a program (checkpoints, the stateful face's slots): operation by
 # operation, every slot of another shape would wait for dozens of compilations. Inside a program it is inlined.
 @functools.partial(jax.jit, static_argnames="code", inline=True)
-def encode(x: Array, code: Code, salt: Array | None = None) -> Blocks:
-    """`x` in codes; without a `salt` rounded to nearest, which gives back the codes that `x` came out of."""
+def quantize(x: Array, code: Code, seed: Array | None = None) -> Blocks:
+    """`x` in codes; without a `seed` rounded to nearest, which gives back the codes that `x` came out of."""
     n = x.shape[-1]
     x = x.astype(jnp.float32)
     size, length = jnp.abs(x), block_length(n, code.block)
     scales = jnp.max(_blocked(size, length), axis=-1)
-    c = (_float_codes if code.is_float else _integer_codes)(size, scales, code, salt)
+    c = (_float_codes if code.is_float else _integer_codes)(size, scales, code, seed)
     c = (jnp.where(x < 0, -c, c) if code.signed else c).astype(code.dtype)
-    return Blocks(pairs(c) if code.name == "int4" else c, scales, code, n)
+    return Blocks(pack_nibbles(c) if code.name == "int4" else c, scales, code, n)
 
 
 @functools.partial(jax.jit, inline=True)
-def decode(stored: Blocks) -> Array:
+def dequantize(stored: Blocks) -> Array:
     """What the codes stand for, in float32."""
     code, n = stored.code, stored.length
-    codes = unpaired(stored.codes, n, code.signed) if code.name == "int4" else stored.codes
+    codes = unpack_nibbles(stored.codes, n, code.signed) if code.name == "int4" else stored.codes
     if code.is_float:
         x = codes.astype(jnp.float32) * (1 / _greatest(code))
         return (x if code.signed else x * x) * _spread(stored.scales, n, code)
@@ -123,22 +123,22 @@ def decode(stored: Blocks) -> Array:
     return jnp.where(c < 0, -x, x) if code.signed else x
 
 
-def _integer_codes(size: Array, scales: Array, code: Code, salt: Array | None) -> Array:
+def _integer_codes(size: Array, scales: Array, code: Code, seed: Array | None) -> Array:
     """The codes, as int32, of numbers of this size in blocks of these scales."""
     factor = jnp.where(scales > 0, code.span / scales, jnp.where(scales == 0, 0, jnp.nan))
     bits = jax.lax.bitcast_convert_type(size * _spread(factor, size.shape[-1], code) + code.least, jnp.uint32)
-    part = jnp.uint32(1 << (code.shift - 1)) if salt is None else noise.bits(size.shape, salt) >> (32 - code.shift)
+    part = jnp.uint32(1 << (code.shift - 1)) if seed is None else hash_rng.bits(size.shape, seed) >> (32 - code.shift)
     c = (bits - jnp.uint32(_bits_of(code.least)) + part) >> code.shift
     if not code.signed:
         c = jnp.maximum(c, jnp.minimum(jax.lax.bitcast_convert_type(size, jnp.uint32), 1))
     return jnp.minimum(c, code.levels).astype(jnp.int32)  # NaN and infinity have no code: they are in the scale
 
 
-def _float_codes(size: Array, scales: Array, code: Code, salt: Array | None) -> Array:
+def _float_codes(size: Array, scales: Array, code: Code, seed: Array | None) -> Array:
     """As `_integer_codes`, for codes that are floats by themselves."""
     c = size / _spread(jnp.where(scales > 0, scales, 1), size.shape[-1], code)
     c = (c if code.signed else jnp.sqrt(c)) * _greatest(code)
-    c = c if salt is None else stochastic(c, code.dtype, salt).astype(jnp.float32)
+    c = c if seed is None else stochastic(c, code.dtype, seed).astype(jnp.float32)
     lowest = 0.0 if code.signed else jnp.where(size > 0, float(jnp.finfo(code.dtype).smallest_subnormal), 0.0)
     return jnp.clip(jnp.where(jnp.isnan(c), _greatest(code), c), lowest, _greatest(code))
 
@@ -207,7 +207,7 @@ def _sharding(x: Array, spec: Any, blocks: int) -> Any:
 
 
 @jax.jit  # by these two names the native engine knows them
-def pairs(c: Array) -> Array:
+def pack_nibbles(c: Array) -> Array:
     """Codes of four bits, two in a byte: the even places in its lower half."""
     if c.shape[-1] % 2:
         c = jnp.pad(c, [(0, 0)] * (c.ndim - 1) + [(0, 1)])
@@ -216,7 +216,7 @@ def pairs(c: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def unpaired(pairs: Array, n: int, signed: bool) -> Array:
+def unpack_nibbles(pairs: Array, n: int, signed: bool) -> Array:
     halves = (
         pairs[..., None] >> jnp.array([0, 4], jnp.uint8)[(None,) * pairs.ndim]
     ) & 15  # `stack` would make an array

@@ -1,4 +1,4 @@
-"""Which form a slot has in memory, and the way into it and out of it."""
+"""Which format a slot has in memory, and the way into it and out of it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,27 +8,27 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.language.rule import Slot
-from jaxopt_keras.storage.blockwise import Blocks, Code, decode, encode
+from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize, quantize
 from jaxopt_keras.storage.rounding import stochastic
 
 SMALL = 4096  # elements: fewer stay float32, which costs nothing and is exact (the rule of bitsandbytes)
 SHORT = 16  # last axis: with fewer elements to a scale, the scales would cost more than the codes save
 
 
-def named(state_dtype: Any, slot: str) -> str | None:
+def requested_format(state_dtype: Any, slot: str) -> str | None:
     """What the user asked for this slot."""
     return dict(state_dtype).get(slot) if isinstance(state_dtype, tuple) else state_dtype
 
 
 class Choice(NamedTuple):
-    """A form, or None for the dtype that the slot has; and why it is not what was asked for."""
+    """A format, or None for the dtype that the slot has; and why it is not what was asked for."""
 
-    form: str | None
+    format: str | None
     reason: str = ""
 
 
-def choose(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> Choice:
-    """The form of a fresh slot `x` (or its shape and dtype), for which one of `options.FORMS` was asked, or None.
+def choose_format(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> Choice:
+    """The format of a fresh slot `x` (or its shape and dtype), for which one of `options.FORMATS` was asked, or None.
 
     Args:
         lazy: whether single rows are updated.
@@ -48,28 +48,28 @@ def choose(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> Choice:
     return Choice(name) if x.shape[-1] >= SHORT else Choice("bfloat16", f"last axis shorter than {SHORT}")
 
 
-def stored(x: Array, form: str | None, slot: Slot) -> Any:
-    """A fresh slot in its form."""
-    if form is None:
+def quantize_slot(x: Array, format: str | None, slot: Slot) -> Any:
+    """A fresh slot in its format."""
+    if format is None:
         return x
-    if form in ("float32", "bfloat16"):
-        return x.astype(form)
+    if format in ("float32", "bfloat16"):
+        return x.astype(format)
     x = jax.lax.optimization_barrier(x)  # XLA would take seconds to compute the codes of zeros when it compiles
-    return encode(x, Code(form, signed=not slot.nonnegative))
+    return quantize(x, Code(format, signed=not slot.nonnegative))
 
 
-def opened(x: Any, dtype: Any) -> Any:
+def dequantize_slot(x: Any, dtype: Any) -> Any:
     """A stored slot as the rule sees it, where the arithmetic has `dtype`."""
     real = jnp.finfo(dtype).dtype
     if isinstance(x, Blocks):
-        return decode(x).astype(real)
+        return dequantize(x).astype(real)
     return x.astype(real) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-def written(x: Any, like: Any, salt: Callable[[], Array] | None = None) -> Any:
-    """`x` in the form of `like`; rounded stochastically by `salt()`, or to nearest without it."""
+def quantize_like(x: Any, like: Any, seed: Callable[[], Array] | None = None) -> Any:
+    """`x` in the format of `like`; rounded stochastically by `seed()`, or to nearest without it."""
     if isinstance(like, Blocks):
-        return encode(x, like.code, salt and salt())
-    if salt is not None and jnp.issubdtype(like.dtype, jnp.floating) and jnp.finfo(like.dtype).bits < 32:
-        return stochastic(x.astype(jnp.float32), like.dtype, salt())
+        return quantize(x, like.code, seed and seed())
+    if seed is not None and jnp.issubdtype(like.dtype, jnp.floating) and jnp.finfo(like.dtype).bits < 32:
+        return stochastic(x.astype(jnp.float32), like.dtype, seed())
     return x.astype(like.dtype)

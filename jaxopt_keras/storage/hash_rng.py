@@ -15,18 +15,18 @@ import numpy as np
 from jax import Array
 
 
-def salts(seed: int, names: Sequence[str], step: Any) -> Array:
+def seeds(seed: int, names: Sequence[str], step: Any) -> Array:
     """What tells the draws of each array at one step from all others: a number for each name."""
     codes = np.array([zlib.crc32(f"{seed}/{name}".encode()) for name in names], np.uint32)
-    return mixed(jnp.asarray(codes) + jnp.asarray(step).astype(jnp.uint32))
+    return mix(jnp.asarray(codes) + jnp.asarray(step).astype(jnp.uint32))
 
 
-def bits(shape: tuple[int, ...], salt: Array) -> Array:
+def bits(shape: tuple[int, ...], seed: Array) -> Array:
     """32 random bits for every element, the upper ones the better: use those.
 
-    One round of mixing is enough for them: the salt, which is mixed well, changes with every step.
+    One round of mixing is enough for them: the seed, which is mixed well, changes with every step.
     """
-    x = flat_index(shape) * jnp.uint32(0x9E3779B1) + salt
+    x = flat_index(shape) * jnp.uint32(0x9E3779B1) + seed
     return (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
 
 
@@ -41,12 +41,12 @@ def flat_index(shape: tuple[int, ...]) -> Array:
     return index
 
 
-def uniform(shape: tuple[int, ...], salt: Array) -> Array:
+def uniform(shape: tuple[int, ...], seed: Array) -> Array:
     """Float32 numbers in [0, 1), multiples of 2^-24."""
-    return (bits(shape, salt) >> 8).astype(jnp.float32) * 2.0**-24
+    return (bits(shape, seed) >> 8).astype(jnp.float32) * 2.0**-24
 
 
-def mixed(x: Array) -> Array:
+def mix(x: Array) -> Array:
     """The finalizer of MurmurHash3 (Appleby 2011): every input bit changes half of the output bits."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

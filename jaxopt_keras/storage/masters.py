@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.storage import hash_rng as noise
+from jaxopt_keras.storage import hash_rng
 
 MASTER = "master"
 BITS = {"bf16+16": 16, "bf16+8": 8}
@@ -34,10 +34,10 @@ def has_master(kind: str | None, dtype: Any) -> bool:
     return True
 
 
-def split(master: Array, kind: str, dtype: Any, salt: Callable[[], Array] | None = None) -> tuple[Array, Array]:
+def split_master(master: Array, kind: str, dtype: Any, seed: Callable[[], Array] | None = None) -> tuple[Array, Array]:
     """The parameter of `dtype` that is nearest to the float32 `master`, and the slot.
 
-    Eight bits are rounded to nearest, or stochastically by `salt()`.
+    Eight bits are rounded to nearest, or stochastically by `seed()`.
     """
     p = master.astype(dtype)
     if kind not in BITS:
@@ -45,14 +45,14 @@ def split(master: Array, kind: str, dtype: Any, salt: Callable[[], Array] | None
     distance = _pattern(master) - _pattern(p.astype(jnp.float32))
     distance = jnp.where(jnp.isfinite(master) & jnp.isfinite(p), distance, 0)
     if BITS[kind] == 8:
-        part = 128 if salt is None else (noise.bits(master.shape, salt()) >> 24).astype(jnp.int32)
+        part = 128 if seed is None else (hash_rng.bits(master.shape, seed()) >> 24).astype(jnp.int32)
         distance = (distance + part) >> 8  # rounded to multiples of 256
         return p, jnp.clip(distance, -128, 127).astype(jnp.int8)
     # A tie that is rounded down is 32768 away: it is kept one last place of float32 nearer.
     return p, jnp.clip(distance, -32768, 32767).astype(jnp.int16)
 
 
-def join(p: Array, slot: Array, kind: str) -> Array:
+def join_master(p: Array, slot: Array, kind: str) -> Array:
     """The float32 master. Where it does not round to `p`, the parameter was written since, and counts."""
     if kind not in BITS:
         bits = lambda x: jax.lax.bitcast_convert_type(x.astype(p.dtype), jnp.uint16)  # XLA may skip rounding of floats

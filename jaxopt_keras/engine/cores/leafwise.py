@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
-from jaxopt_keras.engine.cores.stacked import spread
+from jaxopt_keras.engine.cores.stacked import map_matrices
 from jaxopt_keras.language import numerics
 from jaxopt_keras.language.numerics import Complemented, real_dtype
 from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar, fields_of
@@ -153,7 +153,7 @@ class Leafwise:
                     matrices.setdefault((type(rule), u.shape, u.dtype), []).append((i, u, rule, at))
         for group in matrices.values():
             places, us, rules, ats = zip(*group, strict=True)
-            for i, x, at in zip(places, spread(rules[0].whole, list(us)), ats, strict=True):
+            for i, x, at in zip(places, map_matrices(rules[0].whole, list(us)), ats, strict=True):
                 steps[i] = -at.lr * x
         return steps, new, scalars
 

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec, get_abstract_mes
 FREE = PartitionSpec.UNCONSTRAINED
 
 
-def spread(whole: Any, us: list[Array]) -> list[Array]:
+def map_matrices(whole: Any, us: list[Array]) -> list[Array]:
     """`whole(u)` of every matrix, all of one shape and dtype: as a stack where there is a mesh to spread it over."""
     mesh = get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or any(t == AxisType.Manual for t in mesh.axis_types):

@@ -21,7 +21,7 @@ def init(slots: list[dict[str, Any]], scalars: dict[str, Any], params: list[Arra
     scalars[MICRO_STEP] = jnp.zeros((), jnp.int32)
 
 
-def every(
+def run_every(
     k: int,
     grads: list[Any],
     slots: list[dict[str, Any]],

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.engine import rows, stored
+from jaxopt_keras.engine import rows, slot_storage
 from jaxopt_keras.engine.core import Leaf, Slots
 from jaxopt_keras.engine.rows import Rows
-from jaxopt_keras.engine.stored import Kept, wide
+from jaxopt_keras.engine.slot_storage import Stored, upcast
 from jaxopt_keras.language.options import Options
 
 
@@ -17,26 +17,28 @@ class Move(NamedTuple):
 
     new: Any  # None: it stays
     delta: Any  # from the old one; None where a later stage had a hand in it
-    old: Kept
+    old: Stored
     touched: Rows | None
 
 
-def settled(
-    options: Options, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, salts: stored.Salts, write: bool
+def write_back(
+    options: Options, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, seeds: slot_storage.Seeds, write: bool
 ) -> Any:
     """A parameter as it is stored (without `write`: the amount to add to it), and its slots with its master."""
     if move.new is None or (g is None and not write):
-        return p if write else nothing(g, p), slots
-    if not write and move.delta is not None and stored.is_nearest(options, move.old):  # as it came from the rule
-        return rows.scatter(nothing(g, p), move.delta, move.touched), slots
-    q, reached, master = stored.stored(options, leaf, move.new, move.old, salts)
+        return p if write else zero_amount(g, p), slots
+    if (
+        not write and move.delta is not None and slot_storage.is_plain_cast(options, move.old)
+    ):  # as it came from the rule
+        return rows.scatter(zero_amount(g, p), move.delta, move.touched), slots
+    q, reached, master = slot_storage.store_parameter(options, leaf, move.new, move.old, seeds)
     slots = slots | {n: rows.scatter(slots[n], x, move.touched) for n, x in master.items()}
     if write:
         return rows.scatter(p, q, move.touched), slots
-    return rows.scatter(nothing(g, p), reached - wide(move.old.p), move.touched), slots
+    return rows.scatter(zero_amount(g, p), reached - upcast(move.old.p), move.touched), slots
 
 
-def constrained(options: Options, leaf: Leaf, p: Array, g: Any) -> Array:
+def apply_constraint(options: Options, leaf: Leaf, p: Array, g: Any) -> Array:
     constraint = None if g is None else options.constraint(leaf.path)
     if constraint is None:
         return p
@@ -49,10 +51,10 @@ def constrained(options: Options, leaf: Leaf, p: Array, g: Any) -> Array:
     return jnp.asarray(q, p.dtype)
 
 
-def put(old: Array, new: Any, touched: Any) -> Array:
+def put_rows(old: Array, new: Any, touched: Any) -> Array:
     return old if new is None else rows.scatter(old, new, touched)
 
 
-def nothing(g: Any, p: Any) -> Any:
+def zero_amount(g: Any, p: Any) -> Any:
     """A zero amount to add to `p`, which is unknown where `update` was not given it; None without a gradient."""
-    return None if g is None else jnp.zeros_like(wide(g if p is None else p))
+    return None if g is None else jnp.zeros_like(upcast(g if p is None else p))

@@ -14,7 +14,7 @@ FEW = 8  # arrays: with fewer there is nothing to gain
 LOOSE = (SUM,)  # not packed: sums change in every call, and the other slots within a `cond`
 
 
-def packs_slots(options: Options, params: list[Any], is_packed: bool) -> bool:
+def should_pack_slots(options: Options, params: list[Any], is_packed: bool) -> bool:
     """Whether the slots of `params` are to be packed after a step; `is_packed`: they are already."""
     if options.flat_state is not None:
         return options.flat_state
