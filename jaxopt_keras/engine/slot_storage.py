@@ -43,7 +43,7 @@ def initial_slots(core: Core, options: Options, leaf: Leaf, p: Array, slots: Slo
 
 
 def _formed(options: Options, name: str, x: Any, kind: Slot) -> Any:
-    return formats.quantize_slot(x, choose_format(options, name, x, kind).form, kind)
+    return formats.quantize_slot(x, choose_format(options, name, x, kind).format, kind)
 
 
 def choose_format(options: Options, name: str, x: Any, kind: Slot) -> formats.Choice:

@@ -1,9 +1,9 @@
-"""Many small arrays as one buffer for each dtype: a thousand of them then cost a step what one costs.
+"""Packed trees: many small arrays in one buffer for each dtype, so that a thousand arrays cost a step as much as one.
 
-Most of the time of a step over small arrays is spent on handing the arrays over, one by one. A rule that acts on each
-element alone does not see where one array ends, so it runs on the buffers as they are. Where something does see it (a
-rule that needs norms or shapes, a clip of each array by its own norm, a constraint, decay of some arrays only) the
-arrays are cut out inside the compiled step and put together again.
+A step over small arrays spends most of its time on their dispatch. A rule that acts on each element alone does not
+depend on where an array ends, so it runs on the buffers directly. Where something depends on single arrays (a rule
+that needs norms or shapes, a clip of each array by its own norm, a constraint, decay of some arrays only), the compiled
+step unpacks the buffers and packs the results.
 """
 
 import functools
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     """One array of a packed tree."""
 
     path: str
-    buffer: str  # "": a loose array, in no buffer
+    buffer: str  # the name of its buffer; "" for a loose array, which is in no buffer
     shape: tuple[int, ...]
 
     @property
@@ -47,6 +47,7 @@ class Arrangement:
 
 
 def arrangement_of(parts: tuple[Part, ...], treedef: Any) -> Arrangement:
+    """Return the one `Arrangement` of these parts."""
     return _arrangements.setdefault((parts, treedef), Arrangement(parts, treedef))
 
 
@@ -56,7 +57,7 @@ _arrangements: weakref.WeakValueDictionary[Any, Arrangement] = weakref.WeakValue
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packed:
-    """A pytree of arrays as flat buffers, by the name of their dtype, and loose arrays, which are in no buffer.
+    """A pytree of arrays, stored as flat buffers by dtype name and as loose arrays, which are in no buffer.
 
     It is itself a pytree, with the buffers and the loose arrays as leaves.
     """
@@ -74,7 +75,7 @@ class Packed:
         return self.arrangement.treedef
 
     def unpack(self) -> Any:
-        """The tree of arrays."""
+        """Return the tree of arrays."""
         pieces: dict[str, Any] = {"": iter(self.loose)}
         for name, buffer in self.buffers.items():
             sizes = tuple(part.size for part in self.parts if part.buffer == name)
@@ -84,10 +85,10 @@ class Packed:
         return jax.tree.unflatten(self.treedef, arrays)
 
     def like(self, tree: Any) -> "Packed":
-        """A tree of the same structure and shapes, packed in the same way.
+        """Pack `tree`, which has the same structure and shapes, in the same way.
 
         Raises:
-            ValueError: if it has another structure, or a shape is another.
+            ValueError: if `tree` has another structure or other shapes.
         """
         if jax.tree.structure(tree) != self.treedef:
             raise ValueError(f"`tree` must have the structure {self.treedef}. Received: {jax.tree.structure(tree)}")
@@ -95,14 +96,17 @@ class Packed:
 
 
 def unpacked(tree: Any) -> Any:
-    """A tree of arrays, packed or not."""
+    """Return the tree of arrays of `tree`, which may be packed or not."""
     return tree.unpack() if isinstance(tree, Packed) else tree
 
 
 def pack(params: Any) -> Packed:
-    """A pytree of arrays as one flat buffer for each dtype, which any kernel takes in its place.
+    """Pack a pytree of arrays into one flat buffer for each dtype. Any kernel takes the result as parameters.
 
-    Differentiate with respect to it, and the gradients are packed too:
+    Args:
+        params: a pytree of arrays.
+
+    Gradients with respect to packed parameters are packed too:
 
     >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
     >>> params = jk.pack({"w": jnp.ones((3, 2)), "b": jnp.zeros(2)})
@@ -116,13 +120,13 @@ def pack(params: Any) -> Packed:
     [-1.5, -1.5]
 
     Raises:
-        TypeError: for a leaf that is no array.
+        TypeError: if a leaf is not an array.
     """
     return pack_some(params, lambda key, leaf: True)
 
 
 def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
-    """`pack`, with the leaves for which `is_packed(key, leaf)` is False kept loose."""
+    """Pack `params`, but keep the leaves for which `is_packed(key, leaf)` is False loose."""
     keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
     parts = []
     for key, leaf in keyed:
@@ -144,12 +148,12 @@ def _join_by_jax(arrays: list[Any]) -> Array:
 
 
 def _join_by_numpy(arrays: list[Any]) -> Array:
-    """It need not compile, which for a thousand arrays takes seconds."""
+    """Join arrays without a compilation, which for a thousand arrays takes seconds."""
     return jnp.array(np.concatenate([np.asarray(x).reshape(-1) for x in arrays]))
 
 
 def _is_on_host_cpu(x: Any) -> bool:
-    """Whether it lies where NumPy finds it: on JAX's first device, a CPU."""
+    """Whether NumPy can read `x` without a transfer: it is on JAX's first device, and that is a CPU."""
     if isinstance(x, Tracer) or not isinstance(x, Array):
         return isinstance(x, np.ndarray)
     first, is_key = jax.devices()[0], jnp.issubdtype(x.dtype, jax.dtypes.extended)
@@ -170,14 +174,14 @@ def _pack_leaves(
 
 @functools.partial(jax.jit, static_argnums=1)
 def unpack_buffer(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
-    """A flat array in pieces. The gradient is one concatenation."""
+    """Split a flat array. The gradient is one concatenation."""
     return unpack_p.bind(buffer, sizes=sizes)
 
 
-Primitive = type(lax.add_p)  # the class in `jax.extend.core`, which costs 0.1 s to import: it brings Pallas
+Primitive = type(lax.add_p)  # the class of `jax.extend.core`, whose import takes 0.1 s, since it imports Pallas
 
-# A primitive of its own, since on a CPU the native engine has a better way (engine/native/unpack.py). The engine knows
-# it, and `pack_buffer`, by name.
+# A primitive, since the native engine lowers it better on a CPU (engine/native/unpack.py). The engine recognizes it,
+# and `pack_buffer`, by name.
 unpack_p = Primitive("unpack_buffer")
 unpack_p.multiple_results = True
 
@@ -207,12 +211,12 @@ mlir.register_lowering(unpack_p, mlir.lower_fun(split, multiple_results=True))
 
 @jax.jit
 def pack_buffer(arrays: list[Array]) -> Array:
-    """The other way round."""
+    """Join flat arrays into one, the inverse of `unpack_buffer`."""
     return concatenate(arrays)
 
 
 def concatenate(arrays: list[Array]) -> Array:
-    """All of them in a row. By the dozen, since a concatenation of a thousand takes XLA seconds to compile."""
+    """Concatenate arrays, 64 at a time: XLA takes seconds to compile a concatenation of a thousand."""
     while len(arrays) > 1:
         arrays = [jnp.concatenate(arrays[i : i + _MOST_AT_ONCE]) for i in range(0, len(arrays), _MOST_AT_ONCE)]
     return arrays[0]

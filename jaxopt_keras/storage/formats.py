@@ -1,4 +1,4 @@
-"""Which format a slot has in memory, and the way into it and out of it."""
+"""Storage formats of slots: the choice of a format, and the conversions to it and back."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,27 +11,30 @@ from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize, quantize
 from jaxopt_keras.storage.rounding import stochastic
 
-SMALL = 4096  # elements: fewer stay float32, which costs nothing and is exact (the rule of bitsandbytes)
-SHORT = 16  # last axis: with fewer elements to a scale, the scales would cost more than the codes save
+SMALL = 4096  # elements: smaller slots stay float32, which is exact and costs little memory (as in bitsandbytes)
+SHORT = 16  # last axis: with fewer elements for each scale, the scales would cost more than the codes save
 
 
 def requested_format(state_dtype: Any, slot: str) -> str | None:
-    """What the user asked for this slot."""
+    """Return the format that the option `state_dtype` names for a slot."""
     return dict(state_dtype).get(slot) if isinstance(state_dtype, tuple) else state_dtype
 
 
 class Choice(NamedTuple):
-    """A format, or None for the dtype that the slot has; and why it is not what was asked for."""
+    """A format, or None to keep the slot's own dtype; and why it differs from the requested format."""
 
     format: str | None
     reason: str = ""
 
 
 def choose_format(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> Choice:
-    """The format of a fresh slot `x` (or its shape and dtype), for which one of `options.FORMATS` was asked, or None.
+    """Choose the format of a fresh slot.
 
     Args:
-        lazy: whether single rows are updated.
+        x: the slot, or its shape and dtype.
+        name: the requested format, one of `options.FORMATS`, or None.
+        slot: the rule's declaration of the slot.
+        lazy: whether single rows are updated (`sparse="lazy"`).
     """
     if name is None:
         return Choice(None)
@@ -49,17 +52,17 @@ def choose_format(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> C
 
 
 def quantize_slot(x: Array, format: str | None, slot: Slot) -> Any:
-    """A fresh slot in its format."""
+    """Convert a fresh slot to `format`; None keeps its dtype."""
     if format is None:
         return x
     if format in ("float32", "bfloat16"):
         return x.astype(format)
-    x = jax.lax.optimization_barrier(x)  # XLA would take seconds to compute the codes of zeros when it compiles
+    x = jax.lax.optimization_barrier(x)  # otherwise XLA folds the codes of zeros at compile time, which takes seconds
     return quantize(x, Code(format, signed=not slot.nonnegative))
 
 
 def dequantize_slot(x: Any, dtype: Any) -> Any:
-    """A stored slot as the rule sees it, where the arithmetic has `dtype`."""
+    """Convert a stored slot to the real dtype of arithmetic in `dtype`; integer slots stay as they are."""
     real = jnp.finfo(dtype).dtype
     if isinstance(x, Blocks):
         return dequantize(x).astype(real)
@@ -67,7 +70,7 @@ def dequantize_slot(x: Any, dtype: Any) -> Any:
 
 
 def quantize_like(x: Any, like: Any, seed: Callable[[], Array] | None = None) -> Any:
-    """`x` in the format of `like`; rounded stochastically by `seed()`, or to nearest without it."""
+    """Convert `x` to the format of `like`, rounding stochastically by `seed()`, or to nearest without it."""
     if isinstance(like, Blocks):
         return quantize(x, like.code, seed and seed())
     if seed is not None and jnp.issubdtype(like.dtype, jnp.floating) and jnp.finfo(like.dtype).bits < 32:
