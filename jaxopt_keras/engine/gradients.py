@@ -1,4 +1,4 @@
-"""Gradients as they come, in the dtype of the arithmetic."""
+"""Validation of gradients, and their conversion to the dtype of the arithmetic."""
 
 from typing import Any
 
@@ -15,16 +15,17 @@ from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shap
 
 
 def read_gradient(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
-    """A gradient in the dtype of the arithmetic: an array, `Rows` of a sparse one with `as_rows`, or None.
+    """Convert a gradient to the dtype of the arithmetic: to an array, to `Rows` (sparse, with `as_rows`), or to None.
 
     Raises:
-        ValueError: if its shape is not the parameter's. TypeError: if it is complex and the parameter is not.
+        ValueError: if its shape is not the parameter's. TypeError: if it is complex and the parameter is real, or the
+            indices of a sparse gradient are not integers.
     """
     if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
         return None
     like = g if p is None else p
     shape, dtype = np.shape(like), compute_dtype(like.dtype)
-    indices = getattr(g, "indices", None)  # of `IndexedSlices`, or a BCOO
+    indices = getattr(g, "indices", None)  # only `IndexedSlices` and BCOO have them
     if is_sparse(g) and not jnp.issubdtype(getattr(indices, "dtype", float), jnp.integer):
         raise TypeError(
             f"The gradient of `{leaf.path}` must have arrays of values and of integer indices. Received: indices "

@@ -1,4 +1,4 @@
-"""The end of a step: a parameter as it is stored, or the amount to add to it, and its slots with its master weight."""
+"""The end of a step: the parameter as stored, or the amount to add to it, and its slots with its master weight."""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ from jaxopt_keras.language.options import Options
 
 
 class Move(NamedTuple):
-    """Where one parameter goes: all of it, or its touched rows."""
+    """The update of one parameter, or of its touched rows."""
 
-    new: Any  # None: it stays
-    delta: Any  # from the old one; None where a later stage had a hand in it
+    new: Any  # the new value; None: no update
+    delta: Any  # the difference from the old value; None where a stage after the rule changed `new`
     old: Stored
     touched: Rows | None
 
@@ -24,12 +24,10 @@ class Move(NamedTuple):
 def write_back(
     options: Options, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, seeds: slot_storage.Seeds, write: bool
 ) -> Any:
-    """A parameter as it is stored (without `write`: the amount to add to it), and its slots with its master."""
+    """Return the parameter as stored, or without `write` the amount to add to it, and its slots with its master."""
     if move.new is None or (g is None and not write):
         return p if write else zero_amount(g, p), slots
-    if (
-        not write and move.delta is not None and slot_storage.is_plain_cast(options, move.old)
-    ):  # as it came from the rule
+    if not write and move.delta is not None and slot_storage.is_plain_cast(options, move.old):
         return rows.scatter(zero_amount(g, p), move.delta, move.touched), slots
     q, reached, master = slot_storage.store_parameter(options, leaf, move.new, move.old, seeds)
     slots = slots | {n: rows.scatter(slots[n], x, move.touched) for n, x in master.items()}
@@ -39,6 +37,11 @@ def write_back(
 
 
 def apply_constraint(options: Options, leaf: Leaf, p: Array, g: Any) -> Array:
+    """Apply the constraint of a parameter that has a gradient.
+
+    Raises:
+        ValueError: if the constraint returns another shape.
+    """
     constraint = None if g is None else options.constraint(leaf.path)
     if constraint is None:
         return p
@@ -52,9 +55,10 @@ def apply_constraint(options: Options, leaf: Leaf, p: Array, g: Any) -> Array:
 
 
 def put_rows(old: Array, new: Any, touched: Any) -> Array:
+    """Replace the touched rows of `old` by `new`; None leaves it as it is."""
     return old if new is None else rows.scatter(old, new, touched)
 
 
 def zero_amount(g: Any, p: Any) -> Any:
-    """A zero amount to add to `p`, which is unknown where `update` was not given it; None without a gradient."""
+    """Return a zero amount for `p`, or for `g` if `update` was called without `p`; None without gradient."""
     return None if g is None else jnp.zeros_like(upcast(g if p is None else p))
