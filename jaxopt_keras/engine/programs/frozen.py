@@ -1,4 +1,4 @@
-"""The program of parameters that do not move: no slots, no updates."""
+"""The program of frozen parameters: no slots, no updates."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,7 +14,7 @@ from jaxopt_keras.language.options import Options
 
 @dataclass(frozen=True)
 class Frozen:
-    """Returns parameters as they are."""
+    """Returns parameters unchanged."""
 
     options: Options = Options()
     children: tuple[Program, ...] = ()
