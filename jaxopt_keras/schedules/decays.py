@@ -72,8 +72,8 @@ class PiecewiseConstantDecay(BuiltIn):
         name: as in `ExponentialDecay`.
 
     Raises:
-        ValueError: if the lengths do not fit, the boundaries do not increase, or a number is negative. TypeError: if
-            `boundaries` or `values` is not a list, or an entry is not a number.
+        ValueError: if the lengths do not fit, the boundaries do not increase, or a number is negative. TypeError: for
+            anything but lists of numbers.
 
     >>> schedule = PiecewiseConstantDecay(boundaries=[100, 200], values=[1.0, 0.5, 0.25])
     >>> [float(schedule(step)) for step in (100, 101, 201)]
@@ -268,10 +268,8 @@ class CosineDecayRestarts(BuiltIn):
 
 
 _SHAPES: dict[str, Callable[[Array], Array]] = {
-    "linear": lambda p: 1 - p,
-    "cosine": _cosine,
-    "sqrt": lambda p: 1 - jnp.sqrt(p),
-}
+    "linear": lambda p: 1 - p, "cosine": _cosine, "sqrt": lambda p: 1 - jnp.sqrt(p),
+}  # fmt: skip
 _shape = Check("a string", (str,), f"one of {list(_SHAPES)}", lambda value: value in _SHAPES)
 
 
