@@ -25,7 +25,7 @@ MAKERS = {
     "packed": lambda: jk.AdamW(0.01),
 }
 every_kind = pytest.mark.parametrize("kind", MAKERS)
-anything = pytest.mark.filterwarnings("ignore:Of the checkpoint")
+anything = pytest.mark.filterwarnings("ignore:The checkpoint differs")
 
 
 class Trained:
