@@ -384,7 +384,7 @@ def test_refused():
     for path in ("none.safetensors", "none"):
         with pytest.raises(TypeError, match="`params` must be given for a kernel.*Received: params=None"):
             checkpoint.load(path, ADAMW)
-    with pytest.raises(TypeError, match="`state` must be what.*Received: builtins.dict. Of an optimizer of"):
+    with pytest.raises(TypeError, match="`state` must be what.*Received: builtins.dict. For an optimizer of"):
         checkpoint.to_dict(params)
     with pytest.raises(ValueError, match="identified by their paths"):
         checkpoint.to_dict(ADAMW.init({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}))
