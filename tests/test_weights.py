@@ -304,9 +304,9 @@ def test_slots_of_a_new_variable():
 
 def test_slots_that_are_not_there():
     optimizer, (kernel, bias) = built("Adam")
-    with refused(KeyError, "`rms` is no slot of `kernel`. It has .*momentum.*velocity", optimizer, kernel):
+    with refused(KeyError, "`kernel` has no slot `rms`. Its slots: .*momentum.*velocity", optimizer, kernel):
         optimizer.get_slot(kernel, "rms")
-    with refused(KeyError, "`other` is not known to adam.* It knows .*kernel.*bias", optimizer, kernel):
+    with refused(KeyError, "`other` is not registered in adam.* Registered: .*kernel.*bias", optimizer, kernel):
         optimizer.get_slot(jk.Variable(1.0, name="other"), "momentum")
     with refused(TypeError, "A variable must be", optimizer, kernel):
         optimizer.get_slot(1.0, "momentum")
