@@ -287,7 +287,7 @@ def test_private_attributes_are_the_subclass_s_own():
 
 @pytest.mark.parametrize("name", ["_state", "_rule", "_keys", "_views", "_step"])
 def test_a_private_name_that_is_taken_is_refused(name):
-    with pytest.raises(AttributeError, match=f"`{name}` is taken.*Received: {name}=0.5. Choose another"):
+    with pytest.raises(AttributeError, match=f"`{name}` is reserved.*Received: {name}=0.5. Choose another"):
         setattr(Tf2(), name, 0.5)
 
 

@@ -176,7 +176,7 @@ def test_set_weights_refuses():
     good = optimizer.get_weights()
     for weights, text in [
         ([], "`weights` must have 3 elements: .*kernel_velocity.* Received: 0"),
-        (good[:-1], "Received: 2.*no learning rate"),
+        (good[:-1], "Received: 2.*learning rate is not in this list"),
         ([*good, np.zeros(3)], "Received: 4"),
         ([good[0], good[2], good[1]], r"`kernel_velocity` must have shape \(2, 3\). Received: shape \(3,\)"),
         ([good[0], good[1].T, good[2]], r"`kernel_velocity` must have shape \(2, 3\). Received: shape \(3, 2\)"),
