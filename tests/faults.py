@@ -394,7 +394,7 @@ FAULTS = [
           "a look at the count unpacks the slots", "tests/test_flat.py -k until_somebody_looks"),
     Fault("stateful/transactions.py", "self._restore(before)", "pass",
           "what a failed build made is left", "tests/test_custom.py -k leaves_everything"),
-    Fault("stateful/state_views.py", "else {k: tree.get(k, nothing) for k in paths}", "else tree",
+    Fault("stateful/state_views.py", "else {k: tree.get(k, absent) for k in paths}", "else tree",
           "a step of some variables gets the slots of all", "tests/test_optimizer.py -k variables_join"),
     Fault("engine/pipeline.py", "name for name in self._slot_names([])", "name for name in ()",
           "a state of another optimizer is taken", "tests/test_bad_input.py -k 'test_pure and another'"),
