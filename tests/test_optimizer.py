@@ -678,7 +678,7 @@ def test_averages():
     optimizer.apply([1.0], [w])  # goes on from there
     assert float(w) == -1.25
     known, unknown = w, jk.Variable(1.0, name="unknown")
-    with refused(KeyError, "`unknown` is not known", optimizer, known):
+    with refused(KeyError, "`unknown` is not registered", optimizer, known):
         optimizer.finalize_variable_values([known, unknown])
     plain = jk.SGD()
     with unchanged(plain, w):

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.schedules.arguments import Delay, Factor, Name, Rate, Span, amount_or_none, growth
-from jaxopt_keras.schedules.built_in import BuiltIn, half_cosine, warm_up
+from jaxopt_keras.schedules.builtin import BuiltIn, half_cosine, warm_up
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +96,8 @@ class CosineDecayRestarts(BuiltIn):
         # The waves that begin before step 2**31, in float64 on the host: float32 logarithms can select a wrong wave.
         waves = t ** np.arange(1 + int(math.log1p(2**31 * (t - 1) / n) / math.log(t)))
         starts = n * (waves - 1) / (t - 1)
-        rounded = jnp.asarray(
-            starts.round(6), step.dtype
-        )  # float64 errors would put some starts just after a whole step
+        # Rounded: float64 errors would put some starts just after a whole step.
+        rounded = jnp.asarray(starts.round(6), step.dtype)
         i = jnp.searchsorted(rounded, step, side="right", method="compare_all") - 1
         p = (step - jnp.asarray(starts, step.dtype)[i]) / jnp.asarray(n * waves, step.dtype)[i]
         return i.astype(step.dtype), p

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.schedules.arguments import Each, Factor, Flag, Name, Rate, Span, amount, delay
-from jaxopt_keras.schedules.built_in import BuiltIn
+from jaxopt_keras.schedules.builtin import BuiltIn
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.schedules.arguments import Check, Delay, Name, Rate, Span
-from jaxopt_keras.schedules.built_in import BuiltIn, half_cosine, warm_up
+from jaxopt_keras.schedules.builtin import BuiltIn, half_cosine, warm_up
 
 _SHAPES: dict[str, Callable[[Array], Array]] = {
     "linear": lambda p: 1 - p,

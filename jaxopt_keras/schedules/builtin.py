@@ -13,7 +13,7 @@ from jaxopt_keras.schedules.base import LearningRateSchedule
 
 
 class BuiltIn(LearningRateSchedule):
-    """Base class of the built-in schedules. A subclass is a frozen dataclass that adds its arguments and `_rate`."""
+    """A built-in schedule: each is a frozen dataclass with its arguments and `_rate`."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # for the type checker: every subclass is a dataclass
     name: str | None
@@ -23,7 +23,7 @@ class BuiltIn(LearningRateSchedule):
             for check in getattr(field.type, "__metadata__", ()):
                 object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
 
-    # Subclasses have eq=False: a dataclass's equality ignores attributes that a user's subclass adds to the arguments.
+    # The dataclasses have eq=False: their own equality would ignore other attributes of a subclass.
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
