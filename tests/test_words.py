@@ -52,7 +52,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
     elif path.name == "Makefile":
         yield from ((i, line[line.index("#") :]) for i, line in enumerate(text.splitlines(), 1) if "#" in line)
     else:
-        yield from enumerate(re.split(r"\n(?=\n|[-|*#])", text), 1) if False else paragraphs(text)
+        yield from paragraphs(text)
 
 
 def paragraphs(text: str) -> Iterator[tuple[int, str]]:
