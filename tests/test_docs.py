@@ -1,4 +1,4 @@
-"""What the site makes of the library (`docs/generator`): the page of optimizers and the page of the API."""
+"""Generated pages of the site (`docs/generator`): the page of optimizers and the page of the API."""
 
 import doctest
 import inspect
