@@ -1,4 +1,4 @@
-"""Variables that lie in one buffer: what they are to optimizers, losses and their reader."""
+"""Variables packed in one buffer: optimizers, losses, reads and writes."""
 
 import copy
 import pickle

@@ -313,7 +313,7 @@ def test_values_handed_out_stay(kind):
 @every_kind
 def test_numpy_views_stay(kind):
     (v,) = variables = [KINDS[kind](np.ones(5000, np.float32), "v")]
-    view = np.asarray(v[...] if kind == "ref" else v)  # nobody but this view holds the array
+    view = np.asarray(v[...] if kind == "ref" else v)  # the only reference to the array
     optimizer = jk.SGD(1.0, momentum=0.5)
     for _ in range(3):
         optimizer.apply([jnp.ones(5000)], variables)
