@@ -36,8 +36,8 @@ def formed(name: str, saved: Any, like: Any, p: Any = None) -> Any:
         saved = dequantize(saved)
     _check(name, saved, like)
     if name.endswith(f"/{masters.MASTER}") and saved.dtype != like.dtype:
-        whole = masters.join(p, jnp.asarray(saved), MASTERS[str(saved.dtype)])
-        return _settled(masters.split(whole, MASTERS[str(like.dtype)], p.dtype)[1], like)
+        whole = masters.join_master(p, jnp.asarray(saved), MASTERS[str(saved.dtype)])
+        return _settled(masters.split_master(whole, MASTERS[str(like.dtype)], p.dtype)[1], like)
     if isinstance(like, Blocks):
         coded = formats.quantize_like(jnp.asarray(saved).astype(jnp.float32), like)
         return jax.tree.map(_settled, coded, like)
