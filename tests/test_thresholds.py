@@ -16,19 +16,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import unavailable
 from jaxopt_keras.engine.native.lower import AT_ONCE
-from jaxopt_keras.engine.resting_slots import FEW
+from jaxopt_keras.engine.slot_packing import FEW
 from jaxopt_keras.pure import sharding
 from tests.laws.cases import RATE, assert_close, assert_same_bits, draw, run, types
 
 SHAPES = {"w0": (2, 3), "w1": (6,), "one": (1,), "scalar": (), "empty": (0, 2)}
 LOWERED = {
-    "engine.resting_slots.FEW": 1,
-    "engine.resting_slots.LARGE": 4,
+    "engine.slot_packing.FEW": 1,
+    "engine.slot_packing.LARGE": 4,
     "packing.slots.LARGE": 4,
     "packing.trees._AT_ONCE": 2,
     "engine.native.lower.AT_ONCE": 2,
-    "engine.native.apart.FEW": 1,
-    "engine.native.apart.SMALL": 4,
+    "engine.native.unpack.FEW": 1,
+    "engine.native.unpack.SMALL": 4,
     "engine.plan.MANY": 1,
 }
 MANY = {f"w{i}": (2, 3) if i % 2 else (6,) for i in range(FEW + 1)}
@@ -255,4 +255,4 @@ def test_a_pattern_of_a_partition_that_is_misspelt_is_warned_of_once():
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         kernel.init(drawn(MANY)[0])
-    assert len(found) == 1 and "'v' takes no parameter" in str(found[0].message)
+    assert len(found) == 1 and "'v' matches no parameter" in str(found[0].message)
