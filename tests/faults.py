@@ -300,7 +300,7 @@ FAULTS = [
           "the loss scale of the trainer is not the state's", "tests/test_interop_keras.py -k wrapped_again"),
     # Other libraries
     Fault("pure/kernel.py", "return injection.merged(hyper, state.hyperparams)", "return hyper",
-          "injected hyperparameters are ignored", "tests/test_kernel_values.py -k 'injected_numbers and rule-True'"),
+          "injected hyperparameters are ignored", "tests/test_kernel_values.py -k 'injected_numbers and True-rule'"),
     Fault("engine/cores/foreign.py", "tree, **now.hyper.get(EXTRA, {}))", "tree)",
           "extra arguments do not arrive", "tests/test_interop_optax.py -k 'from_optax and polyak_sgd'"),
     Fault("engine/native/fusion.py", "elif not e.inputs or not all(", "elif not all(",
