@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -580,6 +580,23 @@ def test_from_rule_refuses():
             jk.Optimizer.from_rule(wrong)
     with pytest.raises(TypeError, match="`tx` must have `init"):
         jk.Optimizer.from_optax("adam")
+
+
+def test_a_rule_with_a_field_without_hash():
+    class Scaled(HeavyBall):
+        factors: Any = None
+
+        def update(self, g, p, s, at):
+            return super().update(self.factors[0] * g, p, s, at)
+
+    rule, twins = Scaled(factors=[2.0]), two()
+    optimizer, variables, kernel = jk.Optimizer.from_rule(rule), two(), jk.Kernel(rule)
+    params = dict(zip("ab", values(twins), strict=True))
+    optimizer.apply(some_grads(), variables)
+    params, _ = kernel.step(params, kernel.init(params), dict(zip("ab", some_grads(), strict=True)))
+    jk.Optimizer.from_rule(HeavyBall()).apply([2 * g for g in some_grads()], twins)
+    close(values(variables), values(twins))
+    close(list(params.values()), values(twins))
 
 
 def test_a_rule_and_its_named_class_are_one():

@@ -104,7 +104,8 @@ class Leafwise:
         return self.rule.grain == "element" and type(self.rule).accepts is Rule.accepts
 
     def slot_names(self) -> tuple[str, ...]:
-        return _slot_names(self.rule.skeleton())
+        rule = self.rule.skeleton()
+        return (_cached_slot_names if _is_hashable(rule) else _slot_names)(rule)
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         slots = []
@@ -166,13 +167,20 @@ class Leafwise:
         return rule.averaged(p, rule.State(**{name: slots.get(name) for name in rule.State._fields}))
 
 
-@functools.cache
 def _slot_names(rule: Rule) -> tuple[str, ...]:
     """The slots that arrays of some shape have, under the rule or one of its fallbacks."""
-    names: dict[str, None] = {}
-    for shape in ((), (2,), (256, 256)):
-        p = jax.ShapeDtypeStruct(shape, jnp.float32)
-        own = route(rule, "", p)
-        values = {n: as_scalar(f, 0.5) for n, f in fields_of(type(own)).items() if getattr(own, n) is TRACED}
-        names |= dict.fromkeys(present(jax.eval_shape(own.bind(values).init, p)))
-    return tuple(names)
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (2,), (256, 256))]
+    rules = [route(rule, "", p) for p in params]
+
+    def states(params: list[Any]) -> list[Any]:
+        return [_with_numbers(own).init(p) for own, p in zip(rules, params, strict=True)]
+
+    return tuple(dict.fromkeys(name for state in jax.eval_shape(states, params) for name in present(state)))
+
+
+def _with_numbers(rule: Rule) -> Rule:
+    """A skeleton with some number in the place of each."""
+    return rule.bind({n: as_scalar(f, 0.5) for n, f in fields_of(type(rule)).items() if getattr(rule, n) is TRACED})
+
+
+_cached_slot_names = functools.cache(_slot_names)

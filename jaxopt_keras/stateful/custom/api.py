@@ -241,7 +241,7 @@ class Custom(Transactions):
         """The options that Keras lacks, out of the keyword arguments.
 
         Raises:
-            TypeError: for an argument that nobody knows.
+            TypeError: for an argument that it does not have.
         """
         if kwargs.pop("decay", None) is not None:
             warnings.warn("`decay` is ignored, as in Keras 3: use a schedule.", stacklevel=4)
