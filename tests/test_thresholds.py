@@ -6,6 +6,7 @@ thresholds of the pure and the stateful face, and with every threshold lowered s
 
 import functools
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,14 +46,19 @@ def shapes(request, monkeypatch):
     return SHAPES
 
 
-def options(shapes, **given):
+def options(shapes: Any, **given: Any) -> dict[str, Any]:
     """With a seed that nothing draws from, but which keeps what was compiled under other thresholds out."""
     return {"learning_rate": RATE, "seed": len(shapes), **given}
 
 
-OFFLOADED = {"offload": "pinned_host"}
-INNER = {"plain": {}, "flat": {"flat_state": True}, "never flat": {"flat_state": False}, "xla": {"engine": "xla"}}
-OPTIONS = INNER | {
+OFFLOADED: dict[str, Any] = {"offload": "pinned_host"}
+INNER: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "flat": {"flat_state": True},
+    "never flat": {"flat_state": False},
+    "xla": {"engine": "xla"},
+}
+OPTIONS: dict[str, dict[str, Any]] = INNER | {
     "offload": OFFLOADED,
     "accumulate": {"gradient_accumulation_steps": 2},
     "guard": {"skip_nonfinite": True},
