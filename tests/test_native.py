@@ -46,7 +46,7 @@ def assert_near(a, b):
 
 
 def test_a_step_is_native_and_in_place():
-    state = NATIVE.init(PARAMS)._replace(hyper={})
+    state = NATIVE.init(PARAMS)
     lowered = NATIVE.compiled.step_donating.lower(PARAMS, state, GRADS, NATIVE.hyper())
     text = lowered.compile().as_text()
     assert text.count('custom_call_target="jaxopt_keras_') == 2  # the norm of both arrays, then the step of both
@@ -61,7 +61,7 @@ INT8 = jk.sgd(0.1, momentum=0.9, state_dtype="int8")
 def test_a_gpu_finds_scales_in_a_pass_of_their_own():
     state = INT8.init(BLOCKS)
     for platform, barriers in {"cuda": 2, "cpu": 0}.items():
-        traced = jax.jit(INT8.program.step).trace(BLOCKS, state, BLOCKS, state.hyper)
+        traced = jax.jit(INT8.program.step).trace(BLOCKS, state, BLOCKS, INT8.hyper())
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.optimization_barrier") == barriers, platform
 
@@ -70,9 +70,9 @@ def test_two_passes_have_the_numbers_of_one(monkeypatch):
     params, state = one_step(INT8, BLOCKS, jnp.sin(BLOCKS))
 
     # Operation by operation, hence to the bit.
-    one = INT8.program.step(params, state, BLOCKS, state.hyper)
+    one = INT8.program.step(params, state, BLOCKS, INT8.hyper())
     monkeypatch.setattr(Call, "reference", Call.in_two_passes)
-    jax.tree.map(np.testing.assert_array_equal, one, INT8.program.step(params, state, BLOCKS, state.hyper))
+    jax.tree.map(np.testing.assert_array_equal, one, INT8.program.step(params, state, BLOCKS, INT8.hyper()))
 
 
 def test_what_is_not_donated_stays():
@@ -103,7 +103,7 @@ def test_inside_transformations(transform):
 
 def test_a_cond_of_the_optimizer_itself():
     kernel = jk.adam(0.1, gradient_accumulation_steps=2, use_ema=True)
-    state = kernel.init(PARAMS)._replace(hyper={})
+    state = kernel.init(PARAMS)
     assert loops(kernel.program.bare_step, PARAMS, state, GRADS, kernel.hyper()) == 0  # the plain program has none
     assert loops(lambda *x: kernel.compiled.step(*x), PARAMS, state, GRADS, kernel.hyper()) >= 2
 
@@ -116,8 +116,8 @@ def test_on_several_devices_nothing_is_gathered(kind):
     with jax.set_mesh(mesh):
         state = kernel.init(params)
         found, _ = kernel.step(params, state, grads, donate=False)
-        moving = state._replace(hyper={})
-        text = kernel.compiled.step.lower(params, moving, grads, state.hyper).compile().as_text()
+        moving = state
+        text = kernel.compiled.step.lower(params, moving, grads, kernel.hyper()).compile().as_text()
     assert "all-gather" not in text and "jaxopt_keras_" not in text
     assert found["w"].sharding.is_equivalent_to(params["w"].sharding, 2)
     assert_near(found, one_step(kernel, {"w": PARAMS["w"]}, {"w": GRADS["w"]})[0])
@@ -131,7 +131,7 @@ def test_each_group_of_a_partition_has_its_own_engine():
     )
     for kernel, count in ((xla, 0), (mixed, 1)):
         state = kernel.init(PARAMS)
-        assert loops(kernel.compiled.step, PARAMS, state._replace(hyper={}), GRADS, state.hyper) == count
+        assert loops(kernel.compiled.step, PARAMS, state, GRADS, kernel.hyper()) == count
         assert_near(kernel.step(PARAMS, state, GRADS, donate=False)[0], one_step(xla, PARAMS, GRADS)[0])
     strict = jk.partition({"b": jk.sgd(0.1)}, default=jk.adafactor(0.1, engine="native"))
     with pytest.raises(Unavailable, match="has no loop for this"):
@@ -421,7 +421,7 @@ def test_arrays_of_one_shape_are_leaves_of_one_loop():
     """Not arrays of one large loop, although their stochastic rounding needs the same places of elements."""
     params = {"a": BLOCKS, "b": BLOCKS}
     state = INT8.init(params)
-    trace, _ = trace_of(INT8.program.bare_step, params, state._replace(hyper={}), params, state.hyper)
+    trace, _ = trace_of(INT8.program.bare_step, params, state, params, INT8.hyper())
     assert sum(not region.reason for region in Fusion(trace).regions) == 2
 
 
@@ -431,7 +431,7 @@ def test_what_tells_arrays_apart_is_one_array():
     def fusions(count):
         params = {str(i): BLOCKS for i in range(count)}
         state = kernel.init(params)
-        args = params, state._replace(hyper={}), params, state.hyper
+        args = params, state, params, kernel.hyper()
         return kernel.compiled.step.lower(*args).compile().as_text().count("fusion(")
 
     kernel = jk.adam(0.1, state_dtype="int8")

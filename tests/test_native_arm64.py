@@ -68,7 +68,7 @@ def loops(kernel):
     dtype = "bfloat16" if kernel.options.master_weights or kernel.options.rounding == "stochastic" else "float32"
     params = draw({"w": (40, 128), "b": (17,)}, 0, dtype)
     state = kernel.init(params)
-    trace, _ = trace_of(kernel.program.bare_step, params, state._replace(hyper={}), params, state.hyper)
+    trace, _ = trace_of(kernel.program.bare_step, params, state, params, kernel.hyper())
     regions = [region for region in Fusion(trace).regions if not region.reason]
     return {leaf.loop: leaf for region in regions for leaf in region.leaves.values()}.values()
 

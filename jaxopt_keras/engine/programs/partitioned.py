@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import optax
 
-from jaxopt_keras.engine.core import Layout, Program, is_absent
+from jaxopt_keras.engine.core import Layout, Program
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.state import State
@@ -144,7 +144,7 @@ class Tree:
         states, rest, trees = [], dict(state.scalars), self.parts(state)
         for i, group in enumerate(self.names):
             scalars = dict(rest.pop(group))
-            slots = {name: parts[i] for name, parts in trees.items() if _has_any(parts[i])}
+            slots = {name: parts[i] for name, parts in trees.items()}  # those that only other groups have are masked
             states.append(State(scalars.pop(STEP), {}, scalars, slots))
         return State(state.count, {}, rest, states)
 
@@ -171,7 +171,3 @@ def warn_of_unused(program: Partitioned, params: Any) -> None:
     for pattern in program.router.patterns:
         if pattern not in group.values():
             warnings.warn(f"The pattern {pattern!r} takes no parameter. There are {list(group)}", stacklevel=4)
-
-
-def _has_any(part: dict[str, Any]) -> bool:
-    return not all(map(is_absent, part.values()))
