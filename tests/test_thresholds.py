@@ -28,8 +28,8 @@ LOWERED = {
     "packing.slots.LARGE": 4,
     "packing.trees._AT_ONCE": 2,
     "engine.native.lower.AT_ONCE": 2,
-    "engine.native.apart.FEW": 1,
-    "engine.native.apart.SMALL": 4,
+    "engine.native.unpack.FEW": 1,
+    "engine.native.unpack.SMALL": 4,
     "engine.plan.MANY": 1,
 }
 MANY = {f"w{i}": (2, 3) if i % 2 else (6,) for i in range(FEW + 1)}
