@@ -25,7 +25,7 @@ from benchmarks.records import Record, Row
 from benchmarks.runs import Implementation, Wish
 from benchmarks.ways import candidates
 from benchmarks.workloads import WORKLOADS
-from jaxopt_keras.language.options import FORMS
+from jaxopt_keras.language.options import FORMATS
 from jaxopt_keras.parity.peer import default_promotion
 
 ROOT = Path(__file__).parent.parent
@@ -75,8 +75,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     add("--dtype", nargs="+", choices=list(DTYPES), default=["float32"], metavar="NAME", help="of the parameters")
     add(
-        "--storage", nargs="+", choices=FORMS, default=["float32"], metavar="NAME",
-        help=f"of the slots, of {', '.join(FORMS)}; peers with such slots join in",
+        "--storage", nargs="+", choices=FORMATS, default=["float32"], metavar="NAME",
+        help=f"of the slots, of {', '.join(FORMATS)}; peers with such slots join in",
     )  # fmt: skip
     add("--only", type=pattern, metavar="REGEX", help="only the rows whose name matches, and `step`")
     add("--scale", type=positive, metavar="X", help="every side of 16 or more times X (default: 1)")

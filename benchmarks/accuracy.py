@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 import jaxopt_keras as jk
 from jaxopt_keras.optimizers import FUNCTIONS
-from jaxopt_keras.storage import hash_rng as noise
+from jaxopt_keras.storage import hash_rng
 from jaxopt_keras.storage.rounding import stochastic
 
 MARK = "<!-- accuracy -->"
@@ -83,7 +83,7 @@ def bias() -> list[Row]:
     rows = []
     for name, x in numbers.items():
         full = jnp.full(100_000, x, jnp.float32)
-        drawn = [stochastic(full, jnp.bfloat16, noise.salts(0, ["w"], step)[0]) for step in range(20)]
+        drawn = [stochastic(full, jnp.bfloat16, hash_rng.seeds(0, ["w"], step)[0]) for step in range(20)]
         error = abs(np.mean(np.asarray(drawn).astype(np.float64)) / np.float64(np.float32(x)) - 1)
         rows.append(Row("bias of stochastic rounding", name, float(error), 3e-5))
     return rows

@@ -371,7 +371,7 @@ FAULTS = [
           "rows taken for columns", "tests/test_unpack.py -k columns"),
     Fault("engine/native/ir.py", "== INDEX:", "is None:",
           "arrays of one shape are one loop, if they are quantized", "tests/test_native.py -k arrays_of_one_shape"),
-    Fault("engine/native/call.py", "concatenated([words(scalars[x]) for x in column]).reshape(count, -1)",
+    Fault("engine/native/call.py", "concatenate([words(scalars[x]) for x in column]).reshape(count, -1)",
           "jnp.stack([words(scalars[x]) for x in column])",
           "hundreds of tiny programs for hundreds of arrays", "tests/test_native.py -k tells_arrays_apart"),
     Fault("engine/resting_slots.py", "if options.flat_state is not None:", "if options.flat_state:",

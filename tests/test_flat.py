@@ -12,10 +12,10 @@ import pytest
 import jaxopt_keras as jk
 from jaxopt_keras import checkpoint
 from jaxopt_keras.engine.native import native, unavailable
-from jaxopt_keras.engine.resting_slots import FEW
+from jaxopt_keras.engine.slot_packing import FEW
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.packing import slots as flat
-from jaxopt_keras.packing.trees import Packed, put_together, taken_apart, unpacked
+from jaxopt_keras.packing.trees import Packed, pack_buffer, unpack_buffer, unpacked
 from tests.laws.cases import AWKWARD, PLAIN, assert_close, assert_same_bits, draw, gradients, types
 
 AROUND = {
@@ -66,10 +66,10 @@ def test_whatever_is_around_the_rule(options):
 
 def test_only_small_arrays_are_joined():
     tree = {"a": jnp.ones((3, 2)), "one": jnp.ones(1), "none": jnp.ones((0, 2)), "large": jnp.ones(flat.LARGE + 1)}
-    joined = flat.packed_slots(tree | {"half": jnp.ones(4, jnp.bfloat16), "b": jnp.zeros(2)}, ("b",))
+    joined = flat.pack_slots(tree | {"half": jnp.ones(4, jnp.bfloat16), "b": jnp.zeros(2)}, ("b",))
     assert {name: x.size for name, x in joined.buffers.items()} == {"float32": 6, "bfloat16": 4}
     assert_same_bits(joined.unpack()["large"], tree["large"])
-    assert flat.packed_slots({}).unpack() == {}
+    assert flat.pack_slots({}).unpack() == {}
 
 
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable())
@@ -101,8 +101,8 @@ def test_packed_parameters_are_not_cut_out_either():
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 def test_what_is_needed_elsewhere_too_is_there():
     def doubled(buffer):
-        parts = [2 * x for x in taken_apart(buffer, (3, 4, 1))]
-        return put_together(parts), parts[1]
+        parts = [2 * x for x in unpack_buffer(buffer, (3, 4, 1))]
+        return pack_buffer(parts), parts[1]
 
     buffer = jnp.arange(8.0)
     for function in (doubled, native(doubled, strict=True), jax.jit(native(doubled), donate_argnums=0)):

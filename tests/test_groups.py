@@ -104,7 +104,7 @@ def test_the_first_pattern_wins():
 def test_what_is_refused():
     with pytest.raises(ValueError, match="none for `embed`"):
         jk.partition({"dense|out": jk.sgd()}).init(PARAMS)
-    with pytest.warns(UserWarning, match="'dence' takes no parameter"):
+    with pytest.warns(UserWarning, match="'dence' matches no parameter"):
         jk.partition({"dence": jk.sgd()}, default=jk.sgd()).init(PARAMS)
     with pytest.raises(TypeError, match="patterns to kernels"):
         jk.partition({"dense": jk.SGD()})

@@ -174,13 +174,15 @@ def test_every_factory_can_be_injected(name):
 def test_integers_shape_the_program():
     for dtype in (jnp.bfloat16, jnp.complex64):  # to which optax casts the numbers; in bfloat16 0.999 is 1
         low = {"w": jnp.ones(3, dtype)}
-        with pytest.raises(TypeError, match="unless it is told `hyperparam_dtype=jnp.float32`"):
+        with pytest.raises(TypeError, match="pass it `hyperparam_dtype=jnp.float32`"):
             jax.jit(optax.inject_hyperparams(jk.adam)(learning_rate=0.1).init)(low)
         tx = optax.inject_hyperparams(jk.adam, hyperparam_dtype=jnp.float32)(learning_rate=0.1)
         updates, _ = jax.jit(tx.update)(low, tx.init(low), low)
         assert jnp.allclose(updates["w"], -0.1)
     tx = optax.inject_hyperparams(jk.muon)(learning_rate=0.1)
-    with pytest.raises(TypeError, match=r'`ns_steps` shapes the program.*pass `static_args=\("ns_steps",\)`'):
+    with pytest.raises(
+        TypeError, match=r'`ns_steps` must be a constant of the compiled program.*pass `static_args=\("ns_steps",\)`'
+    ):
         jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
 
 
@@ -326,5 +328,5 @@ def test_the_fields_that_are_not_numbers_refuse_what_is_not_known():
     for rule in jk.optimizers.RULES.values():
         for name, field in fields_of(rule).items():
             if not field.traced:
-                with pytest.raises(TypeError, match=f"`{name}` shapes the program"):
+                with pytest.raises(TypeError, match=f"`{name}` must be a constant of the compiled program"):
                     jax.eval_shape(lambda x, rule=rule, name=name: rule(**{name: x}), 1)

@@ -76,7 +76,10 @@ WRONG = {
         first(INT8[0], "outputs", source=Ref("v", -1)),
     ],
     "stage before": [operation(INT8[0], "reduce_max", stage=-1)],
-    "packed in bytes": [operation(INT4[0], "pairs", scope=ELEMENT), operation(INT4[0], "unpaired", name="abs")],
+    "packed in bytes": [
+        operation(INT4[0], "pack_nibbles", scope=ELEMENT),
+        operation(INT4[0], "unpack_nibbles", name="abs"),
+    ],
     "other than a reduction": [
         operation(INT8[0], "reduce_max", scope=ELEMENT),
         operation(INT8[0], "sqrt", scope=BLOCK),

@@ -65,16 +65,16 @@ def test_one_buffer_is_one_array_of_the_program():
 def test_the_plan_says_what_is_packed_and_why():
     tree = {f"w{i:03}": jnp.ones(64) for i in range(101)}
     packed = jk.pack(dict(list(tree.items())[:3]))
-    assert str(jk.adam().describe(packed)).endswith("packed: 3 arrays in float32, as they are")
+    assert str(jk.adam().describe(packed)).endswith("packed: 3 arrays in float32, updated as buffers")
     assert [len(group.paths) for group in jk.adam().describe(packed).groups] == [1]
     for kernel, why in (
-        (jk.lamb(), "the rule works on whole arrays"),
+        (jk.lamb(), "the rule needs whole arrays"),
         (jk.adam(clipnorm=1.0), "`clipnorm` clips each by itself"),
         (jk.adam(constraints={"w": jnp.abs}), "there are `constraints`"),
         (jk.adamw(exclude_from_weight_decay="w001"), "some are in `exclude_from_weight_decay`"),
     ):
         plan = kernel.describe(packed)
-        assert plan.notes == (f"packed: 3 arrays in float32, cut out inside the step, since {why}",)
+        assert plan.notes == (f"packed: 3 arrays in float32, unpacked inside the step, since {why}",)
         assert sum(len(group.paths) for group in plan.groups) == 3 and plan.bytes == jk.nbytes(kernel.init(packed))
     assert "101 arrays of 64 elements each: `jaxopt_keras.pack`" in str(jk.adam().describe(tree))
     few, large = dict(list(tree.items())[:100]), {name: jnp.ones(4096) for name in tree}

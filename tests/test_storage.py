@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import jaxopt_keras as jk
-from jaxopt_keras.language.options import FORMS
-from jaxopt_keras.storage import hash_rng as noise
-from jaxopt_keras.storage.blockwise import Blocks, Code, block_length, decode, encode
-from jaxopt_keras.storage.masters import join, split
+from jaxopt_keras.language.options import FORMATS
+from jaxopt_keras.storage import hash_rng
+from jaxopt_keras.storage.blockwise import Blocks, Code, block_length, dequantize, quantize
+from jaxopt_keras.storage.masters import join_master, split_master
 from jaxopt_keras.storage.rounding import stochastic
 from tests.laws.cases import slots_at
 
@@ -37,9 +37,9 @@ def numbers(shape, code, seed=0):
 @pytest.mark.parametrize("shape", [(3, 1000), (2, 257), (64,), (3, 0), (2, 3, 130)], ids=str)
 def test_codes_of_codes_are_the_same(code, shape):
     x = numbers(shape, code)
-    stored = encode(x, code, noise.salts(0, ["x"], 1)[0])
-    assert stored.shape == shape and decode(stored).shape == shape and decode(stored).dtype == jnp.float32
-    again = encode(decode(stored), code)
+    stored = quantize(x, code, hash_rng.seeds(0, ["x"], 1)[0])
+    assert stored.shape == shape and dequantize(stored).shape == shape and dequantize(stored).dtype == jnp.float32
+    again = quantize(dequantize(stored), code)
     np.testing.assert_array_equal(again.codes, stored.codes)
     np.testing.assert_allclose(again.scales, stored.scales, rtol=2e-7)
 
@@ -47,7 +47,7 @@ def test_codes_of_codes_are_the_same(code, shape):
 @every_code
 def test_codes_are_right_on_average(code):
     x = jnp.tile(numbers((1, 64), code), (4000, 1))
-    mean = decode(encode(x, code, noise.salts(0, ["x"], 1)[0])).mean(0)
+    mean = dequantize(quantize(x, code, hash_rng.seeds(0, ["x"], 1)[0])).mean(0)
     # The step between codes grows with the number; positive numbers below the smallest code are rounded up to it.
     greatest = float(jnp.abs(x).max())
     relative = {"int8": 1 / 16, "int4": 0.5 if code.signed else 1, "float8": 0.13, "float16": 1e-3}[code.name]
@@ -60,16 +60,16 @@ def test_codes_are_right_on_average(code):
 def test_the_greatest_of_a_block_is_exact(code):
     x = numbers((3, 1000), code)
     blocks = np.abs(np.asarray(x)).reshape(3, -1, block_length(1000, code.block))
-    for salt in (None, noise.salts(1, ["x"], 2)[0]):
-        found = np.abs(np.asarray(decode(encode(x, code, salt)))).reshape(blocks.shape)
+    for seed in (None, hash_rng.seeds(1, ["x"], 2)[0]):
+        found = np.abs(np.asarray(dequantize(quantize(x, code, seed)))).reshape(blocks.shape)
         np.testing.assert_allclose(found.max(-1), blocks.max(-1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("code", [code for code in CODES if not code.signed], ids=lambda code: code.name)
 def test_what_is_positive_never_becomes_zero(code):
     x = jnp.asarray([[1.0, 1e-3, 1e-9, 1e-20, 1e-30, 0.0]])
-    for salt in (None, noise.salts(0, ["x"], 0)[0]):
-        found = np.asarray(decode(encode(x, code, salt)))[0]
+    for seed in (None, hash_rng.seeds(0, ["x"], 0)[0]):
+        found = np.asarray(dequantize(quantize(x, code, seed)))[0]
         assert np.all(found[:5] > 0) and found[5] == 0
 
 
@@ -77,13 +77,13 @@ def test_what_is_positive_never_becomes_zero(code):
 def test_zeros_and_what_is_not_finite(code):
     x = np.zeros((2, 257), np.float32)
     x[1, 5] = np.nan
-    found = np.asarray(decode(encode(jnp.asarray(x), code, noise.salts(0, ["x"], 0)[0])))
+    found = np.asarray(dequantize(quantize(jnp.asarray(x), code, hash_rng.seeds(0, ["x"], 0)[0])))
     assert np.all(found[0] == 0) and np.isnan(found[1, 5])
 
 
 def test_four_bits_are_half_a_byte():
-    assert encode(jnp.ones((3, 128)), Code("int4", True)).codes.shape == (3, 64)
-    assert encode(jnp.ones((3, 129)), Code("int4", True)).codes.shape == (3, 65)
+    assert quantize(jnp.ones((3, 128)), Code("int4", True)).codes.shape == (3, 64)
+    assert quantize(jnp.ones((3, 129)), Code("int4", True)).codes.shape == (3, 65)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def draws(x, dtype, count=100_000):
-    return np.asarray(stochastic(jnp.full(count, x, jnp.float32), dtype, noise.salts(0, ["w"], 3)[0])).astype(
+    return np.asarray(stochastic(jnp.full(count, x, jnp.float32), dtype, hash_rng.seeds(0, ["w"], 3)[0])).astype(
         np.float64
     )
 
@@ -136,10 +136,11 @@ def test_what_is_finite_stays_finite(dtype):
 
 def test_draws_differ_between_steps_arrays_and_seeds():
     bits = [
-        noise.bits((100,), noise.salts(*x)[0]) for x in ((0, ["a"], 1), (0, ["a"], 2), (0, ["b"], 1), (1, ["a"], 1))
+        hash_rng.bits((100,), hash_rng.seeds(*x)[0])
+        for x in ((0, ["a"], 1), (0, ["a"], 2), (0, ["b"], 1), (1, ["a"], 1))
     ]
     assert all(np.mean(np.asarray(x == y)) < 0.01 for x, y in itertools.combinations(bits, 2))
-    flat = np.asarray(noise.uniform((100, 100), noise.salts(0, ["a"], 1)[0])).ravel()
+    flat = np.asarray(hash_rng.uniform((100, 100), hash_rng.seeds(0, ["a"], 1)[0])).ravel()
     assert abs(flat.mean() - 0.5) < 0.02 and abs(np.corrcoef(flat[:-1], flat[1:])[0, 1]) < 0.05
     assert 0 <= flat.min() and flat.max() < 1
 
@@ -151,10 +152,10 @@ def test_draws_differ_between_steps_arrays_and_seeds():
 def test_masters(kind, error):
     rng = np.random.default_rng(0)
     master = jnp.asarray(rng.normal(size=10_000) * 10 ** rng.uniform(-30, 30, size=10_000), jnp.float32)
-    p, slot = split(master, kind, jnp.bfloat16)
+    p, slot = split_master(master, kind, jnp.bfloat16)
     np.testing.assert_array_equal(p, master.astype(jnp.bfloat16))
     assert slot.dtype.itemsize == {"float32": 4, "bf16+16": 2, "bf16+8": 1}[kind]
-    found = np.asarray(join(p, slot, kind))
+    found = np.asarray(join_master(p, slot, kind))
     assert np.max(np.abs(found / np.asarray(master) - 1)) <= error
 
 
@@ -162,7 +163,7 @@ def test_masters(kind, error):
 def test_masters_at_the_edges(kind):
     edges = [0.0, -0.0, np.inf, -np.inf, np.nan, float(np.finfo(np.float32).max), 1 + 2**-8, 1 + 3 * 2**-8]
     master = jnp.asarray(edges, jnp.float32)
-    found = np.asarray(join(*split(master, kind, jnp.bfloat16), kind))
+    found = np.asarray(join_master(*split_master(master, kind, jnp.bfloat16), kind))
     finite = np.isfinite(np.asarray(master.astype(jnp.bfloat16), np.float32))
     np.testing.assert_allclose(found[finite], np.asarray(master)[finite], rtol=2**-15)
     assert np.isnan(found[4]) and found[2] == np.inf and found[3] == -np.inf
@@ -211,7 +212,7 @@ LARGE = {"kernel": (128, 256), "bias": (256,)}
 BYTES = {"float32": 8.01, "bfloat16": 4.01, "float16": 4.1, "float8": 2.2, "int8": 2.2, "int4": 1.2}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_bytes_of_adamw(form):
     params = {
         name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in {"w": (4096, 1024), "b": (1024,)}.items()
@@ -359,6 +360,6 @@ def test_lazy_rows_of_codes():
     params, state = kernel.step({"t": table}, kernel.init({"t": table}), {"t": g}, donate=False)
     moved = np.flatnonzero(np.any(np.asarray(params["t"]) != 1, axis=1))
     assert moved.tolist() == rows
-    assert np.flatnonzero(np.any(np.asarray(decode(state.slots["momentum"]["t"])) != 0, axis=1)).tolist() == rows
+    assert np.flatnonzero(np.any(np.asarray(dequantize(state.slots["momentum"]["t"])) != 0, axis=1)).tolist() == rows
     vector = jk.adam(0.1, sparse="lazy", state_dtype="int8").init(jnp.zeros(5000))
     assert vector.slots["momentum"].dtype == jnp.float32

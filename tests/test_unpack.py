@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import build, unavailable, unpack
-from jaxopt_keras.packing.trees import taken_apart
+from jaxopt_keras.packing.trees import unpack_buffer
 from tests.laws.cases import assert_same_bits
 
 SIZES = (*range(1, 18), 0, unpack.SMALL + 1, 64, 64)
@@ -36,8 +36,8 @@ def cubes(split):
 def test_pieces_of_every_type(dtype):
     with jax.enable_x64(True):
         whole = (jnp.arange(COUNT) % 7).astype(dtype)
-        assert calls(lambda x: taken_apart(x, SIZES), whole) == (dtype != "int4")
-        assert_same_bits(taken_apart(whole, SIZES), np.split(np.asarray(whole), np.cumsum(SIZES)[:-1]))
+        assert calls(lambda x: unpack_buffer(x, SIZES), whole) == (dtype != "int4")
+        assert_same_bits(unpack_buffer(whole, SIZES), np.split(np.asarray(whole), np.cumsum(SIZES)[:-1]))
 
 
 def test_keys_too():
@@ -63,21 +63,21 @@ TRANSFORMED = {
 
 @pytest.mark.parametrize("change", TRANSFORMED.values(), ids=TRANSFORMED)
 def test_under_every_transformation(change):
-    found, wanted = (jax.jit(change(cubes(split)))(WHOLE) for split in (taken_apart, lax.split))
+    found, wanted = (jax.jit(change(cubes(split)))(WHOLE) for split in (unpack_buffer, lax.split))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), found, wanted)
 
 
 @native_only
 def test_where_it_is_not_native(monkeypatch):
-    pieces = lambda whole: taken_apart(whole, SIZES)
+    pieces = lambda whole: unpack_buffer(whole, SIZES)
     assert calls(pieces, WHOLE) == 1
-    assert calls(lambda x: taken_apart(x, (5, COUNT - 5)), WHOLE) == 0  # few, and one of them large
+    assert calls(lambda x: unpack_buffer(x, (5, COUNT - 5)), WHOLE) == 0  # few, and one of them large
     for platforms in (["cpu"], ["cpu", "cuda"]):
         assert "@jaxopt_keras_" not in export.export(jax.jit(pieces), platforms=platforms)(WHOLE).mlir_module()
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setenv("JAXOPT_KERAS_FALLBACK", "warn")
     build.target.cache_clear()
-    assert calls(lambda x: taken_apart(x, (COUNT - 20, *[1] * 20)), WHOLE) == 0
+    assert calls(lambda x: unpack_buffer(x, (COUNT - 20, *[1] * 20)), WHOLE) == 0
 
 
 @native_only
@@ -85,9 +85,9 @@ def test_on_several_devices():
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
     spec, sizes, whole = PartitionSpec("x"), (2,) * 20, WHOLE[:40]
     spread = jax.device_put(whole, NamedSharding(mesh, spec))
-    assert calls(lambda x: taken_apart(x, sizes), spread) == 0
-    assert_same_bits(taken_apart(spread, sizes), np.split(np.asarray(whole), 20))
-    first = jax.grad(lambda x: jnp.sum(taken_apart(x, sizes)[0] ** 2))
+    assert calls(lambda x: unpack_buffer(x, sizes), spread) == 0
+    assert_same_bits(unpack_buffer(spread, sizes), np.split(np.asarray(whole), 20))
+    first = jax.grad(lambda x: jnp.sum(unpack_buffer(x, sizes)[0] ** 2))
     each = jax.shard_map(first, mesh=mesh, in_specs=spec, out_specs=spec)
     assert calls(each, jnp.tile(whole, 4)) == 1
     assert_same_bits(jax.jit(each)(jnp.tile(whole, 4)), jnp.tile(first(whole), 4))

@@ -9,9 +9,8 @@ import numpy as np
 from jaxopt_keras.checkpoint.names import Coded, Decay
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.stateful.state_views import at_home
-from jaxopt_keras.storage import formats as forms
-from jaxopt_keras.storage import masters
-from jaxopt_keras.storage.blockwise import Blocks, decode
+from jaxopt_keras.storage import formats, masters
+from jaxopt_keras.storage.blockwise import Blocks, dequantize
 
 MASTERS = {"float32": "float32", "int16": "bf16+16", "int8": "bf16+8"}  # by the dtype of the slot
 
@@ -34,13 +33,13 @@ def formed(name: str, saved: Any, like: Any, p: Any = None) -> Any:
         saved = _blocks(name, saved, like.shape)
         if isinstance(like, Blocks) and saved.code == like.code and saved.scales.shape == like.scales.shape:
             return jax.tree.map(lambda x, old: _settled(x, old), saved, like)
-        saved = decode(saved)
+        saved = dequantize(saved)
     _check(name, saved, like)
     if name.endswith(f"/{masters.MASTER}") and saved.dtype != like.dtype:
         whole = masters.join(p, jnp.asarray(saved), MASTERS[str(saved.dtype)])
         return _settled(masters.split(whole, MASTERS[str(like.dtype)], p.dtype)[1], like)
     if isinstance(like, Blocks):
-        coded = forms.written(jnp.asarray(saved).astype(jnp.float32), like)
+        coded = formats.quantize_like(jnp.asarray(saved).astype(jnp.float32), like)
         return jax.tree.map(_settled, coded, like)
     return _settled(saved.astype(like.dtype), like)
 

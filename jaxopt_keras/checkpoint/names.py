@@ -26,10 +26,10 @@ from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.packing.trees import Packed, Part, concatenated, unpacked
+from jaxopt_keras.packing.trees import Packed, Part, concatenate, unpacked
 from jaxopt_keras.stateful.state_views import at_home
-from jaxopt_keras.storage import formats as forms
-from jaxopt_keras.storage.blockwise import Blocks, Code, decode
+from jaxopt_keras.storage import formats
+from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize
 
 VERSION = 1
 FORMAT, STEP, SCALES, COMPLEMENT = "format", "step", ".scales", ".complement"
@@ -157,7 +157,7 @@ def cut(buffers: dict[str, Any], parts: Iterable[Part]) -> dict[str, dict[str, A
         inside = [part for part in parts if part.buffer == buffer]
         for slot, x in kept.items():
             x = jax.device_put(x, jax.memory.Space.Device)  # where arithmetic is possible
-            pieces = jax.lax.split(decode(x) if isinstance(x, Blocks) else x, [part.size for part in inside])
+            pieces = jax.lax.split(dequantize(x) if isinstance(x, Blocks) else x, [part.size for part in inside])
             for part, piece in zip(inside, pieces, strict=True):
                 slots[part.path][slot] = piece.reshape(part.shape)
     return slots
@@ -168,7 +168,7 @@ def joined(slots: dict[str, dict[str, Any]], like: dict[str, Any], parts: Iterab
 
     def whole(buffer: str, slot: str, old: Any) -> Any:
         pieces = [jnp.ravel(slots[part.path][slot]) for part in parts if part.buffer == buffer]
-        return jax.tree.map(at_home, forms.written(concatenated(pieces), old), old)
+        return jax.tree.map(at_home, formats.quantize_like(concatenate(pieces), old), old)
 
     return {buffer: {slot: whole(buffer, slot, x) for slot, x in kept.items()} for buffer, kept in like.items()}
 
@@ -182,7 +182,7 @@ def spread(found: dict[str, Any], portable: bool) -> dict[str, Any]:
         elif isinstance(x, (Complemented, Complements)):
             flat[name], flat[name + COMPLEMENT] = x.value, x.complement
         elif isinstance(x, Blocks):
-            flat[name] = decode(x)
+            flat[name] = dequantize(x)
         else:
             flat[name] = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     return flat

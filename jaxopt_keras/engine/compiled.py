@@ -24,8 +24,8 @@ class Compiled(NamedTuple):
 
 
 def compiled(program: Any) -> Compiled:
-    """The jitted functions of a program, uncached."""
-    # Donated arguments come in the order of the outputs: jit pairs buffers in that order, and would copy otherwise.
+    """Jit the functions of a program, without a cache."""
+    # Donated arguments have the order of the outputs: `jit` pairs buffers in that order, and would copy otherwise.
     return Compiled(
         init=jax.jit(program.init),
         init_on_one_device=jax.jit(functools.partial(_init_on_one_device, program)),
@@ -43,7 +43,7 @@ def _init_on_one_device(program: Any, params: Any, hyper: Any) -> Any:
 
 
 def narrow_update(program: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
-    """`program.update`, with amounts in the dtypes of the gradients, as optax's protocol has it."""
+    """Run `program.update`, and cast the amounts to the dtypes of the gradients, as optax's protocol requires."""
     deltas, state = program.update(grads, state, params, hyper)
     leaves, treedef = jax.tree.flatten(deltas, is_leaf=lambda x: x is None)
     given = treedef.flatten_up_to(grads) if not isinstance(grads, Packed) else jax.tree.leaves(grads)
@@ -51,11 +51,8 @@ def narrow_update(program: Any, grads: Any, state: Any, params: Any, hyper: Any)
 
 
 def _cast(delta: Any, g: Any) -> Any:
-    dtype = (
-        getattr(getattr(g, "values", getattr(g, "data", g)), "dtype", None)
-        if is_sparse(g)
-        else getattr(g, "dtype", None)
-    )
+    values = getattr(g, "values", getattr(g, "data", g)) if is_sparse(g) else g
+    dtype = getattr(values, "dtype", None)
     is_float = dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
     return delta.astype(dtype) if delta is not None and is_float else delta
 
@@ -66,8 +63,8 @@ def _interned(program: Any) -> Compiled:
 
 
 def shared(program: Any) -> Compiled:
-    """The jitted functions of a program, cached by equality."""
+    """Return the jitted functions of a program, cached by equality."""
     try:
         return _interned(program)
-    except TypeError:  # a rule with an unhashable field: its programs are its own
+    except TypeError:  # a rule with an unhashable field shares nothing
         return compiled(program)

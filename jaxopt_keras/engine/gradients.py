@@ -1,4 +1,4 @@
-"""Gradients as they come, in the dtype of the arithmetic."""
+"""Validation of gradients, and their conversion to the dtype of the arithmetic."""
 
 from typing import Any
 
@@ -14,17 +14,18 @@ from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shape_of
 
 
-def read(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
-    """A gradient in the dtype of the arithmetic: an array, `Rows` of a sparse one with `as_rows`, or None.
+def read_gradient(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
+    """Convert a gradient to the dtype of the arithmetic: to an array, to `Rows` (sparse, with `as_rows`), or to None.
 
     Raises:
-        ValueError: if its shape is not the parameter's. TypeError: if it is complex and the parameter is not.
+        ValueError: if its shape is not the parameter's. TypeError: if it is complex and the parameter is real, or the
+            indices of a sparse gradient are not integers.
     """
     if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
         return None
     like = g if p is None else p
     shape, dtype = np.shape(like), compute_dtype(like.dtype)
-    indices = getattr(g, "indices", None)  # of `IndexedSlices`, or a BCOO
+    indices = getattr(g, "indices", None)  # only `IndexedSlices` and BCOO have them
     if is_sparse(g) and not jnp.issubdtype(getattr(indices, "dtype", float), jnp.integer):
         raise TypeError(
             f"The gradient of `{leaf.path}` must have arrays of values and of integer indices. Received: indices "
@@ -41,9 +42,9 @@ def read(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
     return Rows(g.values.astype(dtype), g.indices) if isinstance(g, Rows) else g.astype(dtype)
 
 
-def divided(g: Any, scale: Array) -> Any:
+def divide_gradient(g: Any, scale: Array) -> Any:
     if g is None:
         return None
     if isinstance(g, Rows):
-        return Rows(divided(g.values, scale), g.indices)
+        return Rows(divide_gradient(g.values, scale), g.indices)
     return g / scale.astype(g.real.dtype)

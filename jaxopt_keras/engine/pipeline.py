@@ -1,7 +1,7 @@
 """One call of an optimizer, from gradients to parameters.
 
-The order of the stages, stated here once: sum over the mapped axis, unscale, guard, accumulate, open what is stored,
-clip, decay, rule, average, constrain, store.
+The order of the stages: sum over the mapped axis, unscale, guard, accumulate, dequantize, clip, decay, rule, average,
+constrain, quantize.
 """
 
 import dataclasses
@@ -13,32 +13,31 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.engine import rows
-from jaxopt_keras.engine import stored as keep
+from jaxopt_keras.engine import rows, slot_storage
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
-from jaxopt_keras.engine.gradients import divided, read
+from jaxopt_keras.engine.gradients import divide_gradient, read_gradient
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.plan import Plan, plan
-from jaxopt_keras.engine.resting_slots import LOOSE
 from jaxopt_keras.engine.rows import Rows
-from jaxopt_keras.engine.settle import Move, constrained, nothing, put, settled
-from jaxopt_keras.engine.slot_sharding import alike
+from jaxopt_keras.engine.slot_packing import LOOSE
+from jaxopt_keras.engine.slot_sharding import shard_like
+from jaxopt_keras.engine.slot_storage import Stored, upcast
 from jaxopt_keras.engine.stages import accumulate, average, guard
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.engine.stored import Kept, wide
+from jaxopt_keras.engine.write_back import Move, apply_constraint, put_rows, write_back, zero_amount
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.packing.slots import packed_slots
+from jaxopt_keras.packing.slots import pack_slots
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.masters import MASTER
 
 
 @dataclass(frozen=True)
 class Program:
-    """Runs a core within the stages that `options` ask for."""
+    """Runs a core within the stages of `options`."""
 
     core: Core
     options: Options
@@ -61,8 +60,8 @@ class Program:
         for name, value in numbers.items():
             if name not in known:
                 raise ValueError(
-                    f"`{name}` is no run-time hyperparameter here. Received: {name}={value!r}. There are "
-                    f"{sorted(known)}"
+                    f"`{name}` is not a run-time hyperparameter of this optimizer. Received: {name}={value!r}. There "
+                    f"are {sorted(known)}"
                 )
         own = {name: value for name, value in numbers.items() if name in self.options.traced()}
         rest = {name: value for name, value in numbers.items() if name not in own}
@@ -77,28 +76,28 @@ class Program:
         return self.options.loss_scale_factor
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
-        """The state of fresh `params`. Compiled, its arrays have buffers of their own, even one that is a parameter."""
-        if self._cuts(params):
+        """Return the state of fresh `params`. Compiled, it shares no buffer with them."""
+        if self._must_unpack(params):
             return self.init(params.unpack(), hyper)
         layout, stored = Layout.read(params, self.options)
-        work = [wide(p) for p in stored]
+        work = [upcast(p) for p in stored]
         slots, scalars = self.core.init(layout, work, hyper)
         everything = zip(layout.leaves, stored, slots, strict=True)
-        slots = [keep.first(self.core, self.options, leaf, p, s) for leaf, p, s in everything]
+        slots = [slot_storage.initial_slots(self.core, self.options, leaf, p, s) for leaf, p, s in everything]
         if self.options.use_ema:
             slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
             accumulate.init(slots, scalars, work)
         everything = zip(slots, stored, layout.leaves, strict=True)
-        slots = [alike(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
+        slots = [shard_like(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         guard.init(self.options, scalars)
         trees = layout.by_slot(self._slot_names(slots), slots)
         return State(
-            jnp.zeros((), jnp.int32), {}, scalars, packed_slots(trees, LOOSE) if self.options.flat_state else trees
+            jnp.zeros((), jnp.int32), {}, scalars, pack_slots(trees, LOOSE) if self.options.flat_state else trees
         )
 
     def _slot_names(self, slots: list[Slots]) -> list[str]:
-        """The names of the trees of slots: those that there may be, so that they do not depend on the parameters."""
+        """Return the names of all possible slots, whatever the parameters are, and of any others in `slots`."""
         around = {MASTER: self.options.master_weights, AVERAGE: self.options.use_ema}
         around[accumulate.SUM] = self.options.gradient_accumulation_steps
         possible = [*self.core.slot_names(), *(name for name, is_on in around.items() if is_on)]
@@ -111,20 +110,20 @@ class Program:
         return self.on_engine(self.bare_update)(grads, state, params, hyper, reduce=reduce)
 
     def on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` as the option `engine` says; here, so that programs within others keep their own."""
+        """Run `function` on the engine of the options. Applied here, so that each program in a tree has its own."""
         if self.options.engine == "xla" or (self.options.engine == "auto" and not self._gains()):
             return function
         return native(function, strict=self.options.engine == "native")
 
     def _gains(self) -> bool:
-        """Whether the engine is of use here: there is a compiler, or blocks, which a GPU has in fewer passes by it."""
+        """Whether the native engine is faster: with a C compiler, or for quantized slots, which it fuses on a GPU."""
         return not unavailable() or self.options.state_dtype is not None
 
     def bare_step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        """`step` as plain operations."""
+        """Compute `step` in plain JAX operations."""
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
-        if self._cuts(params):
+        if self._must_unpack(params):
             new, state = self.bare_step(params.unpack(), state, grads.unpack(), hyper, reduce)
             return params.like(new), state
         layout, stored = Layout.read(params, self.options)
@@ -132,8 +131,8 @@ class Program:
         return layout.unflatten(new), state
 
     def bare_update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        """`update` as plain operations."""
-        if self._cuts(grads):
+        """Compute `update` in plain JAX operations."""
+        if self._must_unpack(grads):
             tree = params.unpack() if isinstance(params, Packed) else params
             deltas, state = self.bare_update(grads.unpack(), state, tree, hyper, reduce)
             return grads.like(deltas), state
@@ -147,7 +146,11 @@ class Program:
     def _update_without_params(
         self, layout: Layout, grads: Any, state: State, hyper: dict[str, Any], reduce: bool
     ) -> Any:
-        """As `update`, where neither the options nor the rule read the parameters."""
+        """Compute `update` if neither the options nor the rule read the parameters.
+
+        Raises:
+            ValueError: if one of them does.
+        """
         for name, off in _READ_PARAMS.items():
             if getattr(self.options, name) not in off:
                 raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
@@ -167,24 +170,24 @@ class Program:
         return layout.unflatten(jax.lax.psum(self._gradients(layout, stored, grads), self.options.axis_name))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
-        if self._cuts(params):
+        if self._must_unpack(params):
             return params.like(self.averaged(params.unpack(), state, hyper))
         layout, stored = Layout.read(params, self.options)
         slots = layout.by_leaf(unpacked(state.slots))
-        kept = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
+        everything = [Stored(p, s) for p, s in zip(stored, slots, strict=True)]
         out = [
-            k.slots[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._opened(k), hyper)
-            for leaf, k in zip(layout.leaves, kept, strict=True)
+            x.slots[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._dequantize(x), hyper)
+            for leaf, x in zip(layout.leaves, everything, strict=True)
         ]
         return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)])
 
-    def _cuts(self, params: Any) -> bool:
-        return isinstance(params, Packed) and self.why_cut(params) is not None
+    def _must_unpack(self, params: Any) -> bool:
+        return isinstance(params, Packed) and self.why_unpack(params) is not None
 
-    def why_cut(self, packed: Packed) -> str | None:
-        """Why packed arrays must be cut out: what looks at where one ends; None: nothing does."""
+    def why_unpack(self, packed: Packed) -> str | None:
+        """Return why packed arrays must be unpacked for a step; None if the step can run on the buffers."""
         if not self.core.elementwise:
-            return "the rule works on whole arrays"
+            return "the rule needs whole arrays"
         if self.options.clipnorm is not None:
             return "`clipnorm` clips each by itself"
         if self.options.constraints:
@@ -197,11 +200,11 @@ class Program:
     def _call(
         self, layout: Layout, stored: list[Any], state: State, grads: Any, hyper: Any, *, reduce: bool, write: bool
     ) -> tuple[list[Any], State]:
-        """One call; with `write` the new parameters as they are stored, else what to add to them."""
+        """Run one call. With `write`, return the new parameters as stored, else the amounts to add to them."""
         trees, scalars = unpacked(state.slots), state.scalars
         if missing := [name for name in self._slot_names([]) if name not in trees]:
             raise ValueError(
-                "`state` must be of this optimizer: what its `init` made, or a step of it returned. Received: one "
+                "`state` must come from this optimizer: from its `init`, or from an earlier step. Received: one "
                 f"without the slots {missing}. It has {[*trees]}"
             )
         slots = layout.by_leaf(trees)
@@ -209,19 +212,19 @@ class Program:
         if self.options.axis_name is not None and reduce:
             gradients = jax.lax.psum(gradients, self.options.axis_name)
         if "loss_scale_factor" in hyper:
-            gradients = [divided(g, hyper["loss_scale_factor"]) for g in gradients]
+            gradients = [divide_gradient(g, hyper["loss_scale_factor"]) for g in gradients]
 
         def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
             out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.count, hyper, write)
             return (out, state.count + 1), slots, scalars
 
         def idle(slots: list[Slots], scalars: Slots) -> Any:
-            amounts = [nothing(g, p) for g, p in zip(gradients, stored, strict=True)]
+            amounts = [zero_amount(g, p) for g, p in zip(gradients, stored, strict=True)]
             return (stored if write else amounts, state.count), slots, scalars
 
         def proceed(slots: list[Slots], scalars: Slots) -> Any:
             if k := self.options.gradient_accumulation_steps:
-                return accumulate.every(k, gradients, slots, scalars, update, idle)
+                return accumulate.run_every(k, gradients, slots, scalars, update, idle)
             return update(gradients, slots, scalars)
 
         everything = self.options, hyper, gradients, slots, scalars, state.count
@@ -230,13 +233,13 @@ class Program:
         return out, State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Packed) else trees)
 
     def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
-        """The gradients of `layout`'s parameters in the dtype of the arithmetic."""
+        """Return the gradients of `layout`'s parameters in the dtype of the arithmetic."""
         everything = zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
-        return [read(*x, as_rows=self._keeps_rows) for x in everything]
+        return [read_gradient(*x, as_rows=self._keeps_rows) for x in everything]
 
     @property
     def _keeps_rows(self) -> bool:
-        """Whether a sparse gradient reaches the core as rows; where sums are in the way, it cannot."""
+        """Whether sparse gradients stay rows: sums over calls or devices make them dense."""
         summed = self.options.gradient_accumulation_steps or self.options.axis_name is not None
         return self.options.sparse == "lazy" or (self.core.takes_rows and not summed)
 
@@ -251,7 +254,7 @@ class Program:
         hyper: dict[str, Any],
         write: bool,
     ) -> tuple[list[Any], list[Slots], Slots]:
-        """One real update."""
+        """Run one update, after the sums, the guard and the accumulation."""
         now = self._now(step, hyper)
         averages = [s.get(AVERAGE) for s in slots]
         slots = [without(s, AVERAGE) for s in slots]
@@ -261,31 +264,31 @@ class Program:
         grads = clip([g.values if isinstance(g, Rows) else g for g in gradients], hyper)
         if self.core.takes_rows:
             grads = [r._replace(values=g) if isinstance(r, Rows) else g for g, r in zip(grads, gradients, strict=True)]
-        old = [Kept(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
-        opened = [self._opened(x, g) for x, g in zip(old, grads, strict=True)]
-        params, before = [p for p, _ in opened], [s for _, s in opened]
+        old = [Stored(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
+        dequantized = [self._dequantize(x, g) for x, g in zip(old, grads, strict=True)]
+        params, before = [p for p, _ in dequantized], [s for _, s in dequantized]
         clocks = {d: now.cast(d) for d in {real_dtype(jax.tree.leaves(g)[0].dtype) for g in grads if g is not None}}
-        shrinks = [self._shrink(*x, clocks) for x in zip(layout.leaves, grads, params, strict=True)]
-        decayed = [p if d is None else p - d for p, d in zip(params, shrinks, strict=True)]
+        decays = [self._decay(*x, clocks) for x in zip(layout.leaves, grads, params, strict=True)]
+        decayed = [p if d is None else p - d for p, d in zip(params, decays, strict=True)]
         deltas, after, scalars = self.core.update(layout, grads, decayed, before, scalars, now)
-        deltas = [x if d is None else x - d for x, d in zip(deltas, shrinks, strict=True)]
+        deltas = [x if d is None else x - d for x, d in zip(deltas, decays, strict=True)]
         new = [d if d is None or p is None else p + d for p, d in zip(params, deltas, strict=True)]
-        salts = keep.Salts(self.options, layout.leaves, slots, step)
+        seeds = slot_storage.Seeds(self.options, layout.leaves, slots, step)
         for i, leaf in enumerate(layout.leaves):
             if grads[i] is not None:
-                kept = keep.stored_slots(leaf, after[i], old[i].slots, salts)
-                kept = {n: rows.scatter(slots[i][n], x, touched[i]) for n, x in kept.items()}
-                slots[i] = slots[i] | kept  # what is not the rule's own stays
+                quantized = slot_storage.quantize_slots(leaf, after[i], old[i].slots, seeds)
+                written = {n: rows.scatter(slots[i][n], x, touched[i]) for n, x in quantized.items()}
+                slots[i] = slots[i] | written  # keeps slots that are not the rule's own
         moves = [Move(*x) for x in zip(new, deltas, old, touched, strict=True)]
 
         if self.options.use_ema or self.options.constraints:
-            wholes = [Kept(p, s) for p, s in zip(stored, slots, strict=True)]
-            new = [put(self._opened(k)[0], x.new, x.touched) for k, x in zip(wholes, moves, strict=True)]
+            wholes = [Stored(p, s) for p, s in zip(stored, slots, strict=True)]
+            new = [put_rows(self._dequantize(k)[0], x.new, x.touched) for k, x in zip(wholes, moves, strict=True)]
             new, averages = self._rewritten(layout, new, grads, averages, step, hyper)
             moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
 
         everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
-        ends = [settled(self.options, *x, salts, write) for x in everything]
+        ends = [write_back(self.options, *x, seeds, write) for x in everything]
         out, slots = [p for p, _ in ends], [s for _, s in ends]
         if self.options.use_ema:
             slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
@@ -294,16 +297,16 @@ class Program:
     def _rewritten(
         self, layout: Layout, new: list[Any], grads: list[Any], averages: list[Any], step: Array, hyper: dict[str, Any]
     ) -> tuple[list[Any], list[Any]]:
-        """The stages that act on whole parameters, after the rule: the new parameters, and their averages."""
+        """Run the stages on whole parameters after the rule; return the new parameters and their averages."""
         if self.options.use_ema:
             frequency = self.options.ema_overwrite_frequency
             new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
-        return [constrained(self.options, *x) for x in zip(layout.leaves, new, grads, strict=True)], averages
+        return [apply_constraint(self.options, *x) for x in zip(layout.leaves, new, grads, strict=True)], averages
 
-    def _opened(self, kept: Kept, g: Any = None) -> tuple[Any, Slots]:
-        like = g if kept.p is None else kept.p
+    def _dequantize(self, stored: Stored, g: Any = None) -> tuple[Any, Slots]:
+        like = g if stored.p is None else stored.p
         dtype = jnp.result_type(float) if like is None else compute_dtype(like.dtype)
-        return keep.opened(self.options, kept, dtype)
+        return slot_storage.dequantize(self.options, stored, dtype)
 
     def _now(self, step: Array, hyper: dict[str, Any]) -> Now:
         dtype = jnp.result_type(float)
@@ -311,8 +314,8 @@ class Program:
         lr = hyper.get("learning_rate") if schedule is None else jnp.asarray(schedule(step), dtype)
         return Now((step + 1).astype(dtype), lr, hyper.get("weight_decay"), hyper)
 
-    def _shrink(self, leaf: Leaf, g: Any, p: Any, clocks: dict[Any, Now]) -> Any:
-        """The amount that decoupled weight decay takes off `p` before the rule sees it, or None."""
+    def _decay(self, leaf: Leaf, g: Any, p: Any, clocks: dict[Any, Now]) -> Any:
+        """Return the amount that decoupled weight decay subtracts from `p` before the rule, or None."""
         if g is None or not leaf.decays:
             return None
         now = clocks[real_dtype(jax.tree.leaves(g)[0].dtype)]
@@ -320,7 +323,7 @@ class Program:
         return None if rate is None else p * (now.lr * rate)
 
 
-# The options that read the parameters, with the values that do not.
+# The options that read the parameters, with the values for which they do not.
 _READ_PARAMS = {
     "weight_decay": (None,), "use_ema": (False,), "constraints": ((),), "master_weights": (None,),
     "rounding": ("nearest",),

@@ -1,6 +1,6 @@
-"""Touched rows only: the same update, on the rows of a sparse gradient gathered out of the parameter and its slots.
+"""Updates of touched rows only: the rows of a sparse gradient, gathered from the parameter and its slots.
 
-The work is in proportion to the rows, provided that parameter and slots are donated: the scatter is then in place.
+The work is proportional to the number of rows if parameter and slots are donated, so that the scatter is in place.
 """
 
 from typing import Any, NamedTuple
@@ -13,42 +13,40 @@ from jaxopt_keras.language.sparse import IndexedSlices
 
 
 class Rows(NamedTuple):
-    """Distinct rows. Unused places hold zeros and indices past the end, which nothing reads."""
+    """Rows with distinct indices. Unused entries are zeros, with indices past the end: they have no effect."""
 
     values: Array  # (n, ...)
     indices: Array  # (n,)
 
 
 def merge(slices: IndexedSlices, shape: tuple[int, ...]) -> Rows:
-    """The rows of `slices`, each index once, duplicates summed."""
+    """Return the rows of `slices`, each index once, with duplicates summed."""
     values = jnp.asarray(slices.values).reshape(-1, *shape[1:])
     indices = jnp.asarray(slices.indices).reshape(-1)
     count, n = shape[0], len(indices)
     indices = jnp.where(indices < 0, indices + count, indices)
     indices = jnp.where((indices < 0) | (indices >= count), count, indices)
-    # Each row is summed where its index first stands in the order. Sorting positions along takes XLA on a CPU 7 times
-    # as long as sorting indices alone, and `jnp.unique` does.
+    # Each row is summed at the first position of its index in the sorted order. `jnp.unique` sorts positions too, which
+    # takes XLA on a CPU 7 times as long.
     ordered = jax.lax.sort(indices)
-    place = jnp.searchsorted(ordered, indices)
-    sums = jnp.zeros_like(values).at[place].add(values)
+    position = jnp.searchsorted(ordered, indices)
+    sums = jnp.zeros_like(values).at[position].add(values)
     unused = (ordered == count) | jnp.concatenate([jnp.zeros(min(n, 1), bool), ordered[1:] == ordered[:-1]])
     past_the_end = count + jnp.arange(n, dtype=ordered.dtype)  # keeps the indices distinct
     mask = unused.reshape(-1, *[1] * (values.ndim - 1))
-    # The barrier: what follows is arithmetic on rows alone, which can be one loop.
+    # The barrier separates this from the arithmetic on rows, which can then be one native loop.
     return Rows(*jax.lax.optimization_barrier((jnp.where(mask, 0, sums), jnp.where(unused, past_the_end, ordered))))
 
 
 def gather(x: Any, rows: Rows | None) -> Any:
-    """The rows of an array, or of every array in a dict of slots; all of it where `rows` is None."""
-    return (
-        x
-        if rows is None
-        else jax.tree.map(lambda a: a.at[rows.indices].get(mode="clip", wrap_negative_indices=False), x)
-    )
+    """Return the rows of an array, or of every array in a dict of slots; the whole of it if `rows` is None."""
+    if rows is None:
+        return x
+    return jax.tree.map(lambda a: a.at[rows.indices].get(mode="clip", wrap_negative_indices=False), x)
 
 
 def scatter(old: Any, new: Any, rows: Rows | None) -> Any:
-    """`old` with its touched rows replaced by `new`; all of it where `rows` is None."""
+    """Replace the touched rows of `old` by `new`; the whole of it if `rows` is None."""
     if rows is None:
         return new
 

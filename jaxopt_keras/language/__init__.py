@@ -1,4 +1,4 @@
-"""The language that rules are written in.
+"""The language of rules: hyperparameter types, slots, numerics, and the class `Rule`.
 
 >>> from typing import NamedTuple
 >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Small pure helpers for the arithmetic of rules."""
+"""Numerics of rules: small pure functions."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 
 def compute_dtype(dtype: DTypeLike) -> Any:
-    """The dtype that arithmetic and slots have for a parameter of `dtype`: at least float32.
+    """Return the dtype of arithmetic and slots for a parameter of `dtype`: at least float32.
 
     >>> compute_dtype("bfloat16"), compute_dtype("float64"), compute_dtype("complex64")
     (dtype('float32'), dtype('float64'), dtype('complex64'))
@@ -19,30 +19,30 @@ def compute_dtype(dtype: DTypeLike) -> Any:
 
 
 def real_dtype(dtype: DTypeLike) -> Any:
-    """The dtype of `abs(x)` for an `x` of `dtype`."""
+    """Return the dtype of `abs(x)` for an `x` of `dtype`."""
     return jnp.finfo(dtype).dtype
 
 
 def square(x: Array) -> Array:
-    """|x|², real for complex `x` too."""
+    """Compute |x|², real for complex `x` too."""
     return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
 
 
 def norm(x: Array) -> Array:
-    """The Euclidean norm of all elements (0 for an empty array)."""
+    """Compute the Euclidean norm of all elements (0 for an empty array)."""
     return jnp.sqrt(jnp.sum(square(x)))
 
 
 def rms(x: Array) -> Array:
-    """The root of the mean square (0 for an empty array)."""
+    """Compute the root of the mean square (0 for an empty array)."""
     return jnp.sqrt(jnp.sum(square(x)) / max(x.size, 1))
 
 
 def ema(old: Array, new: Array, beta: Any) -> Array:
-    """The exponential moving average `beta old + (1 - beta) new`.
+    """Compute the exponential moving average `beta old + (1 - beta) new`.
 
-    Written with the complement alone, so that the average of a constant is that constant: `beta` and `1 - beta`, each
-    rounded, need not add up to one.
+    The formula uses the complement alone: `beta` and `1 - beta`, each rounded, need not add up to one, and then the
+    average of a constant would not be that constant.
     """
     return old + (1 - beta) * (new - old)
 
@@ -50,10 +50,10 @@ def ema(old: Array, new: Array, beta: Any) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Complemented:
-    """A decay rate β carried together with 1 - β, each rounded once.
+    """A decay rate β together with 1 - β, each rounded once.
 
-    float32(0.999) is off by 1e-8, which makes `1 - 0.999` wrong by 1e-5 and Adam's first steps with it. Here the
-    complement comes from the host's doubles, and powers go through it: β^t = exp(t log1p(-(1 - β))).
+    float32(0.999) is off by 1e-8, so `1 - 0.999` would have a relative error of 1e-5, and Adam's first steps too. Here
+    the complement is computed in the host's float64, and powers use it: β^t = exp(t log1p(-(1 - β))).
 
     >>> beta = complemented(0.999, jnp.float32)
     >>> print(f"{1 - beta**1.0:.8f} {1 - jnp.float32(0.999):.8f}")
@@ -67,7 +67,7 @@ class Complemented:
         return self.complement if isinstance(other, int) and other == 1 else other - self.value
 
     def __pow__(self, t: Any) -> "Complemented":
-        # Of the two, the one that is small is known to more digits.
+        # The smaller of the two has the smaller rounding error.
         log = t * jnp.where(self.value < 0.5, jnp.log(self.value), jnp.log1p(-self.complement))
         return Complemented(jnp.exp(log), -jnp.expm1(log))
 
@@ -84,12 +84,12 @@ class Complemented:
 
 
 class Complements(NamedTuple):
-    """A `Complemented` as a state keeps it: a plain pair, which every serialiser of pytrees takes."""
+    """A `Complemented` in a state: a plain pair, which every serializer of pytrees accepts."""
 
     value: Array
     complement: Array
 
 
 def complemented(beta: Any, dtype: DTypeLike) -> Complemented:
-    """`beta` as a `Complemented` of `dtype`; exact where `beta` is a Python float."""
+    """Convert `beta` to a `Complemented` of `dtype`; exact where `beta` is a Python float."""
     return Complemented(jnp.asarray(beta, dtype), jnp.asarray(1 - beta, dtype))

@@ -1,4 +1,4 @@
-"""What every optimizer can do around its rule: decay, clipping, averaging, accumulation, constraints, storage."""
+"""The options of every optimizer: weight decay, clipping, averaging, accumulation, constraints, storage."""
 
 import difflib
 import inspect
@@ -16,51 +16,56 @@ from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.language.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
 
 HOST = "pinned_host"
-FORMS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
+FORMATS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
 
 
 class Options(Hyperparameters):
-    """The arguments common to all optimizers, in Keras's order; those after `name` are not Keras's.
+    """The arguments common to all optimizers, in Keras's order. Keras lacks those after `name`.
 
     Args:
         weight_decay: decoupled decay `p <- p (1 - lr weight_decay)`, once before each update; None: off.
-        clipnorm: each gradient is scaled down to at most this norm. At most one of the three clips; 0 is off.
-        clipvalue: each gradient element is clipped to ±clipvalue.
-        global_clipnorm: all gradients are scaled down together to at most this joint norm.
+        clipnorm: the greatest norm of each gradient; a longer one is scaled down. Only one of the three clips can be
+            set; 0 or None: off.
+        clipvalue: the greatest absolute value of a gradient element; others are clipped to it.
+        global_clipnorm: the greatest joint norm of all gradients; they are scaled down together.
         use_ema: keep an exponential moving average of the parameters (slot `average`).
-        ema_momentum: its decay, in [0, 1].
-        ema_overwrite_frequency: every so many updates the parameters become their average; None: never.
-        loss_scale_factor: gradients are divided by it (the loss was multiplied: `Optimizer.scale_loss`).
-        gradient_accumulation_steps: int >= 2: one update for every so many calls, with the mean gradient. All else
-            (clip, decay, schedule, average, constraint) happens once per update. None or 0: off.
+        ema_momentum: the decay of this average, in [0, 1].
+        ema_overwrite_frequency: the number of updates after which the parameters become their average; None: never.
+        loss_scale_factor: the factor of the loss (`Optimizer.scale_loss`); gradients are divided by it.
+        gradient_accumulation_steps: an int >= 2: the number of calls for one update, with the mean of their gradients.
+            Clip, decay, schedule, average and constraint happen once per update. None or 0: off.
         exclude_from_weight_decay: regular expressions, searched for in a parameter's path; a function
-            `(path, parameter) -> bool`; a tree of bools like the parameters or a prefix of one (True: excluded), or a
+            `(path, parameter) -> bool`; a tree of bools like the parameters or a prefix of one (True: excluded); or a
             function of the parameters that returns such a tree.
-        constraints: `{regex: function}`; the parameters whose path matches become `function(parameter)` last of all.
-        sparse: "dense": a sparse gradient means its dense equal. "lazy": it touches only its rows and their slots.
-        axis_name: gradients are summed over this mapped axis (inside `shard_map` or `pmap`) first of all.
-        name: of the optimizer.
-        state_dtype: how slots are kept between steps: "float32", "bfloat16", "float16", "float8", "int8", "int4", or a
-            dict of these by slot name; None: in the dtype of the arithmetic. All but the first two are codes with a
-            scale for each block (`storage.blockwise`). What a rule marks as exact stays float32, small arrays too.
-        master_weights: what bfloat16 parameters keep besides, so that small updates are not lost: "float32", or
-            "bf16+16" or "bf16+8", a correction of 16 or 8 bits (`storage.masters`). float16 ones can have "float32".
-            None: nothing; ScheduleFreeAdamW's default is "float32".
-        rounding: how a parameter of 16 bits is written: "nearest", or "stochastic", which is right on average.
-        seed: of stochastic rounding; None: 0.
-        engine: how it runs. "auto": the fastest way that is right for the platform and the sharding; on a CPU with a C
-            compiler, loops made from the rule's own arithmetic, elsewhere XLA. "xla": always XLA. "native": the loops,
-            and an error that says why where there can be none. `Kernel.describe` shows which it is.
-        skip_nonfinite: a call whose gradients hold NaN or infinity changes nothing but the counter `skipped`.
-        skip_spikes: so does a call whose gradients' joint norm is greater than so many times its running mean.
-        offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` those in whose
-            "path/slot" the expression is found.
-        inject_hyperparams: True, a name or several: these hyperparameters are kept in the state (`state.hyperparams`),
-            where `Kernel.replaced` changes them and `vmap` maps over them, instead of in the kernel.
-        flat_state: True: the slots of small arrays lie in one buffer for each dtype between steps, so that a step over
-            many of them hands over a third of the arrays. For parameters on one device. In the pure face
-            `state.slots.unpack()` is then the tree. None: where it is faster they lie so from one step to the next,
-            and whoever looks sees the tree. False: never.
+        constraints: `{regex: function}`: at the end of an update, each parameter with a matching path becomes
+            `function(parameter)`.
+        sparse: "dense": a sparse gradient has the effect of the equal dense one. "lazy": it updates only its rows and
+            their slots.
+        axis_name: a mapped axis (inside `shard_map` or `pmap`) over which gradients are summed first.
+        name: the name of the optimizer.
+        state_dtype: the storage format of slots between steps: "float32", "bfloat16", "float16", "float8", "int8",
+            "int4", or a dict of these by slot name; None: the dtype of the arithmetic. All but the first two are
+            quantized, with a scale for each block (`storage.blockwise`). Slots that a rule marks as exact, and small
+            slots, stay float32.
+        master_weights: an addition to bfloat16 parameters that keeps small updates: "float32", a copy, or "bf16+16" or
+            "bf16+8", a correction of 16 or 8 bits (`storage.masters`). float16 parameters can only have "float32".
+            None: no addition; ScheduleFreeAdamW's default is "float32".
+        rounding: how parameters of 16 bits are rounded: to "nearest", or "stochastic", which is exact on average.
+        seed: the seed of stochastic rounding; None: 0.
+        engine: what runs a step. "auto": the fastest way that is right for the platform and the sharding: on a CPU with
+            a C compiler, native loops made from the rule's own arithmetic; elsewhere XLA. "xla": always XLA. "native":
+            the loops, or an error that says why there are none. `Kernel.describe` shows the choice.
+        skip_nonfinite: a call with NaN or infinity in its gradients changes nothing but the counter `skipped`.
+        skip_spikes: a number above 1: so does a call whose joint gradient norm is more than this many times its
+            running mean. None: off.
+        offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` keeps there the slots
+            with a "path/slot" in which the expression is found. None: no slots.
+        inject_hyperparams: True, a name or several: keep these hyperparameters in the state (`state.hyperparams`)
+            instead of in the kernel, so that `Kernel.replaced` changes them and `vmap` maps over them.
+        flat_state: True: the slots of small arrays are packed between steps, in one buffer for each dtype, so that a
+            step over many of them dispatches a third of the arrays. For parameters on one device. In the pure face
+            `state.slots.unpack()` then returns the tree. None: the stateful face packs them where that is faster, and
+            unpacks them for a read. False: never.
     """
 
     weight_decay: Amount | None = None
@@ -113,14 +118,14 @@ class Options(Hyperparameters):
                 )
         if self.flat_state and self.offload:
             raise ValueError(
-                "`flat_state` and `offload` cannot be combined: slots in one buffer go nowhere by themselves. "
-                f"Received: flat_state=True, offload={self.offload!r}"
+                "`flat_state` and `offload` cannot be combined: packed slots cannot be moved to host memory. "
+                f"Received: flat_state=True, offload={self.offload!r}. Leave one of them out."
             )
-        object.__setattr__(self, "state_dtype", _forms(self.state_dtype))
-        object.__setattr__(self, "offload", _offloaded(self.offload))
-        object.__setattr__(self, "exclude_from_weight_decay", _names(self.exclude_from_weight_decay))
-        object.__setattr__(self, "constraints", _pairs(self.constraints))
-        object.__setattr__(self, "inject_hyperparams", _injected(self.inject_hyperparams))
+        object.__setattr__(self, "state_dtype", _read_formats(self.state_dtype))
+        object.__setattr__(self, "offload", _read_offload(self.offload))
+        object.__setattr__(self, "exclude_from_weight_decay", _read_exclusion(self.exclude_from_weight_decay))
+        object.__setattr__(self, "constraints", _read_constraints(self.constraints))
+        object.__setattr__(self, "inject_hyperparams", _read_injected(self.inject_hyperparams))
         axes = (self.axis_name,) if isinstance(self.axis_name, str | None) else self.axis_name
         if not (isinstance(axes, (tuple, list)) and all(isinstance(a, str | None) and a != "" for a in axes)):
             raise TypeError(
@@ -157,14 +162,14 @@ class Options(Hyperparameters):
         return not any(re.search(pattern, path) for pattern in self.exclude_from_weight_decay)
 
     def for_params(self, params: Any) -> Self:
-        """The options with a decay mask that is a function of the parameters called on them."""
+        """Return the options with a decay mask made by calling the function of the parameters, if there is one."""
         if not isinstance(self.exclude_from_weight_decay, MaskOfParams):
             return self
-        tree = params.unpack() if hasattr(params, "unpack") else params  # of packed parameters
+        tree = params.unpack() if hasattr(params, "unpack") else params  # only packed parameters have `unpack`
         return self.bind({"exclude_from_weight_decay": Mask.of(self.exclude_from_weight_decay.function(tree))})
 
     def constraint(self, path: str) -> Callable[[Any], Any] | None:
-        """The constraint of the parameter at `path`: the first that matches."""
+        """Return the first constraint that matches `path`, or None."""
         return next((f for pattern, f in self.constraints if re.search(pattern, path)), None)
 
 
@@ -172,17 +177,17 @@ _NAMES = [*fields_of(Options)]
 EXTRAS = tuple(_NAMES[_NAMES.index("name") + 1 :])  # the options that Keras lacks
 
 
-def refuse_unknown(who: str, arguments: dict[str, Any], known: Any) -> None:
-    """Raises a TypeError for the first argument that `who` does not have, with the nearest that it has."""
+def refuse_unknown(what: str, arguments: dict[str, Any], known: Any) -> None:
+    """Raise a TypeError for the first of `arguments` that is not `known`, with the nearest known name."""
     for name, value in arguments.items():
         if name not in known:
             close = ["learning_rate"] if name == "lr" else difflib.get_close_matches(name, list(known), n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"It knows {list(known)}."
-            raise TypeError(f"{who} has no argument `{name}`. Received: {name}={value!r}. {hint}")
+            hint = f"Did you mean `{close[0]}`?" if close else f"It has {list(known)}."
+            raise TypeError(f"{what} has no argument `{name}`. Received: {name}={value!r}. {hint}")
 
 
 class Mask(NamedTuple):
-    """The paths of a tree of bools, or of a prefix of the parameters' tree, and whether what is there is excluded."""
+    """A decay mask: the paths of a tree of bools, and whether the parameters at or below each path are excluded."""
 
     entries: tuple[tuple[str, bool], ...]
 
@@ -210,7 +215,7 @@ class MaskOfParams(NamedTuple):
 
 
 def _takes_one(function: Callable[..., Any]) -> bool:
-    """Whether a function has one argument that must be given."""
+    """Whether a function has exactly one required argument."""
     try:
         known = inspect.signature(function).parameters.values()
     except ValueError:  # a builtin without a signature
@@ -219,7 +224,8 @@ def _takes_one(function: Callable[..., Any]) -> bool:
     return sum(p.default is p.empty for p in positional) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in known)
 
 
-def _names(value: Any) -> Any:
+def _read_exclusion(value: Any) -> Any:
+    """Validate `exclude_from_weight_decay`: return a mask, a function, or a tuple of patterns."""
     if isinstance(value, (Mask, MaskOfParams)):
         return value
     if callable(value):
@@ -238,8 +244,8 @@ def _names(value: Any) -> Any:
     return names
 
 
-def _injected(value: Any) -> Any:
-    """True, the names, or None for none."""
+def _read_injected(value: Any) -> Any:
+    """Validate `inject_hyperparams`: return True, a tuple of names, or None."""
     names = (value,) if isinstance(value, str) else value
     if isinstance(names, (list, tuple, set, frozenset)) and all(isinstance(name, str) for name in names):
         return tuple(sorted(names)) or None
@@ -250,7 +256,8 @@ def _injected(value: Any) -> Any:
     return value or None
 
 
-def _pairs(value: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+def _read_constraints(value: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    """Validate `constraints`: return pairs of a pattern and a function."""
     pairs = tuple(value.items()) if isinstance(value, dict) else () if value is None else value
     if not (isinstance(pairs, (tuple, list)) and all(isinstance(x, (tuple, list)) and len(x) == 2 for x in pairs)):
         raise TypeError(f"`constraints` must map patterns to functions. Received: constraints={value!r}")
@@ -261,20 +268,20 @@ def _pairs(value: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
     return tuple((pattern, function) for pattern, function in pairs)
 
 
-def _forms(value: Any) -> Any:
-    """A form, or pairs of a slot and its form."""
+def _read_formats(value: Any) -> Any:
+    """Validate `state_dtype`: return a format, pairs of a slot and its format, or None."""
     pairs = tuple(sorted(value.items())) if isinstance(value, dict) else value
-    for form in (form for _, form in pairs) if isinstance(pairs, (tuple, list)) else [pairs]:
-        if form is not None and form not in FORMS:
+    for name in (name for _, name in pairs) if isinstance(pairs, (tuple, list)) else [pairs]:
+        if name is not None and name not in FORMATS:
             raise ValueError(
-                f"`state_dtype` must be one of {list(FORMS)}, or a dict of these by slot name. "
+                f"`state_dtype` must be one of {list(FORMATS)}, or a dict of these by slot name. "
                 f"Received: state_dtype={value!r}"
             )
-    return tuple((slot, form) for slot, form in pairs) if isinstance(pairs, list) else pairs
+    return tuple((slot, name) for slot, name in pairs) if isinstance(pairs, list) else pairs
 
 
-def _offloaded(value: Any) -> Any:
-    """The patterns of what is kept in host memory; None: nothing."""
+def _read_offload(value: Any) -> Any:
+    """Validate `offload`: return the patterns of slots that are kept in host memory, or None."""
     if value is None or value == HOST:
         return value and ("",)
     pairs = (
@@ -292,7 +299,7 @@ def _is_list(value: Any) -> bool:
 
 
 def check_pattern(name: str, pattern: Any) -> None:
-    """Raises a TypeError or a ValueError if `pattern` is no regular expression."""
+    """Raise a TypeError or a ValueError if `pattern` is not a regular expression."""
     if not isinstance(pattern, str):
         raise TypeError(f"`{name}` must hold regular expressions. Received: {pattern!r} ({type(pattern).__name__})")
     try:

@@ -1,4 +1,4 @@
-"""The names of leaves in a tree: what patterns are searched for in, and what checkpoints call arrays."""
+"""The paths of leaves in a tree: patterns are searched for in them, and checkpoints name arrays by them."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 
 
 def path_of(key: Any) -> str:
-    """The path of a leaf, of the key that `jax.tree_util` gives it; of a bare array "".
+    """Return the path of a leaf from its `jax.tree_util` key; "" for a bare array.
 
     >>> tree = {"dense": {"kernel": 1.0}, "layers": [2.0]}
     >>> [path_of(key) for key, _ in jax.tree_util.tree_leaves_with_path(tree)], path_of(())

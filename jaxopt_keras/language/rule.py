@@ -1,7 +1,7 @@
-"""The language that optimizers are written in: hyperparameters, slots, the clock, and the rule itself.
+"""The language of rules: hyperparameters, slots, the clock, and the class `Rule`.
 
-A rule is one optimizer on one array. It is a frozen dataclass of hyperparameters with a `State` NamedTuple, `init(p)`
-and `update(g, p, s, at)`; how it runs over a tree is not its business (`docs/design.md`).
+A rule is an optimizer on one array: a frozen dataclass of hyperparameters with a `State` NamedTuple, `init(p)` and
+`update(g, p, s, at)`. It does not depend on how it runs over a tree (`docs/design.md`).
 """
 
 import dataclasses
@@ -37,35 +37,35 @@ class Within(NamedTuple):
 
 
 class Marker(NamedTuple):
-    """A plain fact about a hyperparameter."""
+    """A named property of a hyperparameter."""
 
     name: str
 
 
-COMPLEMENT = Marker("complement")  # carried with 1 - x (see numerics.Complemented)
+COMPLEMENT = Marker("complement")  # kept together with 1 - x (see numerics.Complemented)
 
 
 class Fixed(NamedTuple):
-    """A number that, where it is given at construction, is part of the program instead of a run-time value."""
+    """A number that is part of the program, instead of a run-time value, if it is given at construction."""
 
     value: float
 
 
 OFF_AT_ZERO = Fixed(0.0)  # switches the feature, and its slot, off
 
-# Numbers: every one is a run-time value, so that a new value never compiles a new program.
+# Every number is a run-time value, so that a new value never compiles a new program.
 Number = Annotated[float, Within(above=-math.inf, below=math.inf)]
 Rate = Annotated[float, Within(0, below=math.inf)]
 Amount = Annotated[float, Within(0, below=math.inf)]
 Decay = Annotated[float, Within(0, below=1), COMPLEMENT]
 Momentum = Annotated[float, Within(0, 1), COMPLEMENT, OFF_AT_ZERO]
-Count = Annotated[int, Within(0)]  # an int shapes the program: static
+Count = Annotated[int, Within(0)]  # an int is static: a new value compiles a new program
 
 Variant = Literal["keras", "optax"]
 
 
 class Slot(NamedTuple):
-    """What a state array is, for storage and sharding: its sign, and which axes of the parameter it lacks."""
+    """The declaration of a slot, for storage and sharding: its sign, and the axes of the parameter that it lacks."""
 
     nonnegative: bool = False
     exact: bool = False
@@ -78,26 +78,23 @@ Exact = Annotated[Array, Slot(exact=True)]  # an iterate or a sum: never quantiz
 
 
 def markers(hint: Any, kind: type) -> list[Any]:
-    """The markers of `kind` in a type hint, looking through `| None`."""
+    """Return the markers of `kind` in a type hint, also inside `| None`."""
     found = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, kind)]
     return found + [m for argument in typing.get_args(hint) for m in markers(argument, kind)]
 
 
-CAST = (
-    ". `optax.inject_hyperparams` casts numbers to the parameters' dtype, unless it is told "
-    "`hyperparam_dtype=jnp.float32`"
-)
+CAST = ". `optax.inject_hyperparams` casts numbers to the parameters' dtype: pass it `hyperparam_dtype=jnp.float32`"
 
 
 class Field(NamedTuple):
-    """One hyperparameter, read off its annotation."""
+    """The declaration of one hyperparameter, from its annotation."""
 
-    types: tuple[Any, ...]  # the plain types it may have, e.g. (float, NoneType)
+    types: tuple[Any, ...]  # the plain types that it may have, e.g. (float, NoneType)
     choices: tuple[Any, ...]  # of a Literal
     range: Within | None
     traced: bool  # a float: a run-time value
     complement: bool
-    fixed: float | None  # but for this value, which is part of the program
+    fixed: float | None  # the value that is part of the program, if there is one
 
     @classmethod
     def read(cls, hint: Any) -> "Field":
@@ -110,7 +107,7 @@ class Field(NamedTuple):
         return cls(types, choices, next(iter(markers(hint, Within)), None), float in types, COMPLEMENT in marks, fixed)
 
     def check(self, name: str, value: Any) -> Any:
-        """`value` as a plain Python value if it is legal.
+        """Validate `value`, and return it as a plain Python value.
 
         Raises:
             TypeError: if it is of another type. ValueError: if it is out of range or not among the choices.
@@ -119,8 +116,8 @@ class Field(NamedTuple):
             return value
         if isinstance(value, Tracer) and not self.traced:
             raise TypeError(
-                f"`{name}` shapes the program, so it must be known when that is compiled. Received: a value that is "
-                f'not known yet. Under `optax.inject_hyperparams`, pass `static_args=("{name}",)`.'
+                f"`{name}` must be a constant of the compiled program. Received: a traced value. Under "
+                f'`optax.inject_hyperparams`, pass `static_args=("{name}",)`.'
             )
         if self.choices:
             if value not in self.choices:
@@ -149,7 +146,7 @@ class Field(NamedTuple):
             )
         if self.complement and isinstance(value, Array) and value.dtype in (jnp.bfloat16, jnp.float16):
             raise TypeError(
-                f"`{name}` must be a Python number or a float32 array: in {value.dtype}, 0.999 is another number. "
+                f"`{name}` must be a Python number or a float32 array: {value.dtype} cannot represent 0.999. "
                 f"Received: {name}={value!r}{CAST}"
             )
         if isinstance(value, Tracer):
@@ -161,21 +158,21 @@ class Field(NamedTuple):
 
 
 RATE = "learning_rate"  # the one number that may be a function of the step
-TRACED: Any = Marker("traced")  # stands in a skeleton where the run-time value will be
+TRACED: Any = Marker("traced")  # the placeholder of a run-time value in a skeleton
 
 
 @functools.cache
 def fields_of(cls: type) -> dict[str, Field]:
-    """The hyperparameters of a `Hyperparameters` class, in the order of its constructor."""
+    """Return the declarations of a `Hyperparameters` class, in the order of its constructor."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {f.name: Field.read(hints[f.name]) for f in dataclasses.fields(cls)}
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 class Hyperparameters:
-    """A frozen dataclass whose floats are run-time values; every subclass becomes one by being defined.
+    """A frozen dataclass whose floats are run-time values. Subclasses need no decorator.
 
-    One that is given as a JAX array stays an array, since it may be another one tomorrow: see `Kernel`.
+    A float that is given as a JAX array stays an array, which may be traced: see `Kernel`.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -196,37 +193,37 @@ class Hyperparameters:
         return field.traced and value is not None and not fixed and not callable(value)
 
     def traced(self) -> dict[str, Any]:
-        """The values that the compiled step takes as arguments, by name."""
+        """Return the values that are arguments of the compiled step, by name."""
         return {n: getattr(self, n) for n, f in fields_of(type(self)).items() if self._is_traced(n, f)}
 
     def skeleton(self) -> Self:
-        """The static rest: equal for two settings that can share one compiled program."""
+        """Return a copy without its numbers: two that can share one compiled program are equal."""
         return self.bind(dict.fromkeys(self.traced(), TRACED))
 
     def bind(self, values: dict[str, Any]) -> Self:
-        """A copy that holds `values`, unchecked, for those names that it has."""
+        """Return a copy with other `values`, unchecked; names that it does not have are ignored."""
         bound = object.__new__(type(self))
         for name in fields_of(type(self)):
             object.__setattr__(bound, name, values.get(name, getattr(self, name)))
         return bound
 
     def plain(self) -> Self:
-        """A copy with Python numbers in the place of JAX arrays."""
+        """Return a copy with Python numbers in place of JAX arrays."""
         return self.bind({n: float(x) for n, x in vars(self).items() if isinstance(x, Array)})
 
     def arrays(self) -> dict[str, Any]:
-        """The traced values as scalars of the default float dtype, decays with their complements."""
+        """Return the traced values as scalars of the default float dtype, decays with their complements."""
         return {name: as_scalar(fields_of(type(self))[name], value) for name, value in self.traced().items()}
 
 
 def as_scalar(field: Field, value: Any) -> Any:
-    """One run-time value as the compiled step takes it: a float32 scalar (float64 under x64), or a `Complemented`."""
+    """Convert a run-time value to an argument of the compiled step: a scalar array, or a `Complemented`."""
     dtype = jnp.result_type(float)
     return complemented(value, dtype) if field.complement else jnp.asarray(value, dtype)
 
 
 class Clock(Protocol):
-    """What a rule may ask of the step it runs in."""
+    """The step in which a rule runs."""
 
     @property
     def t(self) -> Array:
@@ -240,7 +237,7 @@ class Clock(Protocol):
 
     @property
     def weight_decay(self) -> Array | None:
-        """The decay of this parameter, for a rule whose `decoupled` leaves it to `update`; None where there is none."""
+        """The weight decay of this parameter, for a rule that applies it in `update` (see `decoupled`); None: off."""
         ...
 
     @property
@@ -249,11 +246,11 @@ class Clock(Protocol):
         ...
 
     def norm(self, x: Array) -> Array:
-        """The Euclidean norm over the rule's own array."""
+        """Compute the Euclidean norm over the rule's own array."""
         ...
 
     def rms(self, x: Array) -> Array:
-        """The root mean square over the rule's own array."""
+        """Compute the root mean square over the rule's own array."""
         ...
 
 
@@ -262,10 +259,10 @@ class Stateless(NamedTuple):
 
 
 class Rule(Hyperparameters):
-    """One optimizer on one array.
+    """An optimizer on one array.
 
     Subclass it with hyperparameters as annotated fields, a `State` NamedTuple of slots, `init` and `update`. The
-    arithmetic is float32 at least, whatever the parameter is (float64 for a float64 parameter).
+    arithmetic is in float32, or in float64 for a float64 parameter.
 
     >>> import jaxopt_keras as jk
     >>> class Sign(Rule):
@@ -279,23 +276,23 @@ class Rule(Hyperparameters):
     [0.5, 0.5, 0.5]
     """
 
-    # `element`: acts on each element alone; `leaf`: needs norms over its array (at.norm, at.rms); `matrix`: its shape.
+    # `element`: acts on each element alone; `leaf`: needs norms of its array (at.norm, at.rms); `matrix`: needs shapes.
     grain: ClassVar[Literal["element", "leaf", "matrix"]] = "element"
     variants: ClassVar[tuple[str, ...]] = ("keras", "optax")  # the first is the default
     complex_ok: ClassVar[bool] = True
-    defaults: ClassVar[dict[str, Any]] = {}  # of the common options, where this optimizer has its own
+    defaults: ClassVar[dict[str, Any]] = {}  # the optimizer's own defaults of common options
     required: ClassVar[tuple[str, ...]] = ()  # the options that may not be None
-    signature: ClassVar[tuple[str, ...]] = ()  # the constructor's first names, where Keras mixes rule and options
+    signature: ClassVar[tuple[str, ...]] = ()  # the constructor's first names, where Keras mixes options among them
     slot_groups: ClassVar[tuple[tuple[str, ...], ...] | None] = None  # Keras's order of `variables`; None: one group
     legacy_interleaved: ClassVar[bool] = False  # tf.keras's `get_weights` interleaves the slots of a variable
 
     learning_rate: Rate = 1e-3
     variant: Variant = dataclasses.field(default="keras", kw_only=True)
 
-    State: ClassVar[Any] = Stateless  # a NamedTuple of the slots of one array, None for one that is absent
+    State: ClassVar[Any] = Stateless  # a NamedTuple of the slots of one array; None for an absent slot
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        if "variants" in vars(cls):  # a field of the dataclass that is made next
+        if "variants" in vars(cls):  # declare the field before the dataclass is made
             cls.__annotations__ = {**inspect.get_annotations(cls), "variant": Literal[cls.variants]}
             default: Any = dataclasses.field(default=cls.variants[0], kw_only=True)
             cls.variant = vars(cls).get("variant", default)
@@ -303,48 +300,48 @@ class Rule(Hyperparameters):
 
     @classmethod
     def slots(cls) -> dict[str, Slot]:
-        """What each slot of `State` is."""
+        """Return the declaration of each slot of `State`."""
         hints = typing.get_type_hints(cls.State, include_extras=True)
         return {name: next(iter(markers(hint, Slot)), Slot()) for name, hint in hints.items()}
 
     def kinds(self, p: Array) -> dict[str, Slot]:
-        """As `slots`, where it depends on the parameter which axes a slot lacks."""
+        """Return the declarations of the slots of `p`, for a rule whose slots lack axes that depend on the shape."""
         return self.slots()
 
     def init(self, p: Array) -> Any:
-        """The slots of a new parameter."""
+        """Return the slots of a new parameter."""
         return self.State()
 
     def update(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
-        """The amount to add to `p`, and the new slots."""
+        """Return the amount to add to `p`, and the new slots."""
         raise NotImplementedError(f"{type(self).__name__} needs `update(self, g, p, s, at) -> (step, state)`.")
 
-    # Where a matrix must be in one place for the greater part of the work: `lead(g, p, s, at) -> (u, state)`, which
-    # acts on each element alone, and `whole(u)`, such that `update` is `(-at.lr * whole(u), state)`. Several arrays of
-    # a shape can then be worked on as a stack that lies on several devices (`engine.stacked`).
+    # For a rule that needs whole matrices: `lead(g, p, s, at) -> (u, state)`, which acts on each element alone, and
+    # `whole(u)`, such that `update` is `(-at.lr * whole(u), state)`. Matrices of one shape can then be stacked, and the
+    # stack sharded over devices (`engine.cores.stacked`).
     lead: ClassVar[Any] = None
     whole: ClassVar[Any] = None
 
     def scalars(self) -> Any:
-        """The start of the numbers that are kept once for all arrays: a NamedTuple, or None where there are none."""
+        """Return the initial numbers that are kept once for all arrays: a NamedTuple, or None if there are none."""
         return None
 
     def advance(self, scalars: Any, at: Clock) -> Any:
-        """The next scalars, once per step; `update` finds them in `at.scalars`."""
+        """Return the next scalars, once per step; `update` reads them from `at.scalars`."""
         return scalars
 
     def decoupled(self, weight_decay: Any) -> Any:
-        """The decay applied before the rule, as `p (1 - lr decay)`; None where the rule applies its own."""
+        """Return the decay applied before the rule, as `p (1 - lr decay)`; None if `update` applies it."""
         return weight_decay
 
     def averaged(self, p: Array, s: Any) -> Array:
-        """The parameter to evaluate, where it is not `p`."""
+        """Return the parameter to evaluate, for a rule where it is not `p`."""
         return p
 
     def accepts(self, path: str, p: Array) -> bool:
-        """Whether this rule takes the parameter; what it does not take goes to `fallback`."""
+        """Whether this rule updates the parameter; `fallback` updates the others."""
         return True
 
     @property
     def fallback(self) -> "Rule":
-        raise NotImplementedError(f"{type(self).__name__} refuses parameters: give it a `fallback` rule.")
+        raise NotImplementedError(f"{type(self).__name__} does not accept all parameters: define its `fallback` rule.")

@@ -1,4 +1,4 @@
-"""Gradients that touch only some rows of a parameter, as an embedding's do."""
+"""Sparse gradients: rows of a parameter, as an embedding has them."""
 
 import sys
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class IndexedSlices:
 
     Args:
         values: `(n, *dense_shape[1:])`, the rows.
-        indices: `(n,)` integers in `[0, dense_shape[0])`; what lies outside is dropped.
-        dense_shape: shape of the parameter; may be left out where the parameter is at hand.
+        indices: `(n,)` integers in `[0, dense_shape[0])`; rows with other indices are dropped.
+        dense_shape: the shape of the parameter. Kernels and optimizers do not need it; `todense` does.
 
     >>> rows = IndexedSlices(jnp.ones((2, 3)), jnp.array([1, 1]), (4, 3))
     >>> rows.todense()[1].tolist()
@@ -42,14 +42,18 @@ class IndexedSlices:
         return cls(values, indices, dense_shape)
 
     def todense(self) -> Array:
-        """The dense gradient, duplicates summed."""
+        """Return the dense gradient, with duplicate rows summed.
+
+        Raises:
+            ValueError: without a `dense_shape`.
+        """
         if self.dense_shape is None:
             raise ValueError("`todense` needs `dense_shape`. Received: dense_shape=None")
         return scatter_sum(self.values, self.indices, tuple(self.dense_shape))
 
 
 def is_bcoo(g: Any) -> bool:
-    """Whether `g` is a BCOO: only if its module is imported already. That takes half a second, most of it SciPy."""
+    """Whether `g` is a BCOO. Never imports its module, which takes half a second, most of it for SciPy."""
     return isinstance(g, getattr(sys.modules.get("jax.experimental.sparse"), "BCOO", ()))
 
 
@@ -58,7 +62,7 @@ def is_sparse(g: Any) -> bool:
 
 
 def fits(g: Any, shape: tuple[int, ...]) -> bool:
-    """Whether the sparse gradient `g` is of a parameter of `shape`."""
+    """Whether the sparse gradient `g` fits a parameter of `shape`."""
     if is_bcoo(g):
         return tuple(g.shape) == shape
     if not shape or tuple(g.dense_shape or shape) != shape:
@@ -67,7 +71,7 @@ def fits(g: Any, shape: tuple[int, ...]) -> bool:
 
 
 def shape_of(g: Any) -> str:
-    """What the shape of a gradient is, for an error message."""
+    """Describe the shape of a gradient, for an error message."""
     if isinstance(g, IndexedSlices):
         return (
             f"IndexedSlices of values {np.shape(g.values)}, indices {np.shape(g.indices)}, dense_shape {g.dense_shape}"
@@ -81,14 +85,14 @@ def scatter_sum(values: Any, indices: Any, shape: tuple[int, ...]) -> Array:
 
 
 def densify(g: Any, shape: tuple[int, ...]) -> Any:
-    """The dense gradient of a parameter of `shape`."""
+    """Convert a gradient of a parameter of `shape` to a dense array, if it is sparse."""
     if is_bcoo(g):
         return g.todense()
     return scatter_sum(g.values, g.indices, shape) if isinstance(g, IndexedSlices) else g
 
 
 def rows_of(g: Any) -> IndexedSlices | None:
-    """`g` as rows; None where it is dense, or a BCOO that is not made of rows (`n_sparse=1`, `n_batch=0`)."""
+    """Return a sparse gradient as rows; None if it is dense, or a BCOO without rows (`n_sparse=1`, `n_batch=0`)."""
     if is_bcoo(g) and g.n_sparse == 1 and g.n_batch == 0:
         return IndexedSlices(g.data, g.indices[:, 0], tuple(g.shape))
     return g if isinstance(g, IndexedSlices) else None

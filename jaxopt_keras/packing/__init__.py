@@ -1,1 +1,1 @@
-"""Many small arrays as one buffer for each dtype."""
+"""Packing of many small arrays into one buffer for each dtype."""

@@ -1,4 +1,4 @@
-"""Packed slots: the small arrays of a state in one buffer for each dtype, so that a step dispatches fewer arrays."""
+"""Packed slots: the small slots of a state in one buffer for each dtype, so that a step dispatches fewer arrays."""
 
 import functools
 from typing import Any
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from jaxopt_keras.packing.trees import Packed, pack_some
 
-LARGE = 65536  # elements: of larger arrays the dispatch costs little beside the memory traffic
+LARGE = 65536  # elements: the dispatch of a larger array costs little compared with its memory traffic
 
 
-def packed_slots(slots: Any, loose: tuple[str, ...] = ()) -> Packed:
-    """Trees of slots, packed but for the slots `loose`, and for large arrays, those of one element and empty ones."""
+def pack_slots(slots: Any, loose: tuple[str, ...] = ()) -> Packed:
+    """Pack trees of slots. Large arrays, arrays of one element, empty ones and the slots named `loose` stay arrays."""
     return pack_some(slots, functools.partial(_is_packed, loose))
 
 
@@ -21,12 +21,12 @@ def _is_packed(loose: tuple[str, ...], key: Any, x: Any) -> bool:
     return is_small and not {getattr(k, "key", None) for k in key} & {*loose}
 
 
-def packed_eagerly(slots: Any, loose: tuple[str, ...] = ()) -> Packed:
-    """`packed_slots` outside of `jit`: compiled, but on a CPU, where NumPy packs."""
+def pack_slots_eagerly(slots: Any, loose: tuple[str, ...] = ()) -> Packed:
+    """Pack slots outside of `jit`: compiled, except on a CPU, where NumPy packs without a compilation."""
     if isinstance(slots, Packed):
         return slots
-    return packed_slots(slots, loose) if jax.default_backend() == "cpu" else _jitted(slots, loose)
+    return pack_slots(slots, loose) if jax.default_backend() == "cpu" else _pack_slots_jitted(slots, loose)
 
 
-unpacked_eagerly = jax.jit(Packed.unpack)
-_jitted = jax.jit(packed_slots, static_argnums=1)
+unpack_slots_eagerly = jax.jit(Packed.unpack)
+_pack_slots_jitted = jax.jit(pack_slots, static_argnums=1)

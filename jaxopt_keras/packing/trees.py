@@ -1,9 +1,9 @@
-"""Many small arrays as one buffer for each dtype: a thousand of them then cost a step what one costs.
+"""Packed trees: many small arrays in one buffer for each dtype, so that a thousand arrays cost a step as much as one.
 
-Most of the time of a step over small arrays is spent on handing the arrays over, one by one. A rule that acts on each
-element alone does not see where one array ends, so it runs on the buffers as they are. Where something does see it (a
-rule that needs norms or shapes, a clip of each array by its own norm, a constraint, decay of some arrays only) the
-arrays are cut out inside the compiled step and put together again.
+A step over small arrays spends most of its time on their dispatch. A rule that acts on each element alone does not
+depend on where an array ends, so it runs on the buffers directly. Where something depends on single arrays (a rule
+that needs norms or shapes, a clip of each array by its own norm, a constraint, decay of some arrays only), the compiled
+step unpacks the buffers and packs the results.
 """
 
 import functools
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     """One array of a packed tree."""
 
     path: str
-    buffer: str  # "": a loose array, in no buffer
+    buffer: str  # the name of its buffer; "" for a loose array, which is in no buffer
     shape: tuple[int, ...]
 
     @property
@@ -37,16 +37,17 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
-    """The layout of a packed tree. Interned by `arranged`, so that `jit` compares layouts by identity."""
+    """The layout of a packed tree. Interned by `arrangement_of`, so that `jit` compares layouts by identity."""
 
     parts: tuple[Part, ...]
     treedef: Any
 
     def __reduce__(self) -> Any:
-        return arranged, (self.parts, self.treedef)
+        return arrangement_of, (self.parts, self.treedef)
 
 
-def arranged(parts: tuple[Part, ...], treedef: Any) -> Arrangement:
+def arrangement_of(parts: tuple[Part, ...], treedef: Any) -> Arrangement:
+    """Return the one `Arrangement` of these parts."""
     return _arrangements.setdefault((parts, treedef), Arrangement(parts, treedef))
 
 
@@ -56,7 +57,7 @@ _arrangements: weakref.WeakValueDictionary[Any, Arrangement] = weakref.WeakValue
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packed:
-    """A pytree of arrays as flat buffers, by the name of their dtype, and loose arrays, which are in no buffer.
+    """A pytree of arrays, stored as flat buffers by dtype name and as loose arrays, which are in no buffer.
 
     It is itself a pytree, with the buffers and the loose arrays as leaves.
     """
@@ -74,35 +75,38 @@ class Packed:
         return self.arrangement.treedef
 
     def unpack(self) -> Any:
-        """The tree of arrays."""
+        """Return the tree of arrays."""
         pieces: dict[str, Any] = {"": iter(self.loose)}
         for name, buffer in self.buffers.items():
             sizes = tuple(part.size for part in self.parts if part.buffer == name)
-            pieces[name] = iter(taken_apart(buffer, sizes))
+            pieces[name] = iter(unpack_buffer(buffer, sizes))
         found = [(next(pieces[part.buffer]), part) for part in self.parts]
         arrays = [x.reshape(part.shape) if part.buffer else x for x, part in found]
         return jax.tree.unflatten(self.treedef, arrays)
 
     def like(self, tree: Any) -> "Packed":
-        """A tree of the same structure and shapes, packed in the same way.
+        """Pack `tree`, which has the same structure and shapes, in the same way.
 
         Raises:
-            ValueError: if it has another structure, or a shape is another.
+            ValueError: if `tree` has another structure or other shapes.
         """
         if jax.tree.structure(tree) != self.treedef:
             raise ValueError(f"`tree` must have the structure {self.treedef}. Received: {jax.tree.structure(tree)}")
-        return _joined(jax.tree.leaves(tree), self.arrangement)
+        return _pack_leaves(jax.tree.leaves(tree), self.arrangement)
 
 
 def unpacked(tree: Any) -> Any:
-    """A tree of arrays, packed or not."""
+    """Return the tree of arrays of `tree`, which may be packed or not."""
     return tree.unpack() if isinstance(tree, Packed) else tree
 
 
 def pack(params: Any) -> Packed:
-    """A pytree of arrays as one flat buffer for each dtype, which any kernel takes in its place.
+    """Pack a pytree of arrays into one flat buffer for each dtype. Any kernel takes the result as parameters.
 
-    Differentiate with respect to it, and the gradients are packed too:
+    Args:
+        params: a pytree of arrays.
+
+    Gradients with respect to packed parameters are packed too:
 
     >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
     >>> params = jk.pack({"w": jnp.ones((3, 2)), "b": jnp.zeros(2)})
@@ -116,13 +120,13 @@ def pack(params: Any) -> Packed:
     [-1.5, -1.5]
 
     Raises:
-        TypeError: for a leaf that is no array.
+        TypeError: if a leaf is not an array.
     """
     return pack_some(params, lambda key, leaf: True)
 
 
 def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
-    """`pack`, with the leaves for which `is_packed(key, leaf)` is False kept loose."""
+    """Pack `params`, but keep the leaves for which `is_packed(key, leaf)` is False loose."""
     keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
     parts = []
     for key, leaf in keyed:
@@ -132,27 +136,33 @@ def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
         parts.append(Part(path, str(leaf.dtype) if is_packed(key, leaf) else "", tuple(leaf.shape)))
     leaves = [leaf for _, leaf in keyed]
     inside = [leaf for leaf, part in zip(leaves, parts, strict=True) if part.buffer]
-    return _joined(leaves, arranged(tuple(parts), treedef), _by_numpy if all(map(_is_at_hand, inside)) else _by_jax)
+    return _pack_leaves(
+        leaves,
+        arrangement_of(tuple(parts), treedef),
+        _join_by_numpy if all(map(_is_on_host_cpu, inside)) else _join_by_jax,
+    )
 
 
-def _by_jax(arrays: list[Any]) -> Array:
-    return put_together([jnp.ravel(x) for x in arrays])
+def _join_by_jax(arrays: list[Any]) -> Array:
+    return pack_buffer([jnp.ravel(x) for x in arrays])
 
 
-def _by_numpy(arrays: list[Any]) -> Array:
-    """It need not compile, which for a thousand arrays takes seconds."""
+def _join_by_numpy(arrays: list[Any]) -> Array:
+    """Join arrays without a compilation, which for a thousand arrays takes seconds."""
     return jnp.array(np.concatenate([np.asarray(x).reshape(-1) for x in arrays]))
 
 
-def _is_at_hand(x: Any) -> bool:
-    """Whether it lies where NumPy finds it: on JAX's first device, a CPU."""
+def _is_on_host_cpu(x: Any) -> bool:
+    """Whether NumPy can read `x` without a transfer: it is on JAX's first device, and that is a CPU."""
     if isinstance(x, Tracer) or not isinstance(x, Array):
         return isinstance(x, np.ndarray)
     first, is_key = jax.devices()[0], jnp.issubdtype(x.dtype, jax.dtypes.extended)
     return first.platform == "cpu" and x.sharding.device_set == {first} and not is_key
 
 
-def _joined(leaves: list[Any], arrangement: Arrangement, join: Callable[[list[Any]], Array] = _by_jax) -> Packed:
+def _pack_leaves(
+    leaves: list[Any], arrangement: Arrangement, join: Callable[[list[Any]], Array] = _join_by_jax
+) -> Packed:
     flat: dict[str, list[Any]] = {"": []}
     for part, leaf in zip(arrangement.parts, leaves, strict=True):
         if tuple(leaf.shape) != part.shape:
@@ -163,53 +173,53 @@ def _joined(leaves: list[Any], arrangement: Arrangement, join: Callable[[list[An
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def taken_apart(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
-    """A flat array in pieces. The gradient is one concatenation."""
-    return apart_p.bind(buffer, sizes=sizes)
+def unpack_buffer(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
+    """Split a flat array. The gradient is one concatenation."""
+    return unpack_p.bind(buffer, sizes=sizes)
 
 
-Primitive = type(lax.add_p)  # the class in `jax.extend.core`, which costs 0.1 s to import: it brings Pallas
+Primitive = type(lax.add_p)  # the class of `jax.extend.core`, whose import takes 0.1 s, since it imports Pallas
 
-# A primitive of its own, since on a CPU the native engine has a better way (engine/native/unpack.py). The engine knows
-# it, and `put_together`, by name.
-apart_p = Primitive("taken_apart")
-apart_p.multiple_results = True
+# A primitive, since the native engine lowers it better on a CPU (engine/native/unpack.py). The engine recognizes it,
+# and `pack_buffer`, by name.
+unpack_p = Primitive("unpack_buffer")
+unpack_p.multiple_results = True
 
 
-@apart_p.def_impl
+@unpack_p.def_impl
 def split(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
     return [*lax.split(buffer, sizes)]
 
 
-@apart_p.def_abstract_eval
+@unpack_p.def_abstract_eval
 def _(buffer: Any, sizes: tuple[int, ...]) -> Any:
     return jax.make_jaxpr(functools.partial(split, sizes=sizes))(buffer).out_avals
 
 
 def _transposed(cotangents: Any, _: Any, sizes: tuple[int, ...]) -> list[Array]:
-    return [put_together([ad.instantiate_zeros(x) for x in cotangents])]
+    return [pack_buffer([ad.instantiate_zeros(x) for x in cotangents])]
 
 
 def _batched(buffers: Any, axes: Any, sizes: tuple[int, ...]) -> Any:
     return lax.split(buffers[0], sizes, axis=1 - axes[0]), axes * len(sizes)
 
 
-ad.deflinear2(apart_p, _transposed)
-batching.primitive_batchers[apart_p] = _batched
-mlir.register_lowering(apart_p, mlir.lower_fun(split, multiple_results=True))
+ad.deflinear2(unpack_p, _transposed)
+batching.primitive_batchers[unpack_p] = _batched
+mlir.register_lowering(unpack_p, mlir.lower_fun(split, multiple_results=True))
 
 
 @jax.jit
-def put_together(arrays: list[Array]) -> Array:
-    """The other way round."""
-    return concatenated(arrays)
+def pack_buffer(arrays: list[Array]) -> Array:
+    """Join flat arrays into one, the inverse of `unpack_buffer`."""
+    return concatenate(arrays)
 
 
-def concatenated(arrays: list[Array]) -> Array:
-    """All of them in a row. By the dozen, since a concatenation of a thousand takes XLA seconds to compile."""
+def concatenate(arrays: list[Array]) -> Array:
+    """Concatenate arrays, 64 at a time: XLA takes seconds to compile a concatenation of a thousand."""
     while len(arrays) > 1:
-        arrays = [jnp.concatenate(arrays[i : i + _AT_ONCE]) for i in range(0, len(arrays), _AT_ONCE)]
+        arrays = [jnp.concatenate(arrays[i : i + _MOST_AT_ONCE]) for i in range(0, len(arrays), _MOST_AT_ONCE)]
     return arrays[0]
 
 
-_AT_ONCE = 64
+_MOST_AT_ONCE = 64

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxopt_keras.engine.plan import aligned, size
+from jaxopt_keras.engine.plan import align, readable_size
 from jaxopt_keras.engine.programs.offloaded import outermost
 from jaxopt_keras.engine.programs.zero1 import Zero1
 from jaxopt_keras.engine.state import State
@@ -134,19 +134,19 @@ class Report:
         rows = [("", "bytes", "per device", "of it")]
         for share in self.shares:
             part = f"{share.per_device / max(share.bytes, 1):.1%}"
-            rows.append((share.name, size(share.bytes), size(share.per_device), part))
-        rows.append(("temporary", "", size(self.temporary), ""))
+            rows.append((share.name, readable_size(share.bytes), readable_size(share.per_device), part))
+        rows.append(("temporary", "", readable_size(self.temporary), ""))
         lines = [f"{self.devices} devices", *_table(rows)]
         if not self.collectives:
             return "\n".join([*lines, "no collectives"])
         head = ("collective", "bytes", "in a loop", "from")
-        body = [(c.kind, size(c.bytes), "yes" if c.in_loop else "no", c.source) for c in self.collectives]
+        body = [(c.kind, readable_size(c.bytes), "yes" if c.in_loop else "no", c.source) for c in self.collectives]
         return "\n".join([*lines, *_table([head, *body])])
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(map(aligned, row, widths)).rstrip() for row in rows]
+    return ["  ".join(map(align, row, widths)).rstrip() for row in rows]
 
 
 def report(fn: Any, *args: Any, donate: tuple[int, ...] = ()) -> Report:

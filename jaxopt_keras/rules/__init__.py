@@ -1,4 +1,4 @@
-"""The optimizers, one file each. To add one: its file, its line here, its oracle in `tests/oracles`."""
+"""The optimizers, one file each. A new one needs its file, a line here, and an oracle in `tests/oracles`."""
 
 from jaxopt_keras.rules.adadelta import Adadelta as Adadelta
 from jaxopt_keras.rules.adafactor import Adafactor as Adafactor

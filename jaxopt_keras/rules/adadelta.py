@@ -17,8 +17,8 @@ class Adadelta(Rule):
         d <- rho d + (1 - rho) u²
         p <- p - lr u
 
-    The paper has lr = 1. `variant="optax"` adds weight decay to the gradient (g <- g + weight_decay p) in the place of
-    the decoupled one.
+    The paper has lr = 1. `variant="optax"` adds weight decay to the gradient (g <- g + weight_decay p) instead of the
+    decoupled one.
     """
 
     learning_rate: Rate = 1e-3

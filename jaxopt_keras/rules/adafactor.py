@@ -1,4 +1,4 @@
-"""Adafactor: a second moment kept as its row and column means."""
+"""Adafactor: a second moment stored as its row and column means."""
 
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -20,15 +20,15 @@ class Adafactor(Rule):
         b = 1 - t^beta_2_decay,  q = g² + epsilon_1
         matrices, over the last two axes:  r <- b r + (1 - b) mean_columns(q),  c <- b c + (1 - b) mean_rows(q),
                                            v = r cᵀ / mean(r)
-        the rest:                          v <- b v + (1 - b) q
+        other arrays:                      v <- b v + (1 - b) q
         u = g / sqrt(v),  u <- u / max(1, rms(u) / clip_threshold)
         p <- p - max(epsilon_2, rms(p)) min(lr, 1 / sqrt(t)) u
 
-    Keras caps the rate at 1 / sqrt(t) whatever `relative_step` says, and so does this. Unlike Keras, no full-size v is
-    kept or made for a factored array, so that rows and columns of zeros do no harm.
+    The rate is at most 1 / sqrt(t) whatever `relative_step` is, as in Keras. Unlike Keras, a factored array never has a
+    full-size v, so that rows and columns of zeros are harmless.
 
-    `variant="optax"` caps nothing, factors over the two largest axes if both have `min_dim_size_to_factor` (None: 128;
-    the Keras variant: 1) elements, and applies weight decay as p <- p - weight_decay p, without the rate.
+    `variant="optax"` does not limit the rate, factors over the two largest axes if both have `min_dim_size_to_factor`
+    (None: 128; the Keras variant: 1) elements, and applies weight decay as p <- p - weight_decay p, without the rate.
     """
 
     grain: ClassVar = "matrix"
@@ -42,12 +42,12 @@ class Adafactor(Rule):
     min_dim_size_to_factor: Count | None = field(default=None, kw_only=True)
 
     class State(NamedTuple):
-        row: Row | None = None  # both, or velocity
+        row: Row | None = None  # row and column, or velocity
         column: Column | None = None
         velocity: NonNegative | None = None
 
     def factored_axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """The axes (rows, columns) of the matrix that `shape` holds, or None where it is not factored."""
+        """Return the axes (rows, columns) of the matrix in `shape`, or None if it is not factored."""
         if len(shape) < 2:
             return None
         optax = self.variant == "optax"
@@ -87,7 +87,7 @@ class Adafactor(Rule):
             r = b * s.row + (1 - b) * q.mean(columns)
             c = b * s.column + (1 - b) * q.mean(rows)
             r_full, c_full = jnp.expand_dims(r, columns), jnp.expand_dims(c, rows)
-            # By its factors: where a row and a column are zeros, their product is too small for a float32 (Keras: NaN).
+            # Divide by each factor: if a row and a column are zeros, their product underflows float32 (Keras: NaN).
             u = g * (jnp.sqrt(r_full.mean(rows, keepdims=True)) / jnp.sqrt(r_full)) / jnp.sqrt(c_full)
             s = self.State(row=r, column=c)
         u = u / jnp.maximum(1, at.rms(u) / self.clip_threshold)

@@ -13,7 +13,7 @@ class Adam(Rule):
     """Adam, with the optional AMSGrad maximum.
 
         m <- beta_1 m + (1 - beta_1) g          v <- beta_2 v + (1 - beta_2) g²
-        amsgrad: h <- max(h, v), in the place of v below
+        amsgrad: h <- max(h, v), instead of v below
         p <- p - lr sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (sqrt(v) + epsilon)
 
     Kingma & Ba 2014, arXiv:1412.6980, with the "epsilon hat" of its section 2; AMSGrad: Reddi et al. 2018,
@@ -32,7 +32,7 @@ class Adam(Rule):
     class State(NamedTuple):
         momentum: Signed
         velocity: NonNegative
-        velocity_hat: Exact | None = None  # a maximum: rounding would drive it up
+        velocity_hat: Exact | None = None  # a maximum: stochastic rounding would raise it
 
     def init(self, p: Array) -> State:
         zeros = jnp.zeros_like(p.real)

@@ -6,12 +6,11 @@ from jaxopt_keras.rules.adam import Adam
 
 
 class AdamW(Adam):
-    """Adam, with decoupled weight decay on by default.
+    """Adam, with decoupled weight decay by default.
 
         p <- p (1 - lr weight_decay), then as `Adam`
 
-    Loshchilov & Hutter 2017, arXiv:1711.05101. The decay is the common option `weight_decay`, which may not be None
-    here.
+    Loshchilov & Hutter 2017, arXiv:1711.05101. The decay is the common option `weight_decay`; it cannot be None here.
     """
 
     defaults: ClassVar = {"weight_decay": 0.004}

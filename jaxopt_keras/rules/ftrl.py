@@ -1,4 +1,4 @@
-"""FTRL-proximal: the parameter is computed anew from sums, and exactly zero where L1 says so."""
+"""FTRL-proximal: the parameter is recomputed from sums in each step, and L1 makes it exactly zero."""
 
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -16,7 +16,7 @@ class Ftrl(Rule):
         z <- z + g + 2 l2_shrinkage_regularization_strength p - (n'^k - n^k) / lr p
         p <- (clip(z, -l1, l1) - z) / (n'^k / lr + 2 l2),  n <- n'
 
-    The initial value of p plays no part after the first update, as in Keras.
+    The initial value of p has no effect after the first update, as in Keras.
     """
 
     variants: ClassVar = ("keras",)

@@ -1,4 +1,4 @@
-"""LAMB: Adam's direction, scaled for each array to the array's own norm."""
+"""LAMB: Adam's direction, scaled to the norm of each array."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +16,7 @@ class Lamb(Rule):
         u = m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon)
         p <- p - lr |p| / |u| u                 the ratio is 1 where either norm is 0
 
-    Weight decay shrinks p before, outside the ratio. `variant="optax"`, as the paper: u <- u + weight_decay p inside.
+    Weight decay shrinks p first, outside the ratio. `variant="optax"`, as the paper: u <- u + weight_decay p inside.
     """
 
     grain: ClassVar = "leaf"

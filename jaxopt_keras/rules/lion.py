@@ -15,8 +15,8 @@ class Lion(Rule):
         p <- p - lr sign(beta_1 m + (1 - beta_1) g)
         m <- beta_2 m + (1 - beta_2) g
 
-    Every element moves by lr: the paper advises a rate 3 to 10 times smaller than AdamW's, and as much more weight
-    decay. `variant="optax"` is the same.
+    Every element changes by lr: the paper advises a rate 3 to 10 times smaller than AdamW's, and weight decay larger by
+    the same factor. `variant="optax"` is the same.
     """
 
     learning_rate: Rate = 1e-3

@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalized. Matrices only; the rest goes to Adam."""
+"""Muon: orthogonalized momentum, for matrices; Adam updates the other parameters."""
 
 import re
 from types import NoneType
@@ -22,11 +22,12 @@ class Muon(Rule):
         x = u / (|u| + 1e-7), then ns_steps times: a = x xᵀ,  x <- muon_a x + (muon_b a + muon_c a²) x
         p <- p - lr rms_rate sqrt(max(rows, columns)) x         rms_rate None: the factor is 1
 
-    What is no matrix, has "embedding" in its path (`exclude_embeddings`) or a path that one of the regular expressions
-    `exclude_layers` finds, is updated by Adam, at the rate `lr adam_lr_ratio` and with `adam_weight_decay`.
+    Adam updates a parameter that is not a matrix, has "embedding" in its path (`exclude_embeddings`), or has a path in
+    which one of the regular expressions `exclude_layers` is found: at the rate `lr adam_lr_ratio`, with
+    `adam_weight_decay`.
 
-    `variant="optax"`, as optax.contrib.muon: m is an average, bias-corrected; `epsilon` in the place of 1e-7; rms_rate
-    None: sqrt(max(1, columns / rows)); the Adam part takes the paper's epsilon, and Nesterov momentum if `nesterov`.
+    `variant="optax"`, as optax.contrib.muon: m is an average, bias-corrected; `epsilon` replaces 1e-7; rms_rate None:
+    sqrt(max(1, columns / rows)); the Adam part has the paper's epsilon, and Nesterov momentum if `nesterov`.
     """
 
     grain: ClassVar = "matrix"
@@ -81,7 +82,7 @@ class Muon(Rule):
     def init(self, p: Array) -> State:
         return self.State(jnp.zeros_like(p))
 
-    # Most rules have None in the place of the next two, which is no function: hence pyright's ignore.
+    # The base class has None for the next two, which is not a function: hence pyright's ignore.
     def lead(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:  # pyright: ignore
         mu = self.momentum
         if self.variant == "optax":
@@ -94,7 +95,7 @@ class Muon(Rule):
         return u, self.State(m)
 
     def whole(self, u: Array) -> Array:  # pyright: ignore  # likewise
-        """`u` orthogonalized, at the size of an update for a rate of 1."""
+        """Orthogonalize `u`, and scale it to an update for a rate of 1."""
         x, (rows, columns) = self.orthogonalized(u), u.shape
         if self.rms_rate is not None:
             x = x * (max(rows, columns) ** 0.5 * self.rms_rate)
@@ -107,7 +108,7 @@ class Muon(Rule):
         return -at.lr * self.whole(u), s
 
     def orthogonalized(self, u: Array) -> Array:
-        """Newton-Schulz iterations towards the nearest (semi-)orthogonal matrix, on the shorter side."""
+        """Approximate the nearest (semi-)orthogonal matrix by Newton-Schulz iterations, on the shorter side."""
         tall = u.shape[0] > u.shape[1]
         x = u.T if tall else u
         x = x / (norm(x) + (self.epsilon if self.variant == "optax" else 1e-7))
@@ -118,7 +119,7 @@ class Muon(Rule):
 
 
 class AdamPart(Rule):
-    """The rule for what is no matrix: Adam, or Nadam, at `ratio` times the rate and with its own decay."""
+    """The fallback of Muon: Adam, or Nadam, at `ratio` times the rate and with its own decay."""
 
     nesterov: bool = False
     beta_1: Decay = 0.9

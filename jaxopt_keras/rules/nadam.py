@@ -10,7 +10,7 @@ from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, 
 
 
 class Nadam(Rule):
-    """Nadam (Dozat 2016), with its warming momentum.
+    """Nadam (Dozat 2016), with its momentum schedule.
 
         mu_t = beta_1 (1 - 0.96^t / 2)          U <- U mu_t, once for all arrays, from 1
         m <- beta_1 m + (1 - beta_1) g          v <- beta_2 v + (1 - beta_2) g²

@@ -10,7 +10,7 @@ from jaxopt_keras.language.rule import Amount, Clock, Decay, Momentum, NonNegati
 
 
 class RMSprop(Rule):
-    """RMSprop (Tieleman & Hinton 2012, lecture 6.5), with momentum, and centered by choice.
+    """RMSprop (Tieleman & Hinton 2012, lecture 6.5), with optional momentum and centering.
 
         n <- rho n + (1 - rho) g²
         centered: a <- rho a + (1 - rho) g,  d = n - a² + epsilon;  else d = n + epsilon
@@ -42,7 +42,7 @@ class RMSprop(Rule):
         d = n + self.epsilon
         if a is not None:
             a = ema(a, g, self.rho)
-            d = jnp.maximum(d - square(a), self.epsilon)  # n and a, each rounded, may seem to contradict each other
+            d = jnp.maximum(d - square(a), self.epsilon)  # rounding of n and a can make the difference negative
         b = at.lr * g / jnp.sqrt(d)
         if s.momentum is None:
             return -b, self.State(n, None, a)

@@ -1,4 +1,4 @@
-"""Schedule-free AdamW: an average of iterates in the place of a schedule."""
+"""Schedule-free AdamW: an average of iterates instead of a schedule."""
 
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -19,13 +19,13 @@ class ScheduleFreeAdamW(Rule):
         x <- (1 - c) x + c z,  c = 1 / t
         y <- (1 - beta_1) z + beta_1 x
 
-    The parameter is y throughout training, z is the slot `momentum`, and x, what one should evaluate, is `averaged`.
+    The parameter is y during training, z is the slot `momentum`, and x, the value to evaluate, is `averaged`.
 
     `variant="optax"`: c = w / (the sum of all w so far), w = (the greatest rate so far)²; the rate of z warms up from
-    0, one step later; weight decay moves z, by lr weight_decay y.
+    0, one step later; weight decay is applied to z, as lr weight_decay y.
 
-    x comes from y and z alone, so what y loses in rounding, x loses for good. Hence a parameter of 16 bits keeps its
-    float32 self besides, `master_weights="float32"`, unless told otherwise.
+    x is computed from y and z, so that rounding errors of y accumulate in x. A parameter of 16 bits therefore has
+    `master_weights="float32"` by default.
     """
 
     defaults: ClassVar = {"master_weights": "float32"}
@@ -61,7 +61,7 @@ class ScheduleFreeAdamW(Rule):
         return None if self.variant == "optax" else weight_decay
 
     def averaged(self, p: Array, s: State) -> Array:
-        """The weights to evaluate."""
+        """Return the weights to evaluate."""
         return (p - (1 - self.beta_1) * s.momentum) / self.beta_1
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
@@ -71,7 +71,7 @@ class ScheduleFreeAdamW(Rule):
             if at.weight_decay is not None:
                 u = u + at.weight_decay * p
             rate, total = at.lr * self.warmth(at.t - 1), at.scalars.weight_sum
-            c = at.scalars.max_rate**2 / jnp.where(total > 0, total, 1)  # 0 as long as every rate was 0
+            c = at.scalars.max_rate**2 / jnp.where(total > 0, total, 1)  # c is 0 while every rate was 0
         else:
             rate, c = at.lr * self.warmth(at.t), 1 / at.t
         z = s.momentum - rate * u

@@ -1,13 +1,14 @@
 """Learning-rate schedules: functions from the step to a rate.
 
-`step` is the number of updates already done: 0 at the first. Any function of it is a schedule, optax's too. The classes
-here are values besides: equal ones share one compiled program, they print as the call that makes them, and they go to
-JSON and back. Arguments, defaults and rates are Keras 3's, with three differences:
+`step` is the number of updates already made: 0 at the first. Any function of it is a schedule, also one of optax's. The
+classes here are also values: equal ones share one compiled program, their `repr` is the call that makes them, and they
+can be saved as JSON. Arguments, defaults and rates are Keras 3's, with three differences:
 
-- An integer initial rate is a rate. (Keras then computes in integers: `ExponentialDecay(1, 10, 0.5)` is 1, 0, 0, ...)
-- Stairs, cycles and restarts come at their step, up to step 2**24 in float32. (`step / decay_steps` or a logarithm may
-  there fall just short of a whole number, or just past it; Keras, which rounds it down or up, is then a step off.)
-- A rate that is negative, or would turn NaN in the course of the training, is refused at once.
+- An integer initial rate is converted to a float. (Keras computes in integers: `ExponentialDecay(1, 10, 0.5)` is 1, 0,
+  0, ...)
+- Stairs, cycles and restarts start at the exact step, up to step 2**24 in float32. (In Keras, rounding errors of
+  `step / decay_steps` or of a logarithm can move them by a step.)
+- A rate that is negative, or would become NaN during the training, raises an error in the constructor.
 
 Each class takes the step as an int or an integer array of any shape, and returns a float32 array of that shape (float64
 under `jax_enable_x64`). Every constructor raises a `TypeError` for an argument of the wrong type and a `ValueError` for

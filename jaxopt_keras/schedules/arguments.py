@@ -1,4 +1,4 @@
-"""The kinds of argument of a schedule: types that carry their check, which also prints, so that a signature says it."""
+"""Types of a schedule's arguments: each is annotated with its check, which signatures show."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from jax.core import Tracer
 
 @dataclass(frozen=True)
 class Check:
-    """Turns an argument into the value to keep, or refuses it."""
+    """Validates an argument, and converts it to the value to store."""
 
     kind: str
     types: tuple[type, ...]
     rule: str = ""
     holds: Callable[[Any], bool] = lambda value: True
-    keep: Callable[[Any], Any] = lambda value: value
+    convert: Callable[[Any], Any] = lambda value: value
     remedy: str = ""
 
     def __repr__(self) -> str:
@@ -34,12 +34,12 @@ class Check:
             raise TypeError(f"`{name}` must be {self.kind}. {received} ({type(value).__name__})")
         if not self.holds(value):
             raise ValueError(f"`{name}` must be {self.rule}. {received}{self.remedy}")
-        return self.keep(value)
+        return self.convert(value)
 
 
 @dataclass(frozen=True)
 class Each:
-    """The same check for every entry of a list, which becomes a tuple."""
+    """Applies a check to every entry of a list, and converts it to a tuple."""
 
     check: Check
 
@@ -53,26 +53,26 @@ class Each:
 
 
 def exact(value: float) -> float:
-    # JAX takes an int for an int32; a larger one becomes here the float that the arithmetic would make of it.
+    # JAX converts an int to int32. A larger one is converted to a float here, as the arithmetic would.
     return value if value < 2**31 else float(value)
 
 
 number = partial(Check, "a number", (int, float))
-amount = number("at least 0 and finite", lambda x: 0 <= x < math.inf, keep=float)
-growth = number("1, or at least 1.0001 and finite", lambda x: x == 1 or 1.0001 <= x < math.inf, keep=float)
-delay = number("at least 0 and finite", lambda x: 0 <= x < math.inf, keep=exact)
+amount = number("at least 0 and finite", lambda x: 0 <= x < math.inf, convert=float)
+growth = number("1, or at least 1.0001 and finite", lambda x: x == 1 or 1.0001 <= x < math.inf, convert=float)
+delay = number("at least 0 and finite", lambda x: 0 <= x < math.inf, convert=exact)
 span = number(
     "above 0 and finite",
     lambda x: 0 < x < math.inf,
-    keep=exact,
-    remedy=". For a rate that stays, give the number itself, not a schedule.",
+    convert=exact,
+    remedy=". For a constant rate, pass the number itself, not a schedule.",
 )
 amount_or_none = Check(
     "a number or None",
     (int, float, NoneType),
     "None, or at least 0 and finite",
     lambda x: x is None or 0 <= x < math.inf,
-    keep=lambda x: x if x is None else float(x),
+    convert=lambda x: x if x is None else float(x),
 )
 
 Rate = Annotated[float, amount]

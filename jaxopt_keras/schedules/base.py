@@ -1,4 +1,4 @@
-"""What a schedule is."""
+"""The type of schedules, and the base class for your own."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ class LearningRateSchedule:
     """The base class for schedules of your own: override `__call__`, and `get_config` to make them serializable.
 
     `__call__` runs inside the compiled update, where `step` is a traced integer: choose with `jnp.where`, not `if`.
-    Leave a schedule as it is once an optimizer has it: a program compiled with its old attributes would keep them.
+    Do not change the attributes of a schedule after an optimizer has it: compiled programs would keep the old values.
 
     >>> class Halving(LearningRateSchedule):
     ...     def __init__(self, initial_learning_rate):
@@ -30,14 +30,14 @@ class LearningRateSchedule:
     """
 
     def __call__(self, step: Any) -> ArrayLike:
-        """The learning rate at `step`."""
+        """Return the learning rate at `step`."""
         raise NotImplementedError(
             f"`{type(self).__name__}` must define `__call__(self, step)`: the learning rate at that step. "
             "For example: `return self.initial_learning_rate / (step + 1)`."
         )
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as a dict that JSON can hold."""
+        """Return the constructor's arguments, as a dict that can be saved as JSON."""
         raise NotImplementedError(
             f"`{type(self).__name__}` must define `get_config(self)` to be serializable: its constructor's arguments. "
             "For example: `return {'initial_learning_rate': self.initial_learning_rate}`."
@@ -45,14 +45,14 @@ class LearningRateSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """The schedule that `get_config` described; `config` is not changed."""
+        """Return the schedule of a `get_config`; `config` is not changed."""
         return cls(**config)
 
 
 def is_schedule(x: Any) -> bool:
-    """Whether `x` is a schedule: a `LearningRateSchedule`, or a function that can be given the step.
+    """Whether `x` is a schedule: a `LearningRateSchedule`, or a function that takes the step.
 
-    A function that takes nothing is none; one whose signature cannot be read is.
+    A function without arguments is not a schedule; one whose signature cannot be read is.
 
     >>> is_schedule(lambda step: 0.1 / (step + 1)), is_schedule(lambda: 0.1), is_schedule(0.1)
     (True, False, False)

@@ -1,20 +1,20 @@
-"""Schedules as plain dictionaries, and back."""
+"""Conversion of schedules to plain dictionaries, and back."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from jaxopt_keras.schedules.base import LearningRateSchedule
-from jaxopt_keras.schedules.decays import BuiltIn
+from jaxopt_keras.schedules.decays import BuiltIn  # not from `builtin`: its subclasses must exist
 
 PACKAGE = __name__.rpartition(".")[0]
 CLASSES: dict[str, type[LearningRateSchedule]] = {kind.__name__: kind for kind in BuiltIn.__subclasses__()}
 
 
 def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
-    """A schedule as a dict that JSON can hold, in Keras's layout; `deserialize` reads it.
+    """Convert a schedule to a dict that can be saved as JSON, in Keras's layout; `deserialize` reads it.
 
     Raises:
-        TypeError: if `schedule` is a plain function, which no dict can describe.
+        TypeError: if `schedule` is a plain function, which has no config.
 
     >>> from jaxopt_keras.schedules import InverseSqrtDecay
     >>> serialize(InverseSqrtDecay(1.0, 100))["class_name"]
@@ -34,14 +34,14 @@ def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
 def deserialize(
     config: Mapping[str, Any], custom_objects: Mapping[str, type[LearningRateSchedule]] | None = None
 ) -> LearningRateSchedule:
-    """The schedule that `serialize` described, Keras's own `serialize` too; `config` is not changed.
+    """Return the schedule of a dict that `serialize`, or Keras's `serialize`, made; `config` is not changed.
 
     Args:
-        config: `{"class_name": ..., "config": {...}}`, with or without the rest.
-        custom_objects: your own classes by name; they come first.
+        config: `{"class_name": ..., "config": {...}}`; other keys are optional.
+        custom_objects: your own classes by name; they have precedence.
 
     Raises:
-        TypeError: if `config` is no such dict. ValueError: if its class is neither built in nor among yours.
+        TypeError: if `config` is not such a dict. ValueError: if its class is neither built in nor in `custom_objects`.
 
     >>> deserialize({"class_name": "InverseSqrtDecay", "config": {"peak_learning_rate": 1, "warmup_steps": 100}})
     InverseSqrtDecay(peak_learning_rate=1.0, warmup_steps=100, initial_learning_rate=0.0, name='InverseSqrtDecay')
@@ -51,12 +51,12 @@ def deserialize(
     name, module = config["class_name"], config.get("module") or PACKAGE
     custom = custom_objects or {}
     kind = custom.get(config.get("registered_name") or name) or custom.get(name)
-    # Another module's class may have the name of one of ours; Keras's (and tf_keras's) are the same schedules.
+    # A class of another module may have the name of a built-in one. Those of Keras and tf_keras are the same schedules.
     if kind is None and module.endswith((PACKAGE, "keras.optimizers.schedules")):
         kind = CLASSES.get(name)
     if kind is None:
         raise ValueError(
-            f"`config` must describe one of {list(CLASSES)}, or a class that you name: "
+            f"`config` must describe one of {list(CLASSES)}, or a class that you pass: "
             f"`custom_objects={{{name!r}: {name}}}`. Received: class_name={name!r}, module={module!r}"
         )
     return kind.from_config(dict(config.get("config") or {}))

@@ -1,15 +1,13 @@
-"""The schedules that are built in."""
+"""The built-in schedules."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import Field, dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from jaxopt_keras.schedules.arguments import (
     Check,
@@ -25,42 +23,12 @@ from jaxopt_keras.schedules.arguments import (
     delay,
     growth,
 )
-from jaxopt_keras.schedules.base import LearningRateSchedule
-
-
-class BuiltIn(LearningRateSchedule):
-    """What the built-in schedules share. Each is a frozen dataclass that adds its arguments and `_rate`."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # for the type checker: every subclass is a dataclass
-    name: str | None
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            for check in getattr(field.type, "__metadata__", ()):
-                object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
-
-    # Not the dataclass's equality (eq=False below), which is blind to what a subclass keeps besides these arguments.
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    def __hash__(self) -> int:
-        return hash((type(self), frozenset(vars(self).items())))
-
-    def __call__(self, step: ArrayLike) -> Array:
-        with jax.named_scope(self.name or type(self).__name__):
-            return self._rate(jnp.asarray(step, jnp.result_type(float)))
-
-    def _rate(self, step: Array) -> Array:
-        raise NotImplementedError(f"`{type(self).__name__}` must define `_rate(self, step)`.")
-
-    def get_config(self) -> dict[str, Any]:
-        config = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+from jaxopt_keras.schedules.builtin import BuiltIn
 
 
 @dataclass(frozen=True, eq=False)
 class ExponentialDecay(BuiltIn):
-    """Multiplies the rate by `decay_rate` every `decay_steps` steps.
+    """Multiply the rate by `decay_rate` every `decay_steps` steps.
 
         p    = step / decay_steps        (rounded down if `staircase`)
         rate = initial_learning_rate * decay_rate ** p
@@ -73,7 +41,7 @@ class ExponentialDecay(BuiltIn):
         name: the name of the computation in profiles.
 
     Raises:
-        ValueError: if `decay_steps` is not above 0, or a number is negative. TypeError: if one is no number.
+        ValueError: if `decay_steps` is not above 0, or a number is negative. TypeError: if one is not a number.
 
     >>> ExponentialDecay(0.5, decay_steps=1000, decay_rate=0.5)(2000)
     Array(0.125, dtype=float32)
@@ -92,11 +60,11 @@ class ExponentialDecay(BuiltIn):
 
 @dataclass(frozen=True, eq=False)
 class PiecewiseConstantDecay(BuiltIn):
-    """Steps from one constant rate to the next.
+    """Change from one constant rate to the next at each boundary.
 
-        rate = values[i],  i = how many of the `boundaries` are below `step`
+        rate = values[i],  i = the number of `boundaries` below `step`
 
-    So `values[i]` lasts up to and with step `boundaries[i]`. (optax and PyTorch change one step earlier.)
+    The last step with `values[i]` is `boundaries[i]`. (optax and PyTorch change one step earlier.)
 
     Args:
         boundaries: increasing steps.
@@ -104,8 +72,8 @@ class PiecewiseConstantDecay(BuiltIn):
         name: as in `ExponentialDecay`.
 
     Raises:
-        ValueError: if the lengths do not fit, the boundaries do not increase, or a number is negative. TypeError: if
-            one is no number, or there is no list.
+        ValueError: if the lengths do not fit, the boundaries do not increase, or a number is negative. TypeError: for
+            anything but lists of numbers.
 
     >>> schedule = PiecewiseConstantDecay(boundaries=[100, 200], values=[1.0, 0.5, 0.25])
     >>> [float(schedule(step)) for step in (100, 101, 201)]
@@ -135,7 +103,7 @@ class PiecewiseConstantDecay(BuiltIn):
 
 @dataclass(frozen=True, eq=False)
 class PolynomialDecay(BuiltIn):
-    """Goes from one rate to another along a power of the time that is left.
+    """Decay from one rate to another, as a power of the remaining time.
 
         n    = decay_steps            (if `cycle`: its first multiple that is not below `step`)
         left = (n - min(step, n)) / n
@@ -146,7 +114,7 @@ class PolynomialDecay(BuiltIn):
         decay_steps: steps, more than 0.
         end_learning_rate: the rate from step `decay_steps` on.
         power: 1 is a straight line.
-        cycle: past `decay_steps`, rise again and take longer: as if it had been 2, 3, ... times as many from the start.
+        cycle: after `decay_steps`, restart with 2, 3, ... times as many steps in all, instead of keeping the end rate.
         name: as in `ExponentialDecay`; so are the errors.
 
     >>> schedule = PolynomialDecay(1.0, decay_steps=100, end_learning_rate=0.5)
@@ -171,7 +139,7 @@ class PolynomialDecay(BuiltIn):
 
 @dataclass(frozen=True, eq=False)
 class InverseTimeDecay(BuiltIn):
-    """Divides the rate by a number that grows with time.
+    """Divide the rate by a number that grows with time.
 
         p    = step / decay_steps        (rounded down if `staircase`)
         rate = initial_learning_rate / (1 + decay_rate * p)
@@ -179,7 +147,7 @@ class InverseTimeDecay(BuiltIn):
     Args:
         initial_learning_rate: the rate at step 0.
         decay_steps: steps, more than 0.
-        decay_rate: what every `decay_steps` steps add to the divisor.
+        decay_rate: the amount that every `decay_steps` steps add to the divisor.
         staircase: change the rate only once every `decay_steps` steps.
         name: as in `ExponentialDecay`; so are the errors.
 
@@ -199,20 +167,20 @@ class InverseTimeDecay(BuiltIn):
 
 
 def _warm_up(step: Array, steps: float, initial: float, peak: float, after: Array) -> Array:
-    """From `initial` to `peak` along a straight line of `steps` steps, then `after`."""
+    """Return a linear warm-up from `initial` to `peak` over `steps` steps, then `after`."""
     if steps == 0:
         return after
     return jnp.where(step < steps, initial + (peak - initial) * (step / steps), after)
 
 
 def _cosine(p: Array) -> Array:
-    """Half a cosine wave: 1 at p = 0, 0 at p = 1."""
+    """Compute half a cosine wave: 1 at p = 0, 0 at p = 1."""
     return (1 + jnp.cos(math.pi * p)) / 2
 
 
 @dataclass(frozen=True, eq=False)
 class CosineDecay(BuiltIn):
-    """Half a cosine wave down, after an optional straight line up.
+    """Decay along half a cosine wave, after an optional linear warm-up.
 
         peak = warmup_target                   (initial_learning_rate, and no warm-up, if that is None)
         rate = initial_learning_rate + (peak - initial_learning_rate) * step / warmup_steps    while step < warmup_steps
@@ -253,7 +221,7 @@ class CosineDecay(BuiltIn):
 
 @dataclass(frozen=True, eq=False)
 class CosineDecayRestarts(BuiltIn):
-    """Half a cosine wave down, again and again: each `t_mul` times longer than the last, and `m_mul` times as high.
+    """Decay along half a cosine wave, and restart: each wave is `t_mul` times as long and `m_mul` times as high.
 
         i    = the number of restarts so far
         p    = the steps since the last one / (first_decay_steps * t_mul ** i)
@@ -264,7 +232,7 @@ class CosineDecayRestarts(BuiltIn):
     Args:
         initial_learning_rate: the rate at step 0.
         first_decay_steps: steps of the first wave, more than 0.
-        t_mul: 1, or at least 1.0001. (Shrinking waves would all be over at some step; Keras's rate is NaN from there.)
+        t_mul: 1, or at least 1.0001. (Shrinking waves would end at some step; Keras's rate is NaN from there.)
         m_mul: the factor of the height.
         alpha: the lowest rate as a fraction of `initial_learning_rate`.
         name: as in `ExponentialDecay`; so are the errors.
@@ -290,26 +258,24 @@ class CosineDecayRestarts(BuiltIn):
         if t == 1:
             i = step // n
             return i, (step - i * n) / n
-        # The waves that begin before step 2**31, in the host's doubles: logarithms in float32 can miss the right one.
+        # The waves that start before step 2**31, in the host's float64: logarithms in float32 can select a wrong one.
         waves = t ** np.arange(1 + int(math.log1p(2**31 * (t - 1) / n) / math.log(t)))
         starts = n * (waves - 1) / (t - 1)
-        reached = jnp.asarray(starts.round(6), step.dtype)  # a start at a whole step is at that step, not 1e-12 past it
+        reached = jnp.asarray(starts.round(6), step.dtype)  # an integer start is exact, not off by 1e-12
         i = jnp.searchsorted(reached, step, side="right", method="compare_all") - 1
         p = (step - jnp.asarray(starts, step.dtype)[i]) / jnp.asarray(n * waves, step.dtype)[i]
         return i.astype(step.dtype), p
 
 
 _SHAPES: dict[str, Callable[[Array], Array]] = {
-    "linear": lambda p: 1 - p,
-    "cosine": _cosine,
-    "sqrt": lambda p: 1 - jnp.sqrt(p),
-}
+    "linear": lambda p: 1 - p, "cosine": _cosine, "sqrt": lambda p: 1 - jnp.sqrt(p),
+}  # fmt: skip
 _shape = Check("a string", (str,), f"one of {list(_SHAPES)}", lambda value: value in _SHAPES)
 
 
 @dataclass(frozen=True, eq=False)
 class WarmupStableDecay(BuiltIn):
-    """A straight line up, a plateau, and a short way down: the length of the training need not be known at its start.
+    """Warm up linearly, keep a constant rate, then decay: the length of the training need not be known at its start.
 
         rate = initial_learning_rate + (peak_learning_rate - initial_learning_rate) * step / warmup_steps
                                                                                  while step < warmup_steps
@@ -317,16 +283,16 @@ class WarmupStableDecay(BuiltIn):
         rate = end_learning_rate + (peak_learning_rate - end_learning_rate) * f(p)     from then on
         f(p) = 1 - p ("linear"),  (1 + cos(pi * p)) / 2 ("cosine"),  1 - sqrt(p) ("sqrt")
 
-    WSD, Hu et al. 2024 (arXiv:2404.06395); the "sqrt" way down from Hägele et al. 2024 (arXiv:2405.18392).
+    WSD, Hu et al. 2024 (arXiv:2404.06395); the "sqrt" decay from Hägele et al. 2024 (arXiv:2405.18392).
 
     Args:
-        peak_learning_rate: the rate of the plateau.
-        warmup_steps: steps of the way up, 0 or more.
-        stable_steps: steps of the plateau, 0 or more.
-        decay_steps: steps of the way down, more than 0.
+        peak_learning_rate: the constant rate after the warm-up.
+        warmup_steps: steps of the warm-up, 0 or more.
+        stable_steps: steps of the constant rate, 0 or more.
+        decay_steps: steps of the decay, more than 0.
         initial_learning_rate: the rate at step 0.
-        end_learning_rate: the last rate, which stays.
-        decay: the shape of the way down.
+        end_learning_rate: the rate after the decay.
+        decay: the shape of the decay.
         name: as in `ExponentialDecay`; so are the errors.
 
     >>> schedule = WarmupStableDecay(1.0, warmup_steps=10, stable_steps=100, decay_steps=20)
@@ -352,7 +318,7 @@ class WarmupStableDecay(BuiltIn):
 
 @dataclass(frozen=True, eq=False)
 class InverseSqrtDecay(BuiltIn):
-    """A straight line up, then down with the square root of the step, without an end.
+    """Warm up linearly, then divide by the square root of the step, without an end.
 
         rate = initial_learning_rate + (peak_learning_rate - initial_learning_rate) * step / warmup_steps
                                                                                  while step < warmup_steps
@@ -364,7 +330,7 @@ class InverseSqrtDecay(BuiltIn):
 
     Args:
         peak_learning_rate: the rate at step `warmup_steps`, the highest.
-        warmup_steps: steps of the way up, more than 0; 4000 in the Transformer, 10000 in T5.
+        warmup_steps: steps of the warm-up, more than 0; 4000 in the Transformer, 10000 in T5.
         initial_learning_rate: the rate at step 0.
         name: as in `ExponentialDecay`; so are the errors.
 

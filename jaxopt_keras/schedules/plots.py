@@ -1,4 +1,4 @@
-"""Schedules as pictures."""
+"""Plots of schedules."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -18,19 +18,20 @@ def plot(
     ax: "Axes | None" = None,
     path: str | PathLike[str] | None = None,
 ) -> "Axes":
-    """Draws the learning rate over the steps, with matplotlib but without pyplot: no window, no global state.
+    """Plot the learning rate over the steps, with matplotlib but without pyplot: no window, no global state.
 
     Args:
-        schedule: one schedule, or several: a list, or a dict whose keys become the legend.
-        steps: how many steps to draw, from 0 on (a thousand of them if they are more), or the steps themselves.
-        ax: the axes to draw on; new ones by default.
-        path: where to save the picture; a PNG unless the name ends otherwise.
+        schedule: one schedule, or several: a list, or a dict whose keys are the legend.
+        steps: the number of steps to plot, from 0 on (at most a thousand are computed), or the steps themselves.
+        ax: the axes to plot on; None: new ones.
+        path: the file to save the plot in, a PNG unless its suffix says otherwise; None: no file.
 
     Returns:
-        The axes; their picture is `ax.figure`.
+        The axes; their figure is `ax.figure`.
 
     Raises:
-        ImportError: without matplotlib. TypeError: if something is no schedule. ValueError: if there are no steps.
+        ImportError: without matplotlib. TypeError: if a schedule is not a function of the step. ValueError: without
+            steps.
 
     >>> from jaxopt_keras.schedules import ExponentialDecay
     >>> plot({"fast": ExponentialDecay(0.1, 100, 0.5), "slow": lambda step: 0.1}, steps=300).get_xlabel()

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.compiled import Compiled
 from jaxopt_keras.engine.cores.foreign import Foreign
-from jaxopt_keras.engine.resting_slots import LOOSE, packs_slots
+from jaxopt_keras.engine.slot_packing import LOOSE, should_pack_slots
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options, refuse_unknown
 from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.packing.slots import packed_eagerly
+from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.stateful.configs import Configs
 from jaxopt_keras.stateful.custom.api import HOOKS
@@ -233,10 +233,10 @@ class Optimizer(Registry, Configs, Weights, Losses):
             params = {k: h.take() for k, h in handles.items()}
             whole = isinstance(self._rule, Rule) and len(params) == len(self._paths)
             arrays = list(params.values())
-            packs = whole and packs_slots(self._options, arrays, is_packed)
+            packs = whole and should_pack_slots(self._options, arrays, is_packed)
             state = state if packs else self._state
         slots = state.slots if isinstance(state.slots, Packed) else masked(state.slots, params)
-        moving = state._replace(slots=packed_eagerly(slots, LOOSE) if packs else slots)
+        moving = state._replace(slots=pack_slots_eagerly(slots, LOOSE) if packs else slots)
         grads = {k: given.get(k) for k in params}
         return Call(
             kernel.skeleton, kernel.compiled, params, moving._replace(hyperparams={}), grads, self._hyper(state)

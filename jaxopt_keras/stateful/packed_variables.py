@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.packing.trees import concatenated, taken_apart
+from jaxopt_keras.packing.trees import concatenate, unpack_buffer
 from jaxopt_keras.stateful.variable import ArrayLike, Variable, several
 
 
@@ -49,7 +49,7 @@ class Buffer(ArrayLike):
         self.pieces = {
             id(v): Piece(v.path, offset, x.shape) for v, offset, x in zip(variables, offsets, values, strict=True)
         }
-        self._whole = concatenated([jnp.array(x, copy=True).reshape(-1) for x in values])
+        self._whole = concatenate([jnp.array(x, copy=True).reshape(-1) for x in values])
         self._arrays: dict[int, Array] = {}  # by a variable's id: cut out, or assigned, since the last move
         self._late: set[int] = set()  # those of them that the whole does not hold yet
         for v in variables:
@@ -69,7 +69,7 @@ class Buffer(ArrayLike):
 
     def split(self, whole: Array) -> dict[int, Array]:
         """The arrays of all variables in `whole`, which may be traced, by the variable's id."""
-        arrays = taken_apart(whole, self.sizes)
+        arrays = unpack_buffer(whole, self.sizes)
         return {key: x.reshape(piece.shape) for (key, piece), x in zip(self.pieces.items(), arrays, strict=True)}
 
     def _peek(self) -> Array:
@@ -162,4 +162,4 @@ def _placed(whole: Array, value: Array, offset: Any) -> Array:
 
 @jax.jit
 def _joined(arrays: list[Array]) -> Array:
-    return concatenated([x.reshape(-1) for x in arrays])
+    return concatenate([x.reshape(-1) for x in arrays])

@@ -29,7 +29,7 @@ from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View, slots_of,
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import as_array, several, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
-from jaxopt_keras.storage import formats as forms
+from jaxopt_keras.storage import formats
 
 OPTIONS = fields_of(Options)
 RATE_FIELD = Field.read(Rate)
@@ -255,7 +255,7 @@ class Settings(Transactions):
         own = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles.items() if h.constraint is not None)
         return dataclasses.replace(
             options,
-            flat_state=None,  # slots come flat into the step, or not (`engine/resting_slots.py`)
+            flat_state=None,  # slots come flat into the step, or not (`engine/slot_packing.py`)
             exclude_from_weight_decay=Excluded(excluded) if excluded else (),
             constraints=options.constraints + own,
         )
@@ -294,7 +294,7 @@ def _taken_over(old: Any, fresh: Any) -> Any:
         return jax.tree.map(lambda x, y: x.astype(y.dtype), old, fresh) if same else fresh
     if old is None or getattr(old, "shape", None) != getattr(fresh, "shape", ()):
         return fresh
-    return forms.written(forms.opened(old, jnp.float32), fresh)
+    return formats.quantize_like(formats.dequantize_slot(old, jnp.float32), fresh)
 
 
 def _one_rate(value: Any) -> Any:

@@ -11,7 +11,7 @@ from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED, USUAL
 from jaxopt_keras.stateful.variable import ArrayLike
-from jaxopt_keras.storage.blockwise import Blocks, decode, encode
+from jaxopt_keras.storage.blockwise import Blocks, dequantize, quantize
 from jaxopt_keras.storage.masters import MASTER
 
 Place = tuple[Any, ...]
@@ -92,7 +92,7 @@ def read(state: Any, place: Place) -> Any:
     for key in reversed(rest):  # ("slots", path, name): a tree by path for each name
         value = value[key]
     if isinstance(value, Blocks):
-        return decode(value)
+        return dequantize(value)
     return getattr(value, "value", value)  # of a Complemented
 
 
@@ -126,7 +126,7 @@ def written(state: Any, place: Place, value: Any) -> Any:
 
 def coded(value: Any, old: Any) -> Any:
     """`value` in the codes that `old` is kept in, if it is in codes."""
-    return encode(value, old.code) if isinstance(old, Blocks) else value
+    return quantize(value, old.code) if isinstance(old, Blocks) else value
 
 
 def has(state: Any, path: str, name: str) -> bool:

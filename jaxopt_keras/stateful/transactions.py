@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.packing.slots import unpacked_eagerly
+from jaxopt_keras.packing.slots import unpack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.stateful.state_views import Place, without_masked
 
@@ -22,7 +22,7 @@ class Transactions:
         """The state in the pure layout. Packed slots are unpacked for it, and packed again by the next step."""
         kept = self._kept
         if isinstance(kept.slots, Packed):
-            kept = kept._replace(slots=without_masked(unpacked_eagerly(kept.slots)))
+            kept = kept._replace(slots=without_masked(unpack_slots_eagerly(kept.slots)))
             object.__setattr__(self, "_kept", kept)
         return kept
 

@@ -1,5 +1,5 @@
-"""How arrays are kept between steps: fewer bits for slots, and bfloat16 parameters that move.
+"""Storage of slots and parameters between steps: slots in few bits, and small updates to 16-bit parameters.
 
-Rules know nothing of it: the pipeline opens what is stored before the rule, and stores what the rule returns. The form
-of a slot is chosen once, when it is made (`forms.choose`); from then on a stored slot says itself how it is read.
+Rules do not depend on it: the pipeline dequantizes slots before the rule and quantizes them after it. The format of a
+slot is chosen once, when the slot is created (`formats.choose_format`); a stored slot then carries its own format.
 """

@@ -1,19 +1,19 @@
-"""Slots in a few bits: each block of the last axis has one float32 scale, the greatest size in it.
+"""Blockwise quantization: each block of the last axis has one float32 scale, its greatest absolute value.
 
-An integer code is a float with few bits, as telephony's A-law is: with y = span |x| / scale + least,
+An integer code is a small float, as in telephony's A-law. With y = span |x| / scale + least:
 
     c = (bits(y) - bits(least)) >> shift, rounded stochastically        stored, with the sign of x
     x = sign(c) scale (y - least) / span                                where bits(y) = bits(least) + (c << shift)
 
-so near zero the steps are equal, and above `least` they are in proportion to the number: from each power of two to the
-next 16 (int8) or 2 (int4; 1 for second moments). Second moments have no sign, and more range for it: their root is in a
-denominator, and with equal steps most would be 0 there. For the same reason a positive one never becomes 0. All this is
-an addition and a shift, where a root or a logarithm is a long instruction or a table. Blocks after Dettmers et al. 2021
-(arXiv:2110.02861), four bits after Li et al. 2023 (arXiv:2309.01507), formulas instead of tables after FlashOptim 2026
-(arXiv:2602.23349). Rounding is stochastic, since an average that moves by a thousandth of itself in each step would
-stand still under rounding to nearest.
+Near zero the quantization steps are equal. Above `least` they are proportional to the number: each power of two has 16
+steps in int8, 2 in int4 and 1 in int4 without a sign. Second moments are stored without a sign, which gives them more
+range: their root is a denominator, and equal steps would round most of them to 0. For the same reason a positive second
+moment never becomes 0. The formula costs an addition and a shift; a root or a logarithm would cost a long instruction
+or a table. Blocks follow Dettmers et al. 2021 (arXiv:2110.02861), four bits Li et al. 2023 (arXiv:2309.01507), and
+formulas instead of tables FlashOptim 2026 (arXiv:2602.23349). Rounding is stochastic: rounded to nearest, an average
+that moves by a thousandth of itself in each step would never move.
 
-Blocks lie along the last axis, so that codes and scales are sharded as their parameter is, and rows remain rows.
+Blocks are cut from the last axis, so that codes and scales are sharded like their parameter, and rows stay rows.
 """
 
 import functools
@@ -27,25 +27,26 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_keras.storage import hash_rng as noise
+from jaxopt_keras.storage import hash_rng
 from jaxopt_keras.storage.rounding import stochastic
 
 
 class Code(NamedTuple):
-    """A kind of code. `dtype`: of a code by itself."""
+    """A code: how each quantized element is written in bits."""
 
     name: str  # "int8", "int4", "float8" or "float16"
     signed: bool
 
     @property
     def dtype(self) -> Any:
+        """The dtype of one code, before two int4 codes are packed in a byte."""
         return {"float8": jnp.float8_e4m3fn, "float16": jnp.float16}.get(self.name) or jnp.dtype(
             "int8" if self.signed else "uint8"
         )
 
     @property
     def is_float(self) -> bool:
-        """Whether the code is a float by itself; of second moments, the float is the root."""
+        """Whether the code is a float; for second moments it is the float of the root."""
         return self.name.startswith("float")
 
     @property
@@ -56,17 +57,17 @@ class Code(NamedTuple):
 
     @property
     def shift(self) -> int:
-        """How many of the 23 fraction bits of a float32 a code lacks."""
+        """The number of float32 fraction bits, of 23, that the code drops."""
         return 19 if self.name == "int8" else 22 if self.signed else 23
 
     @property
     def least(self) -> float:
-        """What code 0 stands for, before it is taken off: so many powers of two are below 1 as there are codes for."""
+        """The value y of code 0. The codes cover the powers of two from here to 1."""
         return 0.5 ** ((self.levels + 1) >> (23 - self.shift))
 
     @property
     def span(self) -> float:
-        """From code 0 to the last."""
+        """The difference between the values y of the last code and of code 0."""
         return _float_of(_bits_of(self.least) + (self.levels << self.shift)) - self.least
 
     @property
@@ -78,12 +79,12 @@ class Code(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Blocks:
-    """An array in codes. `shape` and `dtype` are those of what it stands for."""
+    """A block-quantized array. `shape` and `dtype` describe the dequantized array."""
 
     codes: Array  # (..., n), two in a byte for int4: (..., ceil(n / 2))
     scales: Array  # (..., blocks)
     code: Code = field(metadata={"static": True})
-    length: int = field(metadata={"static": True})  # n
+    length: int = field(metadata={"static": True})  # n, of the last axis
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,57 +95,60 @@ class Blocks:
         return jnp.dtype(jnp.float32)
 
 
-# Compiled as a whole where it is called outside a program (checkpoints, the stateful face's slots): operation by
-# operation, every slot of another shape would wait for dozens of compilations. Inside a program it is inlined.
+# Jitted for calls outside a program (checkpoints, slots of the stateful face): run eagerly, each new shape would need
+# dozens of compilations. Inside a program it is inlined.
 @functools.partial(jax.jit, static_argnames="code", inline=True)
-def encode(x: Array, code: Code, salt: Array | None = None) -> Blocks:
-    """`x` in codes; without a `salt` rounded to nearest, which gives back the codes that `x` came out of."""
+def quantize(x: Array, code: Code, seed: Array | None = None) -> Blocks:
+    """Quantize `x`, rounding stochastically by the random `seed`, or to nearest without it.
+
+    Rounding to nearest restores the codes of an `x` that was dequantized.
+    """
     n = x.shape[-1]
     x = x.astype(jnp.float32)
     size, length = jnp.abs(x), block_length(n, code.block)
-    scales = jnp.max(_blocked(size, length), axis=-1)
-    c = (_float_codes if code.is_float else _integer_codes)(size, scales, code, salt)
+    scales = jnp.max(_to_blocks(size, length), axis=-1)
+    c = (_float_codes if code.is_float else _integer_codes)(size, scales, code, seed)
     c = (jnp.where(x < 0, -c, c) if code.signed else c).astype(code.dtype)
-    return Blocks(pairs(c) if code.name == "int4" else c, scales, code, n)
+    return Blocks(pack_nibbles(c) if code.name == "int4" else c, scales, code, n)
 
 
 @functools.partial(jax.jit, inline=True)
-def decode(stored: Blocks) -> Array:
-    """What the codes stand for, in float32."""
+def dequantize(stored: Blocks) -> Array:
+    """Compute the float32 array from its codes and scales."""
     code, n = stored.code, stored.length
-    codes = unpaired(stored.codes, n, code.signed) if code.name == "int4" else stored.codes
+    codes = unpack_nibbles(stored.codes, n, code.signed) if code.name == "int4" else stored.codes
     if code.is_float:
         x = codes.astype(jnp.float32) * (1 / _greatest(code))
-        return (x if code.signed else x * x) * _spread(stored.scales, n, code)
+        return (x if code.signed else x * x) * _per_element(stored.scales, n, code)
     c = codes.astype(jnp.int32)
     size = jnp.abs(c) if code.signed else c
     y = jax.lax.bitcast_convert_type((size << code.shift) + _bits_of(code.least), jnp.float32)
-    x = (y - code.least) * _spread(stored.scales * (1 / code.span), n, code)
+    x = (y - code.least) * _per_element(stored.scales * (1 / code.span), n, code)
     return jnp.where(c < 0, -x, x) if code.signed else x
 
 
-def _integer_codes(size: Array, scales: Array, code: Code, salt: Array | None) -> Array:
-    """The codes, as int32, of numbers of this size in blocks of these scales."""
+def _integer_codes(size: Array, scales: Array, code: Code, seed: Array | None) -> Array:
+    """Compute int32 codes from absolute values and the scales of their blocks."""
     factor = jnp.where(scales > 0, code.span / scales, jnp.where(scales == 0, 0, jnp.nan))
-    bits = jax.lax.bitcast_convert_type(size * _spread(factor, size.shape[-1], code) + code.least, jnp.uint32)
-    part = jnp.uint32(1 << (code.shift - 1)) if salt is None else noise.bits(size.shape, salt) >> (32 - code.shift)
+    bits = jax.lax.bitcast_convert_type(size * _per_element(factor, size.shape[-1], code) + code.least, jnp.uint32)
+    part = jnp.uint32(1 << (code.shift - 1)) if seed is None else hash_rng.bits(size.shape, seed) >> (32 - code.shift)
     c = (bits - jnp.uint32(_bits_of(code.least)) + part) >> code.shift
     if not code.signed:
         c = jnp.maximum(c, jnp.minimum(jax.lax.bitcast_convert_type(size, jnp.uint32), 1))
-    return jnp.minimum(c, code.levels).astype(jnp.int32)  # NaN and infinity have no code: they are in the scale
+    return jnp.minimum(c, code.levels).astype(jnp.int32)  # NaN and infinity have no code: the scale carries them
 
 
-def _float_codes(size: Array, scales: Array, code: Code, salt: Array | None) -> Array:
-    """As `_integer_codes`, for codes that are floats by themselves."""
-    c = size / _spread(jnp.where(scales > 0, scales, 1), size.shape[-1], code)
+def _float_codes(size: Array, scales: Array, code: Code, seed: Array | None) -> Array:
+    """Compute the codes as `_integer_codes` does, for codes that are floats."""
+    c = size / _per_element(jnp.where(scales > 0, scales, 1), size.shape[-1], code)
     c = (c if code.signed else jnp.sqrt(c)) * _greatest(code)
-    c = c if salt is None else stochastic(c, code.dtype, salt).astype(jnp.float32)
+    c = c if seed is None else stochastic(c, code.dtype, seed).astype(jnp.float32)
     lowest = 0.0 if code.signed else jnp.where(size > 0, float(jnp.finfo(code.dtype).smallest_subnormal), 0.0)
     return jnp.clip(jnp.where(jnp.isnan(c), _greatest(code), c), lowest, _greatest(code))
 
 
 def _greatest(code: Code) -> float:
-    return float(jnp.finfo(code.dtype).max) / 2  # half, so that no rounding gets past the end
+    return float(jnp.finfo(code.dtype).max) / 2  # half, so that rounding cannot overflow
 
 
 def _bits_of(x: float) -> int:
@@ -156,28 +160,31 @@ def _float_of(bits: int) -> float:
 
 
 def block_length(n: int, greatest: int) -> int:
-    """The longest that divides `n`, or, where that is short, the greatest: the last block is then filled up."""
+    """Return the longest block, at most `greatest`, that divides `n`.
+
+    Where all divisors are shorter than a quarter of it, return `greatest`: the last block is then padded.
+    """
     if n <= greatest:
         return max(n, 1)
     divisor = next(b for b in range(greatest, 0, -1) if n % b == 0)
     return divisor if divisor >= greatest // 4 else greatest
 
 
-def _blocked(x: Array, length: int) -> Array:
-    """(..., n) as (..., blocks, length), filled up with zeros."""
+def _to_blocks(x: Array, length: int) -> Array:
+    """Reshape (..., n) to (..., blocks, length), padded with zeros."""
     fill = -x.shape[-1] % length
     if fill:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, fill)])
     shape = (*x.shape[:-1], x.shape[-1] // length, length)
-    spec = jax.typeof(x).sharding.spec  # says something where axes of the mesh are explicit
+    spec = jax.typeof(x).sharding.spec  # empty, unless axes of the mesh are explicit
     return jax.lax.reshape(x, shape, out_sharding=_sharding(x, (*spec, None), shape[-2]))
 
 
-def _spread(x: Array, n: int, code: Code) -> Array:
-    """A number for each block, (..., blocks), as one for each element, (..., n).
+def _per_element(x: Array, n: int, code: Code) -> Array:
+    """Broadcast a number for each block, (..., blocks), to one for each element, (..., n).
 
-    All arithmetic on elements has the shape of the array. In that of its blocks, XLA makes kernels of both shapes on a
-    GPU, and keeps float32 arrays between them.
+    All arithmetic on elements then has the shape of the array. If some had the shape of the blocks, XLA on a GPU would
+    make kernels of both shapes and store float32 arrays between them.
     """
     length = block_length(n, code.block)
     blocks = jnp.broadcast_to(x[..., None], (*x.shape, length))
@@ -187,10 +194,10 @@ def _spread(x: Array, n: int, code: Code) -> Array:
 
 
 def _sharding(x: Array, spec: Any, blocks: int) -> Any:
-    """Where the result of a reshape lies whose last axis, of explicit sharding, is cut between blocks.
+    """Return the sharding of a reshape that splits the last axis into blocks, or None if that axis is not sharded.
 
     Raises:
-        ValueError: if it is cut inside of them.
+        ValueError: if a block would straddle shards.
     """
     last = x.ndim - 1 if len(spec) > x.ndim else x.ndim - 2
     axes = spec[last] if last < len(spec) else None
@@ -206,9 +213,9 @@ def _sharding(x: Array, spec: Any, blocks: int) -> Any:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-@jax.jit  # by these two names the native engine knows them
-def pairs(c: Array) -> Array:
-    """Codes of four bits, two in a byte: the even places in its lower half."""
+@jax.jit  # the native engine recognizes this function and the next by name
+def pack_nibbles(c: Array) -> Array:
+    """Pack two codes of four bits in each byte, those of even index in its lower half."""
     if c.shape[-1] % 2:
         c = jnp.pad(c, [(0, 0)] * (c.ndim - 1) + [(0, 1)])
     c = c.astype(jnp.uint8) & 15
@@ -216,9 +223,9 @@ def pairs(c: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def unpaired(pairs: Array, n: int, signed: bool) -> Array:
-    halves = (
-        pairs[..., None] >> jnp.array([0, 4], jnp.uint8)[(None,) * pairs.ndim]
-    ) & 15  # `stack` would make an array
+def unpack_nibbles(pairs: Array, n: int, signed: bool) -> Array:
+    """Unpack the `n` codes of the last axis from bytes."""
+    shifts = jnp.array([0, 4], jnp.uint8)[(None,) * pairs.ndim]
+    halves = (pairs[..., None] >> shifts) & 15  # `stack` would write an array
     c = halves.reshape(*pairs.shape[:-1], 2 * pairs.shape[-1])[..., :n]
     return ((c ^ 8).astype(jnp.int8) - 8) if signed else c

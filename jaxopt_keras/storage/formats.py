@@ -1,4 +1,4 @@
-"""Which form a slot has in memory, and the way into it and out of it."""
+"""Storage formats of slots: the choice of a format, and the conversions to it and back."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,30 +8,33 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.language.rule import Slot
-from jaxopt_keras.storage.blockwise import Blocks, Code, decode, encode
+from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize, quantize
 from jaxopt_keras.storage.rounding import stochastic
 
-SMALL = 4096  # elements: fewer stay float32, which costs nothing and is exact (the rule of bitsandbytes)
-SHORT = 16  # last axis: with fewer elements to a scale, the scales would cost more than the codes save
+SMALL = 4096  # elements: smaller slots stay float32, which is exact and costs little memory (as in bitsandbytes)
+SHORT = 16  # last axis: with fewer elements for each scale, the scales would cost more than the codes save
 
 
-def named(state_dtype: Any, slot: str) -> str | None:
-    """What the user asked for this slot."""
+def requested_format(state_dtype: Any, slot: str) -> str | None:
+    """Return the format that the option `state_dtype` names for a slot."""
     return dict(state_dtype).get(slot) if isinstance(state_dtype, tuple) else state_dtype
 
 
 class Choice(NamedTuple):
-    """A form, or None for the dtype that the slot has; and why it is not what was asked for."""
+    """A format, or None to keep the slot's own dtype; and why it differs from the requested format."""
 
-    form: str | None
+    format: str | None
     reason: str = ""
 
 
-def choose(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> Choice:
-    """The form of a fresh slot `x` (or its shape and dtype), for which one of `options.FORMS` was asked, or None.
+def choose_format(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> Choice:
+    """Choose the format of a fresh slot.
 
     Args:
-        lazy: whether single rows are updated.
+        x: the slot, or its shape and dtype.
+        name: the requested format, one of `options.FORMATS`, or None.
+        slot: the rule's declaration of the slot.
+        lazy: whether single rows are updated (`sparse="lazy"`).
     """
     if name is None:
         return Choice(None)
@@ -48,28 +51,28 @@ def choose(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> Choice:
     return Choice(name) if x.shape[-1] >= SHORT else Choice("bfloat16", f"last axis shorter than {SHORT}")
 
 
-def stored(x: Array, form: str | None, slot: Slot) -> Any:
-    """A fresh slot in its form."""
-    if form is None:
+def quantize_slot(x: Array, format: str | None, slot: Slot) -> Any:
+    """Convert a fresh slot to `format`; None keeps its dtype."""
+    if format is None:
         return x
-    if form in ("float32", "bfloat16"):
-        return x.astype(form)
-    x = jax.lax.optimization_barrier(x)  # XLA would take seconds to compute the codes of zeros when it compiles
-    return encode(x, Code(form, signed=not slot.nonnegative))
+    if format in ("float32", "bfloat16"):
+        return x.astype(format)
+    x = jax.lax.optimization_barrier(x)  # otherwise XLA folds the codes of zeros at compile time, which takes seconds
+    return quantize(x, Code(format, signed=not slot.nonnegative))
 
 
-def opened(x: Any, dtype: Any) -> Any:
-    """A stored slot as the rule sees it, where the arithmetic has `dtype`."""
+def dequantize_slot(x: Any, dtype: Any) -> Any:
+    """Convert a stored slot to the real dtype of arithmetic in `dtype`; integer slots stay as they are."""
     real = jnp.finfo(dtype).dtype
     if isinstance(x, Blocks):
-        return decode(x).astype(real)
+        return dequantize(x).astype(real)
     return x.astype(real) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-def written(x: Any, like: Any, salt: Callable[[], Array] | None = None) -> Any:
-    """`x` in the form of `like`; rounded stochastically by `salt()`, or to nearest without it."""
+def quantize_like(x: Any, like: Any, seed: Callable[[], Array] | None = None) -> Any:
+    """Convert `x` to the format of `like`, rounding stochastically by `seed()`, or to nearest without it."""
     if isinstance(like, Blocks):
-        return encode(x, like.code, salt and salt())
-    if salt is not None and jnp.issubdtype(like.dtype, jnp.floating) and jnp.finfo(like.dtype).bits < 32:
-        return stochastic(x.astype(jnp.float32), like.dtype, salt())
+        return quantize(x, like.code, seed and seed())
+    if seed is not None and jnp.issubdtype(like.dtype, jnp.floating) and jnp.finfo(like.dtype).bits < 32:
+        return stochastic(x.astype(jnp.float32), like.dtype, seed())
     return x.astype(like.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxopt_keras.engine.native import unavailable
-from jaxopt_keras.engine.stored import Kept, opened
+from jaxopt_keras.engine.slot_storage import Stored, dequantize
 from tests.laws.cases import PLAIN_KINDS, SWITCHED, draw, few_cases, gradients, pairs, run, slots_at
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
@@ -102,4 +102,4 @@ def test_stored_in_the_same_codes(case, form):
 
 def shown(kernel, params, state):
     """What is stored, in the dtype of the arithmetic."""
-    return {k: opened(kernel.options, Kept(p, slots_at(state, k)), jnp.float32) for k, p in params.items()}
+    return {k: dequantize(kernel.options, Stored(p, slots_at(state, k)), jnp.float32) for k, p in params.items()}

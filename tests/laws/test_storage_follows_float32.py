@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_keras.engine.stored import Kept, opened
+from jaxopt_keras.engine.slot_storage import Stored, dequantize
 from tests.laws.cases import KERAS, PLAIN_KINDS, Case, assert_close, draw, gradients, parameters, run, slots_at, types
 
 SHAPES = {"kernel": (64, 80), "bias": (3,)}
@@ -37,7 +37,7 @@ def test_masters_go_where_float32_goes(case: Case, kind):
     expected, _ = run(case.kernel(), start(), grads)
     kernel = case.kernel(master_weights=kind)
     params, state = run(kernel, half(start()), grads)
-    masters = {k: opened(kernel.options, Kept(p, slots_at(state, k)), jnp.float32)[0] for k, p in params.items()}
+    masters = {k: dequantize(kernel.options, Stored(p, slots_at(state, k)), jnp.float32)[0] for k, p in params.items()}
     assert_close(masters, expected, STEPS)
     for name, master in masters.items():
         np.testing.assert_array_equal(params[name], master.astype(jnp.bfloat16), err_msg=name)

@@ -1,1 +1,1 @@
-"""What the pipeline runs: a rule over leaves, a transformation of optax's, stacks of matrices."""
+"""The cores of the pipeline: a rule over leaves, an optax transformation, stacks of matrices."""

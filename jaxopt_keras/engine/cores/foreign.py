@@ -1,4 +1,4 @@
-"""A transformation of the optax protocol as a core: anything with `init(params)` and `update(g, state, params)`."""
+"""A core around a transformation of optax's protocol: `init(params)` and `update(updates, state, params)`."""
 
 import inspect
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from jax.tree_util import Partial
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
 from jaxopt_keras.language.rule import Slot
 
-STATE = "transformation"  # the foreign state's place among the scalars
-EXTRA = "extra"  # and that of its keyword arguments among the hyperparameters
+STATE = "transformation"  # the name of the transformation's state among the scalars
+EXTRA = "extra"  # the name of its keyword arguments among the hyperparameters
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """Runs `tx` on the whole tree. It has its learning rate, and its state, to itself."""
+    """Runs `tx` on the whole tree. Its learning rate and state are its own."""
 
     whole: ClassVar[bool] = True
     takes_rows: ClassVar[bool] = False
@@ -28,19 +28,19 @@ class Foreign:
     def __post_init__(self) -> None:
         if not (callable(getattr(self.tx, "init", None)) and callable(getattr(self.tx, "update", None))):
             raise TypeError(
-                "`tx` must have `init(params)` and `update(updates, state, params)`, as an "
-                f"`optax.GradientTransformation` has. Received: tx={self.tx!r} ({type(self.tx).__name__})"
+                "`tx` must have `init(params)` and `update(updates, state, params)`, like an "
+                f"`optax.GradientTransformation`. Received: tx={self.tx!r} ({type(self.tx).__name__})"
             )
 
     def arrays(self) -> dict[str, Any]:
         return {}
 
     def extra(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Those of the keyword arguments that `tx.update` takes, as a part of the hyperparameters of a call."""
+        """Return the keyword arguments that `tx.update` accepts, as part of the hyperparameters of a call."""
         known = inspect.signature(self.tx.update).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in known):
             given = {name: given[name] for name in given.keys() & {p.name for p in known}}
-        # A function is static, so that `jit` takes it.
+        # `Partial` makes a function static for `jit`.
         return {EXTRA: jax.tree.map(lambda x: Partial(x) if callable(x) else x, given)}
 
     def skeleton(self) -> "Foreign":
@@ -70,8 +70,8 @@ class Foreign:
         if now.weight_decay is None:
             return None
         raise ValueError(
-            "`weight_decay` needs a learning rate, and a foreign transformation has its own. Put the decay inside it: "
-            "optax.chain(..., optax.add_decayed_weights(...), ...)."
+            "`weight_decay` needs a learning rate, but that of an optax transformation is not known. Put the decay "
+            "inside the transformation: optax.chain(..., optax.add_decayed_weights(...), ...)."
         )
 
     def update(
@@ -85,7 +85,7 @@ class Foreign:
             if "required keyword-only argument" not in str(error):
                 raise
             raise TypeError(
-                f"This transformation needs more than gradients. Received: {error}. Give it what it asks for by "
+                f"This transformation needs more than gradients. Received: {error}. Pass the missing arguments by "
                 "keyword, in the pure face: `Kernel.from_optax(tx).step(params, state, grads, value=...)`, or `update`."
             ) from error
         state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), state, scalars[STATE])

@@ -1,4 +1,4 @@
-"""The reference path: a rule on one array at a time."""
+"""The core that runs a rule on one array at a time."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
-from jaxopt_keras.engine.cores.stacked import spread
+from jaxopt_keras.engine.cores.stacked import map_matrices
 from jaxopt_keras.language import numerics
 from jaxopt_keras.language.numerics import Complemented, real_dtype
 from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar, fields_of
@@ -38,26 +38,26 @@ class At:
 
 
 def route(rule: Rule, path: str, p: Any) -> Rule:
-    """The rule that takes the parameter: `rule` itself, or the first of its fallbacks that accepts it."""
+    """Return the rule that updates the parameter: `rule`, or the first of its fallbacks that accepts it."""
     while not rule.accepts(path, p):
         rule = rule.fallback
     return rule
 
 
 def present(state: Any) -> Slots:
-    """The slots that are there, by name; of None, nothing."""
+    """Return the fields that are not None, by name; {} for None."""
     return {} if state is None else {name: x for name, x in state._asdict().items() if x is not None}
 
 
 def first_scalars(rule: Rule) -> Any:
-    """The rule's scalars before the first update, as arrays of the default float dtype; None where there are none."""
+    """Return the rule's scalars before the first update, as arrays of the default float dtype; None: no scalars."""
     dtype = jnp.result_type(float)
     start = lambda x: jnp.array(x.value if isinstance(x, Complemented) else x, dtype)  # a copy: scalars are donated
     return jax.tree.map(start, rule.scalars(), is_leaf=lambda x: isinstance(x, Complemented))
 
 
 def _update(skeleton: Rule, g: Array, p: Any, slots: Slots, numbers: dict[str, Any], clock: Any) -> tuple[Any, Slots]:
-    """The step and the new slots of one array; of a rule with `whole`, what that takes in the place of the step."""
+    """Return the step and the new slots of one array; for a rule with `whole`, the argument of `whole` as the step."""
     rule, at = skeleton.bind(numbers), At(*clock)
     state = rule.State(**{name: slots.get(name) for name in rule.State._fields})
     step, state = (rule.update if rule.whole is None else rule.lead)(g, p, state, at)
@@ -73,13 +73,13 @@ def _is_hashable(rule: Rule) -> bool:
 
 
 def cast(numbers: Any, dtype: Any) -> Any:
-    """Scalars and `Complemented`s in the dtype of an array's arithmetic."""
+    """Cast scalars and `Complemented`s to the dtype of an array's arithmetic."""
     return jax.tree.map(lambda x: x.astype(dtype), numbers)
 
 
 @dataclass(frozen=True)
 class Leafwise:
-    """Runs `rule` on each parameter by itself."""
+    """Runs `rule` on each parameter independently."""
 
     whole: ClassVar[bool] = False
     takes_rows: ClassVar[bool] = False
@@ -115,7 +115,7 @@ class Leafwise:
             if jnp.iscomplexobj(p) and not rule.complex_ok:
                 raise TypeError(
                     f"{type(rule).__name__} has no complex form. Received: `{leaf.path}` of dtype {p.dtype}. "
-                    "Give it the real and the imaginary part as two parameters."
+                    "Pass the real and the imaginary part as two parameters."
                 )
             slots.append(present(rule.init(p)))
         return slots, present(first_scalars(self.rule.bind(hyper)))
@@ -139,26 +139,26 @@ class Leafwise:
         dtypes = {real_dtype(g.dtype) for g in grads if g is not None}
         clocks = {dtype: self._clock(now, shared, dtype) for dtype in dtypes}
         jitted = jax.jit(_update, static_argnums=0)
-        matrices: dict[Any, list[Any]] = {}  # that wait for the others of their kind
+        matrices: dict[Any, list[Any]] = {}  # by rule, shape and dtype, for `whole`
         for i, (leaf, g, p, s) in enumerate(zip(layout.leaves, grads, params, slots, strict=True)):
             if g is not None:
                 bound, decaying, plain = clocks[real_dtype(g.dtype)]
                 rule, at = route(bound, leaf.path, g), decaying if leaf.decays else plain
                 skeleton = rule.skeleton()
-                # Traced once for all equal arrays: a call of its own in the program, which the compiler inlines.
+                # `jit` traces it once for all arrays of a shape; the compiler inlines the calls.
                 run = jitted if _is_hashable(skeleton) else _update
                 steps[i], new[i] = run(skeleton, g, p, s, rule.traced(), at.arguments)
                 if rule.whole is not None:
                     u = steps[i]
                     matrices.setdefault((type(rule), u.shape, u.dtype), []).append((i, u, rule, at))
         for group in matrices.values():
-            places, us, rules, ats = zip(*group, strict=True)
-            for i, x, at in zip(places, spread(rules[0].whole, list(us)), ats, strict=True):
+            indices, us, rules, ats = zip(*group, strict=True)
+            for i, x, at in zip(indices, map_matrices(rules[0].whole, list(us)), ats, strict=True):
                 steps[i] = -at.lr * x
         return steps, new, scalars
 
     def _clock(self, now: Now, shared: Any, dtype: Any) -> tuple[Rule, At, At]:
-        """The rule with its numbers in `dtype`, and its clocks for parameters with and without weight decay."""
+        """Return the rule with its numbers in `dtype`, and its clocks for parameters with and without weight decay."""
         local, scalars = now.cast(dtype), cast(shared, dtype)
         return self.rule.bind(local.hyper), At.of(local, scalars), At.of(local._replace(weight_decay=None), scalars)
 
@@ -168,7 +168,7 @@ class Leafwise:
 
 
 def _slot_names(rule: Rule) -> tuple[str, ...]:
-    """The slots that arrays of some shape have, under the rule or one of its fallbacks."""
+    """Return the names of all slots that the rule, or one of its fallbacks, creates for some shape."""
     params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (2,), (256, 256))]
     rules = [route(rule, "", p) for p in params]
 
@@ -179,7 +179,7 @@ def _slot_names(rule: Rule) -> tuple[str, ...]:
 
 
 def _with_numbers(rule: Rule) -> Rule:
-    """A skeleton with some number in the place of each."""
+    """Return a skeleton with a number for each placeholder."""
     return rule.bind({n: as_scalar(f, 0.5) for n, f in fields_of(type(rule)).items() if getattr(rule, n) is TRACED})
 
 

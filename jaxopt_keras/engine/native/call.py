@@ -19,7 +19,7 @@ from jaxopt_keras.engine.native.c_ops import type_of
 from jaxopt_keras.engine.native.ir import Value, evaluated, is_scalar
 from jaxopt_keras.engine.native.loop import Leaf
 from jaxopt_keras.engine.native.render_c import render_c
-from jaxopt_keras.packing.trees import Primitive, concatenated
+from jaxopt_keras.packing.trees import Primitive, concatenate
 
 
 @dataclass(eq=False)
@@ -141,7 +141,7 @@ class Call:
                 rows.append(jnp.broadcast_to(words(scalars[column[0]]), (count, width)))
             else:
                 # In one dimension XLA sees that consecutive slices of an array, concatenated, are that array.
-                rows.append(concatenated([words(scalars[x]) for x in column]).reshape(count, -1))
+                rows.append(concatenate([words(scalars[x]) for x in column]).reshape(count, -1))
         return jnp.concatenate(rows, axis=1) if columns else jnp.zeros((1, 1), jnp.uint32)
 
 
@@ -151,7 +151,7 @@ def replaced(whole: Any, arrays: dict[int, Any]) -> Any:
     for start in sorted(arrays):
         pieces += [whole[end:start], arrays[start]]
         end = start + arrays[start].shape[0]
-    return concatenated([*pieces, whole[end:]])
+    return concatenate([*pieces, whole[end:]])
 
 
 def words(x: Any) -> Any:

@@ -14,11 +14,11 @@ if TYPE_CHECKING:  # it brings Pallas: 0.1 s
 
 # Jitted helpers that the engine knows by name and does not inline. In loops: the index of each element
 # (storage/hash_rng.py), and four-bit values packed in bytes (storage/blockwise.py).
-INDEX, PAIR, UNPAIR = "flat_index", "pairs", "unpaired"
+INDEX, PAIR, UNPAIR = "flat_index", "pack_nibbles", "unpack_nibbles"
 INTRINSICS = (INDEX, PAIR, UNPAIR)
 # Around loops: a primitive that splits a packed buffer into arrays, and a helper that concatenates them
 # (packing/trees.py).
-UNPACK, PACK = "taken_apart", "put_together"
+UNPACK, PACK = "unpack_buffer", "pack_buffer"
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 

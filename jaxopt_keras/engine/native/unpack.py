@@ -17,7 +17,7 @@ from jax.interpreters import mlir
 
 from jaxopt_keras.engine.native import build
 from jaxopt_keras.engine.native.call import against
-from jaxopt_keras.packing.trees import apart_p, split
+from jaxopt_keras.packing.trees import split, unpack_p
 
 SOURCE = pathlib.Path(__file__).with_name("unpack.c").read_text()
 SMALL = 1024  # elements of an array that is copied. At 4096, a step that only squares them takes 15% longer
@@ -42,4 +42,4 @@ def _lowered(context: Any, buffer: Any, sizes: tuple[int, ...]) -> Any:
     return mlir.lower_fun(copied if native else split, multiple_results=True)(context, buffer, sizes=sizes)
 
 
-mlir.register_lowering(apart_p, _lowered, platform="cpu")
+mlir.register_lowering(unpack_p, _lowered, platform="cpu")

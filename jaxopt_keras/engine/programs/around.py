@@ -1,4 +1,4 @@
-"""A program around another one, with everything delegated: a wrapper overrides what it changes."""
+"""The base class of programs around a program: it delegates every method, and a subclass overrides some."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -57,5 +57,5 @@ class Around:
 
 
 def plain_programs(program: Program) -> list[Any]:
-    """The programs at the leaves of the tree: those that run a core, in order."""
+    """Return the programs at the leaves of the tree of programs, in order."""
     return [leaf for child in program.children for leaf in plain_programs(child)] if program.children else [program]

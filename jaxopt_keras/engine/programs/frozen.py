@@ -1,4 +1,4 @@
-"""The program of parameters that do not move: no slots, no updates."""
+"""The program of frozen parameters: no slots, no updates."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Layout, Program
 from jaxopt_keras.engine.plan import frozen_plan
+from jaxopt_keras.engine.slot_storage import upcast
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.engine.stored import wide
 from jaxopt_keras.language.options import Options
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Returns parameters as they are."""
+    """Returns parameters unchanged."""
 
     options: Options = Options()
     children: tuple[Program, ...] = ()
@@ -30,7 +30,7 @@ class Frozen:
         layout, like = Layout.read(grads if params is None else params, self.options, of_gradients=params is None)
         given = layout.flatten(grads, "grads")
         return layout.unflatten(
-            [None if g is None else jnp.zeros_like(wide(p)) for g, p in zip(given, like, strict=True)]
+            [None if g is None else jnp.zeros_like(upcast(p)) for g, p in zip(given, like, strict=True)]
         ), state
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:

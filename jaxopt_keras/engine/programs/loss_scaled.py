@@ -1,7 +1,7 @@
-"""Dynamic loss scaling around any program (Micikevicius et al. 2018, arXiv:1710.03740).
+"""Dynamic loss scaling around a program (Micikevicius et al. 2018, arXiv:1710.03740).
 
-Gradients of a loss that was multiplied by `state.scalars["dynamic_scale"]` are divided by it. Where they are not
-finite, nothing moves and the scale is halved; after so many good calls in a row it is doubled.
+The loss was multiplied by `state.scalars["dynamic_scale"]`, and gradients are divided by it. If they are not finite,
+the call updates nothing and the scale is halved; after `growth` finite calls in a row it is doubled.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import compute_dtype
 
 SCALE = "dynamic_scale"
-GOOD = "step_counter"  # good calls since the scale last changed; both are Keras's names
+GOOD = "step_counter"  # finite calls since the scale last changed; both are Keras's names
 
 
 @dataclass(frozen=True)
 class LossScaled(Around):
-    """Runs `inner` on gradients that it divides by the scale, which stays within `lowest` and `highest`."""
+    """Runs `inner` on gradients divided by the scale, which is kept between `lowest` and `highest`."""
 
     initial: float
     growth: int  # calls
@@ -31,12 +31,12 @@ class LossScaled(Around):
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         state = self.inner.init(params, hyper)
-        mine = {
+        own = {
             SCALE: jnp.full((), self.initial, jnp.float32),
             GOOD: jnp.zeros((), jnp.int32),
             SKIPPED: jnp.zeros((), jnp.int32),
         }
-        return state._replace(scalars=mine | state.scalars)
+        return state._replace(scalars=own | state.scalars)
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         def proceed(state: State, grads: Any) -> Any:
@@ -55,28 +55,26 @@ class LossScaled(Around):
         return self._call(params, state, grads, reduce, proceed, idle)
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
-        return self.inner.averaged(params, self._apart(state)[1], hyper)
+        return self.inner.averaged(params, self._split(state)[1], hyper)
 
     def loss_scale(self, state: State) -> Any:
         return state.scalars[SCALE]
 
-    def _apart(self, state: State) -> tuple[dict[str, Any], State]:
-        """What is ours of `state`, and the inner program's."""
-        ours = {n: x for n, x in state.scalars.items() if n in (SCALE, GOOD)}
-        return ours, state._replace(scalars={n: x for n, x in state.scalars.items() if n not in ours})
+    def _split(self, state: State) -> tuple[dict[str, Any], State]:
+        """Split `state` into the scalars of loss scaling and the state of the inner program."""
+        own = {n: x for n, x in state.scalars.items() if n in (SCALE, GOOD)}
+        return own, state._replace(scalars={n: x for n, x in state.scalars.items() if n not in own})
 
     def _call(self, params: Any, state: State, grads: Any, reduce: bool, proceed: Any, idle: Any) -> Any:
-        ours, state = self._apart(state)
-        scale, good = ours[SCALE], ours[GOOD]
+        own, state = self._split(state)
+        scale, good = own[SCALE], own[GOOD]
         grads = self.inner.summed(params, grads) if reduce else grads
         grads = unscaled(grads, scale)
         finite = guard.is_finite(grads)
         skipped = state.scalars[SKIPPED] + (~finite).astype(jnp.int32)
-        # The counter goes in and out where the inner program counts too; its decision comes after this one.
-        state = state._replace(scalars=state.scalars | {SKIPPED: skipped})
-        out, moved = jax.lax.cond(
-            finite, lambda: proceed(self._inside(state), grads), lambda: idle(self._inside(state))
-        )
+        # The inner program may count skipped calls too, with the same counter: its guard decides after this one.
+        state = self._inner_state(state._replace(scalars=state.scalars | {SKIPPED: skipped}))
+        out, moved = jax.lax.cond(finite, lambda: proceed(state, grads), lambda: idle(state))
         grows = finite & (good + 1 >= self.growth)
         doubled, halved = jnp.minimum(2 * scale, self.highest), jnp.maximum(scale / 2, self.lowest)
         new = {
@@ -85,8 +83,8 @@ class LossScaled(Around):
         }
         return out, moved._replace(scalars={SKIPPED: skipped} | moved.scalars | new)
 
-    def _inside(self, state: State) -> State:
-        """`state` as the inner program knows it: with the counter only if it counts."""
+    def _inner_state(self, state: State) -> State:
+        """Return the state of the inner program, which has the counter of skipped calls only if it has a guard."""
         return state if self.counts else state._replace(scalars=guard.without_counter(state.scalars))
 
     @property
@@ -95,11 +93,11 @@ class LossScaled(Around):
 
 
 def unscaled(grads: Any, scale: Any) -> Any:
-    """`grads` of a loss that was multiplied by `scale`, as those of the loss itself, in the arithmetic's dtype."""
-    return jax.tree.map(lambda g: _divided(g, scale), grads)
+    """Divide the gradients of a scaled loss by `scale`, in the dtype of the arithmetic."""
+    return jax.tree.map(lambda g: _divide(g, scale), grads)
 
 
-def _divided(g: Any, scale: Any) -> Any:
+def _divide(g: Any, scale: Any) -> Any:
     if not jnp.issubdtype(getattr(g, "dtype", int), jnp.inexact):  # indices of a sparse gradient, or float0
         return g
     g = g.astype(compute_dtype(g.dtype))

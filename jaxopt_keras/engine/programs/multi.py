@@ -1,4 +1,4 @@
-"""Several programs, each over a tree of its own, as one program: one call, and one decision of a guard for all."""
+"""Several programs as one, each over its own tree: one call, and one decision of the guard for all of them."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from jaxopt_keras.language.options import Options
 class Multi:
     """Runs `programs` on lists of parameters, gradients and hyperparameters, with an element for each program.
 
-    `slots` in the state is the list of the programs' states; `count` is the greatest of theirs.
+    The state's `slots` is the list of the programs' states, and its `count` the greatest of their counts.
     """
 
     programs: tuple[Program, ...]
@@ -28,7 +28,7 @@ class Multi:
 
     @property
     def options(self) -> Options:
-        """Of the whole: each program has its own besides."""
+        """The options of the whole; each program also has its own."""
         return Options(skip_nonfinite=self.skip_nonfinite)
 
     @property
@@ -51,15 +51,15 @@ class Multi:
         def run(program: Program, p: Any, state: State, g: Any, h: Any, reduce: bool) -> Any:
             return program.update(g, state, p, h, reduce)
 
-        nothing, _ = Frozen().update(grads, state, params, {})
-        return self._call([None] * len(grads) if params is None else params, state, grads, hyper, reduce, run, nothing)
+        zeros, _ = Frozen().update(grads, state, params, {})
+        return self._call([None] * len(grads) if params is None else params, state, grads, hyper, reduce, run, zeros)
 
     def averaged(self, params: list[Any], state: State, hyper: list[Any]) -> list[Any]:
         everything = zip(self.programs, params, state.slots, hyper, strict=True)
         return [program.averaged(p, s, h) for program, p, s, h in everything]
 
     def summed(self, params: Any, grads: list[Any]) -> list[Any]:
-        """`grads`, each program's summed over its mapped axis."""
+        """Sum each program's gradients over its mapped axis."""
         like = [None] * len(grads) if params is None else params
         return [program.summed(p, g) for program, p, g in zip(self.programs, like, grads, strict=True)]
 
@@ -77,10 +77,10 @@ class Multi:
         hyper: list[Any],
         reduce: bool,
         run: Callable[..., Any],
-        nothing: Any,
+        skipped: Any,
     ) -> tuple[Any, State]:
-        """The result of every program's `run`, or `nothing` where the guard refuses the gradients."""
-        if self.skip_nonfinite and reduce:  # the decision is on the sums
+        """Return the results of every program's `run`, or `skipped` if the guard rejects the gradients."""
+        if self.skip_nonfinite and reduce:  # the guard decides on the sums
             grads, reduce = self.summed(params, grads), False
         moving = [g for g, program in zip(grads, self.programs, strict=True) if not isinstance(program, Frozen)]
 
@@ -91,7 +91,7 @@ class Multi:
             return ([out for out, _ in ran], jnp.maximum(state.count, _latest(moved))), moved, scalars
 
         def idle(states: list[State], scalars: Any) -> Any:
-            return (nothing, state.count), states, scalars
+            return (skipped, state.count), states, scalars
 
         everything = self.options, {}, jax.tree.leaves(moving), list(state.slots), state.scalars, state.count
         (out, count), states, scalars = guard.guarded(*everything, proceed, idle)
@@ -99,5 +99,5 @@ class Multi:
 
 
 def _latest(states: list[State]) -> Any:
-    """The greatest number of updates, in a buffer of its own."""
+    """Return the greatest count of `states`, in its own buffer."""
     return functools.reduce(jnp.maximum, [s.count for s in states[1:]], jnp.copy(states[0].count))

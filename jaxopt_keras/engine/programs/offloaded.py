@@ -1,8 +1,8 @@
-"""A program whose state, or a part of it, lies in host memory between two steps.
+"""A program that keeps slots in host memory between steps.
 
-It comes to the device at the start of a step and goes back at its end; transfers are part of the compiled program, so
-that they overlap with what does not need them. This stands outside of all that computes: arithmetic on arrays in host
-memory is not possible everywhere.
+They are moved to the device at the start of a step and back at its end. The transfers are part of the compiled program,
+so that they overlap with computation. It must be the outermost program: not every backend can compute on arrays in host
+memory.
 """
 
 import functools
@@ -20,7 +20,7 @@ from jaxopt_keras.language.paths import path_of
 
 @dataclass(frozen=True)
 class Offloaded(Around):
-    """Keeps those slots of `inner` in host memory in whose "path/slot" one of `patterns` is found."""
+    """Keeps slots of `inner` in host memory: those with one of `patterns` in their "path/slot"."""
 
     patterns: tuple[str, ...]
 
@@ -57,7 +57,7 @@ class Offloaded(Around):
 
 
 def outermost(program: Any, around: Callable[[Any], Any]) -> Any:
-    """`around(program)`, but within an offload."""
+    """Return `around(program)`; if `program` is offloaded, `around` is applied inside the offload."""
     if isinstance(program, Offloaded):
         return Offloaded(around(program.inner), program.patterns)
     return around(program)

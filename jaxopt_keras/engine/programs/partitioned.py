@@ -1,6 +1,6 @@
-"""Several programs, each over its own part of one tree of parameters.
+"""Several programs, each over its own part of one tree of parameters, a group.
 
-state.count      the greatest number of updates that any group has made
+state.count      the greatest count of any group
 state.scalars    {group: its scalars, and its `step`}, and the guard's counter
 state.slots      trees like the parameters, whatever the groups are
 hyper            {group: its hyperparameters}
@@ -25,7 +25,7 @@ STEP = "step"
 
 @dataclass(frozen=True)
 class Partitioned:
-    """Runs each of the programs of `multi` on those parameters whose path `router` gives the program's name."""
+    """Runs each program of `multi` on the parameters to whose path `router` assigns the program's name."""
 
     names: tuple[str, ...]
     multi: Multi
@@ -80,7 +80,7 @@ class Partitioned:
         return dataclasses.replace(self, multi=self.multi.skeleton())
 
     def replaced(self, **numbers: Any) -> Self:
-        """The program with other hyperparameters in every group that has them all."""
+        """Return the program with other hyperparameters in every group that has them all."""
         having = {name for name, program in self.groups.items() if numbers.keys() <= program.hyper().keys()}
         if not having:
             known = {name: sorted(program.hyper()) for name, program in self.groups.items()}
@@ -89,7 +89,7 @@ class Partitioned:
         return dataclasses.replace(self, multi=dataclasses.replace(self.multi, programs=tuple(programs)))
 
     def describe(self, params: Any) -> Plan:
-        """The plans of the groups; a group's rule has its pattern before it."""
+        """Return the plans of the groups as one; the pattern of a group precedes its rule."""
         groups, scalars = [], 0
         for (name, program), own in zip(self.groups.items(), Tree(self, params).split(params), strict=True):
             part = program.describe(own)
@@ -120,54 +120,54 @@ class Tree:
         paths = [leaf.path for leaf in self.layout.leaves]
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
-            raise ValueError(f"A partition tells parameters apart by their paths. Received: `{twice}` twice")
+            raise ValueError(f"A partition needs a distinct path for each parameter. Received: `{twice}` twice")
         self.group = dict(zip(paths, program.router(tuple(paths)), strict=True))
 
     def split(self, tree: Any) -> list[dict[str, Any]]:
-        """The part of each group, by path, of a tree like the parameters."""
+        """Split a tree like the parameters into the parts of the groups, each {path: leaf}."""
         parts: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         for path, x in zip(self.group, self.layout.flatten(unpacked(tree), "grads or params"), strict=True):
             parts[self.group[path]][path] = x
         return list(parts.values())
 
     def merged(self, parts: list[dict[str, Any]]) -> Any:
-        """A tree like the parameters, from the parts of all groups."""
+        """Join the parts of all groups to a tree like the parameters, packed if they are."""
         tree = self.unpacked(parts)
         return tree if self.like is None else self.like.like(tree)
 
     def parts(self, state: State) -> dict[str, list[dict[str, Any]]]:
-        """The parts of the groups of each tree of slots."""
+        """Split each tree of slots into the parts of the groups."""
         return {name: self.split(tree) for name, tree in state.slots.items()}
 
     def separated(self, state: State) -> State:
-        """A state of the whole as that of a `Multi`."""
-        states, rest, trees = [], dict(state.scalars), self.parts(state)
+        """Convert a state of the whole to one of `Multi`."""
+        states, others, trees = [], dict(state.scalars), self.parts(state)
         for i, group in enumerate(self.names):
-            scalars = dict(rest.pop(group))
-            slots = {name: parts[i] for name, parts in trees.items()}  # those that only other groups have are masked
+            scalars = dict(others.pop(group))
+            slots = {name: parts[i] for name, parts in trees.items()}  # slots of other groups are masked
             states.append(State(scalars.pop(STEP), {}, scalars, slots))
-        return State(state.count, {}, rest, states)
+        return State(state.count, {}, others, states)
 
     def joined(self, state: State, parts: dict[str, list[dict[str, Any]]]) -> State:
-        """A state of a `Multi` as that of the whole; `parts` stand in for slots that a group lacks."""
+        """Convert a state of `Multi` to one of the whole; `parts` are the entries for slots that a group lacks."""
         scalars = {name: s.scalars | {STEP: s.count} for name, s in zip(self.names, state.slots, strict=True)}
         slots = {
-            name: self.unpacked([s.slots.get(name, x) for s, x in zip(state.slots, rest, strict=True)])
-            for name, rest in parts.items()
+            name: self.unpacked([s.slots.get(name, x) for s, x in zip(state.slots, absent, strict=True)])
+            for name, absent in parts.items()
         }
         return State(state.count, {}, scalars | state.scalars, slots)
 
     def unpacked(self, parts: list[dict[str, Any]]) -> Any:
-        """A tree of arrays like the parameters, which may be packed, from the parts of all groups."""
+        """Join the parts of all groups to a tree of arrays like the parameters, never packed."""
         everything = {path: x for part in parts for path, x in part.items()}
         return self.layout.unflatten([everything[path] for path in self.group])
 
 
 def warn_of_unused(program: Partitioned, params: Any) -> None:
-    """Warn of a pattern that no parameter's path has: it is often misspelt."""
+    """Warn of each pattern that matches no parameter's path, which is often misspelt."""
     group = Tree(program, params).group
-    if not group:  # no parameters at all, as optax's `tree_map_params` asks
+    if not group:  # optax's `tree_map_params` passes an empty tree
         return
     for pattern in program.router.patterns:
         if pattern not in group.values():
-            warnings.warn(f"The pattern {pattern!r} takes no parameter. There are {list(group)}", stacklevel=4)
+            warnings.warn(f"The pattern {pattern!r} matches no parameter. There are {list(group)}", stacklevel=4)

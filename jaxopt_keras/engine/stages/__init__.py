@@ -1,1 +1,1 @@
-"""Stages over all arrays around the rule: clip, accumulate, average, guard."""
+"""Stages of the pipeline around the rule, over all arrays: clip, accumulate, average, guard."""

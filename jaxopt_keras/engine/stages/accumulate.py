@@ -1,6 +1,6 @@
 """Gradient accumulation: one update for k calls, with the mean of their gradients.
 
-The update sits inside a `lax.cond`, so that the other k - 1 calls cost an addition each and no optimizer arithmetic.
+The update runs inside a `lax.cond`, so that the other k - 1 calls cost one addition each.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ MICRO_STEP = "micro_step"
 
 
 def init(slots: list[dict[str, Any]], scalars: dict[str, Any], params: list[Array]) -> None:
-    """Adds the sums and the count of calls since the last update."""
+    """Add the sums of gradients, and the count of calls since the last update."""
     for s, p in zip(slots, params, strict=True):
         s[SUM] = jnp.zeros_like(p)
     scalars[MICRO_STEP] = jnp.zeros((), jnp.int32)
 
 
-def every(
+def run_every(
     k: int,
     grads: list[Any],
     slots: list[dict[str, Any]],
@@ -29,14 +29,14 @@ def every(
     update: Callable[..., Any],
     idle: Callable[..., Any],
 ) -> Any:
-    """`update(means, slots, scalars)` on every k-th call, `idle(slots, scalars)` on the others.
+    """Run `update(means, slots, scalars)` on every k-th call, and `idle(slots, scalars)` on the others.
 
-    Both return `(anything, slots, scalars)` of the same types. A parameter without gradient in the k-th call is not
+    Both return `(output, slots, scalars)` of the same types. A parameter without gradient in the k-th call is not
     updated.
     """
     micro = scalars[MICRO_STEP]
     first, last = micro == 0, micro + 1 == k
-    # A sum starts anew instead of being reset, and outside the `cond`: so it is one addition in place, and no copy.
+    # The first call of a window overwrites the sum, outside of the `cond`: a reset inside would copy the array.
     sums = [
         jnp.where(first, 0 if g is None else g, s[SUM] if g is None else s[SUM] + g)
         for s, g in zip(slots, grads, strict=True)
@@ -52,4 +52,5 @@ def every(
 
 
 def without(slots: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a copy of the dict without one entry."""
     return {key: x for key, x in slots.items() if key != name}

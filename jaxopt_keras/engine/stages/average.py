@@ -1,4 +1,4 @@
-"""The exponential moving average of the parameters (Polyak & Juditsky 1992), as Keras keeps it."""
+"""The exponential moving average of the parameters (Polyak & Juditsky 1992), as in Keras."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ AVERAGE = "average"
 def stage(
     params: list[Array], averages: list[Any], beta: Any, frequency: int | None, step: Array
 ) -> tuple[list[Array], list[Array]]:
-    """The parameters and their averages: a <- beta a + (1 - beta) p, and every `frequency` updates p <- a.
+    """Update the averages: a <- beta a + (1 - beta) p, and every `frequency` updates p <- a. Return both.
 
-    At the first update a <- p, so that no start value lingers; `step` is the number of updates before this one.
+    At the first update a <- p, so that the initial value has no weight. `step` counts the updates before this one.
     """
 
     def averaged(p: Array, a: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The three clips of Keras, at most one of which is on."""
+"""Keras's three ways to clip gradients, at most one of which is on."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Grads = list[Array | None]
 
 
 def clip(grads: Grads, hyper: dict[str, Any]) -> Grads:
-    """`grads`, clipped by the limit that `hyper` holds, if any (Pascanu et al. 2013, arXiv:1211.5063)."""
+    """Clip gradients by the limit in `hyper`, if there is one (Pascanu et al. 2013, arXiv:1211.5063)."""
     for name, stage in (("clipnorm", by_norm), ("global_clipnorm", by_global_norm), ("clipvalue", by_value)):
         if name in hyper:
             return stage(grads, hyper[name])
@@ -19,7 +19,7 @@ def clip(grads: Grads, hyper: dict[str, Any]) -> Grads:
 
 
 def by_norm(grads: Grads, limit: Array) -> Grads:
-    """g c / max(|g|, c), each array by itself."""
+    """Scale each array by its own norm: g c / max(|g|, c)."""
 
     def one(g: Array) -> Array:
         c = limit.astype(norm(g).dtype)
@@ -29,20 +29,20 @@ def by_norm(grads: Grads, limit: Array) -> Grads:
 
 
 def global_norm(grads: Grads) -> Array:
-    """The norm of all arrays together, in the default float dtype."""
+    """Compute the joint norm of all arrays, in the default float dtype."""
     dtype = jnp.result_type(float)
     return jnp.sqrt(sum((jnp.sum(square(g)).astype(dtype) for g in grads if g is not None), jnp.zeros((), dtype)))
 
 
 def by_global_norm(grads: Grads, limit: Array) -> Grads:
-    """g c / max(|all g|, c). A norm that is not finite makes every gradient NaN, so that it shows (as in Keras)."""
+    """Scale all arrays by their joint norm: g c / max(|all g|, c). If it is not finite, all become NaN, as in Keras."""
     total = global_norm(grads)
     scale = limit / jnp.maximum(total, limit) + (total - total)
     return [g if g is None else g * scale.astype(square(g).dtype) for g in grads]
 
 
 def by_value(grads: Grads, limit: Array) -> Grads:
-    """Each element clipped to [-c, c]; of complex numbers the real and the imaginary part."""
+    """Clip each element to [-c, c]; of complex numbers the real and the imaginary part."""
 
     def one(g: Array) -> Array:
         c = limit.astype(g.real.dtype)

@@ -1,7 +1,7 @@
-"""Guards: a call whose gradients are not finite, or far greater than usual, changes nothing but a counter.
+"""The guard: a call with gradients that are not finite, or far greater than usual, changes nothing but a counter.
 
-The decision is taken once, from all gradients as they are after the sum over devices, and before accumulation: a bad
-micro-step does not get into the sum, and its window waits for one more call.
+It decides once for all gradients, after the sum over devices and before accumulation. A bad call is therefore not added
+to the sum of gradients, and the update waits for one more call.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxopt_keras.engine.stages.clip import global_norm
 
 SKIPPED = "skipped"
 USUAL = "usual_norm"
-WINDOW = 100  # calls that the running mean of norms looks back on
+WINDOW = 100  # the length of the running mean of norms, in calls
 
 
 def is_on(options: Any) -> bool:
@@ -23,7 +23,7 @@ def is_on(options: Any) -> bool:
 
 
 def init(options: Any, scalars: dict[str, Any]) -> None:
-    """Adds the counter, and the running mean of norms where there is a limit."""
+    """Add the counter of skipped calls, and the running mean of norms if there is a limit."""
     if is_on(options):
         scalars[SKIPPED] = jnp.zeros((), jnp.int32)
     if options.skip_spikes is not None:
@@ -35,17 +35,17 @@ def without_counter(scalars: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_finite(grads: Any) -> Array:
-    """Whether all floats in a tree are finite. A sum of x - x is 0 or NaN, and fuses better than `isfinite`."""
+    """Whether all floats in a tree are finite. The sum of x - x, 0 or NaN, is fused better than `isfinite`."""
     dtype = jnp.result_type(float)
     floats = [g for g in jax.tree.leaves(grads) if jnp.issubdtype(g.dtype, jnp.inexact)]
     return jnp.isfinite(sum((jnp.sum((g - g).real).astype(dtype) for g in floats), jnp.zeros((), dtype)))
 
 
-def watched(factor: Any, grads: list[Any], usual: Array, step: Array) -> tuple[Array, Array]:
-    """Whether the norm of all `grads` is at most `factor` times its running mean, and the new mean.
+def check_norm(factor: Any, grads: list[Any], usual: Array, step: Array) -> tuple[Array, Array]:
+    """Return whether the joint norm of `grads` is at most `factor` times its running mean, and the new mean.
 
-    A spike enters the mean as the greatest norm that would have passed: so a change of scale that lasts is skipped for
-    a while, and then taken. The first gradients pass whatever they are. Of NaN or infinity the mean learns nothing.
+    A spike is added to the mean as the greatest norm that would have passed: a lasting change of scale is skipped for
+    some calls, and then accepted. The first gradients always pass. NaN and infinity do not change the mean.
     """
     norm = global_norm([getattr(g, "values", g) for g in grads])
     finite = jnp.isfinite(norm)
@@ -65,18 +65,18 @@ def guarded(
     proceed: Callable[..., Any],
     idle: Callable[..., Any],
 ) -> Any:
-    """`proceed(slots, scalars)` where the gradients are good, else `idle(slots, scalars)`; the guard's own are added.
+    """Run `proceed(slots, scalars)` if the gradients are good, else `idle(slots, scalars)`; update the guard's scalars.
 
-    Both return `(anything, slots, scalars)` of the same types.
+    Both return `(output, slots, scalars)` of the same types.
     """
     if not is_on(options):
         return proceed(slots, scalars)
-    mine = {name: x for name, x in scalars.items() if name in (SKIPPED, USUAL)}
-    rest = {name: x for name, x in scalars.items() if name not in mine}
+    own = {name: x for name, x in scalars.items() if name in (SKIPPED, USUAL)}
+    others = {name: x for name, x in scalars.items() if name not in own}
     good = is_finite(grads)
-    if USUAL in mine:
-        usual, mine[USUAL] = watched(hyper["skip_spikes"], grads, mine[USUAL], step)
-        good = good & usual
-    mine[SKIPPED] = mine[SKIPPED] + (~good).astype(jnp.int32)
-    out, slots, rest = jax.lax.cond(good, lambda: proceed(slots, rest), lambda: idle(slots, rest))
-    return out, slots, rest | mine
+    if USUAL in own:
+        is_usual, own[USUAL] = check_norm(hyper["skip_spikes"], grads, own[USUAL], step)
+        good = good & is_usual
+    own[SKIPPED] = own[SKIPPED] + (~good).astype(jnp.int32)
+    out, slots, others = jax.lax.cond(good, lambda: proceed(slots, others), lambda: idle(slots, others))
+    return out, slots, others | own

@@ -1,4 +1,4 @@
-"""Slots that are packed between eager steps, where that is faster: dispatch costs more than arithmetic there."""
+"""The decision to pack slots between eager steps: it is faster where dispatch costs more than arithmetic."""
 
 from typing import Any
 
@@ -10,24 +10,24 @@ from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.packing.slots import LARGE
 
-FEW = 8  # arrays: with fewer there is nothing to gain
-LOOSE = (SUM,)  # not packed: sums change in every call, and the other slots within a `cond`
+FEW = 8  # arrays: with fewer, packing gains nothing
+LOOSE = (SUM,)  # not packed: sums change in every call, the other slots only in a branch of a `cond`
 
 
-def packs_slots(options: Options, params: list[Any], is_packed: bool) -> bool:
-    """Whether the slots of `params` are to be packed after a step; `is_packed`: they are already."""
+def should_pack_slots(options: Options, params: list[Any], is_packed: bool) -> bool:
+    """Whether the slots of `params` should be packed for the next step; `is_packed`: they are packed now."""
     if options.flat_state is not None:
         return options.flat_state
     if not is_packed and (len(params) < FEW or _is_slower(options)):
         return False
     try:
         alone = {type(p.sharding) for p in params} == {SingleDeviceSharding}
-    except AttributeError:  # traced, or no arrays of JAX's
+    except AttributeError:  # traced, or not JAX arrays
         return False
     return alone and (is_packed or any(1 < p.size <= LARGE for p in params))
 
 
 def _is_slower(options: Options) -> bool:
-    """Whether the step would unpack the slots and pack them again, since no native loop works within the buffer."""
+    """Whether the step would unpack the slots and pack them again, since no native loop updates the buffer."""
     elsewhere = options.engine == "xla" or jax.default_backend() != "cpu" or bool(unavailable())
     return elsewhere or options.offload is not None or options.sparse == "lazy"

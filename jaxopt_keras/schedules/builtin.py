@@ -1,0 +1,41 @@
+"""The base class of the built-in schedules."""
+
+from dataclasses import Field, fields
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxopt_keras.schedules.base import LearningRateSchedule
+
+
+class BuiltIn(LearningRateSchedule):
+    """A built-in schedule: each is a frozen dataclass with its arguments and `_rate`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # for the type checker: every subclass is a dataclass
+    name: str | None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            for check in getattr(field.type, "__metadata__", ()):
+                object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
+
+    # The dataclasses have eq=False: their own equality would ignore other attributes of a subclass.
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), frozenset(vars(self).items())))
+
+    def __call__(self, step: ArrayLike) -> Array:
+        with jax.named_scope(self.name or type(self).__name__):
+            return self._rate(jnp.asarray(step, jnp.result_type(float)))
+
+    def _rate(self, step: Array) -> Array:
+        raise NotImplementedError(f"`{type(self).__name__}` must define `_rate(self, step)`.")
+
+    def get_config(self) -> dict[str, Any]:
+        config = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
