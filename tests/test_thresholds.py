@@ -17,15 +17,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import unavailable
 from jaxopt_keras.engine.native.lower import AT_ONCE
-from jaxopt_keras.engine.resting_slots import FEW
+from jaxopt_keras.engine.slot_packing import FEW
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.pure import sharding
 from tests.laws.cases import RATE, assert_close, assert_same_bits, draw, run, types
 
 SHAPES = {"w0": (2, 3), "w1": (6,), "w2": (5,), "large": (7,), "one": (1,), "scalar": (), "empty": (0, 2)}
 LOWERED = {
-    "engine.resting_slots.FEW": 1,
-    "engine.resting_slots.LARGE": 6,
+    "engine.slot_packing.FEW": 1,
+    "engine.slot_packing.LARGE": 6,
     "packing.slots.LARGE": 6,
     "packing.trees._AT_ONCE": 2,
     "engine.native.lower.AT_ONCE": 2,

@@ -85,7 +85,7 @@ elementwise_cases = pytest.mark.parametrize("case", ELEMENTWISE, ids=str)
 few_cases = pytest.mark.parametrize("case", FEW, ids=str)
 
 SMALL = {"kernel": (4, 3), "bias": (3,)}
-AWKWARD = {  # and more arrays than `resting_slots.FEW`
+AWKWARD = {  # and more arrays than `slot_packing.FEW`
     "dense": {"kernel": (4, 3), "bias": (3,)},
     "list": [(), (0, 2), (2, 3, 5), (3,), (3,)],
     "embedding": (5, 2),
