@@ -10,7 +10,7 @@ from jaxopt_keras.engine.plan import nbytes as nbytes
 from jaxopt_keras.language.options import Options as Options
 from jaxopt_keras.language.rule import Rule as Rule
 from jaxopt_keras.language.sparse import IndexedSlices as IndexedSlices
-from jaxopt_keras.optimizers import *  # noqa: F403  # one name for each rule, and none is written twice
+from jaxopt_keras.optimizers import *  # noqa: F403  # a class and a function for each rule
 from jaxopt_keras.packing.trees import Packed as Packed
 from jaxopt_keras.packing.trees import pack as pack
 from jaxopt_keras.pure import sharding as sharding
@@ -29,6 +29,6 @@ from jaxopt_keras.stateful.serialization import get as get
 from jaxopt_keras.stateful.serialization import serialize as serialize
 from jaxopt_keras.stateful.variable import Variable as Variable
 
-# Import paths of the modules that rules are written with, as documented before they moved into `language` and `pure`.
+# Older import paths of the modules that rules use, which are now in `language` and `pure`.
 for _name, _module in {"rule": "language.rule", "numerics": "language.numerics", "sharding": "pure.sharding"}.items():
     _sys.modules[f"jaxopt_keras.{_name}"] = _sys.modules[f"jaxopt_keras.{_module}"]

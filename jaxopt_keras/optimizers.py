@@ -1,7 +1,7 @@
-"""The named optimizers, made from the rules: a class of the stateful face and a function of the pure face for each.
+"""The named optimizers, made from the rules: a class (stateful face) and a function (pure face) for each rule.
 
-Names, arguments, their order and defaults are those of `keras.optimizers`; the keyword-only arguments at the end are
-ours. `optimizers.pyi` says the same for type checkers and editors; `python -m jaxopt_keras.tools.stubs` writes it.
+Names, arguments, their order and defaults are those of `keras.optimizers`. The keyword-only arguments at the end are
+specific to this library. `python -m jaxopt_keras.tools.stubs` writes the type stubs, `optimizers.pyi`.
 """
 
 import dataclasses
@@ -35,25 +35,25 @@ def parameters(rule: type[Rule]) -> list[inspect.Parameter]:
 
     def parameter(name: str, kind: Any) -> inspect.Parameter:
         default = rule.defaults.get(name, (own.get(name) or common[name]).default)
-        return inspect.Parameter(name, kind, default=default, annotation=_plain(name, known[name]))
+        return inspect.Parameter(name, kind, default=default, annotation=_annotation(name, known[name]))
 
     return [parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in order] + [
         parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in keywords
     ]
 
 
-def _plain(name: str, field: Field) -> Any:
-    """The type of an argument as a signature shows it, without its range."""
+def _annotation(name: str, field: Field) -> Any:
+    """The type of an argument in a signature, without its range."""
     if field.choices:
         return Literal[field.choices]
     return functools.reduce(operator.or_, [*field.types, *([Callable] if name == RATE else [])])
 
 
 def split(rule: type[Rule], signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> tuple[Rule, Options]:
-    """The rule and the options that the arguments of an optimizer say.
+    """Splits the arguments of an optimizer into its rule and its options.
 
     Raises:
-        TypeError: for an argument that it does not have. ValueError: for one that it cannot do without.
+        TypeError: for an unknown argument. ValueError: if a required argument is None.
     """
     refuse_unknown(rule.__name__, kwargs, signature.parameters)
     bound = signature.bind(*args, **kwargs)
@@ -80,27 +80,27 @@ def stateful(rule: type[Rule]) -> type[Optimizer]:
         self._start(made, options, made.learning_rate)
 
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    # Functions have no such attribute for a type checker, but `inspect.signature` reads it.
+    # `inspect.signature` reads this attribute, which type checkers do not know.
     __init__.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
-    members = {"__init__": __init__, "__doc__": _documented(rule, "optimizer"), "__module__": "jaxopt_keras"}
+    members = {"__init__": __init__, "__doc__": _docstring(rule, "optimizer"), "__module__": "jaxopt_keras"}
     return type(rule.__name__, (Optimizer,), members)
 
 
 def pure(rule: type[Rule]) -> Callable[..., Kernel]:
-    """The function that makes a rule's kernel, named as the rule's file."""
+    """The function that makes the kernel of a rule; its name is that of the rule's module."""
     signature = inspect.Signature(parameters(rule))
 
     def make(*args: Any, **kwargs: Any) -> Kernel:
         return Kernel(*split(rule, signature, args, kwargs))
 
     make.__name__ = make.__qualname__ = rule.__module__.rsplit(".", 1)[-1]
-    make.__signature__ = signature  # type: ignore[attr-defined]  # as above
-    make.__doc__, make.__module__ = _documented(rule, "kernel"), "jaxopt_keras"
+    make.__signature__ = signature  # type: ignore[attr-defined]  # as in `stateful`
+    make.__doc__, make.__module__ = _docstring(rule, "kernel"), "jaxopt_keras"
     return make
 
 
-def _documented(rule: type[Rule], what: str) -> str:
-    """The rule's docstring, with the arguments and their defaults."""
+def _docstring(rule: type[Rule], what: str) -> str:
+    """The docstring of an optimizer: its rule's, with the arguments and their defaults."""
     arguments = "\n".join(f"        {p.name}: default {p.default!r}." for p in parameters(rule))
     return (
         f"{inspect.getdoc(rule)}\n\n    Args (see `Options` for those common to every {what}):\n{arguments}\n\n"
@@ -111,4 +111,4 @@ def _documented(rule: type[Rule], what: str) -> str:
 CLASSES: dict[str, type[Optimizer]] = {rule.__name__: stateful(rule) for rule in RULES.values()}
 FUNCTIONS: dict[str, Callable[..., Kernel]] = {f.__name__: f for f in map(pure, RULES.values())}
 globals().update(CLASSES | FUNCTIONS)
-__all__ = [*CLASSES, *FUNCTIONS]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub says them one by one
+__all__ = [*CLASSES, *FUNCTIONS]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub lists the names

@@ -288,9 +288,9 @@ FAULTS = [
     Fault("../docs/generator/optimizers.py", "not has(on | {name: off[name]}, MATRIX)", "not has(on, MATRIX)",
           "optional slots are said to exist always", "tests/test_docs.py -k test_when_slots_exist"),
     # Keras models
-    Fault("interop/keras/state.py", "leaves[i] = _wrapped(value, leaves[i])", "pass",
+    Fault("interop/keras/state.py", "leaves[i] = _with_key_type(value, leaves[i])", "pass",
           "Keras's values of the state are not taken", "tests/test_interop_keras.py -k jitted_loop"),
-    Fault("interop/keras/state.py", "self._value = _Held(self).take()", "pass",
+    Fault("interop/keras/state.py", "self._value = _ValueHandle(self).take()", "pass",
           "a step donates an array of the state that somebody holds", "tests/test_interop_keras.py -k outlives"),
     Fault("interop/keras/state.py", "layout = value.sharding if isinstance(value.sharding, NamedSharding) else None",
           "layout = None",
@@ -311,7 +311,7 @@ FAULTS = [
     Fault("interop/flax.py", "state = self.kernel.init(nnx.as_pure(variables))", "return self.kernel.init(variables)",
           "patterns see other paths at first", "tests/test_interop_flax.py -k plain_paths"),
     # Measures of a run
-    Fault("history/measures.py", "program.on_engine(seen) if plain else seen", "seen",
+    Fault("history/measures.py", "program.on_engine(measured) if plain else measured", "measured",
           "measures that cost a pass of their own", "tests/test_history.py -k nothing_is_copied"),
     Fault("history/measures.py", "summed, scale = program.summed(params, grads), hyper", "summed, scale = grads, hyper",
           "the norm of one device's gradient", "tests/test_history.py -k mapped_axis"),

@@ -75,12 +75,12 @@ def test_what_is_no_whole_checkpoint_is_refused(path, tmp_path):
 
     refused(b"", "is empty")
     for cut in (1, 7, 8, 9, 50, len(whole) // 2, len(whole) - 1):
-        refused(whole[:cut], "cut off, or of another kind")
-    refused(whole + b"\0", "cut off, or of another kind")
+        refused(whole[:cut], "truncated, or of another format")
+    refused(whole + b"\0", "truncated, or of another format")
     for foreign in (b"PK\x03\x04" + bytes(200), b"\x89HDF\r\n\x1a\n" + bytes(200), b"{}" * 50, os.urandom(300)):
-        refused(foreign, "of another kind")
+        refused(foreign, "of another format")
     save_file({"w": np.ones(3)}, path)
-    refused(path.read_bytes(), "none of jaxopt_keras's")
+    refused(path.read_bytes(), "no checkpoint of jaxopt_keras")
     with pytest.raises(FileNotFoundError):
         checkpoint.load(tmp_path / "none.safetensors", KERNEL, PARAMS)
     with pytest.raises(ValueError, match="which is a folder"):

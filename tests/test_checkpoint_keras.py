@@ -181,7 +181,7 @@ def test_refused(tmp_path):
         ValueError, match=r"must be those of Keras's Adam: `step` \(\), .*Received: \[\(\), \(\), \(6, 4\)"
     ):
         checkpoint.from_keras(jk.adam(), PARAMS, variables)  # without the order
-    with pytest.raises(TypeError, match="must run one rule"):
+    with pytest.raises(TypeError, match="must have one rule"):
         checkpoint.from_keras(jk.partition({"bias": jk.sgd()}, default=jk.adam()), PARAMS, variables)
     with pytest.raises(FileNotFoundError):
         checkpoint.from_keras(jk.adam(), PARAMS, tmp_path / "none.weights.h5")

@@ -51,7 +51,7 @@ def saved(tmp_path_factory):
     return path, checkpoint.to_dict(state)
 
 
-@pytest.mark.filterwarnings("ignore:Of the checkpoint", "ignore:Sharding info not provided")
+@pytest.mark.filterwarnings("ignore:The checkpoint differs", "ignore:Sharding info not provided")
 @pytest.mark.parametrize("devices", [4, 1])
 def test_another_topology(devices, saved):
     path, expected = saved

@@ -168,9 +168,9 @@ def test_hyperparameters_are_replaced_in_the_kernel_or_in_the_state():
         ValueError, match="`clipnorm` is not a run-time hyperparameter of this.*Received: clipnorm=1.0. There are"
     ):
         kernel.replace(clipnorm=1.0)
-    with pytest.raises(ValueError, match="`clipnorm` is not in the state: there are .* Received: clipnorm=1.0"):
+    with pytest.raises(ValueError, match="`clipnorm` is not in the state, which has .* Received: clipnorm=1.0"):
         injecting.replaced(state, clipnorm=1.0)
-    with pytest.raises(ValueError, match=r"`learning_rate` is not in the state: there are \[\].*kernel.replace"):
+    with pytest.raises(ValueError, match=r"`learning_rate` is not in the state, which has \[\].*kernel.replace"):
         kernel.replaced(kernel.init(PARAMS), learning_rate=0.5)
     for replace in (kernel.replace, functools.partial(injecting.replaced, state)):
         with pytest.raises(ValueError, match="`beta_1` must be in"):

@@ -102,7 +102,7 @@ def test_the_first_pattern_wins():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="none for `embed`"):
+    with pytest.raises(ValueError, match="`embed`, which no pattern of .* matches"):
         jk.partition({"dense|out": jk.sgd()}).init(PARAMS)
     with pytest.warns(UserWarning, match="'dence' matches no parameter"):
         jk.partition({"dence": jk.sgd()}, default=jk.sgd()).init(PARAMS)
@@ -114,7 +114,7 @@ def test_what_is_refused():
         jk.partition({"(": jk.sgd()})
     with pytest.raises(ValueError, match="`default=`"):
         jk.partition({"default": jk.sgd()})
-    with pytest.raises(ValueError, match="a kernel at least"):
+    with pytest.raises(ValueError, match="at least one kernel"):
         jk.partition({})
     with pytest.raises(ValueError, match=r"loss_scaled\(partition"):
         jk.partition({"a": jk.loss_scaled(jk.sgd())})

@@ -206,7 +206,7 @@ def test_the_gradient_is_unscaled_in_the_stateful_face(name):
 def test_bad_input():
     kernel = jk.sgd(0.1)
     state = kernel.init(PARAMS)
-    with pytest.raises(ValueError, match="The group 'x' has no parameter: 'nothing' is found in no path"):
+    with pytest.raises(ValueError, match="The group 'x' has no parameter: 'nothing' matches none of the paths"):
         measured_step(kernel, PARAMS, state, GRADS, groups={"x": "nothing"}, donate=False)
     with pytest.raises(TypeError, match="`kernel` must be a kernel"):
         measured_step(None, PARAMS, state, GRADS)
@@ -222,7 +222,7 @@ def test_bad_input():
         measured_step(kernel, PARAMS, None, GRADS)
     with pytest.raises(ValueError, match=r"`loss` must be one number. Received: an array of shape \(2,\)"):
         History().append(loss=jnp.ones(2))
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="nothing to plot"):
         History().plot()
     with pytest.raises(KeyError, match="There is no column 'x'"):
         History()["x"]
@@ -270,7 +270,7 @@ def test_what_an_optax_transformation_takes_besides():
         new, state, seen = measured_step(kernel, *given, donate=False, value=value)
         again = kernel.step(*given, donate=False, value=value)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, (new, state), again)) and int(seen["step"]) == 1
-    with pytest.raises(TypeError, match=r"Received: \['value'\] besides"):
+    with pytest.raises(TypeError, match=r"`donate`. Received: \['value'\]"):
         measured_step(jk.sgd(0.5), params, jk.sgd(0.5).init(params), params, value=1.0)
 
 

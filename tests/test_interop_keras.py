@@ -291,7 +291,7 @@ def test_a_callback_with_its_own_reference_learns_why_and_one_through_the_model_
 
     class Own(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            assert all(v.away for v in optimizer.variables)  # the trainer has the only copy
+            assert all(v.in_trainer for v in optimizer.variables)  # the trainer has the only copy
             for use in (
                 lambda: optimizer.learning_rate,
                 lambda: setattr(optimizer, "learning_rate", 0.5),
@@ -379,7 +379,7 @@ def test_variables_that_their_gradients_overwrite():
     params, _ = optimizer.stateless_apply(optimizer.variables, some_grads(1), [w, b])
     np.testing.assert_array_equal(params[1], some_grads(1)[1])
     assert len(optimizer.variables) == 2 + 2
-    with pytest.raises(ValueError, match="`gradient_accumulation_steps` does not go with"):
+    with pytest.raises(ValueError, match="`gradient_accumulation_steps` must be None with"):
         interop.Adam(gradient_accumulation_steps=2).build([w, b])
 
 

@@ -266,7 +266,7 @@ def test_a_form_for_each_slot():
         (
             {"state_dtype": {"speed": "int8"}},
             ValueError,
-            r"`speed` is no slot of Adam. It has \['momentum', 'velocity'",
+            r"`speed` is no slot of Adam. Its slots are \['momentum', 'velocity'",
         ),
         ({"state_dtype": 8}, ValueError, "`state_dtype` must be one of"),
         ({"master_weights": "bf16+4"}, ValueError, "`master_weights` must be one of"),

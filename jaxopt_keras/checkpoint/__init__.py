@@ -1,4 +1,4 @@
-"""Checkpoints that survive change: arrays by name, in files, in folders, and to and from other libraries."""
+"""Checkpoints of named arrays, in files and folders, and conversions to and from other libraries."""
 
 from jaxopt_keras.checkpoint.keras import from_keras as from_keras
 from jaxopt_keras.checkpoint.keras import to_keras as to_keras

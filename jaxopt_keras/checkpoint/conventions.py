@@ -1,8 +1,8 @@
-"""In which slot another library keeps what ours does, and in which units.
+"""The slot names and units of other libraries, and their conversion to ours.
 
 Momenta differ by the learning rate: with s <- momentum s + g, Keras's SGD keeps -lr s, optax's and torch's s; Keras's
-RMSprop keeps lr s, optax's -lr s, torch's s, where s sums g / sqrt(d). One turns into the other by the present rate,
-which is exact as long as that was the rate all along. All averages are the same everywhere.
+RMSprop keeps lr s, optax's -lr s, torch's s, where s sums g / sqrt(d). Conversion multiplies by the current rate, which
+is exact if the rate never changed. Averages of gradients and of squares are the same in all libraries.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,43 +21,43 @@ Table = Mapping[str, Mapping[str, str]]  # the name of a rule -> our slot -> the
 
 
 class Slot(NamedTuple):
-    """A slot of one parameter, beside another library's."""
+    """A slot of one parameter: its name here and in another library."""
 
     ours: str
     theirs: str
-    factor: float  # ours is theirs by so much
+    factor: float  # our value is theirs times this factor
 
 
 class Library(NamedTuple):
-    """Another library, for the parameters of one kernel."""
+    """Another library's conventions, for the parameters of one kernel."""
 
     name: str
     table: Table
     kernel: Kernel
-    hyper: Any  # of the state, for the rate
+    hyper: Any  # the hyperparameters, for the rate
     step: Any
-    saved_rate: float | None = None  # the other library's, if it was saved
+    saved_rate: float | None = None  # the rate of the other library, if it was saved
 
     def slots(self, path: str, p: Any, kept: Iterable[str] | None = None) -> list[Slot]:
-        """What the rule of the parameter `p` at `path` keeps (or those of its slots that are `kept`).
+        """The slots of the parameter `p` at `path`: those named in `kept`, or all that its rule keeps.
 
         Args:
-            p: the parameter, or something of its shape and dtype.
+            p: the parameter, or any object with its shape and dtype.
 
         Raises:
-            ValueError: if the library has no such optimizer, or one of another meaning.
+            ValueError: if the library has no such optimizer, or its slots have another meaning.
         """
         rule = rule_at(self.kernel, path, p)
         if kept is None:
             like = jax.ShapeDtypeStruct(p.shape, compute_dtype(p.dtype))
-            kept = () if type(rule) is Rule else present(jax.eval_shape(rule.init, like))  # of the frozen: nothing
+            kept = () if type(rule) is Rule else present(jax.eval_shape(rule.init, like))  # frozen: no slots
         kind = kind_of(rule, self.table)
         names = self.table.get(kind, {})
         unknown = [name for name in kept if name not in names]
         if unknown:
             raise ValueError(
-                f"{type(rule).__name__} keeps {unknown} for `{path}`, which no optimizer of {self.name} does that is "
-                f"known here. Those are the counterparts of {sorted(self.table)}"
+                f"{type(rule).__name__} keeps {unknown} for `{path}`, which no known optimizer of {self.name} keeps. "
+                f"Slots can be converted for the counterparts of {sorted(self.table)}"
             )
         rate = self._rate(path) if kept else 1.0
         return [Slot(name, names[name], _factor(kind, rule.variant, name, self.name, rate)) for name in kept]
@@ -73,7 +73,7 @@ class Library(NamedTuple):
 
 
 def kind_of(rule: Any, table: Table) -> str:
-    """The name of the nearest class of the rule that the table has, so that a subclass is what it is made of; or ""."""
+    """The name of the rule's class or nearest base class in the table; "" if there is none."""
     return next((cls.__name__ for cls in type(rule).__mro__ if cls.__name__ in table), "")
 
 
@@ -81,7 +81,7 @@ def _factor(kind: str, own: str, slot: str, library: str, rate: float) -> float:
     if slot == "velocity_hat" and (library == "optax") != (own == "optax"):
         variant = "optax" if library == "optax" else "keras"
         raise ValueError(
-            f"AMSGrad's maximum is of other numbers in {library}: those of optax are bias-corrected. Received: a "
+            f"AMSGrad's maximum is over other values in {library}: only optax corrects their bias first. Received: a "
             f"kernel with variant={own!r}. Use `variant={variant!r}`."
         )
     units = {
@@ -94,5 +94,5 @@ def _factor(kind: str, own: str, slot: str, library: str, rate: float) -> float:
     if mine == theirs:
         return 1.0
     if rate == 0:
-        raise ValueError(f"The momentum of {kind} is converted by the rate, which must not be 0. Received: rate=0.0")
+        raise ValueError(f"The momentum of {kind} is divided by the rate, which must not be 0. Received: rate=0.0")
     return mine / theirs

@@ -1,6 +1,6 @@
-"""One safetensors file, written so that at any moment there is the old file or the new one, and read with suspicion.
+"""Checkpoints in one safetensors file: written atomically, and validated when read.
 
-The format has no checksum, so the metadata hold a digest of all names, dtypes, shapes and data.
+The format has no checksum, so the metadata store a digest of all names, dtypes, shapes and data.
 """
 
 import contextlib
@@ -17,33 +17,33 @@ from typing import IO, Any
 import jax.numpy as jnp
 import numpy as np
 
-NARROW = {"BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}  # which NumPy has not
-WIDE = {
+EXTENSION_DTYPES = {"BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}  # not in NumPy
+NUMPY_DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "C64": "complex64", "BOOL": "bool", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
 }  # fmt: skip
 MAKER, DIGEST, PAIRS = "made_by", "digest", "complex128"
 OURS = "jaxopt_keras"
-ABANDONED = 3600.0  # seconds since the last write: no living process takes so long for the next
+ABANDONED = 3600.0  # seconds since the last write after which the writing process must have died
 
 
 def write(path: Any, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays by name: to a temporary file beside `path`, which is synchronised and then takes its place.
+    """Writes arrays by name to a temporary file in the same folder, synchronises it, and renames it to `path`.
 
     Raises:
-        TypeError: if an array cannot be stored. ValueError: if one lies on other processes' devices too.
+        TypeError: if an array cannot be stored. ValueError: if one is also on devices of other processes.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
-        raise ValueError(f"`path` must be a file's. Received: {path}, which is a folder")
+        raise ValueError(f"`path` must name a file. Received: {path}, which is a folder")
     flat: dict[str, Any] = {name: on_host(name, x, copy=None) for name, x in arrays.items()}
-    pairs = [name for name, x in flat.items() if x.dtype == np.complex128]  # which the format has not
+    pairs = [name for name, x in flat.items() if x.dtype == np.complex128]  # not in the format
     flat |= {name: np.stack([flat[name].real, flat[name].imag], axis=-1) for name in pairs}
     metadata = {MAKER: OURS, PAIRS: "\n".join(pairs)}
     metadata[DIGEST] = digest(flat, metadata)
-    # Not `save_file`, which writes to another file, that it renames in its turn and does not synchronise.
+    # `save_file` would rename a temporary file of its own without synchronising it.
     data = _library("safetensors.numpy").save(flat, metadata=metadata)
-    _sweep(path)
+    _remove_leftovers(path)
     with _replacing(path) as file:
         file.write(data)
         file.flush()
@@ -51,10 +51,10 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
 
 
 def read(path: Any) -> dict[str, np.ndarray]:
-    """The arrays that `write` wrote.
+    """Reads the arrays that `write` wrote.
 
     Raises:
-        OSError: if it cannot be opened. ValueError: if it is empty, cut off, damaged, or was not written by `write`.
+        OSError: if the file cannot be opened. ValueError: if it is empty, truncated, damaged, or not made by `write`.
     """
     library = _library("safetensors")
     data = Path(path).read_bytes()
@@ -64,22 +64,25 @@ def read(path: Any) -> dict[str, np.ndarray]:
         flat = {name: _array(x) for name, x in library.deserialize(data)}
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = dict(header.get("__metadata__", {}))
-    except Exception as error:  # the library's own class, and what malformed headers lead to
-        raise ValueError(f"{path} is no whole safetensors file: cut off, or of another kind ({error}).") from error
+    except Exception as error:  # safetensors raises a class of its own; a malformed header raises others
+        raise ValueError(f"{path} is no whole safetensors file: truncated, or of another format ({error}).") from error
     if metadata.get(MAKER) != OURS:
         raise ValueError(
-            f"{path} is a safetensors file, but none of jaxopt_keras's checkpoints. Read it with safetensors, and see "
-            "`from_torch`, `from_keras` and `from_optax`."
+            f"{path} is a safetensors file, but no checkpoint of jaxopt_keras. Read it with safetensors, then convert "
+            "it with `from_torch`, `from_keras` or `from_optax`."
         )
     if metadata.pop(DIGEST, None) != digest(flat, metadata):
-        raise ValueError(f"{path} is damaged: its data are not those that were written. Use an older checkpoint.")
+        raise ValueError(f"{path} is damaged: its data differ from those that were written. Use an older checkpoint.")
     for name in filter(None, metadata.get(PAIRS, "").split("\n")):
         flat[name] = flat[name].view(np.complex128)[..., 0]
     return flat
 
 
 def digest(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """BLAKE2 of all that a file holds; on machines without instructions for SHA the fastest of the sure ones."""
+    """The BLAKE2 digest of all names, dtypes, shapes, data and metadata.
+
+    BLAKE2 is the fastest cryptographic hash of `hashlib` on machines without SHA instructions.
+    """
     total = hashlib.blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
     for name in sorted(flat):
         x = flat[name]
@@ -89,27 +92,27 @@ def digest(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
 
 
 def on_host(name: str, x: Any, copy: bool | None = True) -> np.ndarray:
-    """An array as NumPy's, in the order of rows: the file has the bytes as they lie, whatever the strides.
+    """A NumPy array in row-major order: safetensors writes the raw bytes and ignores strides.
 
     Raises:
-        ValueError: if it lies on several processes' devices.
+        ValueError: if the array is on devices of several processes.
     """
     if not getattr(x, "is_fully_addressable", True):
         raise ValueError(
-            f"Every array must be on devices of this process. Received: `{name}`, which is on others too. Save to a "
-            "folder (a path without .safetensors), which Orbax writes."
+            f"Every array must be on devices of this process. Received: `{name}`, which is also on devices of others. "
+            "Save to a folder instead (a path without .safetensors), which Orbax writes."
         )
     return np.array(x, order="C", copy=copy)
 
 
 def _array(x: dict[str, Any]) -> np.ndarray:
     kind = x["dtype"]
-    return np.frombuffer(x["data"], np.dtype(NARROW.get(kind) or WIDE[kind])).reshape(x["shape"])
+    return np.frombuffer(x["data"], np.dtype(EXTENSION_DTYPES.get(kind) or NUMPY_DTYPES[kind])).reshape(x["shape"])
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file beside `path`, which takes the place of `path` at the end."""
+    """A temporary file in the folder of `path`, renamed to `path` at the end; removed after an error."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -123,8 +126,8 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _synchronise(folder: Path) -> None:
-    """Makes sure that the new name is on the disk too."""
-    if os.name == "nt":  # where a folder cannot be opened
+    """Synchronises the folder, so that the new name is on the disk too."""
+    if os.name == "nt":  # Windows cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -133,10 +136,10 @@ def _synchronise(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sweep(path: Path) -> None:
-    """Removes what processes that died while they wrote `path` have left: what is too old to be a living one's."""
+def _remove_leftovers(path: Path) -> None:
+    """Removes temporary files of processes that died while they wrote `path`. Younger ones may still be written."""
     for leftover in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):  # somebody else was faster
+        with contextlib.suppress(OSError):  # another process may have removed it
             if time.time() - leftover.stat().st_mtime > ABANDONED:
                 os.unlink(leftover)
 
@@ -150,5 +153,5 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            "Files need the package safetensors: pip install 'jaxopt_keras[checkpoint]', or save to a folder."
+            "Files need the package safetensors: pip install 'jaxopt_keras[checkpoint]'. Or save to a folder."
         ) from error

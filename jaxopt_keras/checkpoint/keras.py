@@ -1,4 +1,4 @@
-"""To and from Keras 3: the `variables` of its optimizers, as a list or in a `.weights.h5` file."""
+"""Conversion to and from Keras 3: the `variables` of an optimizer, as a list or in a `.weights.h5` file."""
 
 import importlib
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library, kind_of
 from jaxopt_keras.checkpoint.kernels import groups, of_group, rule_of
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread, transposed
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, flatten, leaves, slot_name, transposed
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
@@ -21,28 +21,29 @@ from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.state_views import AROUND, slot_groups
 
 TABLE = {rule.__name__: {slot: slot for slot in rule.State._fields} for rule in RULES.values()}
-TABLE |= {"AdamPart": TABLE["Adam"]}  # what Muon does not take
+TABLE |= {"AdamPart": TABLE["Adam"]}  # the parameters that Muon leaves to Adam
 RATE = "hyper/learning_rate"
-VARIABLES = "optimizer/vars"  # in a .weights.h5
+VARIABLES = "optimizer/vars"  # the group in a .weights.h5 file
 
 
 class Entry(NamedTuple):
-    """One of Keras's variables, under our name; "" is one that we do not keep."""
+    """One of Keras's variables, by our name; "" for a variable without a counterpart here."""
 
     name: str
     shape: tuple[int, ...]
 
 
 def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str] | None = None) -> State:
-    """The state of `kernel` that goes on where an optimizer of Keras 3 is.
+    """Converts the state of a Keras 3 optimizer into a state of `kernel`, which continues the training.
 
     Args:
-        kernel: of one rule, in its Keras variant. If Keras's optimizer accumulates gradients, so must the kernel, over
-            as many calls. Its rate is its own; a momentum that holds Keras's rate is freed of that.
+        kernel: a kernel with one rule, in its Keras variant. If Keras's optimizer accumulates gradients, the kernel
+            must accumulate as many. It keeps its own rate; a momentum that contains Keras's rate is divided by it.
         params: the parameters.
-        variables: `optimizer.variables`, a list of arrays like it, the optimizer, or the path of a `.weights.h5`.
-        order: the paths of our parameters in the order of Keras's; None: in the order of `params`, which for dicts is
-            that of their sorted keys.
+        variables: `optimizer.variables`, a list of arrays in the same order, the optimizer, or the path of a
+            `.weights.h5` file.
+        order: the paths of our parameters in the order of Keras's. Default: None, the order of `params`; for dicts,
+            that of the sorted keys.
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
     >>> variables = [10, 0.001, jnp.ones((3, 2)), jnp.ones((3, 2)) * 4, jnp.zeros(2), jnp.ones(2)]
@@ -52,12 +53,12 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
     (10, [1.0, 1.0])
 
     Raises:
-        OSError: if there is no such file. TypeError: for a kernel of several rules. ValueError: if number or shapes do
-        not fit, which are listed then, or `order` does not.
+        OSError: if there is no such file. TypeError: for a kernel with several rules. ValueError: if the number or the
+        shapes of `variables` do not match (the message lists them), or if `order` does not name every parameter.
     """
-    arrays, values = by_path(params), _values(variables)
-    order, plain = _checked(order, arrays), _plain(kernel)
-    own = by_parameter(spread(leaves(kernel.init(params)), portable=True))
+    arrays, values = by_path(params), _values_of(variables)
+    order, plain = _checked_order(order, arrays), _plain(kernel)
+    own = by_parameter(flatten(leaves(kernel.init(params)), portable=True))
     layouts = [
         _layout(plain, own, {path: arrays[path].shape for path in order}, rate, averages)
         for rate in (True, False)
@@ -68,11 +69,11 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
     if layout is None:
         raise ValueError(
             f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {_shown(layouts[0])}; the rate and "
-            f"the averages may be missing. Received: {shapes}. Do the order and the settings of the two agree?"
+            f"the averages may be missing. Received: {shapes}. Check the order and the settings of both optimizers."
         )
     flat: dict[str, Any] = {entry.name: x for entry, x in zip(layout, values, strict=True) if entry.name}
     rate = flat.pop(RATE, None)
-    every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, we count updates
+    every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, a kernel counts updates
     step, micro = divmod(int(flat[STEP]), every)
     flat[STEP] = np.asarray(step, np.int32)
     if every > 1:
@@ -86,23 +87,24 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
 
 
 def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | None = None, path: Any = None) -> list:
-    """The variables of an optimizer of Keras 3 that goes on where `kernel` is.
+    """Converts a state of `kernel` into the variables of a Keras 3 optimizer, which continues the training.
 
     Args:
-        kernel: which made `state`; as in `from_keras`.
-        state: of the kernel.
+        kernel: the kernel that made `state`; as in `from_keras`.
+        state: the state.
         params: the parameters, for their shapes.
         order: as in `from_keras`.
-        path: of a `.weights.h5` that a model with such an optimizer saved: its optimizer's part is replaced.
+        path: a `.weights.h5` file that a model with such an optimizer saved. The variables of the optimizer in it are
+            overwritten. Default: None, no file.
 
     Returns:
-        NumPy arrays in the order of Keras's `optimizer.variables`: for each `variable.assign(array)`.
+        NumPy arrays in the order of Keras's `optimizer.variables`, for `variable.assign(array)`.
 
     Raises:
-        OSError: if there is no such file. TypeError, ValueError: as `from_keras`.
+        OSError: if there is no such file. TypeError, ValueError: as in `from_keras`.
     """
     arrays, plain = by_path(params), _plain(kernel)
-    order, flat = _checked(order, arrays), spread(leaves(state), portable=True)
+    order, flat = _checked_order(order, arrays), flatten(leaves(state), portable=True)
     own = by_parameter(flat)
     shapes = {p: tuple(arrays[p].shape) for p in order}
     layout = _layout(plain, own, shapes, plain.core.schedule is None, plain.options.use_ema)
@@ -128,13 +130,13 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
 def _layout(
     plain: Kernel, own: dict[str, Any], shapes: dict[str, tuple[int, ...]], rate: bool, averages: bool
 ) -> list[Entry]:
-    """Keras's variables: iteration, rate, averages, sums of gradients, slots group by group, scalars."""
+    """Keras's variables in order: iteration, rate, averages, sums of gradients, slots group by group, scalars."""
     rule: Any = plain.rule
     slots = {p: {n: x for n, x in own.get(p, {}).items() if n not in AROUND} for p in shapes}
     around = [name for name, is_on in ((AVERAGE, averages), (SUM, plain.options.gradient_accumulation_steps)) if is_on]
     entries = [Entry(STEP, ()), *([Entry(RATE, ())] if rate else [])]
     entries += [Entry(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
-    factored = kind_of(rule, TABLE) == "Adafactor"  # of which Keras keeps all three of every parameter
+    factored = kind_of(rule, TABLE) == "Adafactor"  # Keras keeps all three slots for every parameter
     for group in [rule.State._fields] if factored else slot_groups(State(0, {}, {}, transposed(slots)), rule, []):
         for p, shape in shapes.items():
             for slot in group:
@@ -149,21 +151,23 @@ def _layout(
 def _plain(kernel: Kernel) -> Kernel:
     found = [*groups(kernel).values()]
     if len(found) > 1 or not kind_of(rule_of(found[0]), TABLE):
-        raise TypeError(f"`kernel` must run one rule, as Keras's optimizers do. Received: kernel={kernel!r}")
+        raise TypeError(f"`kernel` must have one rule, as Keras's optimizers do. Received: kernel={kernel!r}")
     return found[0]
 
 
-def _checked(order: Any, arrays: dict[str, Any]) -> list[str]:
+def _checked_order(order: Any, arrays: dict[str, Any]) -> list[str]:
     if order is not None and (isinstance(order, str) or sorted(order) != sorted(arrays)):
         raise ValueError(f"`order` must name each of {[*arrays]} once. Received: order={order!r}")
     return list(arrays if order is None else order)
 
 
-def _values(variables: Any) -> list[np.ndarray]:
+def _values_of(variables: Any) -> list[np.ndarray]:
     if isinstance(variables, (str, Path)):
         with importlib.import_module("h5py").File(variables, "r") as file:
             if VARIABLES not in file:
-                raise ValueError(f"{variables} has no variables of an optimizer.")
+                raise ValueError(
+                    f"{variables} must contain an optimizer's variables. Received: a file without `{VARIABLES}`"
+                )
             stored = file[VARIABLES]
             return [_read(stored[str(i)]) for i in range(len(stored))]
     variables = getattr(variables, "variables", variables)
@@ -177,13 +181,13 @@ def _replace(path: Any, values: list[np.ndarray]) -> None:
         stored = file[VARIABLES]
         shapes = [tuple(stored[str(i)].shape) for i in range(len(stored))]
         if shapes != [x.shape for x in values]:
-            raise ValueError(f"{path} must hold variables of {[x.shape for x in values]}. Received: {shapes}")
+            raise ValueError(f"{path} must have variables of shapes {[x.shape for x in values]}. Received: {shapes}")
         for i, x in enumerate(values):
             stored[str(i)][...] = x.astype(_read(stored[str(i)]).dtype).view(stored[str(i)].dtype)
 
 
 def _read(dataset: Any) -> np.ndarray:
-    """HDF5 has no bfloat16: there are two bytes, of which Keras notes what they are."""
+    """HDF5 has no bfloat16: Keras stores two bytes per number, and the dtype in an attribute."""
     return np.array(dataset).view(jnp.bfloat16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype)
 
 

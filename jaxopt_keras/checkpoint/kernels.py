@@ -1,4 +1,4 @@
-"""What is inside a kernel: its plain kernels by group, and the rule of each parameter."""
+"""The parts of a kernel: its plain kernels by group, and the rule of each parameter."""
 
 from typing import Any
 
@@ -14,34 +14,34 @@ from jaxopt_keras.pure.kernel import Kernel
 
 
 def groups(kernel: Kernel) -> dict[str, Kernel]:
-    """The plain kernels by the names of their groups; "" where there are none."""
+    """The plain kernels by group name. Without groups, the kernel itself under ""."""
     found = partition_of(kernel.program)
     return {"": kernel} if found is None else {name: Kernel(program) for name, program in found.groups.items()}
 
 
 def partition_of(program: Program) -> Partitioned | None:
-    """The program of groups in a tree of programs, if there is one."""
+    """The `Partitioned` program in a tree of programs, if there is one."""
     if isinstance(program, Partitioned):
         return program
     return next((found for child in program.children if (found := partition_of(child))), None)
 
 
 def plain(kernel: Kernel, path: str) -> Kernel:
-    """The plain kernel that has the parameter at `path`."""
+    """The plain kernel that updates the parameter at `path`."""
     return groups(kernel)[group_of(kernel, path)]
 
 
 def group_of(kernel: Kernel, path: str) -> str:
-    """The name of the group that the parameter at `path` is in; "" where there are none."""
+    """The group name of the parameter at `path`; "" without groups."""
     found = partition_of(kernel.program)
     return "" if found is None else found.router.of(path)
 
 
 def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
-    """The rule that takes the parameter `p` at `path`.
+    """The rule that updates the parameter `p` at `path`.
 
     Raises:
-        TypeError: if it is none of ours.
+        TypeError: if its optimizer is no `Rule`.
     """
     rule = rule_of(plain(kernel, path))
     if not isinstance(rule, Rule):
@@ -50,17 +50,17 @@ def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
 
 
 def rule_of(kernel: Kernel) -> Any:
-    """The rule of a plain kernel; of frozen parameters one that keeps nothing."""
+    """The rule of a plain kernel; for frozen parameters, a rule without slots."""
     return Rule() if isinstance(kernel.program, Frozen) else kernel.rule
 
 
 def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
-    """The hyperparameters or scalars of one group; all, where there are no groups."""
+    """The hyperparameters or scalars of one group; all of them if `group` is ""."""
     return x.get(group, {}) if group else x
 
 
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
-    """The rule's scalars after so many updates: what they are is a matter of the step, and of the rate, alone."""
+    """The rule's scalars after `step` updates. They depend only on the step and on the hyperparameters."""
     rule = rule_of(kernel)
     start = first_scalars(rule.bind(hyper)) if isinstance(rule, Rule) else None
     if not isinstance(rule, Rule) or start is None:

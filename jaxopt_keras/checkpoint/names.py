@@ -1,18 +1,18 @@
-"""The layout, version 1: every array of a state under a name that does not depend on what the optimizer is made of.
+"""The checkpoint layout, version 1: a name for every array of a state, whatever the options of the optimizer.
 
 format                      the version of the layout
 step                        the number of updates
-slots/PATH/SLOT             a slot of the parameter at PATH; of a bare array: slots/SLOT
-slots/PATH/SLOT.CODE        its codes, where it is kept in blocks: int8, uint8, ... (u: without a sign)
-slots/PATH/SLOT.scales      and their scales
-scalars/NAME                what is kept once for all parameters: u_product, micro_step, skipped, dynamic_scale, ...
-scalars/GROUP/NAME          likewise of one group, with its own step
-hyper/NAME                  a hyperparameter, and NAME.complement where it has one; hyper/GROUP/NAME in groups
+slots/PATH/SLOT             a slot of the parameter at PATH; slots/SLOT if the parameters are one bare array
+slots/PATH/SLOT.CODE        the codes of a quantized slot; CODE is int8, uint8, ... (u: unsigned)
+slots/PATH/SLOT.scales      the scales of a quantized slot
+scalars/NAME                a number for all parameters: u_product, micro_step, skipped, dynamic_scale, ...
+scalars/GROUP/NAME          a number for the parameters of one group; its own step is among them
+hyper/NAME                  a hyperparameter, and NAME.complement if it has one; hyper/GROUP/NAME in groups
 
-Hyperparameters are there in the stateful face, and of kernels with `inject_hyperparams`. Files of kernels that were
-written before that option have them too; kernels that inject none leave them alone.
+The stateful face and kernels with `inject_hyperparams` save hyperparameters. Older files of kernels contain them too;
+kernels that inject none ignore them.
 
-Packed parameters have the names that they have by themselves.
+Packed parameters have the same names as unpacked ones.
 """
 
 from collections.abc import Iterable
@@ -40,8 +40,8 @@ CODES = {
 }
 
 
-class Coded(NamedTuple):
-    """A slot in codes, as it was saved."""
+class Quantized(NamedTuple):
+    """A quantized slot as it was saved."""
 
     codes: Any
     scales: Any
@@ -49,7 +49,7 @@ class Coded(NamedTuple):
 
 
 class Decay(NamedTuple):
-    """A decay and its complement, as they were saved."""
+    """A decay and its complement as they were saved."""
 
     value: Any
     complement: Any
@@ -60,7 +60,7 @@ def slot_name(path: str, slot: str) -> str:
 
 
 def by_parameter(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is in a flat dict of each parameter's slots, by path and slot."""
+    """The slots in a flat dict, by path and slot name."""
     found: dict[str, dict[str, Any]] = {}
     for name, x in flat.items():
         if name.startswith("slots/"):
@@ -70,55 +70,55 @@ def by_parameter(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def leaves(state: State) -> dict[str, Any]:
-    """All of a state by name: arrays, `Blocks` and `Complemented`s.
+    """The leaves of a state by name: arrays, `Blocks` and `Complemented`s.
 
     Raises:
-        ValueError: if two have the same name.
+        ValueError: if two leaves have the same name.
     """
-    keyed, _ = _flat(state)
+    keyed, _ = _named_leaves(state)
     found: dict[str, Any] = {}
     for name, x in keyed:
         inside = {f"{name}/{n}": y for n, y in leaves(x).items()} if isinstance(x, State) else {name: x}
         if twice := inside.keys() & found.keys():
             raise ValueError(
-                f"Parameters are told apart by their paths. Received: two with the same, as `{min(twice)}` shows. Put "
-                "no slash into the keys of the parameters."
+                f"Parameters are identified by their paths. Received: two entries with the name `{min(twice)}`. Remove "
+                "the slashes from the keys of the parameters."
             )
         found |= inside
     return found
 
 
-def replaced(state: State, new: dict[str, Any]) -> State:
-    """`state` with other leaves, as `leaves` names them."""
+def replace_leaves(state: State, new: dict[str, Any]) -> State:
+    """`state` with the leaves in `new`, which are named as by `leaves`."""
     if isinstance(state.slots, Packed):
-        new_state = replaced(state._replace(slots=state.slots.unpack()), new)
+        new_state = replace_leaves(state._replace(slots=state.slots.unpack()), new)
         return new_state._replace(slots=state.slots.like(new_state.slots))
-    keyed, treedef = _flat(state)
-    tree = jax.tree.unflatten(treedef, [_new(name, x, new) for name, x in keyed])
+    keyed, treedef = _named_leaves(state)
+    tree = jax.tree.unflatten(treedef, [_replacement(name, x, new) for name, x in keyed])
     slots = tree["slots"]
     if packed := _packed(state.slots):
         by_path = transposed({slot: {"": x} if _is_bare(packed) else x for slot, x in slots.items()})
         like = {slot: tree.buffers for slot, tree in state.slots.items()}
-        buffers = transposed(joined(by_path, transposed(like), packed.parts))
+        buffers = transposed(pack(by_path, transposed(like), packed.parts))
         masked: dict[str, Any] = dict.fromkeys(packed.buffers, optax.MaskedNode())
         slots = {slot: Packed(masked | buffers.get(slot, {}), [], packed.arrangement) for slot in state.slots}
     return State(tree[STEP], tree["hyper"], tree["scalars"], slots)
 
 
-def _new(name: str, x: Any, new: dict[str, Any]) -> Any:
-    """What takes the place of the leaf `x`, which may be a whole state."""
+def _replacement(name: str, x: Any, new: dict[str, Any]) -> Any:
+    """The replacement of the leaf `x`, which may be a whole state."""
     if not isinstance(x, State):
         return new.get(name, x)
-    return replaced(x, {n.removeprefix(f"{name}/"): y for n, y in new.items() if n.startswith(f"{name}/")})
+    return replace_leaves(x, {n.removeprefix(f"{name}/"): y for n, y in new.items() if n.startswith(f"{name}/")})
 
 
 def _packed(slots: dict[str, Any]) -> Packed | None:
-    """One of the trees of slots of packed parameters; None of other parameters."""
+    """One of the packed trees of slots; None if the slots are not packed."""
     return next((tree for tree in slots.values() if isinstance(tree, Packed)), None)
 
 
 def transposed(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`{a: {b: x}}` as `{b: {a: x}}`, without the places of parameters that lack a slot."""
+    """`{a: {b: x}}` as `{b: {a: x}}`. Drops the placeholders of parameters without the slot."""
     found: dict[str, dict[str, Any]] = {}
     for outer, row in table.items():
         for inner, x in row.items():
@@ -127,54 +127,54 @@ def transposed(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _flat(state: State) -> tuple[list[tuple[str, Any]], Any]:
+def _named_leaves(state: State) -> tuple[list[tuple[str, Any]], Any]:
     slots = unpacked(state.slots)
     if packed := _packed(slots):
-        by_path = cut(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts)
+        by_path = unpack(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts)
         slots = {slot: x[""] if _is_bare(packed) else x for slot, x in transposed(by_path).items()}
     tree = {STEP: state.count, "hyper": state.hyperparams, "scalars": state.scalars, "slots": slots}
-    # A `State` in here is that of a kernel within an optax transformation.
+    # A nested `State` belongs to a kernel inside an optax transformation.
     is_leaf = lambda x: isinstance(x, (Blocks, Complemented, Complements, State))
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return [(_name(key), x) for key, x in keyed], treedef
 
 
 def _name(key: Any) -> str:
-    """The name of a leaf: a slot's comes after the path of its parameter."""
+    """The name of a leaf. The slot name follows the path of the parameter."""
     kind, *rest = key
     return slot_name(path_of(rest[1:]), rest[0].key) if kind.key == "slots" else path_of(key)
 
 
 def _is_bare(packed: Packed) -> bool:
-    """Whether one array was packed, which has no path."""
+    """Whether the packed parameters are one bare array, whose path is empty."""
     return [part.path for part in packed.parts] == [""]
 
 
-def cut(buffers: dict[str, Any], parts: Iterable[Part]) -> dict[str, dict[str, Any]]:
-    """The slots of each part of the buffers, by its path. Codes, whose blocks straddle parts, are opened."""
+def unpack(buffers: dict[str, Any], parts: Iterable[Part]) -> dict[str, dict[str, Any]]:
+    """Unpacks buffers into the slots of each parameter, by path. Quantized slots are dequantized: blocks span parts."""
     slots: dict[str, dict[str, Any]] = {part.path: {} for part in parts}
     for buffer, kept in buffers.items():
         inside = [part for part in parts if part.buffer == buffer]
         for slot, x in kept.items():
-            x = jax.device_put(x, jax.memory.Space.Device)  # where arithmetic is possible
+            x = jax.device_put(x, jax.memory.Space.Device)  # arithmetic needs device memory
             pieces = jax.lax.split(dequantize(x) if isinstance(x, Blocks) else x, [part.size for part in inside])
             for part, piece in zip(inside, pieces, strict=True):
                 slots[part.path][slot] = piece.reshape(part.shape)
     return slots
 
 
-def joined(slots: dict[str, dict[str, Any]], like: dict[str, Any], parts: Iterable[Part]) -> dict[str, Any]:
-    """The other way round: buffers of the form of `like`."""
+def pack(slots: dict[str, dict[str, Any]], like: dict[str, Any], parts: Iterable[Part]) -> dict[str, Any]:
+    """Packs slots into buffers with the formats of `like`; the inverse of `unpack`."""
 
-    def whole(buffer: str, slot: str, old: Any) -> Any:
+    def packed(buffer: str, slot: str, old: Any) -> Any:
         pieces = [jnp.ravel(slots[part.path][slot]) for part in parts if part.buffer == buffer]
         return jax.tree.map(at_home, formats.quantize_like(concatenate(pieces), old), old)
 
-    return {buffer: {slot: whole(buffer, slot, x) for slot, x in kept.items()} for buffer, kept in like.items()}
+    return {buffer: {slot: packed(buffer, slot, x) for slot, x in kept.items()} for buffer, kept in like.items()}
 
 
-def spread(found: dict[str, Any], portable: bool) -> dict[str, Any]:
-    """Leaves as plain arrays: codes and scales apart, or opened where it is to be `portable`; keys as numbers."""
+def flatten(found: dict[str, Any], portable: bool) -> dict[str, Any]:
+    """Plain arrays by name. Quantized slots become codes and scales, or are dequantized if `portable`."""
     flat: dict[str, Any] = {}
     for name, x in found.items():
         if isinstance(x, Blocks) and not portable:
@@ -188,15 +188,15 @@ def spread(found: dict[str, Any], portable: bool) -> dict[str, Any]:
     return flat
 
 
-def gathered(flat: dict[str, Any]) -> dict[str, Any]:
-    """The other way round: arrays, `Coded`s and `Decay`s by name."""
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """Arrays, `Quantized`s and `Decay`s by name; the inverse of `flatten`."""
     found = dict(flat)
     for name in flat:
         if name.endswith(SCALES):
             base = name.removesuffix(SCALES)
             for kind, code in CODES.items():
                 if f"{base}.{kind}" in found:
-                    found[base] = Coded(found.pop(f"{base}.{kind}"), found.pop(name), code)
+                    found[base] = Quantized(found.pop(f"{base}.{kind}"), found.pop(name), code)
                     break
         elif is_complement(name) and (base := name.removesuffix(COMPLEMENT)) in found:
             found[base] = Decay(found[base], found.pop(name))
@@ -208,7 +208,7 @@ def is_complement(name: str) -> bool:
 
 
 def is_hyper(name: str) -> bool:
-    """Whether this names a hyperparameter, also one of a kernel within an optax transformation."""
+    """Whether this names a hyperparameter, also one of a kernel inside an optax transformation."""
     inside = name.partition(f"/{FOREIGN}/")[2] if name.startswith("scalars/") else ""
     return name.startswith("hyper/") or "/hyper/" in f"/{inside}"
 

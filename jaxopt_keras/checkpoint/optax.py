@@ -1,4 +1,4 @@
-"""To and from optax: the states of its optimizers, in whatever chain they stand."""
+"""Conversion to and from optax: the states of its optimizers, inside any chain."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.kernels import groups
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, flatten, leaves, slot_name
 from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.checkpoint.saving import from_dict, to_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
@@ -39,19 +39,18 @@ FIELDS = {
     "FactoredState": ("v_row", "v_col", "v"), "MuonState": ("mu",),
 }  # fmt: skip
 COUNT, WINDOW = "count", "MultiStepsState"
-PLACEHOLDERS = ("v", "v_row", "v_col", "trace")  # which stand there where nothing is kept
+PLACEHOLDERS = ("v", "v_row", "v_col", "trace")  # optax fills them with dummies where it keeps no slot
 
 
 def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
-    """The state of `kernel` that goes on where an optax optimizer is.
+    """Converts the state of an optax optimizer into a state of `kernel`, which continues the training.
 
     Args:
-        kernel: of any kind, also one with other things around the rule; what the two do must be the same, of course:
-            `variant="optax"`, and the same hyperparameters.
+        kernel: any kernel that computes the same: `variant="optax"`, and the same hyperparameters.
         params: the parameters.
-        opt_state: of optax's adam, adamw, amsgrad, nadam, adamax, lamb, lion, sgd, rmsprop, adagrad, adadelta,
-            adafactor or muon, also in a `chain`, `inject_hyperparams`, `masked`, `partition`, `apply_if_finite` or
-            `MultiSteps` (of mean gradients); or of a kernel of ours within them.
+        opt_state: the state of optax's adam, adamw, amsgrad, nadam, adamax, lamb, lion, sgd, rmsprop, adagrad,
+            adadelta, adafactor or muon, or of a kernel of this library. It may be inside a `chain`,
+            `inject_hyperparams`, `masked`, `partition`, `apply_if_finite` or `MultiSteps` (of mean gradients).
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk, optax
     >>> params = {"w": jnp.ones(3)}
@@ -62,9 +61,9 @@ def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
     (1, Array([0.1, 0.1, 0.1], dtype=float32))
 
     Raises:
-        ValueError: if there is no state of a known optimizer in it, or the kernel runs a rule that optax has not.
+        ValueError: if `opt_state` contains no state of a known optimizer, or if the rule has no counterpart in optax.
     """
-    if ours := [node for node in _nodes(opt_state) if isinstance(node, State)]:  # a kernel of ours, inside of optax's
+    if ours := [node for node in _nodes(opt_state) if isinstance(node, State)]:  # a kernel inside an optax wrapper
         return from_dict(kernel, params, to_dict(ours[0]))
     found: dict[str, dict[str, Any]] = {}
     counts, flat = [0], dict[str, Any]({FORMAT: np.asarray(VERSION, np.int32)})
@@ -75,8 +74,8 @@ def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
         if type(node).__name__ == WINDOW:
             counts.append(int(np.asarray(node.gradient_step)))
             flat[f"scalars/{MICRO_STEP}"] = node.mini_step
-            held = by_path(node.acc_grads).items()
-            flat |= {slot_name(path, SUM): x * float(node.mini_step) for path, x in held}
+            accumulated = by_path(node.acc_grads).items()
+            flat |= {slot_name(path, SUM): x * float(node.mini_step) for path, x in accumulated}
     if not any(True for _ in _nodes(opt_state)):
         raise ValueError(f"`opt_state` must be a state of an optax optimizer. Received: {type(opt_state).__name__}")
     flat[STEP] = np.asarray(max(counts), np.int32)
@@ -89,17 +88,17 @@ def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
 
 
 def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
-    """The state of an optax optimizer that goes on where `kernel` is.
+    """Converts a state of `kernel` into a state of an optax optimizer, which continues the training.
 
     Args:
-        kernel: which made `state`. (The state alone does not tell in which units its momentum is.)
-        state: of the kernel.
-        template: `tx.init(params)` of the optax optimizer, of which all else is taken.
+        kernel: the kernel that made `state`; its rate gives the units of the momentum.
+        state: the state.
+        template: `tx.init(params)` of the optax optimizer. All other values are taken from it.
 
     Raises:
-        ValueError: if the template wants what the rule does not keep, or has another shape.
+        ValueError: if the template has a slot that the rule lacks, or an array of another shape.
     """
-    flat = spread(leaves(state), portable=True)
+    flat = flatten(leaves(state), portable=True)
     step = np.asarray(state.count)
     micro = flat.get(f"scalars/{MICRO_STEP}", jnp.zeros((), jnp.int32))
     library = Library("optax", TABLE, kernel, kernel.current(state), step)
@@ -110,40 +109,40 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
         match = next((s for s in library.slots(path, old, own) if s.theirs == field), None)
         if match is None and field not in PLACEHOLDERS:
             raise ValueError(
-                f"The kernel keeps nothing for optax's `{field}` of `{path}`: it keeps {[*own]}. Pass as `template` "
-                "the state of the optimizer that it equals."
+                f"The kernel has no slot for optax's `{field}` of `{path}`: it keeps {[*own]}. Pass as `template` "
+                "the state of the optax optimizer that computes the same."
             )
-        return old if match is None else _fitted(f"{field} of {path}", own[match.ours] / match.factor, old)
+        return old if match is None else _checked_cast(f"{field} of {path}", own[match.ours] / match.factor, old)
 
-    def held(path: str, old: Any) -> Any:
+    def accumulated(path: str, old: Any) -> Any:
         total = kept.get(path, {}).get(SUM)
-        return old if total is None else _fitted(f"acc_grads of {path}", total / max(int(micro), 1), old)
+        return old if total is None else _checked_cast(f"acc_grads of {path}", total / max(int(micro), 1), old)
 
-    def filled(node: Any) -> Any:
-        if isinstance(node, State):  # a kernel of ours, inside of optax's
+    def fill(node: Any) -> Any:
+        if isinstance(node, State):  # a kernel inside an optax wrapper
             return restored(Place(node, groups(kernel), {}), to_dict(state, on_host=False), hyper=False)
         if not hasattr(node, "_fields"):
-            return _children(node, filled)
+            return _map_children(node, fill)
         kind, new = type(node).__name__, {}
         for field in node._fields:
             x = getattr(node, field)
             if field in FIELDS.get(kind, ()):
-                new[field] = _mapped(lambda path, old, field=field: slot(field, path, old), x)
+                new[field] = _map_with_paths(lambda path, old, field=field: slot(field, path, old), x)
             elif field in (COUNT, "gradient_step"):
                 new[field] = jnp.asarray(step, x.dtype)
             elif kind == WINDOW and field == "mini_step":
                 new[field] = jnp.asarray(micro, x.dtype)
             elif kind == WINDOW and field == "acc_grads":
-                new[field] = _mapped(held, x)
+                new[field] = _map_with_paths(accumulated, x)
             else:
-                new[field] = filled(x)
+                new[field] = fill(x)
         return type(node)(**new)
 
-    return filled(template)
+    return fill(template)
 
 
 def _nodes(tree: Any) -> Iterator[Any]:
-    """The named tuples in a state, from the outside."""
+    """The named tuples in a state, outer ones first."""
     if hasattr(tree, "_fields"):
         yield tree
         if type(tree).__name__ in FIELDS:
@@ -152,17 +151,17 @@ def _nodes(tree: Any) -> Iterator[Any]:
         yield from _nodes(child)
 
 
-def _children(node: Any, function: Any) -> Any:
+def _map_children(node: Any, function: Any) -> Any:
     if isinstance(node, dict):
         return {key: function(x) for key, x in node.items()}
     return type(node)(map(function, node)) if isinstance(node, (tuple, list)) else node
 
 
-def _mapped(function: Any, tree: Any) -> Any:
+def _map_with_paths(function: Any, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda key, x: function(path_of(key), x), tree)
 
 
-def _fitted(name: str, x: Any, old: Any) -> Any:
+def _checked_cast(name: str, x: Any, old: Any) -> Any:
     if x.shape != old.shape:
-        raise ValueError(f"`{name}` must have the shape {old.shape}, as the template. Received: shape {x.shape}")
+        raise ValueError(f"`{name}` must have the shape {old.shape}, as in the template. Received: shape {x.shape}")
     return jnp.asarray(x, old.dtype)

@@ -1,4 +1,7 @@
-"""A model that is made anew in one process has other numbers in its names: `sequential_1/dense_2/kernel`."""
+"""Renames checkpoint entries whose paths hold automatic counters: `sequential_1/dense_2/kernel`.
+
+Keras counts layers per process, so a model that is built twice has other counters the second time.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,10 +11,11 @@ from jaxopt_keras.checkpoint.names import by_parameter
 
 
 def renamed(flat: Mapping[str, Any], paths: Iterable[str]) -> Mapping[str, Any]:
-    """`flat` under the names that its variables have now, where they differ in counters only; else as it is.
+    """`flat` with the paths of the current variables, if the paths differ in counters only; else `flat` itself.
 
-    That is where no variable is found by its name, but each has one place: among names that are the same without their
-    counters, the order of the counters is the order in which the variables were made.
+    Renaming needs two conditions: no saved path is a current one, and without counters the saved and the current paths
+    are the same. Equal paths without counters are matched in the order of their counters, which is the order in which
+    the variables were made.
     """
     saved, now = _ranked(by_parameter(dict(flat))), _ranked(paths)
     if saved.keys() != now.keys() or set(saved.values()) & set(now.values()):
@@ -26,16 +30,16 @@ def renamed(flat: Mapping[str, Any], paths: Iterable[str]) -> Mapping[str, Any]:
 
 
 def _ranked(paths: Iterable[str]) -> dict[tuple[str, int], str]:
-    """Each path by its name without counters, and its number among those of that name."""
-    alike: dict[str, list[str]] = {}
+    """Each path, by its name without counters and its rank among the paths with that name."""
+    same: dict[str, list[str]] = {}
     for path in sorted(paths, key=_counters):
-        alike.setdefault(re.sub(COUNTER, "", path), []).append(path)
-    return {(stem, i): path for stem, found in alike.items() for i, path in enumerate(found)}
+        same.setdefault(re.sub(COUNTER, "", path), []).append(path)
+    return {(stem, i): path for stem, found in same.items() for i, path in enumerate(found)}
 
 
 COUNTER = r"_\d+(?=/|$)"
 
 
 def _counters(path: str) -> list[int]:
-    """Those that Keras counts by: none, 1, 2, ..."""
+    """The counters of a path, as Keras numbers layers: none, 1, 2, ..."""
     return [int((re.search(COUNTER, part) or ["_0"])[0][1:]) for part in path.split("/")]

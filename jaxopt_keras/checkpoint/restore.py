@@ -1,4 +1,7 @@
-"""A flat dict of arrays back into a state: what is missing is fresh, what is left over is told."""
+"""Restores a state from a flat dict of arrays.
+
+Missing slots start fresh. A warning names them, and the entries that are not used.
+"""
 
 import warnings
 from collections.abc import Mapping
@@ -8,9 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.checkpoint.convert import formed
+from jaxopt_keras.checkpoint.convert import convert
 from jaxopt_keras.checkpoint.kernels import advanced, of_group
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, gathered, is_complement, is_hyper, leaves, replaced
+from jaxopt_keras.checkpoint.names import (
+    FORMAT,
+    STEP,
+    VERSION,
+    is_complement,
+    is_hyper,
+    leaves,
+    replace_leaves,
+    unflatten,
+)
 from jaxopt_keras.checkpoint.renumbered_names import renamed
 from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
@@ -23,56 +35,58 @@ from jaxopt_keras.stateful.state_views import AROUND
 
 
 class Place(NamedTuple):
-    """What a checkpoint is restored into."""
+    """The target of a restored checkpoint."""
 
-    fresh: State  # as it is without a checkpoint
-    kernels: dict[str, Kernel]  # by the names of their groups
+    fresh: State  # the initial state
+    kernels: dict[str, Kernel]  # by group name
     params: dict[str, Any]  # by path
-    counted: bool = False  # whether paths hold automatic counters, which tell nothing
+    counted: bool = False  # whether paths may differ in automatic counters
 
 
 def by_path(params: Any) -> dict[str, Any]:
-    """The arrays of `params`; of packed ones too."""
+    """The arrays of `params` by path; packed ones are unpacked."""
     tree = params.unpack() if isinstance(params, Packed) else params
     keyed = jax.tree_util.tree_leaves_with_path(tree)
     return {path_of(key): p for key, p in keyed}
 
 
 def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
-    """The state that `flat` holds, for `place`.
+    """Restores the state in `flat` for `place`; warns of entries that are missing or not used.
 
     Raises:
-        TypeError: if it is no mapping, or an array of a wrong kind. ValueError: for another version, a shape that does
-        not fit, or where nothing fits.
+        TypeError: if `flat` is no mapping, or an array has a wrong kind. ValueError: for another version, for a shape
+        that does not match, or if no entry matches.
     """
     check_version(flat)
     flat = renamed(flat, place.params) if place.counted else flat
-    saved = gathered({name: _array(name, x) for name, x in flat.items()})
+    saved = unflatten({name: _array(name, x) for name, x in flat.items()})
     like, new, used = leaves(place.fresh), {}, {FORMAT}
     for name, leaf in like.items():
         source = next((n for n in _sources(name) if n in saved), None)
         if source is not None and (hyper or not name.startswith("hyper/")):
             path = name.removeprefix("slots/").rpartition("/")[0]
-            new[name] = formed(name, saved[source], leaf, place.params.get(path))
+            new[name] = convert(name, saved[source], leaf, place.params.get(path))
             used.add(source)
     if not new.keys() & _slots(like) and _slots(like) and _slots(saved):
         raise ValueError(
-            f"Nothing in this checkpoint fits these parameters. It has {_some(_slots(saved))}; needed are "
-            f"{_some(_slots(like))}. They are told apart by their paths. In the stateful face these may differ in "
-            "automatic counters only (`dense_1`), variable for variable: else give the model the same names."
+            f"Nothing in this checkpoint fits these parameters. It has {_listed(_slots(saved))}; needed are "
+            f"{_listed(_slots(like))}. Entries are matched by path. In the stateful face, paths may differ in "
+            "automatic counters (`dense_1`) only. Give the model the names that were saved."
         )
-    state = replaced(place.fresh, new)
-    state = replaced(state, _advanced(place, state, new) | _windows(place, leaves(state)))
-    _tell(like, saved, new, used, hyper, int(np.asarray(state.count)))
+    state = replace_leaves(place.fresh, new)
+    state = replace_leaves(state, _advanced(place, state, new) | _restarted_windows(place, leaves(state)))
+    _warn_of_differences(like, saved, new, used, hyper, int(np.asarray(state.count)))
     return state
 
 
 def check_version(flat: Any) -> None:
-    """Raises a TypeError or a ValueError if this is no checkpoint, or one of a later version."""
+    """Raises a TypeError or a ValueError if `flat` is no checkpoint, or has a later version."""
     if not isinstance(flat, Mapping):
         raise TypeError(f"A checkpoint must be a mapping from names to arrays. Received: {type(flat).__name__}")
     if FORMAT not in flat:
-        raise ValueError(f"A checkpoint must have an entry `{FORMAT}`, as `to_dict` makes it. Received: {_some(flat)}")
+        raise ValueError(
+            f"A checkpoint must have an entry `{FORMAT}`, as `to_dict` writes it. Received: {_listed(flat)}"
+        )
     version = int(np.asarray(flat[FORMAT]))
     if not 1 <= version <= VERSION:
         raise ValueError(
@@ -90,7 +104,7 @@ def _array(name: str, x: Any) -> Any:
 
 
 def _sources(name: str) -> list[str]:
-    """Where a value may come from: of a group also what was saved without groups."""
+    """The saved names to try, in order. A group also takes values that were saved without groups."""
     kind, _, rest = name.partition("/")
     own = rest.rpartition("/")[2]
     if kind not in ("scalars", "hyper") or own == rest:
@@ -99,43 +113,43 @@ def _sources(name: str) -> list[str]:
 
 
 def _slots(found: Mapping[str, Any]) -> set[str]:
-    """The names of what is kept for parameters: slots of rules, and the arrays of an optax transformation."""
+    """The names of slots of rules, and of arrays in the state of an optax transformation."""
     names = {name for name in found if name.startswith("slots/") and name.rpartition("/")[2] not in AROUND}
     return names | {name for name, x in found.items() if f"/{FOREIGN}/" in name and getattr(x, "shape", None) != ()}
 
 
-def _inside(group: str, name: str) -> str:
+def _scalar_name(group: str, name: str) -> str:
     return f"scalars/{group}/{name}" if group else f"scalars/{name}"
 
 
 def _advanced(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]:
-    """The rules' scalars that were not saved, as they are after `state.count` updates."""
+    """The rules' scalars that were not saved, computed for `state.count` updates."""
     found = {}
     for group, kernel in place.kernels.items():
         own = of_group(state.scalars, group)
-        if any(_inside(group, n) not in new for n in own):
+        if any(_scalar_name(group, n) not in new for n in own):
             hyper = merged(kernel.hyper(), of_group(state.hyperparams, group))
             scalars = advanced(kernel, hyper, own[STEP] if group else state.count)
-            found |= {_inside(group, n): x for n, x in scalars.items() if _inside(group, n) not in new}
+            found |= {_scalar_name(group, n): x for n, x in scalars.items() if _scalar_name(group, n) not in new}
     return found
 
 
-def _windows(place: Place, found: dict[str, Any]) -> dict[str, Any]:
-    """A window of accumulation that is longer than the present one starts anew."""
+def _restarted_windows(place: Place, found: dict[str, Any]) -> dict[str, Any]:
+    """Micro-steps reset to 0 where more were saved than the kernel accumulates."""
     restarted = {}
     for group, kernel in place.kernels.items():
-        name, k = _inside(group, MICRO_STEP), kernel.options.gradient_accumulation_steps
+        name, k = _scalar_name(group, MICRO_STEP), kernel.options.gradient_accumulation_steps
         if name in found and k and int(np.asarray(found[name])) >= k:
             restarted[name] = jnp.zeros_like(found[name])
     return restarted
 
 
-def _tell(like: Any, saved: dict[str, Any], new: Any, used: set[str], hyper: bool, step: int) -> None:
-    """Warns of what is left over, of slots that start fresh, and of hyperparameters that were asked for in vain."""
+def _warn_of_differences(like: Any, saved: dict[str, Any], new: Any, used: set[str], hyper: bool, step: int) -> None:
+    """Warns of unused entries, of slots that start fresh, and of hyperparameters that were not saved."""
     idle = all(np.all(np.asarray(x) == 0) for n, x in saved.items() if n.rpartition("/")[2] == MICRO_STEP)
 
     def matters(name: str) -> bool:
-        if is_complement(name):  # of nothing, or it were a `Decay`
+        if is_complement(name):  # without its value: with it, the two are a `Decay`
             return True
         own = name.rpartition("/")[2]
         if name in used or is_hyper(name) or name.startswith("params/") or (idle and own in (SUM, MICRO_STEP)):
@@ -144,14 +158,14 @@ def _tell(like: Any, saved: dict[str, Any], new: Any, used: set[str], hyper: boo
 
     extra = [name for name in saved if matters(name)]
     fresh = [name for name in _slots(like) if name not in new and 0 not in like[name].shape]
-    told = [f"it has what this optimizer does not use: {_some(extra)}"] if extra else []
-    told += [f"it lacks what therefore starts fresh: {_some(fresh)}"] if fresh else []
+    warned = [f"this optimizer does not use {_listed(extra)}"] if extra else []
+    warned += [f"these slots were not saved and start fresh: {_listed(fresh)}"] if fresh else []
     kept = [name for name in like if hyper and name.startswith("hyper/") and name not in new]
-    told += [f"it lacks hyperparameters, which stay as they are: {_some(kept)}"] if kept else []
-    if told:
-        warnings.warn("Of the checkpoint: " + "; ".join(told), stacklevel=4)
+    warned += [f"these hyperparameters were not saved and keep their values: {_listed(kept)}"] if kept else []
+    if warned:
+        warnings.warn("The checkpoint differs from this optimizer: " + "; ".join(warned), stacklevel=4)
 
 
-def _some(names: Any) -> str:
+def _listed(names: Any) -> str:
     names = sorted(names)
     return ", ".join(f"`{name}`" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,14 +1,14 @@
-"""The stateful face's state as one `State` that has the layout of the pure face's, and back.
+"""Conversion between the state of a stateful optimizer and one `State` in the layout of the pure face.
 
-A `MultiOptimizer` is laid out as a partition whose groups are its inner optimizers' numbers, a `LossScaleOptimizer` as
-`loss_scaled`, a buffer of packed variables as the variables that lie in it.
+A `MultiOptimizer` has the layout of a partition whose groups are named 0, 1, ..., a `LossScaleOptimizer` that of
+`loss_scaled`. Packed variables have the layout of unpacked ones.
 """
 
 from typing import Any
 
 import jax.numpy as jnp
 
-from jaxopt_keras.checkpoint.names import STEP, cut, joined, transposed
+from jaxopt_keras.checkpoint.names import STEP, pack, transposed, unpack
 from jaxopt_keras.checkpoint.restore import Place
 from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE
 from jaxopt_keras.engine.stages.guard import SKIPPED
@@ -23,33 +23,33 @@ from jaxopt_keras.stateful.wrappers import Wrapper
 
 
 def state_of(optimizer: Any) -> State:
-    """The whole state; its arrays are the optimizer's own.
+    """The state of the optimizer and of its inner ones; the arrays are not copied.
 
     Raises:
         ValueError: if the optimizer has no variables yet.
     """
     if not optimizer._paths:
         raise ValueError(f"{optimizer.name} must be built. Call `build(variables)` first.")
-    optimizer.places()  # some counters are made when they are first listed
-    return _laid_out(optimizer, lambda o: o._state)
+    optimizer.places()  # makes counters that are made when first listed
+    return _merged(optimizer, lambda o: o._state)
 
 
 def place_of(optimizer: Any) -> Place:
-    """What a checkpoint is restored into: the state before the first step, with the present hyperparameters."""
-    state_of(optimizer)  # which may refuse
+    """The target of a checkpoint: the state before the first step, with the current hyperparameters."""
+    state_of(optimizer)  # raises if it is not built
     arrays = {path: {"": h.read()} for path, h in optimizer._handles.items()}
     params = _unpacked(optimizer, arrays)
     kernels = {group: o._kernel() for group, o in _groups(optimizer).items()}
-    return Place(_laid_out(optimizer, _fresh), kernels, {path: x[""] for path, x in params.items()}, counted=True)
+    return Place(_merged(optimizer, _fresh), kernels, {path: x[""] for path, x in params.items()}, counted=True)
 
 
 def put(optimizer: Any, state: State) -> None:
-    """Makes `state` the optimizer's."""
-    optimizer._put(_apart(optimizer, state))
+    """Sets the state of the optimizer and of its inner ones."""
+    optimizer._put(_split(optimizer, state))
 
 
 def _groups(optimizer: Any) -> dict[str, Any]:
-    """The plain optimizers inside, as `kernels.groups` names them."""
+    """The plain optimizers by group, named as in `kernels.groups`."""
     if isinstance(optimizer, LossScaleOptimizer):
         return _groups(optimizer.inner_optimizer)
     if isinstance(optimizer, MultiOptimizer):
@@ -57,15 +57,15 @@ def _groups(optimizer: Any) -> dict[str, Any]:
     return {"": optimizer}
 
 
-def _laid_out(optimizer: Any, read: Any) -> State:
-    """The state of all, where `read` gives that of one."""
+def _merged(optimizer: Any, read: Any) -> State:
+    """One state out of the states of the optimizer and its inner ones; `read` returns that of one optimizer."""
     own = read(optimizer)
     if isinstance(optimizer, LossScaleOptimizer):
-        inner = _laid_out(optimizer.inner_optimizer, read)
+        inner = _merged(optimizer.inner_optimizer, read)
         return inner._replace(scalars=own.scalars | inner.scalars)
     if not isinstance(optimizer, Wrapper):
         return own._replace(slots=transposed(_unpacked(optimizer, transposed(own.slots))))
-    states = [_laid_out(o, read) for o in optimizer._inner]
+    states = [_merged(o, read) for o in optimizer._inner]
     hyper = {str(i): s.hyperparams for i, s in enumerate(states)}
     scalars = own.scalars | {str(i): s.scalars | {STEP: s.count} for i, s in enumerate(states)}
     by_path = [transposed(s.slots) for s in states]
@@ -73,19 +73,19 @@ def _laid_out(optimizer: Any, read: Any) -> State:
     return State(own.count, hyper, scalars, transposed(slots))
 
 
-def _apart(optimizer: Any, state: State) -> Any:
-    """The other way round: what `optimizer._put` takes."""
+def _split(optimizer: Any, state: State) -> Any:
+    """The states of the optimizer and its inner ones, as `optimizer._put` takes them; the inverse of `_merged`."""
     own = optimizer._state
     if isinstance(optimizer, LossScaleOptimizer):
         mine = {n: state.scalars[n] for n in own.scalars}
         rest = {n: x for n, x in state.scalars.items() if n not in (SCALE, GOOD)}
-        if SKIPPED in optimizer.inner_optimizer._state.scalars:  # then the counter is the inner one's
+        if SKIPPED in optimizer.inner_optimizer._state.scalars:  # the inner optimizer counts
             mine[SKIPPED] = jnp.zeros((), jnp.int32)
         else:
             del rest[SKIPPED]
-        return own._replace(scalars=mine), [_apart(optimizer.inner_optimizer, state._replace(scalars=rest))]
+        return own._replace(scalars=mine), [_split(optimizer.inner_optimizer, state._replace(scalars=rest))]
     if not isinstance(optimizer, Wrapper):
-        return state._replace(slots=transposed(_repacked(optimizer, transposed(state.slots))))
+        return state._replace(slots=transposed(_packed(optimizer, transposed(state.slots))))
     by_path = transposed(state.slots)
     found: list[dict[str, Any]] = [{} for _ in optimizer._inner]
     for outer, inner, owner in _names(optimizer):
@@ -94,12 +94,12 @@ def _apart(optimizer: Any, state: State) -> Any:
     for i, (o, slots) in enumerate(zip(optimizer._inner, found, strict=True)):
         scalars = dict(state.scalars[str(i)])
         hyper = state.hyperparams[str(i)]
-        states.append(_apart(o, State(scalars.pop(STEP), hyper, scalars, transposed(slots))))
+        states.append(_split(o, State(scalars.pop(STEP), hyper, scalars, transposed(slots))))
     return own._replace(count=state.count, scalars={n: state.scalars[n] for n in own.scalars}), states
 
 
 def _names(optimizer: Any) -> list[tuple[str, str, int]]:
-    """Of each variable of a `MultiOptimizer`: its path, what the inner optimizer calls it, and the number of that."""
+    """For each variable of a `MultiOptimizer`: its path, its path in the inner optimizer, and the number of that."""
     found = []
     for path, owner in optimizer._owners.items():
         inner = optimizer._key_inside(path) if path in optimizer._handles else path
@@ -109,7 +109,7 @@ def _names(optimizer: Any) -> list[tuple[str, str, int]]:
 
 
 def _fresh(optimizer: Any) -> State:
-    """One optimizer's own state before its first step. What only a user can make anew, such as hooks' slots, stays."""
+    """One optimizer's own state before its first step. Slots that the user's hooks made keep their values."""
     current = optimizer._state
     zero = jnp.zeros((), jnp.int32)
     if isinstance(optimizer, LossScaleOptimizer):
@@ -126,7 +126,7 @@ def _fresh(optimizer: Any) -> State:
 
 
 def _pieces(path: str, handle: Any) -> list[Part]:
-    """The variables that lie in the buffer at `path`, if it is one."""
+    """The variables packed in the buffer at `path`; none if there is no buffer."""
     buffer = getattr(handle, "variable", None)
     if not isinstance(buffer, Buffer):
         return []
@@ -134,16 +134,16 @@ def _pieces(path: str, handle: Any) -> list[Part]:
 
 
 def _unpacked(optimizer: Any, slots: dict[str, Any]) -> dict[str, Any]:
-    """What is known of each variable by itself."""
+    """Slots by path, with those of packed variables unpacked."""
     parts = [part for path, h in optimizer._handles.items() for part in _pieces(path, h)]
     buffers = {part.buffer for part in parts}
     rest = {path: kept for path, kept in slots.items() if path not in buffers}
-    return rest | cut({path: slots.get(path, {}) for path in buffers}, parts)
+    return rest | unpack({path: slots.get(path, {}) for path in buffers}, parts)
 
 
-def _repacked(optimizer: Any, slots: dict[str, Any]) -> dict[str, Any]:
-    """The other way round."""
+def _packed(optimizer: Any, slots: dict[str, Any]) -> dict[str, Any]:
+    """Slots as the optimizer stores them, packed in buffers; the inverse of `_unpacked`."""
     parts = [part for path, h in optimizer._handles.items() for part in _pieces(path, h)]
     inside = {part.path for part in parts}
     rest = {path: kept for path, kept in slots.items() if path not in inside}
-    return rest | joined(slots, {p: slots_of(optimizer._state, p) for p in {part.buffer for part in parts}}, parts)
+    return rest | pack(slots, {p: slots_of(optimizer._state, p) for p in {part.buffer for part in parts}}, parts)

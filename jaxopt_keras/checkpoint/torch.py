@@ -1,4 +1,4 @@
-"""To and from torch: the `state_dict`s of `torch.optim`'s optimizers."""
+"""Conversion to and from torch: the `state_dict`s of `torch.optim`'s optimizers."""
 
 import importlib
 import re
@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.kernels import group_of, of_group
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, leaves, slot_name, spread
+from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, flatten, leaves, slot_name
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.state import State
@@ -34,20 +34,22 @@ Transposed = Mapping[str, Sequence[int]] | Sequence[str]
 def from_torch(
     kernel: Kernel, params: Any, state_dict: Mapping[str, Any], order: Sequence[str], transpose: Transposed = ()
 ) -> State:
-    """The state of `kernel` that goes on where an optimizer of `torch.optim` is.
+    """Converts the `state_dict` of a `torch.optim` optimizer into a state of `kernel`, which continues the training.
 
     Args:
-        kernel: of any kind. The same are Adam, AdamW and Adamax with `variant="optax"` (AMSGrad with "keras"), SGD,
-            Adadelta, and Nadam with torch's `momentum_decay=1`; RMSprop and Adagrad but for where epsilon is added.
+        kernel: any kernel. These compute the same as torch's: Adam, AdamW and Adamax with `variant="optax"` (AMSGrad
+            with "keras"), SGD, Adadelta, and Nadam with torch's `momentum_decay=1`. RMSprop and Adagrad differ only
+            in the place of epsilon.
         params: the parameters, already in our layout.
-        state_dict: of the optimizer, with tensors or NumPy arrays.
+        state_dict: the optimizer's, with tensors or NumPy arrays.
         order: the paths of our parameters in the order of torch's: `["dense/kernel", "dense/bias", ...]`.
-        transpose: where torch's axes are others. Regular expressions, searched for in our paths: matrices there are
-            transposed, as the weights of `torch.nn.Linear`. Or a dict of them with the order of torch's axes in ours:
-            `{"conv/kernel": (2, 3, 1, 0)}` for a `Conv2d`.
+        transpose: the parameters whose axes torch orders differently. A sequence of regular expressions: matrices whose
+            path matches (`re.search`) are transposed, such as the weights of `torch.nn.Linear`. Or a dict from regular
+            expressions to axes, as `numpy.transpose` takes them: `{"conv/kernel": (2, 3, 1, 0)}` for a `Conv2d`.
+            Default: (), no parameter.
 
-    Torch counts the steps of each parameter, we those of each group; where they differ, a warning tells that the
-    greatest is taken.
+    Torch counts the steps of each parameter, a kernel those of each group. If they differ, the greatest is taken, with
+    a warning.
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
     >>> saved = {"state": {0: {"momentum_buffer": np.ones((3, 2))}}, "param_groups": [{"params": [0]}]}
@@ -56,11 +58,11 @@ def from_torch(
     >>> int(state.count), state.slots["momentum"]["w"].tolist()
     (0, [[-0.5, -0.5, -0.5], [-0.5, -0.5, -0.5]])
 
-    SGD counts no steps: set `state._replace(count=jnp.int32(n))` where there is a schedule.
+    Torch's SGD counts no steps. With a schedule, set `state._replace(count=jnp.int32(n))`.
 
     Raises:
-        TypeError: if it is no `state_dict`. ValueError: if `order` does not fit, a shape does not, or torch has no such
-        optimizer.
+        TypeError: if `state_dict` is none. ValueError: if `order` does not name every parameter once, if a shape does
+        not match, or if torch has no such optimizer.
     """
     numbers, arrays = _numbers(state_dict), by_path(params)
     _check_order(order, numbers, arrays)
@@ -68,8 +70,8 @@ def from_torch(
     steps = {path: int(_numpy(own["step"])) for path, own in kept.items() if "step" in own}
     if len(set(steps.values())) > 1:
         warnings.warn(
-            f"Torch has counted {min(steps.values())} to {max(steps.values())} steps of these parameters: the greatest "
-            "is taken. A partition has a count for each group.",
+            f"Torch has counted {min(steps.values())} to {max(steps.values())} steps of these parameters. The greatest "
+            "is taken. Use `partition` to count each group by itself.",
             stacklevel=2,
         )
     step = np.asarray(max(steps.values(), default=0), np.int32)
@@ -90,28 +92,28 @@ def from_torch(
 def to_torch(
     kernel: Kernel, state: State, state_dict: Mapping[str, Any], order: Sequence[str], transpose: Transposed = ()
 ) -> dict[str, Any]:
-    """A `state_dict` for an optimizer of `torch.optim` that goes on where `kernel` is.
+    """Converts a state of `kernel` into a `state_dict` of a `torch.optim` optimizer, which continues the training.
 
     Args:
-        kernel: which made `state`.
-        state: of the kernel.
-        state_dict: of the fresh optimizer, for its groups, in which its hyperparameters are.
+        kernel: the kernel that made `state`.
+        state: the state.
+        state_dict: the fresh optimizer's. Its `param_groups`, with the hyperparameters, are taken over.
         order, transpose: as in `from_torch`.
 
     Returns:
-        What the optimizer's `load_state_dict` takes.
+        The argument of the optimizer's `load_state_dict`.
 
     Raises:
-        ImportError: if torch is not installed. TypeError, ValueError: as `from_torch`.
+        ImportError: if torch is not installed. TypeError, ValueError: as in `from_torch`.
     """
     torch: Any = importlib.import_module("torch")
-    found = spread(leaves(state), portable=True)
+    found = flatten(leaves(state), portable=True)
     kept = {path: {n: x for n, x in own.items() if n not in AROUND} for path, own in by_parameter(found).items()}
     numbers, step = _numbers(state_dict), np.asarray(state.count)
     known = {path: next(iter(own.values()), None) for path, own in kept.items()}
     _check_order(order, numbers, dict.fromkeys(order))
     if left := known.keys() - set(order):
-        raise ValueError(f"`order` must name all parameters that have slots. Received: order={order!r} without {left}")
+        raise ValueError(f"`order` must name all parameters with slots. Received: order={order!r} without {left}")
     library, states = Library("torch", TABLE, kernel, kernel.current(state), step), {}
     for path, i in zip(order, numbers, strict=True):
         own, new = kept.get(path, {}), {}
@@ -124,7 +126,7 @@ def to_torch(
         scalars = of_group(state.scalars, group)
         if U_PRODUCT in scalars:
             new[PRODUCT] = torch.tensor(float(scalars[U_PRODUCT]))
-        if new and "momentum_buffer" not in new or "square_avg" in new:  # SGD counts nothing
+        if new and "momentum_buffer" not in new or "square_avg" in new:  # SGD counts no steps
             new["step"] = torch.tensor(float(scalars[STEP] if group else step))
         if new:
             states[i] = new
@@ -132,10 +134,10 @@ def to_torch(
 
 
 def _numbers(state_dict: Any) -> list[Any]:
-    """Torch's numbers of its parameters, in order."""
+    """Torch's indices of the parameters, in order."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError(
-            "`state_dict` must be that of an optimizer of torch.optim, with `state` and `param_groups`. Received: "
+            "`state_dict` must be that of a torch.optim optimizer, with `state` and `param_groups`. Received: "
             f"{type(state_dict).__name__} {[*state_dict] if isinstance(state_dict, Mapping) else ''}"
         )
     return [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -148,11 +150,11 @@ def _check_order(order: Any, numbers: list[Any], known: Mapping[str, Any]) -> No
         )
     unknown = [path for path in order if path not in known]
     if unknown:
-        raise ValueError(f"`order` must name our parameters, {[*known]}. Received: {unknown} among them")
+        raise ValueError(f"`order` must contain paths of our parameters, {[*known]}. Received: also {unknown}")
 
 
 def _axes(transpose: Transposed, path: str, ndim: int) -> tuple[int, ...] | None:
-    """The order of torch's axes in ours; None: the same."""
+    """The axes to transpose torch's array with; None for the same order."""
     patterns = transpose if isinstance(transpose, Mapping) else dict.fromkeys(transpose)
     for pattern, axes in patterns.items():
         if re.search(pattern, path) and (axes is not None or ndim == 2):
@@ -161,7 +163,7 @@ def _axes(transpose: Transposed, path: str, ndim: int) -> tuple[int, ...] | None
 
 
 def _torchable(x: Any) -> np.ndarray:
-    """Torch takes no bfloat16 from NumPy; `load_state_dict` makes of float32 what its parameter is."""
+    """A NumPy array that torch can read: it cannot read bfloat16. `load_state_dict` casts to the parameter's dtype."""
     return np.array(x, np.float32 if x.dtype == jnp.bfloat16 else None)
 
 

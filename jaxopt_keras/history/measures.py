@@ -1,4 +1,4 @@
-"""Measures of one step, as arrays: inside the compiled step, and on a CPU inside the loops that make it."""
+"""Measures of one step, computed inside the compiled step; with native loops, in the same pass over memory."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.pure.kernel import Kernel
 
 Measures = dict[str, Array]
-Groups = Mapping[str, str]  # a name, and a regular expression that is searched for in paths
+Groups = Mapping[str, str]  # name of a group -> regular expression, searched for in paths
 
 RATE = "learning_rate"
 GRADIENT = "gradient_norm"
@@ -32,23 +32,24 @@ COUNT = Field.read(Count)
 
 
 def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | None = None) -> Measures:
-    """The norms of one step, for use inside `jit`.
+    """Computes the norms of one step, for use inside `jit`.
 
         gradient_norm  |g|           update_norm   |new - old|
         weight_norm    |old|         update_ratio  |new - old| / |old|, NaN where |old| is 0
 
     Args:
         old_params, new_params: the trees before and after the step.
-        grads: a tree like them, as the step takes it: before clipping. None, `IndexedSlices` or BCOO leaves too.
-        groups: the norms of parts of the tree besides, as `gradient_norm/name`: `{name: regular expression}`.
+        grads: a tree like them, before clipping, as the step takes it. Leaves may be None, `IndexedSlices` or BCOO.
+        groups: `{name: regular expression}`: also computes the norms of the parameters whose path matches, as
+            `gradient_norm/name`. Default: None, no groups.
 
     Returns:
-        0-d arrays by name, float32 (float64 under x64). No leaf is read twice, however many groups it is in.
+        0-d arrays by name, float32 (float64 under x64). Each leaf is read once, even if it is in several groups.
 
-    A step made by a kernel is measured at less cost by `measured_step`.
+    For the step of a kernel, `measured_step` costs less.
 
     Raises:
-        ValueError: for a group without parameters. TypeError: for one that is no regular expression.
+        ValueError: for a group without parameters. TypeError: if `groups` is no mapping to strings.
 
     >>> old, new = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([3.0, 3.5])}
     >>> {name: float(x) for name, x in measure(old, new, {"w": jnp.array([0.0, 2.0])}).items()}
@@ -60,7 +61,10 @@ def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | No
         old_params, new_params = old_params.unpack(), new_params.unpack()
     paths, leaves = _leaves(old_params, new_params, grads)
     members = {"": paths} | {f"/{name}": matching(name, pattern, paths) for name, pattern in groups.items()}
-    squares = {path: [_total(g), _total(_moved(old, new)), _total(old)] for path, (old, new, g) in leaves.items()}
+    squares = {
+        path: [_sum_of_squares(g), _sum_of_squares(_difference(old, new)), _sum_of_squares(old)]
+        for path, (old, new, g) in leaves.items()
+    }
     found = {}
     for suffix, group in members.items():
         zero = jnp.zeros((), jnp.result_type(float))
@@ -81,32 +85,31 @@ def measured_step(
     donate: bool = True,
     **extra: Any,
 ) -> tuple[Any, Any, Measures]:
-    """`kernel.step`, and what can be said of it: `(params, state, measures)`. Inside `jit` or outside.
+    """`kernel.step` with measures of the step: returns `(params, state, measures)`. Works inside and outside `jit`.
 
     Args:
-        kernel: of any kind.
+        kernel: any kernel.
         params, state, grads: as in `Kernel.step`.
-        norms: False leaves the norms out, which are all that costs anything: `norms=i % 100 == 0`, say. Python's own
-            True or False; in a `jit` of yours, make it a static argument.
+        norms: False leaves out the norms, the only measures with a cost: for example `norms=i % 100 == 0`. A Python
+            bool, default True; inside your own `jit`, make it a static argument.
         groups: as in `measure`.
-        donate: as in `Kernel.step`.
-        **extra: as in `Kernel.step`.
+        donate, **extra: as in `Kernel.step`.
 
     Returns:
-        New `params` and `state`, and 0-d arrays: those of `measure`; `step`, the updates made so far; `learning_rate`,
-        where the kernel knows it (`learning_rate/group` for each group of a partition); `skipped`, where there is a
-        guard. The gradient is the one after a sum over `axis_name`, unscaled (divided by the loss's scale, if it has
-        one), and before clipping.
+        New `params` and `state`, and 0-d arrays: those of `measure`; `step`, the number of updates so far;
+        `learning_rate`, if the kernel knows it (`learning_rate/group` for each group of a partition); `skipped`, if
+        the kernel has a guard. `gradient_norm` is that of the gradient after the sum over `axis_name`, divided by the
+        loss scale, and before clipping.
 
     Raises:
-        As `Kernel.step` and `measure`.
+        TypeError, ValueError: as in `Kernel.step` and `measure`; TypeError if `norms` is no bool.
     """
     if not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
     if not isinstance(norms, bool | np.bool_):
         raise TypeError(
-            f"`norms` must be True or False when the step is compiled. Received: norms={norms!r}. In a `jit` of yours "
-            "make it a static argument."
+            f"`norms` must be True or False when the step is compiled. Received: norms={norms!r}. Inside your own "
+            "`jit`, make it a static argument."
         )
     hyper = kernel.given(state, extra)
     settings = kernel.skeleton, bool(norms), tuple(checked_groups(groups).items()), donate
@@ -114,24 +117,24 @@ def measured_step(
         run = _compiled(*settings)
     except TypeError:  # a rule with an unhashable field
         run = _compiled.__wrapped__(*settings)
-    new, moved, seen = run(params, state._replace(hyperparams={}), grads, hyper)
-    return new, moved._replace(hyperparams=state.hyperparams), seen
+    new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper)
+    return new, moved._replace(hyperparams=state.hyperparams), found
 
 
 @functools.lru_cache(maxsize=1024)
 def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], donate: bool) -> Any:
-    """One program of the step and its measures. Where loops are native, both are made in one pass over memory."""
+    """Compiles the step and its measures into one program; with native loops, one pass over memory."""
     plain = isinstance(program, Program)
 
-    def seen(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
+    def measured(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
         new, moved = (program.bare_step if plain else program.step)(params, state, grads, hyper)
-        whole = _whole(program, params, state, grads, hyper)
-        return new, moved, measure(params, new, whole, groups=dict(groups))
+        raw = _raw_gradients(program, params, state, grads, hyper)
+        return new, moved, measure(params, new, raw, groups=dict(groups))
 
-    def unseen(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
+    def unmeasured(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
         return *program.step(params, state, grads, hyper), {}
 
-    step = unseen if not norms else program.on_engine(seen) if plain else seen
+    step = unmeasured if not norms else program.on_engine(measured) if plain else measured
 
     def run(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
         rates = _rates(program, state, hyper)
@@ -139,33 +142,33 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
         found |= rates | {"step": state.count}
         if SKIPPED in state.scalars:
             found[SKIPPED] = state.scalars[SKIPPED]
-        # Copies: the next step consumes the state.
+        # Copies, because the next step donates the state.
         return params, state, jax.tree.map(jnp.copy, found)
 
     return jax.jit(run, donate_argnums=(0, 1) if donate else ())
 
 
-def _whole(program: Any, params: Any, state: Any, grads: Any, hyper: dict[str, Any]) -> Any:
-    """The gradients as the rules have them before clipping: summed over the mapped axis, without the loss's scale."""
+def _raw_gradients(program: Any, params: Any, state: Any, grads: Any, hyper: dict[str, Any]) -> Any:
+    """The gradients before clipping: summed over the mapped axis and divided by the loss scale."""
     if isinstance(program, Partitioned):
         tree = Tree(program, params)
         states, hypers = tree.separated(state).slots, [hyper[name] for name in program.names]
         trees = program.multi.programs, tree.split(params), states, tree.split(grads), hypers
-        return tree.unpacked([_whole(*x) for x in zip(*trees, strict=True)])
+        return tree.unpacked([_raw_gradients(*x) for x in zip(*trees, strict=True)])
     if isinstance(program, LossScaled):
         grads = unscaled(grads, state.scalars[SCALE])
     if hasattr(program, "inner"):
-        return _whole(program.inner, params, state, grads, hyper)
+        return _raw_gradients(program.inner, params, state, grads, hyper)
     summed, scale = program.summed(params, grads), hyper.get("loss_scale_factor")
     return summed if scale is None else unscaled(summed, scale)
 
 
 def _rates(program: Any, state: Any, hyper: dict[str, Any]) -> Measures:
-    """The rates of a step, where they are known."""
+    """The learning rates of a step, if they are known."""
     if isinstance(program, Partitioned):
         found = {}
         for name, part in program.groups.items():
-            own = state._replace(count=state.scalars[name][STEP])  # a group that accumulates is behind the others
+            own = state._replace(count=state.scalars[name][STEP])  # a group that accumulates has made fewer updates
             found |= {f"{RATE}/{name}": x for x in _rates(part, own, hyper[name]).values()}
         return found
     if not isinstance(program, Program):
@@ -176,7 +179,7 @@ def _rates(program: Any, state: Any, hyper: dict[str, Any]) -> Measures:
 
 
 def _leaves(old_params: Any, new_params: Any, grads: Any) -> tuple[list[str], dict[str, tuple[Any, Any, Any]]]:
-    """The paths of the floats in a tree, and what each is before and after, and its gradient."""
+    """The paths of the float leaves, and by path: the old value, the new value and the gradient."""
     if isinstance(old_params, Packed) and not isinstance(grads, Packed):
         grads = old_params.like(grads)
     keyed, structure = jax.tree_util.tree_flatten_with_path(old_params)
@@ -189,7 +192,7 @@ def _leaves(old_params: Any, new_params: Any, grads: Any) -> tuple[list[str], di
 
 
 def _dense(g: Any, p: Any) -> Any:
-    """A gradient as an array with its norm; None: there is none."""
+    """A gradient as an array with the same norm; None if there is no gradient."""
     if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
         return None
     if is_sparse(g):
@@ -199,7 +202,7 @@ def _dense(g: Any, p: Any) -> Any:
 
 
 def checked_groups(groups: Any) -> dict[str, str]:
-    """`groups` as a dict; a TypeError if they are no mapping to strings."""
+    """`groups` as a dict; raises a TypeError if it is no mapping to strings."""
     found = {} if groups is None else groups
     bad = (
         [f"{n!r}: {x!r}" for n, x in found.items() if not isinstance(x, str)] if isinstance(found, Mapping) else [found]
@@ -210,23 +213,23 @@ def checked_groups(groups: Any) -> dict[str, str]:
 
 
 def matching(name: str, pattern: str, paths: list[str]) -> list[str]:
-    """The paths that a group has; a ValueError if there are none."""
+    """The paths in a group; raises a ValueError if there are none."""
     found = [path for path in paths if re.search(pattern, path)]
     if not found:
-        raise ValueError(f"The group {name!r} has no parameter: {pattern!r} is found in no path. There are {paths}")
+        raise ValueError(f"The group {name!r} has no parameter: {pattern!r} matches none of the paths {paths}")
     return found
 
 
-def _wide(x: Any) -> Array:
+def _widened(x: Any) -> Array:
     x = jnp.asarray(x)
     return x.astype(compute_dtype(x.dtype))
 
 
-def _moved(old: Any, new: Any) -> Array:
-    return _wide(new) - _wide(old)
+def _difference(old: Any, new: Any) -> Array:
+    return _widened(new) - _widened(old)
 
 
-def _total(x: Any) -> Array:
-    """The sum of squares; of no gradient 0."""
+def _sum_of_squares(x: Any) -> Array:
+    """The sum of squares; 0 without a gradient."""
     dtype = jnp.result_type(float)
-    return jnp.zeros((), dtype) if x is None else jnp.sum(square(_wide(x))).astype(dtype)
+    return jnp.zeros((), dtype) if x is None else jnp.sum(square(_widened(x))).astype(dtype)

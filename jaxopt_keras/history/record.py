@@ -1,4 +1,4 @@
-"""A run's measures: collected without waiting for them, and written."""
+"""`History`: collects the measures of a run without waiting for the device, and writes them."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -21,17 +21,20 @@ if TYPE_CHECKING:
     from jaxopt_keras.stateful.optimizer import Optimizer
 
 Row = dict[str, float]
-WAITING = 512  # rows that may lie on the device
+WAITING = 512  # rows that may stay on the device
 
 
 class History:
-    """Rows of numbers, one for each step, which stay on the device until somebody looks.
+    """Rows of numbers, one for each step. They stay on the device until they are read.
 
     Args:
-        every: for `apply_gradients`: the norms are taken once in so many calls.
-        groups: for `apply_gradients`: as in `measure`.
+        every: `apply_gradients` computes the norms in one of `every` calls, an integer >= 1. Default: 1.
+        groups: for `apply_gradients`, as in `measure`. Default: None.
 
-    Nothing in `append` and `apply_gradients` waits for the device, but for what is over 512 rows old.
+    `append` and `apply_gradients` do not wait for the device, except for rows that are more than 512 steps old.
+
+    Raises:
+        TypeError, ValueError: if `every` is no integer >= 1. TypeError: if `groups` is no mapping to strings.
 
     >>> history = History()
     >>> for step in range(3):
@@ -45,14 +48,21 @@ class History:
         if self.every < 1:
             raise ValueError(f"`every` must be an integer >= 1. Received: every={every}")
         self._rows: list[Row] = []
-        self._waiting: list[Mapping[str, Any]] = []  # 0-d arrays, perhaps not computed yet
-        self._written: dict[str, int] = {}  # rows, by TensorBoard's directory
+        self._waiting: list[Mapping[str, Any]] = []  # 0-d arrays that may not be computed yet
+        self._written: dict[str, int] = {}  # number of rows, by TensorBoard directory
         self._calls = 0
 
     def append(self, measures: Mapping[str, Any] | None = None, **more: Any) -> None:
-        """Adds a row: what `measured_step` gave, and numbers of yours, `loss=loss`. Arrays of one element will do.
+        """Adds a row: the measures of `measured_step`, and your own numbers, such as `loss=loss`.
 
-        What a row lacks, such as norms that were left out, stays empty.
+        Args:
+            measures: numbers by name; arrays with one element, too. Default: None.
+            **more: further numbers by name.
+
+        Columns that a row lacks stay empty.
+
+        Raises:
+            TypeError: for a value that is no number. ValueError: for an array with several elements.
         """
         row = dict(measures or {}) | more
         for name, x in row.items():
@@ -66,45 +76,50 @@ class History:
             self._fetch(WAITING // 2)
 
     def apply_gradients(self, optimizer: "Optimizer", grads_and_vars: Iterable[tuple[Any, Any]], **more: Any) -> None:
-        """`optimizer.apply_gradients(grads_and_vars)`, and a row that says what it did.
+        """Calls `optimizer.apply_gradients(grads_and_vars)`, and adds a row with its measures.
 
-        A call that is measured copies the variables, and takes a pass over them: see `every`. Names of groups and
-        patterns are of the variables' paths. The gradient is unscaled, as that of `measured_step`.
+        Args:
+            optimizer: any optimizer of the stateful face, or of Keras.
+            grads_and_vars: pairs, as for `apply_gradients`.
+            **more: further numbers of the row.
+
+        A call with norms copies the variables and reads them once more: see `every`. Patterns of `groups` are searched
+        for in the paths of the variables. The gradient is divided by the loss scale, as in `measured_step`.
 
         Raises:
-            As `Optimizer.apply_gradients`; ValueError for a group without variables.
+            TypeError, ValueError: as in `Optimizer.apply_gradients`; ValueError for a group without variables.
         """
         grads, variables = pairs(grads_and_vars)
         handles = [handle(v) for v in variables]
         measured, rate = self._calls % self.every == 0, getattr(optimizer, RATE, None)
-        # What is held here the step does not consume.
+        # The references keep the step from donating the old values.
         old = _by_path(handles) if measured else {}
         for name, pattern in self.groups.items() if measured else ():
-            matching(name, pattern, [*old])  # which may refuse, before anything has changed
-        seen = {} if rate is None else {RATE: jnp.copy(value_of(rate))}
+            matching(name, pattern, [*old])  # raises before anything has changed
+        found = {} if rate is None else {RATE: jnp.copy(value_of(rate))}
         scale = optimizer.scale_loss(1.0)
         optimizer.apply_gradients(zip(grads, variables, strict=True))
         self._calls += 1
         if measured:
             given = dict(zip(old, grads, strict=True))
-            seen |= _measured(old, _by_path(handles), given, scale, tuple(self.groups.items()))
-        seen |= {"step": jnp.copy(value_of(optimizer.iterations))}
-        skipped = getattr(optimizer, "skipped", 0)  # Keras's own optimizers know of no such thing
+            found |= _measured(old, _by_path(handles), given, scale, tuple(self.groups.items()))
+        found |= {"step": jnp.copy(value_of(optimizer.iterations))}
+        skipped = getattr(optimizer, "skipped", 0)  # Keras's own optimizers have no such attribute
         if not isinstance(skipped, int):
-            seen["skipped"] = jnp.copy(value_of(skipped))
-        self.append(seen, **more)
+            found["skipped"] = jnp.copy(value_of(skipped))
+        self.append(found, **more)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     @property
     def rows(self) -> list[Row]:
-        """All rows, as Python numbers. Waits for those that are being computed."""
+        """All rows, as Python numbers. Waits for rows that are being computed."""
         self._fetch(len(self._waiting))
         return self._rows
 
     @property
     def names(self) -> list[str]:
-        """Of the columns, in the order of their arrival, the step first."""
+        """The names of the columns: the step, then all others in the order in which they appeared."""
         found = dict.fromkeys(name for row in self.rows for name in row)
         return [*(["step"] if "step" in found else []), *(name for name in found if name != "step")]
 
@@ -112,13 +127,13 @@ class History:
         return len(self._rows) + len(self._waiting)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A column, NaN where a row lacks it. Raises a KeyError that names those there are."""
+        """A column, with NaN for rows that lack it. Raises a KeyError for an unknown name."""
         if name not in self.names:
-            raise KeyError(f"There is no column {name!r}. There are {self.names}")
+            raise KeyError(f"There is no column {name!r}. The columns are {self.names}")
         return np.array([row.get(name, np.nan) for row in self.rows])
 
     def line(self) -> str:
-        """The newest row that is there, in one line, for a progress bar: it waits for nothing."""
+        """The newest row that is computed, as one line for a progress bar. Does not wait for the device."""
         ready = 0
         while ready < len(self._waiting) and all(_is_ready(x) for x in self._waiting[ready].values()):
             ready += 1
@@ -128,43 +143,43 @@ class History:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def csv(self, path: str | os.PathLike[str]) -> None:
-        """Writes all rows as a table with a header, empty where a row lacks a column."""
+        """Writes all rows as a CSV file with a header. Missing values are empty."""
         writers.csv(path, self.names, self.rows)
 
     def tensorboard(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the rows that are new since the last call as scalars for TensorBoard; call it now and then.
+        """Writes the rows that are new since the last call as scalars for TensorBoard.
 
         Raises:
-            ImportError: without tensorboardX.
+            ImportError: if tensorboardX is not installed.
         """
         rows, known = self.rows, self._written.get(str(directory), 0)
         writers.tensorboard(directory, rows[known:], known)
         self._written[str(directory)] = len(rows)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Draws what there is: the loss and other numbers of yours, the rate, norms, ratios, and skipped steps.
+        """Plots the loss and your other numbers, the rate, norms, ratios, and skipped steps.
 
         Args:
-            path: where to save the picture; a PNG unless the name ends otherwise.
+            path: the file to save the figure to; the suffix selects the format. Default: None, no file.
 
         Raises:
-            ImportError: without matplotlib. ValueError: without rows.
+            ImportError: if matplotlib is not installed. ValueError: if there are no rows.
         """
         return writers.plot(self, path)
 
     def _fetch(self, count: int) -> None:
-        """Takes the oldest rows off the device, in one go."""
+        """Copies the oldest rows from the device, in one transfer."""
         for row in jax.device_get(self._waiting[:count]):
             self._rows.append({name: np.asarray(x).item() for name, x in row.items()})
         del self._waiting[:count]
 
 
 def _is_ready(x: Any) -> bool:
-    return bool(getattr(x, "is_ready", lambda: True)())  # a number is
+    return bool(getattr(x, "is_ready", lambda: True)())  # Python numbers are always ready
 
 
 def _by_path(handles: list[Any]) -> dict[str, Any]:
-    """The values of variables, by paths that tell them apart."""
+    """The values of variables by path. Repeated paths get a number, to be unique."""
     values: dict[str, Any] = {}
     for h in handles:
         path, i = h.path, 0
@@ -177,6 +192,6 @@ def _by_path(handles: list[Any]) -> dict[str, Any]:
 
 @jax.jit(static_argnums=4)
 def _measured(old: Any, new: Any, grads: Any, scale: Any, groups: tuple[tuple[str, str], ...]) -> Any:
-    """As `measure`, of gradients of a loss that was multiplied by `scale`."""
+    """`measure`, for gradients of a loss that was multiplied by `scale`."""
     found = measure(old, new, grads, groups=dict(groups))
     return {name: x / jnp.asarray(scale, x.dtype) if name.startswith(GRADIENT) else x for name, x in found.items()}

@@ -1,4 +1,4 @@
-"""Rows of numbers as a line, a table, TensorBoard's events and a picture."""
+"""Writers of rows of numbers: one line, a CSV table, TensorBoard events, and a plot."""
 
 import csv as tables
 import math
@@ -18,7 +18,7 @@ SHORT = {RATE: "rate", "gradient_norm": "|g|", "update_ratio": "|Δw|/|w|", "ski
 
 
 def line(row: Mapping[str, float]) -> str:
-    """The step, the user's own numbers, and the chief measures."""
+    """One line with the step, the user's own numbers, and the main measures."""
     own = [name for name in row if _is_own(name)]
     parts = [f"step {row['step']:.0f}"] if "step" in row else []
     parts += [f"{name} {row[name]:.4g}" for name in own]
@@ -34,17 +34,17 @@ def csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -
 
 
 def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int) -> None:
-    """Writes `rows`, the first of which is the run's row number `first`, where there is no step."""
+    """Writes `rows`. Without a step, rows are numbered from `first`."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise ImportError("`tensorboard` needs tensorboardX: `pip install 'jaxopt_keras[tensorboard]'`.") from error
-    # Two files that begin in the same second need different names.
+    # Two files that are made in the same second need different names.
     with SummaryWriter(str(directory), filename_suffix=f".{first}") as writer:
         for i, row in enumerate(rows, first):
             for name, x in row.items():
-                nothing = name.startswith("update_ratio") and math.isnan(x)  # of weights that are zero
-                if name != "step" and not nothing:
+                undefined = name.startswith("update_ratio") and math.isnan(x)  # all weights are zero
+                if name != "step" and not undefined:
                     writer.add_scalar(name, x, int(row.get("step", i)))
 
 
@@ -54,12 +54,12 @@ def plot(history: Any, path: Path | None) -> "Figure":
     except ImportError as error:
         raise ImportError("`plot` needs matplotlib: `pip install 'jaxopt_keras[plots]'`.") from error
     if not len(history):
-        raise ValueError("There is nothing to draw yet: `append` rows first.")
+        raise ValueError("There is nothing to plot: the history has no rows. `append` rows first.")
     steps = history["step"] if "step" in history.names else np.arange(len(history))
     panels = {title: [n for n in history.names if belongs(n)] for title, belongs in PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
-        raise ValueError(f"There is nothing to draw among the columns {history.names}")
+        raise ValueError(f"There is nothing to plot among the columns {history.names}")
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(5.5 * columns, 3.2 * lines), layout="constrained")
@@ -76,11 +76,11 @@ def plot(history: Any, path: Path | None) -> "Figure":
 def _panel(ax: Any, title: str, names: list[str], steps: np.ndarray, history: Any) -> None:
     values = [history[name] for name in names]
     for name, column in zip(names, values, strict=True):
-        there = ~np.isnan(column)
+        present = ~np.isnan(column)
         whole, _, group = name.partition("/")
         behind = {"color": "0.75", "linewidth": 4} if any(n.startswith(f"{name}/") for n in names) else {}
-        marker = "." if there.sum() < 2 else None
-        ax.plot(steps[there], column[there], label=group or whole.replace("_", " "), marker=marker, **behind)
+        marker = "." if present.sum() < 2 else None
+        ax.plot(steps[present], column[present], label=group or whole.replace("_", " "), marker=marker, **behind)
     positive = np.concatenate(values)
     positive = positive[np.isfinite(positive) & (positive != 0)]
     if title not in LINEAR and positive.size and (positive > 0).all():
@@ -91,12 +91,12 @@ def _panel(ax: Any, title: str, names: list[str], steps: np.ndarray, history: An
 
 
 def _is_own(name: str) -> bool:
-    """Whether a column is the user's."""
+    """Whether a column contains the user's own numbers."""
     return name.split("/")[0] not in (*NORMS, RATE, "step", "skipped")
 
 
 PANELS = {
-    "": _is_own,  # which has its names for a title
+    "": _is_own,  # the title lists the names
     "Learning rate": lambda name: name.split("/")[0] == RATE,
     "Norm of the gradient": lambda name: name.split("/")[0] == "gradient_norm",
     "Update by weight, |Δw| / |w|": lambda name: name.split("/")[0] == "update_ratio",

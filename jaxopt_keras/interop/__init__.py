@@ -1,1 +1,1 @@
-"""Bridges to other libraries. Each module imports its library only when used; nothing in the package imports these."""
+"""Adapters for other libraries. No other module imports these, so that their libraries are optional."""

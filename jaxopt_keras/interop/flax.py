@@ -1,8 +1,8 @@
-"""Flax: an `nnx.Optimizer` and a linen `TrainState` whose kernel writes the parameters itself.
+"""Flax: an `nnx.Optimizer` and a linen `TrainState` that make their steps by `Kernel.step`.
 
-Both of flax's own take any kernel as they take an optax transformation, and add its amounts with `optax.apply_updates`,
-which rounds to the parameter's dtype. Those here call `Kernel.step`: it is one pass over memory, and the only way in
-which master weights and stochastic rounding reach parameters of 16 bits exactly.
+Flax's own classes take a kernel as an optax transformation, and add its amounts with `optax.apply_updates`, which
+rounds to the parameter's dtype. The classes here call `Kernel.step`, which is one pass over memory. Only `Kernel.step`
+applies master weights and stochastic rounding exactly to 16-bit parameters.
 
 >>> import jax.numpy as jnp, jaxopt_keras as jk
 >>> from flax import nnx
@@ -39,8 +39,8 @@ Model = TypeVar("Model")
 def _kernel(tx: Any) -> Kernel:
     if not isinstance(tx, Kernel):
         raise TypeError(
-            f"`tx` must be a kernel, such as `jaxopt_keras.adam()`. Received: tx={tx!r}. `Kernel.from_optax(tx)` makes "
-            "one of an optax transformation."
+            f"`tx` must be a kernel, such as `jaxopt_keras.adam()`. Received: tx={tx!r}. For an optax transformation "
+            "use `Kernel.from_optax(tx)`."
         )
     return tx
 
@@ -51,11 +51,11 @@ class Optimizer(nnx.Optimizer[Model]):
     Args:
         model: an `nnx.Module`.
         tx: a kernel.
-        wrt: which variables of the model it updates.
+        wrt: the variables of the model to update. Default: `nnx.Param`.
         graph: as in `nnx.Optimizer`.
 
-    Patterns (of decay, groups, constraints) see paths such as `layers/0/kernel`. A slot with its parameter's shape
-    takes over the parameter's metadata (sharding names).
+    Patterns (of decay, groups, constraints) are searched for in paths such as `layers/0/kernel`. A slot with the shape
+    of its parameter gets the parameter's metadata (sharding names).
 
     Raises:
         TypeError: if `tx` is no kernel.
@@ -65,22 +65,22 @@ class Optimizer(nnx.Optimizer[Model]):
 
     def __init__(self, model: Model, tx: Kernel, *, wrt: Any = nnx.Param, graph: bool | None = None) -> None:
         kernel = _kernel(tx)
-        # nnx asks only for `init`, and its annotation for a class of optax's.
-        super().__init__(model, _Described(kernel), wrt=wrt, graph=graph)  # pyright: ignore[reportArgumentType]
+        # nnx calls only `init`, although its annotation demands an optax class.
+        super().__init__(model, _WithMetadata(kernel), wrt=wrt, graph=graph)  # pyright: ignore[reportArgumentType]
         self.tx = kernel
 
-    # Positional only, unlike nnx's own: an extra argument may then be called `grads` or `model`.
+    # Positional only, unlike in nnx, so that an extra argument may be named `grads` or `model`.
     def update(self, model: Model, grads: Any, /, **extra: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step: new values for the variables of `model`, in place. There are no updates to return.
+        """Makes one step: updates the variables of `model` in place.
 
         Args:
-            model: the module whose variables move.
-            grads: of `nnx.grad`, with respect to the same variables.
+            model: the module to update.
+            grads: the result of `nnx.grad`, with respect to the same variables.
             **extra: for an optax transformation that takes more than gradients; see `Kernel.step`.
         """
         params, grads = (nnx.as_pure(nnx.state(x, self.wrt, graph=self.graph)) for x in (model, grads))
         extra = {name: nnx.as_pure(x) for name, x in extra.items()}
-        # Arrays may be shared (a clone of the model, a tied weight), so donating them is left to `nnx.jit`.
+        # Arrays may be shared (a clone of the model, a tied weight), so only `nnx.jit` can donate them.
         params, state = self.tx.step(params, self.state, grads, donate=False, **extra)
         nnx.update(model, params)
         self.set_state(state)
@@ -92,12 +92,12 @@ class Optimizer(nnx.Optimizer[Model]):
         return nnx.as_pure(self.opt_state)
 
     def set_state(self, state: State) -> None:
-        """Takes another state of the same kernel: a restored one, or one with other injected hyperparameters.
+        """Replaces the state: by a restored one, or by one with other injected hyperparameters.
 
-        Those are of a kernel with `inject_hyperparams`: `optimizer.set_state(kernel.replaced(optimizer.state, ...))`.
+        With `inject_hyperparams`: `optimizer.set_state(kernel.replaced(optimizer.state, learning_rate=...))`.
 
         Raises:
-            ValueError: if it is no state of this kernel, for these parameters.
+            ValueError: if `state` is no state of this kernel for these parameters.
         """
         new, old = (_shapes(x) for x in (state, self.state))
         if new != old:
@@ -117,30 +117,30 @@ def _shapes(state: Any) -> set[tuple[str, tuple[int, ...]]]:
     return {(path_of(key), jnp.shape(x)) for key, x in keyed}
 
 
-class _Described:
-    """Makes a kernel's first state of variables: plain paths, and each slot with its parameter's metadata."""
+class _WithMetadata:
+    """Makes a kernel's initial state for variables: plain paths, and the parameter's metadata for each slot."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 
     def init(self, variables: Any) -> State:
         state = self.kernel.init(nnx.as_pure(variables))
-        if isinstance(state.slots, Packed):  # on one device
+        if isinstance(state.slots, Packed):  # on one device, so sharding names have no use
             return state
-        described = lambda tree: jax.tree.map(_described, variables, tree, is_leaf=_is_variable)
-        return state._replace(slots={name: described(tree) for name, tree in state.slots.items()})
+        with_metadata = lambda tree: jax.tree.map(_with_metadata, variables, tree, is_leaf=_is_variable)
+        return state._replace(slots={name: with_metadata(tree) for name, tree in state.slots.items()})
 
 
 def _is_variable(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
 
 
-def _described(variable: Any, slot: Any) -> Any:
+def _with_metadata(variable: Any, slot: Any) -> Any:
     return variable.replace(slot) if getattr(slot, "shape", None) == variable.get_value().shape else slot
 
 
 def grads_and_vars(grads: Any, model: Any, *, wrt: Any = nnx.Param) -> list[tuple[Any, nnx.Variable]]:
-    """The pairs that the stateful face takes, of what `nnx.grad` gave for `model`.
+    """Pairs of gradients and variables for the stateful face, from the result of `nnx.grad` for `model`.
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
     >>> model, optimizer = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), jk.Adam(0.1)
@@ -164,16 +164,16 @@ class TrainState(train_state.TrainState):
 
     @classmethod
     def create(cls, *, apply_fn: Any, params: Any, tx: Any, **fields: Any) -> "TrainState":
-        """The state to start with.
+        """Makes the initial state.
 
         Args:
-            apply_fn: of the module; only kept.
-            params: a pytree of arrays, all of which `tx` moves.
+            apply_fn: the module's `apply`; it is only stored.
+            params: a pytree of arrays; `tx` updates all of them.
             tx: a kernel.
-            **fields: of a subclass.
+            **fields: the fields of a subclass.
 
         Raises:
-            TypeError: if `tx` is no kernel. ValueError: for parameters that gradients overwrite (of fp8 layers).
+            TypeError: if `tx` is no kernel. ValueError: for parameters that are set to their gradients (fp8 layers).
         """
         if isinstance(params, Mapping) and OVERWRITE_WITH_GRADIENT in params:
             raise ValueError(
@@ -183,7 +183,7 @@ class TrainState(train_state.TrainState):
         return super().create(apply_fn=apply_fn, params=params, tx=_kernel(tx), **fields)
 
     def apply_gradients(self, *, grads: Any, **fields: Any) -> "TrainState":
-        """The state after one step; `fields` are replaced besides. Donate it to the `jit` around."""
+        """Returns the state after one step, with `fields` replaced. Donate the old state in your `jit`."""
         kernel: Any = self.tx
         params, opt_state = kernel.step(self.params, self.opt_state, grads, donate=False)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **fields)

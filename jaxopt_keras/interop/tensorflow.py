@@ -1,12 +1,12 @@
-"""TensorFlow 2's names for what an optimizer's code uses: it then runs on JAX with one line changed.
+"""TensorFlow 2's names, as far as the code of an optimizer uses them: it runs on JAX with one line changed.
 
-    import jaxopt_keras.interop.tensorflow as tf        # it was: import tensorflow as tf
+    import jaxopt_keras.interop.tensorflow as tf        # before: import tensorflow as tf
 
-Nothing is emulated, and TensorFlow is not needed. These are thin names over `jax.numpy` that take Variables, arrays and
-numbers and return JAX arrays; `tf.keras.optimizers` are the optimizers of this library. Three things differ:
+TensorFlow is not needed, and not emulated. The functions are those of `jax.numpy`; they take Variables, arrays and
+numbers, and return JAX arrays. `tf.keras.optimizers` has the optimizers of this library. Three things differ:
 
-- There is no `tf.GradientTape`, since JAX differentiates functions: see `jaxopt_keras.value_and_grad`.
-- Models, layers and datasets are elsewhere: in Keras itself, say, with its JAX backend.
+- There is no `tf.GradientTape`, because JAX differentiates functions: use `jaxopt_keras.value_and_grad`.
+- There are no models, layers and datasets: use Keras with its JAX backend.
 - 64-bit types need `jax.config.update("jax_enable_x64", True)`, as everywhere in JAX.
 
 >>> import jaxopt_keras.interop.tensorflow as tf
@@ -36,15 +36,15 @@ from jaxopt_keras.stateful.custom.api import Tf2DType
 from jaxopt_keras.stateful.variable import value_of
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What TensorFlow has and this module has not
+# Names of TensorFlow that this module lacks
 
 _TAPE = (
-    "JAX has no tape: it differentiates functions. Write `loss, grads = jaxopt_keras.value_and_grad(loss_fn, "
-    "variables)`, where `loss_fn` reads the variables, and `optimizer.apply_gradients(zip(grads, variables))`; or both "
-    "at once, `optimizer.minimize(loss_fn, variables)`."
+    "JAX has no tape, because it differentiates functions. Write `loss, grads = jaxopt_keras.value_and_grad(loss_fn, "
+    "variables)`, where `loss_fn` reads the variables, and `optimizer.apply_gradients(zip(grads, variables))`. Or do "
+    "both at once: `optimizer.minimize(loss_fn, variables)`."
 )
 _MODELS = (
-    "Models are Keras's own: set KERAS_BACKEND=jax, `import keras`, and compile them with an optimizer of "
+    "Use Keras for models: set KERAS_BACKEND=jax, `import keras`, and compile them with an optimizer of "
     "`jaxopt_keras.interop.keras`."
 )
 _INSTEAD = {
@@ -52,7 +52,7 @@ _INSTEAD = {
     "gradients": _TAPE,
     "function": "`jax.jit` compiles a pure function. An optimizer and `value_and_grad(loss_fn, variables, *batch)` are "
     "compiled anyway.",
-    "data": "Any iterable of batches will do as a dataset.",
+    "data": "Use any iterable of batches as a dataset.",
     "keras.Model": _MODELS,
     "keras.Sequential": _MODELS,
     "keras.layers": _MODELS,
@@ -61,7 +61,7 @@ _INSTEAD = {
 
 
 def _missing(name: str) -> AttributeError:
-    remedy = _INSTEAD.get(name, "It has the names that optimizers use; for others there is `jax.numpy`.")
+    remedy = _INSTEAD.get(name, "It has only the names that optimizers use. For others, use `jax.numpy`.")
     return AttributeError(f"`jaxopt_keras.interop.tensorflow` has no `{name}`. {remedy}")
 
 
@@ -70,14 +70,14 @@ def __getattr__(name: str) -> Any:
 
 
 class _Namespace(SimpleNamespace):
-    """Names below `tf`, such as `tf.math`."""
+    """A namespace in `tf`, such as `tf.math`."""
 
     def __init__(self, path: str, **names: Any) -> None:
         super().__init__(**names)
         self.__name__ = path
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what Python itself looks for
+        if name.startswith("__"):  # Python itself looks for such names
             raise AttributeError(name)
         raise _missing(f"{self.__name__}.{name}")
 
@@ -101,7 +101,7 @@ Tensor = jax.Array
 
 
 class Variable(jaxopt_keras.Variable):
-    """A `jaxopt_keras.Variable` that takes TF's arguments, and whose dtype has a `base_dtype`."""
+    """A `jaxopt_keras.Variable` with TF's arguments, and with `base_dtype` in its dtype."""
 
     def __init__(
         self,
@@ -124,73 +124,73 @@ class Variable(jaxopt_keras.Variable):
 
 
 def convert_to_tensor(value: Any, dtype: Any = None, name: str | None = None) -> Array:
-    """A JAX array of a Variable, an array, a number or a list of numbers."""
+    """Converts a Variable, an array, a number or a list of numbers to a JAX array."""
     return jnp.asarray(value_of(value), dtype)
 
 
 def cast(x: Any, dtype: Any, name: str | None = None) -> Array:
-    """`x` in another dtype."""
+    """Converts `x` to another dtype."""
     return jnp.asarray(value_of(x), dtype)
 
 
 def group(*inputs: Any, name: str | None = None) -> None:
-    """Nothing. Hooks return a group of operations so that TF's graph runs them; here they have run already."""
+    """Does nothing. In TF, hooks return a group of operations to run; here the operations have run already."""
 
 
 def no_op(name: str | None = None) -> None:
-    """Nothing."""
+    """Does nothing."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arithmetic
 
 
-def _taking_variables(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of arrays that takes Variables too, and TF's `name`."""
+def _with_variables(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with Variables as arguments too, and with TF's argument `name`, which is ignored."""
 
     def call(*args: Any, name: str | None = None, **kwargs: Any) -> Any:
         args, kwargs = jax.tree.map(value_of, (args, kwargs))
         return function(*args, **kwargs)
 
     call.__name__ = call.__qualname__ = function.__name__
-    call.__doc__ = f"`jax.numpy.{function.__name__}`, of Variables too."
+    call.__doc__ = f"`jax.numpy.{function.__name__}`, which takes Variables too."
     return call
 
 
 constant = convert_to_tensor
 identity = convert_to_tensor
-reshape = _taking_variables(jnp.reshape)
-transpose = _taking_variables(jnp.transpose)
-concat = _taking_variables(jnp.concatenate)
-stack = _taking_variables(jnp.stack)
-shape = _taking_variables(jnp.shape)
-size = _taking_variables(jnp.size)
-zeros = _taking_variables(jnp.zeros)
-ones = _taking_variables(jnp.ones)
-zeros_like = _taking_variables(jnp.zeros_like)
-ones_like = _taking_variables(jnp.ones_like)
+reshape = _with_variables(jnp.reshape)
+transpose = _with_variables(jnp.transpose)
+concat = _with_variables(jnp.concatenate)
+stack = _with_variables(jnp.stack)
+shape = _with_variables(jnp.shape)
+size = _with_variables(jnp.size)
+zeros = _with_variables(jnp.zeros)
+ones = _with_variables(jnp.ones)
+zeros_like = _with_variables(jnp.zeros_like)
+ones_like = _with_variables(jnp.ones_like)
 
-add = _taking_variables(jnp.add)
-subtract = _taking_variables(jnp.subtract)
-multiply = _taking_variables(jnp.multiply)
-divide = _taking_variables(jnp.divide)
-negative = _taking_variables(jnp.negative)
-abs = _taking_variables(jnp.abs)
-sign = _taking_variables(jnp.sign)
-square = _taking_variables(jnp.square)
-sqrt = _taking_variables(jnp.sqrt)
-pow = _taking_variables(jnp.power)
-exp = _taking_variables(jnp.exp)
-maximum = _taking_variables(jnp.maximum)
-minimum = _taking_variables(jnp.minimum)
-clip_by_value = _taking_variables(jnp.clip)
-where = _taking_variables(jnp.where)
-matmul = _taking_variables(jnp.matmul)
-norm = _taking_variables(jnp.linalg.norm)
-reduce_sum = _taking_variables(jnp.sum)
-reduce_mean = _taking_variables(jnp.mean)
-reduce_max = _taking_variables(jnp.max)
-reduce_min = _taking_variables(jnp.min)
+add = _with_variables(jnp.add)
+subtract = _with_variables(jnp.subtract)
+multiply = _with_variables(jnp.multiply)
+divide = _with_variables(jnp.divide)
+negative = _with_variables(jnp.negative)
+abs = _with_variables(jnp.abs)
+sign = _with_variables(jnp.sign)
+square = _with_variables(jnp.square)
+sqrt = _with_variables(jnp.sqrt)
+pow = _with_variables(jnp.power)
+exp = _with_variables(jnp.exp)
+maximum = _with_variables(jnp.maximum)
+minimum = _with_variables(jnp.minimum)
+clip_by_value = _with_variables(jnp.clip)
+where = _with_variables(jnp.where)
+matmul = _with_variables(jnp.matmul)
+norm = _with_variables(jnp.linalg.norm)
+reduce_sum = _with_variables(jnp.sum)
+reduce_mean = _with_variables(jnp.mean)
+reduce_max = _with_variables(jnp.max)
+reduce_min = _with_variables(jnp.min)
 
 math = _Namespace(
     "math",
@@ -203,10 +203,10 @@ math = _Namespace(
     sign=sign,
     square=square,
     sqrt=sqrt,
-    rsqrt=_taking_variables(jax.lax.rsqrt),
+    rsqrt=_with_variables(jax.lax.rsqrt),
     pow=pow,
     exp=exp,
-    log=_taking_variables(jnp.log),
+    log=_with_variables(jnp.log),
     maximum=maximum,
     minimum=minimum,
     reduce_sum=reduce_sum,
@@ -225,12 +225,12 @@ _FUNCTIONS = {
     "deserialize": jaxopt_keras.deserialize,
 }
 optimizers = _Namespace("keras.optimizers", **_OPTIMIZERS, **_FUNCTIONS, schedules=schedules)
-optimizers.legacy = optimizers  # TF 2.11 moved the old classes there; here one class serves all generations
+optimizers.legacy = optimizers  # TF 2.11 moved the old classes there; here both are the same
 keras = _Namespace("keras", optimizers=optimizers)
 
 
 def _all_reduce(reduce_op: Any, value: Any, options: Any = None) -> Any:
-    """`value`: one replica has nothing to add. (Inside `shard_map` or `pmap`: `jax.lax.psum(value, axis_name)`.)"""
+    """Returns `value`: there is one replica. (Inside `shard_map` or `pmap`, use `jax.lax.psum(value, axis_name)`.)"""
     return value
 
 

@@ -1,25 +1,25 @@
-"""How far this library is from Keras, optax, torch and float64: one command, one table.
+"""Measures the differences of this library from Keras, optax, torch and float64: one command, one table.
 
     python -m jaxopt_keras.parity [--optimizer NAME ...] [--peer NAME ...] [--steps 60] [--seeds 5]
 
-Every optimizer runs in float32 beside its counterpart: the same start, the same gradients, the same random settings
-(hyperparameters, weight decay, a clip, an average that overwrites, a loss scale, a schedule, accumulation). An entry of
-the table is the greatest difference of a parameter at any step, divided by the greatest distance that this parameter
-travels from its start; the worst parameter of the worst seed counts.
+Every optimizer and its counterpart run in float32 with the same initial parameters, the same gradients, and the same
+random settings (hyperparameters, weight decay, a clip, an average that overwrites, a loss scale, a schedule,
+accumulation). An entry of the table is the greatest difference of a parameter at any step, divided by the greatest
+distance of this parameter from its start, for the worst parameter of the worst seed.
 
-The gradients are given, not those of a loss at the parameters: no problem then amplifies what the two sides round
-differently, and an entry is about the optimizer alone. Each array's gradients have a size of their own, from 1e-6 to
-1e2, so that epsilons matter in some and not in others. Each array starts at a tenth to once the distance that it will
-travel: a parameter of 1 that moves by 1e-6 would show nothing but its own rounding.
+The gradients are random numbers, not those of a loss: no problem amplifies differences in rounding, so that an entry
+depends on the optimizer alone. Each array's gradients have a size of their own, from 1e-6 to 1e2, so that epsilon
+matters for some arrays only. Each array starts at 0.1 to 1 times the distance that it will travel: a parameter of 1
+that moves by 1e-6 would show only its own rounding.
 
-Decays are drawn up to their defaults. The peers compute 1 - beta^t from a float32 beta, which is wrong by up to
-6e-8 / (1 - beta): 6e-5 for 0.999, and more than any bar beyond it. Ours go through the complement (`numerics`).
+Decays are drawn up to their defaults. The peers compute 1 - beta^t from a float32 beta, with a relative error of up to
+6e-8 / (1 - beta): 6e-5 for 0.999, above every bar. This library computes it from the complement (`numerics`).
 
-Not compared, because the peers deliberately mean something else:
+Not compared, because the peers deliberately differ:
 
-- accumulation together with a schedule or an average. Keras moves both on every micro-step, this library once per
+- accumulation together with a schedule or an average. Keras advances both at every micro-step, this library once per
   update; accumulation alone is compared;
-- optax's schedule-free AdamW under a schedule: it weighs by the rate of the next step;
-- torch's AMSGrad (its maximum is over another value than Keras's and optax's), its weight decay where it is coupled
-  and ours is not, its clipping by norm (it adds 1e-6 to the norm), its Muon (it iterates in bfloat16).
+- optax's schedule-free AdamW under a schedule: it weights by the rate of the next step;
+- torch's AMSGrad (its maximum is over another value than Keras's and optax's), its coupled weight decay where ours is
+  decoupled, its clipping by norm (it adds 1e-6 to the norm), its Muon (it iterates in bfloat16).
 """

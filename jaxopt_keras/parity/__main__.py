@@ -1,4 +1,4 @@
-"""The command: `python -m jaxopt_keras.parity`."""
+"""The command `python -m jaxopt_keras.parity`."""
 
 import argparse
 import importlib
@@ -25,7 +25,7 @@ MARK = "<!-- parity -->"
 PEERS: dict[str, Callable[[], Peer]] = {"keras": Keras, "optax": Optax, "torch": Torch, "oracle": Oracle}
 
 
-def found(name: str) -> Peer | Absent:
+def make_peer(name: str) -> Peer | Absent:
     try:
         return PEERS[name]()
     except Absent as absent:
@@ -41,54 +41,56 @@ def versions(peers: Mapping[str, Peer | Absent]) -> dict[str, str]:
     return ours | {name: peer.version for name, peer in peers.items() if not isinstance(peer, Absent)}
 
 
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m jaxopt_keras.parity",
-        description="Runs every optimizer beside Keras, optax, torch and float64, and prints the greatest differences, "
-        "relative to the distance travelled. Exits with 1 if one exceeds its bar.",
+        description="Compares every optimizer with Keras, optax, torch and float64, and prints the greatest "
+        "differences, relative to the distance travelled. Exits with 1 if one exceeds its bar.",
     )
     names = list(RULES)
     parser.add_argument("--optimizer", nargs="+", type=str.lower, choices=names, default=names, metavar="NAME")
     parser.add_argument("--peer", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5, help="how many random cases for each optimizer and peer")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, with the settings of the worst")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all numbers, with the settings of the worst cases"
+    )
     parser.add_argument(
         "--markdown",
         type=Path,
         metavar="FILE",
-        help="write the table; into a page that has the line <!-- parity -->, between it and the next",
+        help="write the table; if the page has two lines <!-- parity -->, between them",
     )
     return parser.parse_args(arguments)
 
 
 def command(arguments: Sequence[str]) -> str:
-    """The command, without the files that it writes: they change nothing in the table."""
+    """The command line without the output files, which do not change the table."""
     files = {i + j for i, argument in enumerate(arguments) for j in (0, 1) if argument in ("--json", "--markdown")}
     return shlex.join(["python", "-m", "jaxopt_keras.parity", *(a for i, a in enumerate(arguments) if i not in files)])
 
 
-def placed(table: str, path: Path) -> str:
-    """What to write to `path`: the table, or the page that is there with the table between its marks."""
+def page_with(table: str, path: Path) -> str:
+    """The new text of `path`: the existing page with the table between its marks, or the table alone."""
     before, *rest = path.read_text().split(MARK) if path.exists() else [""]
     return f"{before}{MARK}\n{table}{MARK}{rest[1]}" if len(rest) == 2 else table
 
 
 def main(arguments: Sequence[str]) -> int:
-    chosen = parsed(arguments)
-    peers = {name: found(name) for name in chosen.peer}
+    chosen = parse(arguments)
+    peers = {name: make_peer(name) for name in chosen.peer}
     report = Report(command(arguments), versions(peers), list(peers), [])
     print(f"{report.command}\n{report.about}\n\n{aligned(['optimizer', *peers, 'bar'])}")
     for name in chosen.optimizer:
         row = [compare(RULES[name], n, peer, range(chosen.seeds), chosen.steps) for n, peer in peers.items()]
         report.rows.append(row)
         print(aligned(texts(row)), flush=True)
-        jax.clear_caches()  # hundreds of programs, none of which comes back
+        jax.clear_caches()  # hundreds of programs, which are never used again
     print("", *report.notes(), "every difference is within its bar" if report.passed else "FAILED", sep="\n")
     if chosen.json:
         chosen.json.write_text(report.json())
     if chosen.markdown:
-        chosen.markdown.write_text(placed(report.markdown(), chosen.markdown))
+        chosen.markdown.write_text(page_with(report.markdown(), chosen.markdown))
     return 0 if report.passed else 1
 
 

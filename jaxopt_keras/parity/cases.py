@@ -1,4 +1,4 @@
-"""A case: what both sides are given. Random, and always the same for the same seed."""
+"""Random test cases: settings, initial parameters and gradients for both sides; determined by the seed."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -13,24 +13,24 @@ from jaxopt_keras.language.rule import Field, Rule, fields_of
 from jaxopt_keras.parity.histories import Arrays, History, distance, relative, to_numpy
 from jaxopt_keras.pure.kernel import Kernel
 
-Rate = float | Callable[[Any], Any]  # a schedule is a function of the number of updates made
+Rate = float | Callable[[Any], Any]  # a schedule is a function of the number of updates
 
 
 class Terms(NamedTuple):
-    """What a rule and a peer agree on, and what may therefore be drawn."""
+    """The settings that a rule and a peer share, which may be drawn."""
 
     variant: str
     names: Collection[str]  # of hyperparameters and options, and "schedule"
-    pinned: Mapping[str, Any] = {}  # hyperparameters that have to have one value
+    pinned: Mapping[str, Any] = {}  # hyperparameters with a fixed value
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run, in our words."""
+    """One run, by the argument names of this library."""
 
     optimizer: type[Rule]
     variant: str
-    hyper: dict[str, Any]  # the rule's arguments but for the rate
+    hyper: dict[str, Any]  # the rule's arguments, without the rate
     options: dict[str, Any]
     rate: Rate
     params: Arrays
@@ -43,7 +43,7 @@ class Case:
 
 
 SHAPES = {"kernel": (6, 4), "bias": (7,), "scalar": ()}
-MATRICES = {"wide": (3, 5), "cube": (2, 3, 4), "embedding": (5, 3)}  # besides, for rules that look at the shape
+MATRICES = {"wide": (3, 5), "cube": (2, 3, 4), "embedding": (5, 3)}  # also, for rules that depend on the shape
 CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
 
 
@@ -59,21 +59,21 @@ def draw(
     dtype: Any = np.float32,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Case:
-    """A random case within `terms`, always the same for the same arguments."""
-    return placed(draw_settings(optimizer, terms, seed, steps, dtype, shapes or shapes_for(optimizer)), seed)
+    """Draws a case within `terms`; the same arguments give the same case."""
+    return with_starts(draw_settings(optimizer, terms, seed, steps, dtype, shapes or shapes_for(optimizer)), seed)
 
 
 def draw_settings(
     optimizer: type[Rule], terms: Terms, seed: int, steps: int, dtype: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> Case:
-    """All of a case but the parameters, which are zero."""
+    """Draws a case whose parameters are zero."""
     rng = np.random.default_rng([seed, *optimizer.__name__.encode()])
     hyper = {
         name: draw_value(rng, field, getattr(optimizer, name))
         for name, field in fields_of(optimizer).items()
         if name in terms.names and name not in ("learning_rate", "variant")
     }
-    rate = float(10 ** rng.uniform(-1.5, -0.5))  # LAMB and Adafactor move by this part of the parameter's size
+    rate = float(10 ** rng.uniform(-1.5, -0.5))  # LAMB and Adafactor scale their steps by the parameter's size
     scheduled = "schedule" in terms.names and rng.random() < 0.4
     grads = draw_gradients(rng, shapes, steps, dtype)
     options = draw_options(rng, optimizer, terms.names, seed, grads, scheduled)
@@ -89,8 +89,8 @@ def draw_settings(
     )
 
 
-def placed(case: Case, seed: int) -> Case:
-    """The case with parameters of a tenth to once the size of the distance that each travels from zero."""
+def with_starts(case: Case, seed: int) -> Case:
+    """The case with initial parameters of 0.1 to 1 times the distance that each travels from zero."""
     rng = np.random.default_rng(seed)
     history = run(case)
 
@@ -102,7 +102,7 @@ def placed(case: Case, seed: int) -> Case:
 
 
 def decaying(rate: float) -> Callable[[Any], Any]:
-    """A schedule, for the ints and the arrays of every library."""
+    """A decaying schedule, which takes ints and the arrays of every library."""
 
     def schedule(count: Any) -> Any:
         count = count if isinstance(count, int) else jnp.asarray(count, jnp.result_type(float))
@@ -112,7 +112,7 @@ def decaying(rate: float) -> Callable[[Any], Any]:
 
 
 def draw_value(rng: np.random.Generator, field: Field, default: Any) -> Any:
-    """A legal value of a hyperparameter, in the neighbourhood of its default."""
+    """Draws a valid value of a hyperparameter, near its default."""
     if bool in field.types:
         return bool(rng.integers(2))
     if float not in field.types and int not in field.types:
@@ -120,7 +120,7 @@ def draw_value(rng: np.random.Generator, field: Field, default: Any) -> Any:
     if type(None) in field.types and rng.random() < 0.25:
         return None
     if int in field.types:
-        if default is None:  # a size from which something happens: of some of the arrays, not of all
+        if default is None:  # a threshold on sizes: some arrays are above it, not all
             return int(rng.integers(0, 5))
         return int(default + rng.integers(-2, 3) if default else rng.integers(0, 10))
     if field.complement and default == 0:  # a momentum that is off
@@ -141,7 +141,7 @@ def draw_options(
     grads: list[Arrays],
     scheduled: bool,
 ) -> dict[str, Any]:
-    """What surrounds the rule. The clips take turns, so that four seeds see them all; the rest is left to chance."""
+    """Draws the options. The kind of clip alternates with the seed, so that four seeds test them all."""
     options: dict[str, Any] = {}
     if "weight_decay" in names:
         decays = optimizer.required or rng.random() < 0.5
@@ -156,14 +156,16 @@ def draw_options(
     averaged = "use_ema" in names and rng.random() < 0.4
     if averaged:
         options |= {"use_ema": True, "ema_momentum": float(1 - 10 ** rng.uniform(-2, -0.5))}
-        options["ema_overwrite_frequency"] = int(rng.integers(2, 20))  # without it the average would not show
+        options["ema_overwrite_frequency"] = int(
+            rng.integers(2, 20)
+        )  # otherwise the average would not change the parameters
     if "gradient_accumulation_steps" in names and not averaged and not scheduled and rng.random() < 0.4:
         options["gradient_accumulation_steps"] = int(rng.integers(2, 5))
     return options
 
 
 def typical_size(clip: str, grads: list[Arrays]) -> float:
-    """Of what `clip` limits: a limit in this neighbourhood clips at some steps and not at others."""
+    """The median size of what `clip` limits: a limit near it clips at some steps only."""
     norms = np.array([[np.linalg.norm(g) for g in each.values()] for each in grads])
     if clip == "clipnorm":
         return float(np.median(norms))
@@ -173,7 +175,7 @@ def typical_size(clip: str, grads: list[Arrays]) -> float:
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Normal numbers; complex ones where `dtype` is."""
+    """Normal numbers, complex if `dtype` is."""
     x = rng.normal(size=shape)
     return np.asarray(x + 1j * rng.normal(size=shape) if np.issubdtype(dtype, np.complexfloating) else x)
 
@@ -181,7 +183,7 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> NDAr
 def draw_gradients(
     rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]], steps: int, dtype: Any
 ) -> list[Arrays]:
-    """Normal gradients, of a size of its own for each array; those of "bias" are zero half the time."""
+    """Draws normal gradients, with another size for each array. Half of the elements of "bias" are zero."""
     sizes = {name: 10 ** rng.uniform(-6, 2) for name in shapes}
 
     def one(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -192,7 +194,7 @@ def draw_gradients(
 
 
 def run(case: Case) -> History:
-    """Our side."""
+    """Runs the case with this library."""
     return run_with_state(case)[0]
 
 
@@ -208,5 +210,5 @@ def run_with_state(case: Case) -> tuple[History, Any]:
 
 
 def difference(ours: History, theirs: History, case: Case) -> float:
-    """The greatest of all parameters at all steps, relative to the distance that the parameter travels."""
+    """The greatest difference of any parameter at any step, relative to the distance that the parameter travels."""
     return max(relative(ours, theirs, name, start) for name, start in case.params.items())

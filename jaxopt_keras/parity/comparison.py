@@ -1,4 +1,4 @@
-"""One optimizer beside one peer."""
+"""Comparison of one optimizer with one peer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,12 +10,12 @@ from jaxopt_keras.parity.oracle import Oracle
 from jaxopt_keras.parity.peer import Absent, Peer
 
 BAR = 2e-5
-BARS = {"Muon": 2e-4}  # its iteration amplifies rounding
+BARS = {"Muon": 2e-4}  # the Newton-Schulz iteration amplifies rounding
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One optimizer beside one peer. All but the first three fields are of the worst seed."""
+    """The comparison of one optimizer with one peer, for the worst seed."""
 
     optimizer: str
     peer: str
@@ -24,7 +24,7 @@ class Cell:
     reason: str | None = None  # why it is not compared
     seed: int | None = None
     settings: str | None = None
-    ours_to_float64: float | None = None  # whose rounding it is
+    ours_to_float64: float | None = None  # shows which side's rounding the difference is
     peer_to_float64: float | None = None
 
     @property
@@ -38,7 +38,7 @@ class Cell:
 
 
 def compare(optimizer: type[Rule], name: str, peer: Peer | Absent, seeds: Iterable[int], steps: int) -> Cell:
-    """The worst of `seeds`."""
+    """Compares for every seed, and returns the worst result."""
     cell = Cell(optimizer.__name__, name, BARS.get(optimizer.__name__, BAR))
     try:
         if isinstance(peer, Absent):
@@ -53,12 +53,12 @@ def compare(optimizer: type[Rule], name: str, peer: Peer | Absent, seeds: Iterab
             found = difference(ours, theirs, case)
             if cell.difference is None or found > cell.difference:
                 cell = replace(cell, difference=found, seed=seed, settings=str(case))
-                cell = replace(cell, **third_opinion(ours, theirs, case))
+                cell = replace(cell, **distances_from_float64(ours, theirs, case))
     return cell
 
 
-def third_opinion(ours: History, theirs: History, case: Case) -> dict[str, float | None]:
-    """Both sides' differences from float64, where there is a reference."""
+def distances_from_float64(ours: History, theirs: History, case: Case) -> dict[str, float | None]:
+    """Both sides' differences from the float64 reference, if there is one."""
     try:
         exact = Oracle().run(case)
     except Absent:

@@ -10,9 +10,9 @@ from jaxopt_keras.parity.cases import CLIPS, Case, Terms
 from jaxopt_keras.parity.histories import History, to_numpy
 from jaxopt_keras.parity.peer import Absent, Agreement, Dialect, default_promotion, load, name_of, times
 
-# What is not here is found by name: the function in `optax` or `optax.contrib`.
+# Optimizers that are missing here need no translation: the function in optax has the same name.
 OPTAX = {
-    "Adam": Agreement(lambda amsgrad: {}),  # a function of its own
+    "Adam": Agreement(lambda amsgrad: {}),  # `optax.amsgrad` is another function
     "AdamW": Agreement(lambda amsgrad: {}),
     "Adafactor": Agreement(lambda beta_2_decay: {"decay_rate": -beta_2_decay}),
     "Muon": Agreement(
@@ -40,7 +40,7 @@ OPTAX_NAMES = {
 
 
 class Optax:
-    """The function of the same name in `optax` or `optax.contrib`, among optax's transformations for the options."""
+    """The function of the same name in `optax` or `optax.contrib`, chained with transformations for the options."""
 
     def __init__(self) -> None:
         self.optax = load("optax")
@@ -85,7 +85,7 @@ class Optax:
         return history
 
     def transformation(self, case: Case) -> Any:
-        """All but the average, which in optax is the loop's affair."""
+        """The whole transformation but the average, which the training loop computes in optax."""
         unscale = self.optax.scale(1 / case.options.get("loss_scale_factor", 1.0))
         tx = self.optax.chain(unscale, self.clip(case), *self.decayed(case))
         k = case.options.get("gradient_accumulation_steps")
@@ -103,7 +103,7 @@ class Optax:
         return optax.identity()
 
     def decayed(self, case: Case) -> list[Any]:
-        """The optimizer with its own weight decay, or with a decoupled one behind it."""
+        """The optimizer with its own weight decay, or followed by a decoupled one."""
         dialect = self.dialect(case.optimizer, case.hyper.get("amsgrad", False))
         arguments = dialect.arguments({"learning_rate": case.rate} | case.hyper)
         decay = case.options["weight_decay"] or 0.0

@@ -1,4 +1,4 @@
-"""The tests' float64 references as a peer. They are no part of the installed package."""
+"""The tests' float64 references as a peer. They are not in the installed package."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from jaxopt_keras.parity.peer import Absent, load, name_of
 
 
 class Oracle:
-    """The tests' float64 references in NumPy, of both variants."""
+    """The tests' float64 references in NumPy, for both variants."""
 
     def __init__(self) -> None:
         try:
             self.loop = load("tests.oracles.loop")
         except Absent:
             raise Absent(
-                "the float64 references (tests/oracles) come with a checkout of the project, not with the installed "
+                "the float64 references (tests/oracles) are in a checkout of the project, not in the installed "
                 "package: run this from the root of a checkout"
             ) from None
         self.version = f"float64 on NumPy {np.__version__}"

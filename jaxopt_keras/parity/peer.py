@@ -1,4 +1,4 @@
-"""What the other implementations have in common, and how one takes our arguments."""
+"""The interface of peers, and the translation of our arguments to theirs."""
 
 import contextlib
 import importlib
@@ -15,7 +15,7 @@ from jaxopt_keras.parity.histories import History
 
 
 class Absent(Exception):
-    """Why there is nothing to compare with."""
+    """Raised with the reason why there is nothing to compare with."""
 
 
 class Peer(Protocol):
@@ -24,16 +24,16 @@ class Peer(Protocol):
     version: str
 
     def terms(self, optimizer: type[Rule]) -> list[Terms]:
-        """What may be compared, an entry for each variant of ours. Raises `Absent`."""
+        """The settings that can be compared, an entry for each of our variants. Raises `Absent` if there are none."""
         ...
 
     def run(self, case: Case) -> History:
-        """The same case."""
+        """Runs a case with the peer."""
         ...
 
 
 def load(name: str) -> Any:
-    """A library that need not be there, for the type checker neither."""
+    """Imports an optional library; type checkers do not see the import. Raises `Absent` if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -45,7 +45,7 @@ def parameters_of(function: Callable[..., Any]) -> Collection[str]:
 
 
 def name_of(optimizer: type[Rule]) -> str:
-    """Of the file of the rule, and so of its function; in snake case.
+    """The name of the rule's module, and so of its function, in snake case.
 
     >>> from jaxopt_keras.rules import ScheduleFreeAdamW
     >>> name_of(ScheduleFreeAdamW)
@@ -65,26 +65,26 @@ def default_promotion() -> Iterator[None]:
         yield
 
 
-def no_more() -> dict[str, Any]:
+def no_arguments() -> dict[str, Any]:
     return {}
 
 
 class Agreement(NamedTuple):
-    """Under which conditions a peer's optimizer is ours."""
+    """The conditions under which a peer's optimizer computes the same as ours."""
 
-    # Its arguments, from those of ours for which another name is not enough.
-    more: Callable[..., dict[str, Any]] = no_more
-    pinned: Mapping[str, Any] = {}  # arguments of ours that have to have one value
+    # Converts those of our arguments that need more than another name.
+    convert: Callable[..., dict[str, Any]] = no_arguments
+    pinned: Mapping[str, Any] = {}  # arguments of ours with a fixed value
     scheduled: bool = True
     variant: str = "optax"
-    decayed: bool = False  # torch: its weight decay is ours
+    decayed: bool = False  # torch only: the weight decay is the same
 
 
 class Dialect(NamedTuple):
-    """How a peer's function takes our arguments."""
+    """Translates our arguments to those of a peer's function."""
 
     function: Callable[..., Any]
-    names: Mapping[str, str]  # its name for an argument of ours, where it has none of ours
+    names: Mapping[str, str]  # our names -> the peer's names, where they differ
     agreement: Agreement
 
     def name(self, ours: str) -> str | None:
@@ -92,10 +92,10 @@ class Dialect(NamedTuple):
         return next((name for name in (ours, self.names.get(ours)) if name in theirs), None)
 
     def knows(self, ours: str) -> bool:
-        return self.name(ours) is not None or ours in parameters_of(self.agreement.more)
+        return self.name(ours) is not None or ours in parameters_of(self.agreement.convert)
 
     def arguments(self, ours: dict[str, Any]) -> dict[str, Any]:
-        """None stands for the function's own default, which then means the same."""
-        more = self.agreement.more(**{name: ours[name] for name in parameters_of(self.agreement.more)})
+        """The peer's arguments. None selects the function's own default, which then means the same."""
+        converted = self.agreement.convert(**{name: ours[name] for name in parameters_of(self.agreement.convert)})
         named = {self.name(name): x for name, x in ours.items() if x is not None}
-        return {name: x for name, x in named.items() if name is not None} | more
+        return {name: x for name, x in named.items() if name is not None} | converted

@@ -1,4 +1,4 @@
-"""What was compared, as a table."""
+"""The report of a comparison, as a table."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from jaxopt_keras.parity.comparison import Cell
 
 
 class Report(NamedTuple):
-    """What was compared, and how to compare it again."""
+    """The results of a comparison, and the command to repeat it."""
 
     command: str
     versions: dict[str, str]
@@ -22,7 +22,7 @@ class Report(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """No cell exceeds its bar, and there is one that could."""
+        """Whether no cell exceeds its bar, and at least one was compared."""
         return all(cell.passed for cell in self.cells) and any(cell.difference is not None for cell in self.cells)
 
     @property
@@ -30,13 +30,13 @@ class Report(NamedTuple):
         return ", ".join(f"{name} {version}" for name, version in self.versions.items())
 
     def notes(self) -> list[str]:
-        """Why cells are empty, and what exceeds its bar."""
+        """The reasons for empty cells, and the cells that exceed their bar."""
         reasons: dict[str, list[str]] = {}
         for cell in self.cells:
             if cell.reason:
                 reasons.setdefault(f"{cell.peer}: {cell.reason}", []).append(cell.optimizer)
         failures = [
-            f"{c.optimizer} beside {c.peer}, seed {c.seed}: {c.difference:.1e} exceeds {c.bar:.0e}. From float64: ours "
+            f"{c.optimizer} and {c.peer}, seed {c.seed}: {c.difference:.1e} exceeds {c.bar:.0e}. From float64: ours "
             f"{shown(c.ours_to_float64)}, {c.peer} {shown(c.peer_to_float64)}. {c.settings}"
             for c in self.cells
             if not c.passed

@@ -23,11 +23,11 @@ TORCH = {
         variant="keras",
         decayed=True,
     ),
-    # Torch adds epsilon to the root, ours is inside: one and the same once it is nothing but a guard.
-    "RMSprop": Agreement(pinned={"epsilon": 1e-30}, scheduled=False),  # its rate is outside the momentum
+    # Torch adds epsilon to the root, this library under the root: equal if epsilon is negligible.
+    "RMSprop": Agreement(pinned={"epsilon": 1e-30}, scheduled=False),  # torch's momentum does not contain the rate
     "Adagrad": Agreement(pinned={"epsilon": 1e-30}),
     "Adadelta": Agreement(decayed=True),
-    # Torch's epsilons are a lower bound, of the root.
+    # Torch's epsilons bound the root from below.
     "Adafactor": Agreement(
         lambda beta_2_decay, epsilon_1, epsilon_2: {"beta2_decay": beta_2_decay, "eps": (epsilon_1**0.5, epsilon_2)},
         pinned={"epsilon_1": 1e-30, "clip_threshold": 1.0},
@@ -38,7 +38,7 @@ TORCH_NAMES = {"learning_rate": "lr", "epsilon": "eps", "rho": "alpha"}
 
 
 class Torch:
-    """The class in `torch.optim`, of those that mean the same."""
+    """The class of the same name in `torch.optim`, if it computes the same."""
 
     def __init__(self) -> None:
         self.torch = load("torch")

@@ -1,4 +1,4 @@
-"""Kernels are built and called with checked arguments; the errors say what was wrong."""
+"""Validation of the arguments of kernels, and construction of their programs."""
 
 from typing import Any
 
@@ -19,18 +19,18 @@ def program_of(rule: Any, options: Options) -> Any:
     """The program of a rule or a core.
 
     Raises:
-        TypeError, ValueError: if rule and options do not fit.
+        TypeError, ValueError: if the rule does not support the options.
     """
     core = Leafwise(rule) if isinstance(rule, Rule) else rule
     if core.schedule is not None and not is_schedule(core.schedule):
         raise TypeError(
-            "`learning_rate` must be a number or a function of the step. Received: a function without arguments, "
-            "which only the stateful face can call before each step."
+            "`learning_rate` must be a number or a function of the step. Received: a function without arguments. "
+            "Only the stateful face can call one, before each step."
         )
     _check_storage(rule, options)
     if options.sparse == "lazy" and getattr(rule, "grain", "") != "element":
         raise ValueError(
-            f'`sparse="lazy"` works on single rows, and {type(rule).__name__} may need whole arrays. '
+            f'`sparse="lazy"` updates single rows, and {type(rule).__name__} may need whole arrays. '
             'Received: sparse="lazy". Use `sparse="dense"`.'
         )
     plain = Program(core, options)
@@ -39,34 +39,34 @@ def program_of(rule: Any, options: Options) -> Any:
         for name in set(options.inject_hyperparams) - known.keys():
             raise ValueError(
                 f"`inject_hyperparams` must name run-time hyperparameters of {type(rule).__name__}: {sorted(known)}. "
-                f"Received: {name!r}, which it has not, or which is a schedule or off."
+                f"Received: {name!r}, which does not exist, is a schedule, or is off."
             )
     return Offloaded(plain, options.offload) if options.offload else plain
 
 
 def _check_storage(rule: Any, options: Options) -> None:
-    """Refuses formats for slots that do not exist, or that the core does not describe."""
+    """Raises an error if `state_dtype` names a slot that does not exist, or if the core does not declare its slots."""
     wanted = options.state_dtype
     if wanted is None:
         return
     if not isinstance(rule, Rule):
         raise TypeError(
-            f"`state_dtype` needs a `Rule`, which says what its slots are. Received: state_dtype={wanted!r} for "
+            f"`state_dtype` needs a `Rule`, which declares its slots. Received: state_dtype={wanted!r} for "
             f"{type(rule).__name__}"
         )
     known = rule.slots()
     for slot, _ in wanted if isinstance(wanted, tuple) else ():
         if slot not in known:
-            raise ValueError(f"`{slot}` is no slot of {type(rule).__name__}. It has {[*known]}")
+            raise ValueError(f"`{slot}` is no slot of {type(rule).__name__}. Its slots are {[*known]}")
 
 
 def explained(error: TypeError, **trees: Any) -> TypeError:
-    """An error that names the first leaf that is no array; `error` itself if all are."""
+    """An error that names the first leaf that is no array; `error` itself if all leaves are arrays."""
     arrays = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
     for name, tree in trees.items():
         for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not isinstance(leaf, arrays):
-                hint = ". Of an Equinox module take the arrays: `eqx.filter(model, eqx.is_inexact_array)`."
+                hint = ". For an Equinox module, pass its arrays: `eqx.filter(model, eqx.is_inexact_array)`."
                 return TypeError(
                     f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{path_of(key)}`"
                     f"{hint if callable(leaf) else ''}"
@@ -75,8 +75,8 @@ def explained(error: TypeError, **trees: Any) -> TypeError:
 
 
 def refuse_flat(program: Any, by: str) -> None:
-    """Raises a ValueError for a program with `flat_state`, whose slots are no trees like the parameters."""
+    """Raises a ValueError for a program with `flat_state`: its slots do not have the structure of the parameters."""
     if any(plain.options.flat_state for plain in plain_programs(program)):
         raise ValueError(
-            f"`{by}` needs slots that mirror the parameters. Received: a kernel with flat_state=True. Leave it out."
+            f"`{by}` needs slots with the structure of the parameters. Received: flat_state=True. Leave it out."
         )

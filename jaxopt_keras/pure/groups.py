@@ -1,4 +1,4 @@
-"""Parameter groups of the pure face: another kernel for other parameters, by their paths."""
+"""Parameter groups of the pure face: a kernel for each group, chosen by the paths of the parameters."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ DEFAULT = "default"
 
 
 def frozen() -> Kernel:
-    """A kernel for parameters that must not move; they have no state.
+    """A kernel that leaves its parameters unchanged, and keeps no state for them.
 
     >>> import jax.numpy as jnp
     >>> kernel = frozen()
@@ -29,7 +29,7 @@ def frozen() -> Kernel:
 
 
 class Router(NamedTuple):
-    """The group of every path: that of the first pattern found in it, else the default."""
+    """Assigns a group to every path: the first pattern that matches it (`re.search`), else the default."""
 
     patterns: tuple[str, ...]
     has_default: bool
@@ -38,18 +38,18 @@ class Router(NamedTuple):
         return [self.of(path) for path in paths]
 
     def of(self, path: str) -> str:
-        """Raises a ValueError where there is none."""
+        """The group of one path; raises a ValueError if it has none."""
         found = next((pattern for pattern in self.patterns if re.search(pattern, path)), None)
         if found is None and not self.has_default:
             raise ValueError(
-                f"Every parameter needs a kernel, and there is none for `{path}`: no pattern of "
-                f"{list(self.patterns)} is found in it. Pass `default=`; `jaxopt_keras.frozen()` keeps it as it is."
+                f"Every parameter needs a kernel. Received: `{path}`, which no pattern of {list(self.patterns)} "
+                "matches. Pass `default=`; `default=jaxopt_keras.frozen()` leaves such parameters unchanged."
             )
         return DEFAULT if found is None else found
 
 
 def _unguarded(program: Any) -> Any:
-    """A group's program without its guard: the decision is taken for all groups."""
+    """A group's program without its guard: one guard decides for all groups."""
     if isinstance(program, Offloaded):
         return dataclasses.replace(program, inner=_unguarded(program.inner))
     if not program.options.skip_nonfinite:
@@ -58,15 +58,16 @@ def _unguarded(program: Any) -> Any:
 
 
 def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> Kernel:
-    """One kernel out of several: each parameter goes to the kernel of the first pattern that is found in its path.
+    """One kernel out of several. Each parameter is updated by the kernel of the first pattern that matches its path.
 
     Args:
-        kernels: `{regular expression: kernel}`; it is searched for in the path, as `re.search` does. The order counts.
-        default: the kernel of what no pattern takes. None: there must be no such parameter.
+        kernels: `{regular expression: kernel}`, in the order in which they are tried. An expression matches anywhere in
+            the path (`re.search`).
+        default: the kernel of parameters that no pattern matches. Default: None, such a parameter is an error.
 
-    Norms of a kernel (`global_clipnorm`, `skip_spikes`) are those of its own group. Where one has `skip_nonfinite`, it
-    looks at all gradients that move something, and a bad one stops all groups alike. The trees of `state.slots` are
-    like the parameters as without groups; `state.scalars` holds a dict for each group, by its pattern.
+    Norms of a kernel (`global_clipnorm`, `skip_spikes`) are over its own group. If one kernel has `skip_nonfinite`, the
+    gradients of all groups are checked, except of frozen ones, and a bad one skips the step of all groups.
+    `state.slots` has the layout that it has without groups; `state.scalars` has a dict for each group, by its pattern.
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
     >>> kernel = jk.partition({"embed": jk.frozen(), "bias$": jk.sgd(0.5)}, default=jk.adam())
@@ -80,17 +81,19 @@ def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> K
     [('embed: frozen', ['embed'], 0), ('bias$: SGD', ['dense/bias'], 0), ('default: Adam', ['dense/kernel'], 64)]
 
     Raises:
-        TypeError: if something is no kernel. ValueError: for a pattern that is no regular expression, a pattern
-        "default", or no kernel at all; when it runs, for a parameter that no kernel takes.
+        TypeError: if a value is no kernel. ValueError: for a pattern that is no regular expression, for the pattern
+        "default", if there is no kernel at all, and in `init` or `step` for a parameter without a kernel.
     """
     if not isinstance(kernels, Mapping):
         raise TypeError(f"`kernels` must map patterns to kernels. Received: kernels={kernels!r}")
     for pattern in kernels:
         check_pattern("kernels", pattern)
         if pattern == DEFAULT:
-            raise ValueError(f"{DEFAULT!r} is no pattern here: pass the kernel as `default=`, or write '^{DEFAULT}$'.")
+            raise ValueError(
+                f"{DEFAULT!r} is reserved, no pattern: pass the kernel as `default=`, or write '^{DEFAULT}$'."
+            )
     if not kernels and default is None:
-        raise ValueError("`partition` needs a kernel at least. Received: none")
+        raise ValueError("`partition` needs at least one kernel. Received: none")
     everything = dict(kernels) | ({} if default is None else {DEFAULT: default})
     for name, kernel in everything.items():
         if not isinstance(kernel, Kernel):
@@ -99,7 +102,7 @@ def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> K
             )
         if not isinstance(kernel.program, (Program, Offloaded, Frozen)):
             raise ValueError(
-                f"A group takes a plain kernel. Received: {name!r}: {kernel!r}. Put the whole partition inside: "
+                f"The kernel of a group must be plain. Received: {name!r}: {kernel!r}. Wrap the partition instead: "
                 "`loss_scaled(partition(...))`."
             )
         refuse_flat(kernel.program, "partition")

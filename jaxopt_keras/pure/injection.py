@@ -1,4 +1,4 @@
-"""Hyperparameters in the state: those that a kernel injects, checked, replaced, and merged with the kernel's own."""
+"""Injected hyperparameters, which the state keeps: validate, replace, and merge them with the kernel's own."""
 
 from typing import Any
 
@@ -12,29 +12,29 @@ from jaxopt_keras.language.rule import Rule, as_scalar, fields_of
 
 
 def check(program: Any, hyperparams: dict[str, Any], hyper: dict[str, Any]) -> None:
-    """Raises a ValueError if the state holds other hyperparameters than the program injects."""
+    """Raises a ValueError if the hyperparameters in the state are not those that the program injects."""
     wanted, found = _names(program.injected(hyper)), _names(hyperparams)
     if wanted != found:
         raise ValueError(
-            f"`state.hyperparams` must hold what this kernel injects: {wanted}. Received: {found}. Make the kernel "
-            "with another `inject_hyperparams`, or take the state over with "
+            f"`state.hyperparams` must have the hyperparameters that this kernel injects: {wanted}. Received: {found}. "
+            "Make the kernel with another `inject_hyperparams`, or convert the state: "
             "`state._replace(hyperparams=kernel.init(params).hyperparams)`."
         )
 
 
 def replaced(program: Any, hyperparams: dict[str, Any], hyper: dict[str, Any]) -> dict[str, Any]:
-    """`hyperparams` with other values; of groups, in every group that has all of them."""
+    """`hyperparams` with other values; with groups, in every group that has all of the names."""
     program = _innermost(program)
     if not isinstance(program, Partitioned):
         return _checked(program, hyperparams, hyper)
-    having = [group for group, values in hyperparams.items() if hyper.keys() <= values.keys()]
-    if not having:
+    matching = [group for group, values in hyperparams.items() if hyper.keys() <= values.keys()]
+    if not matching:
         known = {group: sorted(hyperparams.get(group, ())) for group in program.names}
         raise ValueError(
-            f"No group has the injected hyperparameters {sorted(hyper)}. There are {known}. Make the group's kernel "
-            "with `inject_hyperparams`, or use `kernel.replace(...)`, which needs no injection."
+            f"No group has the injected hyperparameters {sorted(hyper)}. The groups have {known}. Make the kernel "
+            "of a group with `inject_hyperparams`, or use `kernel.replace(...)`, which needs no injection."
         )
-    return hyperparams | {group: _checked(program.groups[group], hyperparams[group], hyper) for group in having}
+    return hyperparams | {group: _checked(program.groups[group], hyperparams[group], hyper) for group in matching}
 
 
 def in_group(program: Any, hyperparams: dict[str, Any], group: str, hyper: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def in_group(program: Any, hyperparams: dict[str, Any], group: str, hyper: dict[
     program = _innermost(program)
     names = program.names if isinstance(program, Partitioned) else ()
     if group not in names:
-        raise ValueError(f"There is no group {group!r}. There are {[*names]}")
+        raise ValueError(f"There is no group {group!r}. The groups are {[*names]}")
     return hyperparams | {group: _checked(program.groups[group], hyperparams.get(group, {}), hyper)}
 
 
@@ -56,27 +56,27 @@ def _checked(program: Any, known: dict[str, Any], hyper: dict[str, Any]) -> dict
     for name, value in hyper.items():
         if name not in known:
             raise ValueError(
-                f"`{name}` is not in the state: there are {sorted(known)}. Received: {name}={value!r}. Use a "
-                f"kernel with other numbers, `kernel.replace({name}=...)`, which compiles nothing; or make the "
-                f"kernel with `inject_hyperparams={name!r}` and a number."
+                f"`{name}` is not in the state, which has {sorted(known)}. Received: {name}={value!r}. Use a kernel "
+                f"with other numbers, `kernel.replace({name}=...)`, which compiles nothing. Or make the kernel with "
+                f"`inject_hyperparams={name!r}` and a number."
             )
-    return known | kept({n: as_scalar(fields[n], fields[n].check(n, value)) for n, value in hyper.items()})
+    return known | to_state({n: as_scalar(fields[n], fields[n].check(n, value)) for n, value in hyper.items()})
 
 
 def merged(hyper: dict[str, Any], injected: dict[str, Any]) -> dict[str, Any]:
-    """`hyper` with the values of `injected`, group by group where there are groups."""
+    """`hyper` with the values of `injected`; with groups, group by group."""
     return hyper | {n: merged(hyper[n], x) if isinstance(x, dict) else _value(hyper[n], x) for n, x in injected.items()}
 
 
 def _value(like: Any, x: Any) -> Any:
-    """An injected value as the compiled step takes it. A number put in the place of a decay gets its complement."""
+    """An injected value as the compiled step takes it. A decay that the user set as a number gets its complement."""
     if not isinstance(like, Complemented):
         return x
     return Complemented(*x) if isinstance(x, Complements) else Complemented(x, 1 - x)
 
 
-def kept(hyper: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters as the state keeps them."""
+def to_state(hyper: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as the state keeps them: without types of the compiled step."""
     pair = lambda x: Complements(x.value, x.complement) if isinstance(x, Complemented) else x
     return jax.tree.map(pair, hyper, is_leaf=lambda x: isinstance(x, Complemented))
 
@@ -88,7 +88,7 @@ def _names(hyper: dict[str, Any]) -> list[str]:
 
 
 def _innermost(program: Any) -> Any:
-    """A program without the wrappers around it."""
+    """The program inside all wrappers."""
     while len(program.children) == 1 and hasattr(program, "inner"):
         program = program.inner
     return program

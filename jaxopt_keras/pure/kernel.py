@@ -1,4 +1,4 @@
-"""The pure face: an optimizer as three pure, jitted functions, `init`, `update` and `step`."""
+"""Kernels, the pure face: an optimizer as three pure, jitted functions, `init`, `update` and `step`."""
 
 import functools
 from collections.abc import Iterator
@@ -29,13 +29,13 @@ class Kernel(optax.GradientTransformationExtraArgs):
     """An optimizer as pure functions over pytrees: an `optax.GradientTransformationExtraArgs`, and more.
 
     Args:
-        rule: a `Rule`, what it does to one array; or a program of the engine, which needs no options.
-        options: what surrounds the rule: decay, clipping, averaging, accumulation (`Options`).
+        rule: a `Rule`, the update of one array; or a program of the engine, which needs no options.
+        options: weight decay, clipping, averaging, accumulation, storage (`Options`). Default: None, no option.
 
-    A kernel is a value: equal to another of equal rule and options, hashable, static where JAX wants a pytree. Kernels
-    that differ only in numbers (rates, betas, decays) share one compiled program, which takes the numbers as arguments;
-    within a `jit` of yours they are constants. The numbers are the kernel's, not the state's: a state goes on with the
-    numbers of the kernel that it is given to. `inject_hyperparams=True` keeps them in the state instead.
+    A kernel is a value: hashable, equal to a kernel with an equal rule and options, and static as a pytree. Kernels
+    that differ only in numbers (rates, betas, decays) share one compiled program, which takes them as arguments; inside
+    your own `jit` they are constants. A step uses the numbers of its kernel, whichever kernel made the state.
+    `inject_hyperparams=True` keeps the numbers in the state instead.
 
     >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
     >>> kernel = jk.adam(learning_rate=0.1)
@@ -63,14 +63,14 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
     @classmethod
     def from_optax(cls, tx: Any, **options: Any) -> "Kernel":
-        """Any optax transformation with this library's `step` and options.
+        """The kernel of an optax transformation, with this library's `step` and options.
 
         Args:
             tx: an object with `init(params)` and `update(updates, state, params)`.
-            **options: of `Options`, except `weight_decay`, which needs a rate of ours.
+            **options: of `Options`, except `weight_decay`, which needs the rate of a `Rule`.
 
         Raises:
-            TypeError: if `tx` has not those two methods.
+            TypeError: if `tx` lacks one of the two methods.
         """
         return cls(Foreign(tx), Options(**options))
 
@@ -95,7 +95,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
     @functools.cached_property
     def _hash(self) -> int | None:
-        """None for a kernel with a field that has no hash, such as a JAX array as the rate: it equals only itself."""
+        """The hash; None if a field has none, such as a JAX array as the rate. Such a kernel equals only itself."""
         try:
             return hash(self.program)
         except TypeError:
@@ -107,11 +107,11 @@ class Kernel(optax.GradientTransformationExtraArgs):
     def __repr__(self) -> str:
         return f"Kernel({self.program!r})"
 
-    # --- what it is made of -------------------------------------------------------------------------------------------
+    # --- its parts ----------------------------------------------------------------------------------------------------
 
     @property
     def rule(self) -> Any:
-        """The rule, or the core, of a kernel without groups.
+        """The rule of a kernel without groups; the core, if it has no rule.
 
         Raises:
             AttributeError: for a kernel with groups.
@@ -121,7 +121,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
     @property
     def options(self) -> Options:
-        """The options; of groups, those of the whole."""
+        """The options; with groups, those of the whole partition."""
         return self.program.options
 
     @property
@@ -132,12 +132,14 @@ class Kernel(optax.GradientTransformationExtraArgs):
     def _plain(self) -> Any:
         plain = plain_programs(self.program)
         if len(plain) != 1 or not hasattr(plain[0], "core"):
-            raise AttributeError(f"A kernel of groups has no rule of its own: see `program.children`. It is {self!r}")
+            raise AttributeError(
+                f"A kernel with groups has no rule of its own: see `program.children`. Received: {self!r}"
+            )
         return plain[0]
 
     @functools.cached_property
     def skeleton(self) -> Program:
-        """The program without its numbers: equal ones share compiled code."""
+        """The program without its numbers. Equal skeletons share compiled code."""
         return self.program.skeleton()
 
     @functools.cached_property
@@ -145,38 +147,38 @@ class Kernel(optax.GradientTransformationExtraArgs):
         return shared(self.skeleton)
 
     def replace(self, **numbers: Any) -> "Kernel":
-        """The kernel with other hyperparameters; nothing is compiled for it.
+        """The kernel with other hyperparameters. It needs no new compilation.
 
-        Of a kernel with groups, in every group that has all of them.
+        With groups, every group that has all of the names gets the values.
 
         >>> import jaxopt_keras as jk
         >>> jk.adam(1e-3).replace(learning_rate=1e-4) == jk.adam(1e-4)
         True
 
         Raises:
-            ValueError: for a name that it does not have, or a value out of its range.
+            ValueError: for a name that the kernel does not have, or a value out of its range.
         """
         return Kernel(self.program.replaced(**numbers))
 
     # --- numbers ------------------------------------------------------------------------------------------------------
 
     def hyper(self) -> dict[str, Any]:
-        """The run-time hyperparameters by name, as scalar arrays; of groups, a dict for each group."""
+        """The run-time hyperparameters by name, as scalar arrays; with groups, a dict for each group."""
         with jax.ensure_compile_time_eval():
             return self.program.hyper()
 
     def current(self, state: State) -> dict[str, Any]:
-        """The hyperparameters of a step from `state`: the kernel's, but for those that are injected.
+        """The hyperparameters of a step from `state`: the injected ones in the state, and the kernel's for all others.
 
         Raises:
-            TypeError: if it is no state. ValueError: if it holds other hyperparameters than the kernel injects.
+            TypeError: if `state` is no state. ValueError: if its hyperparameters are not those that the kernel injects.
         """
         if not isinstance(state, State):
             raise TypeError(
                 "`state` must be what `init` or the last call returned. Received: a value of type "
                 f"{type(state).__name__}"
             )
-        dtype = jnp.result_type(float)  # another one with 64-bit types
+        dtype = jnp.result_type(float)  # depends on whether x64 is enabled
         if dtype not in self._hyper:
             self._hyper[dtype] = self.hyper()
         hyper = self._hyper[dtype]
@@ -203,7 +205,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         >>> float(state.hyperparams["learning_rate"])
         0.5
 
-        Of a kernel with groups, in every group that has all of them; `in_group` for one of them.
+        With groups, every group that has all of the names gets the values; `in_group` changes one group.
 
         Raises:
             ValueError: for a name that is not injected, or a value out of its range.
@@ -216,9 +218,9 @@ class Kernel(optax.GradientTransformationExtraArgs):
         return state._replace(hyperparams=injection.in_group(self.program, state.hyperparams, group, hyper))
 
     def scale_loss(self, loss: Any, state: State) -> Any:
-        """The loss times the loss scale, in float32 at least: the function to differentiate.
+        """The loss times the loss scale, in float32 or wider, for use in the function to differentiate.
 
-        The scale is that of `state` under `loss_scaled`, `loss_scale_factor` where that is given, else 1.
+        The scale is that of `state` under `loss_scaled`, else `loss_scale_factor` if it is set, else 1.
         """
         scale, loss = self.program.loss_scale(state), jnp.asarray(loss)
         if scale is None:
@@ -228,8 +230,8 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
     # --- the three functions ------------------------------------------------------------------------------------------
 
-    def init(self, params: Any) -> State:  # type: ignore[override]  # a method in the place of a field
-        """The state for `params`, a pytree of arrays. Of `jax.ShapeDtypeStruct`s: the state's own.
+    def init(self, params: Any) -> State:  # type: ignore[override]  # a method, where optax has a field
+        """The initial state for `params`, a pytree of arrays. For `jax.ShapeDtypeStruct`s it holds such structs too.
 
         Raises:
             TypeError: for a leaf that is neither float nor complex.
@@ -248,22 +250,22 @@ class Kernel(optax.GradientTransformationExtraArgs):
         except TypeError as error:
             raise explained(error, params=params) from error
         injected = self.program.injected(hyper)
-        return state._replace(hyperparams=injection.kept(jax.tree.map(jnp.copy, injected))) if injected else state
+        return state._replace(hyperparams=injection.to_state(jax.tree.map(jnp.copy, injected))) if injected else state
 
     def update(  # type: ignore[override]
         self, grads: Any, state: State, params: Any = None, *, full_precision: bool = False, **extra: Any
     ) -> tuple[Any, State]:
-        """The optax protocol: amounts to add to `params`, and the next state.
+        """The optax protocol: returns amounts to add to `params`, and the next state.
 
         Args:
-            grads: a pytree like `params`; None for a leaf that is not to move; `IndexedSlices` or `BCOO` leaves too.
-            state: of `init` or the last call; not donated.
-            params: may be left out where neither rule nor options read them.
-            full_precision: True: amounts in the dtype of the arithmetic, float32 for bfloat16 and float16 gradients, so
-                that `optax.apply_updates` rounds once. False: in the dtypes of the gradients, as optax's are.
-            **extra: for a transformation of optax's that takes more than gradients (`value`, `grad`, `value_fn`, ...).
-                A function among them is a part of the compiled program: outside `jit`, pass the same one each time.
-                Otherwise accepted and ignored, as callers of `optax.GradientTransformationExtraArgs` expect.
+            grads: a pytree like `params`, also of `IndexedSlices` or `BCOO`. None leaves the parameter unchanged.
+            state: the result of `init` or of the last call. It is not donated.
+            params: the parameters. May be None (default) if neither the rule nor the options read them.
+            full_precision: True gives amounts in the dtype of the arithmetic, float32 for bfloat16 and float16
+                gradients, so that `optax.apply_updates` rounds once. False (default) gives the dtypes of the gradients.
+            **extra: arguments of an optax transformation that takes more than gradients (`value`, `grad`, `value_fn`,
+                ...). A function among them is a part of the compiled program: outside `jit`, pass the same one each
+                time. Other kernels ignore them, as callers of `optax.GradientTransformationExtraArgs` expect.
 
         An amount is None where the gradient is None.
         """
@@ -276,18 +278,18 @@ class Kernel(optax.GradientTransformationExtraArgs):
         return updates, moved._replace(hyperparams=state.hyperparams)
 
     def step(self, params: Any, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[Any, State]:
-        """New `params` and `state` in one fused pass. Both arguments are donated: do not use them afterwards.
+        """Returns new `params` and `state` from one fused pass. Both arguments are donated: do not use them again.
 
         Args:
             params: a pytree of arrays.
-            state: of `init` or the last call.
+            state: the result of `init` or of the last call.
             grads: as in `update`.
-            donate: False keeps `params` and `state` usable, at the cost of a copy.
-            **extra: as in `update`, for a transformation of optax's that takes more than gradients.
+            donate: False keeps the old `params` and `state` usable, at the cost of a copy. Default: True.
+            **extra: as in `update`, for an optax transformation that takes more than gradients.
 
         Raises:
-            ValueError: if the structure or a shape does not fit. TypeError: for a leaf of a wrong kind, or a keyword
-            that no transformation takes.
+            ValueError: if a structure or a shape does not match. TypeError: for a leaf of a wrong kind, or a keyword
+            that the transformation does not take.
         """
         hyper = self.given(state, extra)
         run = self.compiled.step_donating if donate else self.compiled.step
@@ -298,18 +300,18 @@ class Kernel(optax.GradientTransformationExtraArgs):
         return params, moved._replace(hyperparams=state.hyperparams)
 
     def averaged(self, params: Any, state: State) -> Any:
-        """The parameters to evaluate: their moving average under `use_ema`, else the rule's own (ScheduleFree's x).
+        """The parameters to evaluate: their moving average under `use_ema`, else the rule's average (ScheduleFree's x).
 
-        Where there is neither, they are `params`. A pure function; nothing is donated.
+        Without either, they are `params`. Nothing is donated.
         """
         hyper = self.current(state)
         return self.compiled.averaged(params, state._replace(hyperparams={}), hyper)
 
     def describe(self, params: Any) -> Plan:
-        """The plan of a step over `params`, arrays or `jax.ShapeDtypeStruct`s: a value that prints as a table.
+        """The plan of a step over `params`, arrays or `jax.ShapeDtypeStruct`s. It prints as a table.
 
-        Each line is a group of arrays of the same rule, dtype and storage: how many, the bytes of their state, and the
-        form of each slot, with the reason where it is not the one that `state_dtype` asked for.
+        Each line is a group of arrays with the same rule, dtype and storage: their number, the bytes of their state,
+        and the format of each slot, with the reason if it is not the `state_dtype` that was asked for.
 
         >>> import jax.numpy as jnp, jaxopt_keras as jk
         >>> plan = jk.lion(state_dtype="int8").describe({"kernel": jnp.zeros((64, 256)), "bias": jnp.zeros(256)})
@@ -324,10 +326,10 @@ class Kernel(optax.GradientTransformationExtraArgs):
         """The run-time values of a step from `state` with the keywords `extra`.
 
         Raises:
-            TypeError: for a keyword that no transformation takes.
+            TypeError: for a keyword that the kernel does not take.
         """
         if extra and not self._is_foreign:
-            raise TypeError(f"`step` takes `params`, `state`, `grads` and `donate`. Received: {sorted(extra)} besides")
+            raise TypeError(f"`step` takes `params`, `state`, `grads` and `donate`. Received: {sorted(extra)}")
         return self._with(self.current(state), extra)
 
     @property
@@ -336,7 +338,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         return len(plain) == 1 and isinstance(getattr(plain[0], "core", None), Foreign)
 
     def _with(self, hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        """The run-time values of a call: hyperparameters, and keywords that a transformation of optax's takes."""
+        """The run-time values of a call: hyperparameters, and keywords for an optax transformation."""
         return hyper | self.core.extra(extra) if extra and self._is_foreign else hyper  # type: ignore[attr-defined]
 
 

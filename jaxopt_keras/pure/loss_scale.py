@@ -12,7 +12,7 @@ AMOUNT, COUNT = Field.read(Amount), Field.read(Count)
 
 
 def checked_settings(initial_scale: Any, growth: Any, lowest: Any, highest: Any) -> tuple[float, int, float, float]:
-    """The settings of dynamic loss scaling as plain numbers.
+    """Validates the settings of dynamic loss scaling, and returns them as plain numbers.
 
     Raises:
         TypeError: if one is no number. ValueError: if they are out of range, or out of order.
@@ -38,16 +38,17 @@ def loss_scaled(
     lowest_scale: float = LOWEST,
     highest_scale: float = HIGHEST,
 ) -> Kernel:
-    """`kernel`, on gradients of a loss that was multiplied by a scale which finds itself (as Keras's and AMP's).
+    """`kernel` with dynamic loss scaling, as in Keras and AMP.
 
-    The kernel divides gradients by the scale. If they are not finite, nothing moves but the counter `skipped`, on any
-    device or in any group, and the scale is halved; after so many good calls in a row it is doubled.
+    The gradients are those of `kernel.scale_loss(loss, state)`; the kernel divides them by the scale. If they are not
+    finite on any device or in any group, the step is skipped, `skipped` counts it, and the scale is halved. After
+    `dynamic_growth_steps` finite calls in a row the scale is doubled.
 
     Args:
-        kernel: any kernel, a partition too, but not one that is loss-scaled already.
-        initial_scale: to start with.
-        dynamic_growth_steps: good calls from one doubling to the next.
-        lowest_scale, highest_scale: the scale stays within them.
+        kernel: any kernel without loss scaling, a partition too.
+        initial_scale: the first scale, a positive number. Default: 2**15.
+        dynamic_growth_steps: finite calls before the scale is doubled, an integer >= 1. Default: 2000.
+        lowest_scale, highest_scale: the bounds of the scale. Defaults: 1 and 2**24.
 
     >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
     >>> kernel = jk.loss_scaled(jk.sgd(0.5), initial_scale=1024.0)
@@ -59,13 +60,13 @@ def loss_scaled(
     ([0.0, 0.0], 1024.0)
 
     Raises:
-        TypeError: if `kernel` is none, or a setting is no number. ValueError: if a setting is out of its range.
+        TypeError: if `kernel` is no kernel, or a setting is no number. ValueError: if a setting is out of its range.
     """
     if not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
     settings = checked_settings(initial_scale, dynamic_growth_steps, lowest_scale, highest_scale)
     if _is_scaled(kernel.program):
-        raise ValueError(f"`kernel` has a loss scale already. Received: kernel={kernel!r}")
+        raise ValueError(f"`kernel` must have no loss scale already. Received: kernel={kernel!r}")
     return Kernel(outermost(kernel.program, lambda inner: LossScaled(inner, *settings)))
 
 

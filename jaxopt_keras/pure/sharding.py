@@ -1,4 +1,4 @@
-"""Many devices: where state lies, how to split it, and what a compiled step costs on each device."""
+"""Training on many devices: partition specs of a state, ZeRO-1, and a report of a compiled step."""
 
 import math
 import re
@@ -19,17 +19,20 @@ from jaxopt_keras.pure.kernel import Kernel
 
 
 def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> State:
-    """The partition specs of a kernel's state: each slot's from the axes of the parameter that it keeps.
+    """The partition specs of a kernel's state. A slot is sharded like its parameter, along the axes that it keeps.
 
     Args:
-        kernel: of any kind.
+        kernel: any kernel.
         params: arrays, or `jax.ShapeDtypeStruct`s.
         param_specs: a pytree like `params`, or a prefix of one, of `PartitionSpec`s or `NamedSharding`s.
-        mesh: tells the sizes of the axes: what they do not divide is not split. May be left out with `NamedSharding`s,
-            and where everything divides.
+        mesh: the mesh, for the sizes of its axes: an axis of an array that they do not divide is not split. May be None
+            (default) with `NamedSharding`s, or if all sizes divide.
 
     Returns:
-        A state with a `PartitionSpec` in the place of each array.
+        A state with a `PartitionSpec` for each array.
+
+    Raises:
+        ValueError: for a kernel with `flat_state=True`.
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
     >>> spec = specs(jk.adafactor(), {"w": jnp.zeros((8, 4))}, {"w": PartitionSpec("data", None)})
@@ -45,7 +48,7 @@ def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> St
         names = {a for s in jax.tree.leaves(plain, is_leaf=is_spec) for part in s for a in _axes(part)}
         mesh = AbstractMesh((1,) * len(names), tuple(sorted(names)))
     mesh = found[0] if mesh is None else mesh
-    # With explicit axes the sharding is a part of the type, and type inference is all that is needed.
+    # With explicit axes the sharding is a part of the type, so that type inference computes the specs.
     typed = AbstractMesh(tuple(mesh.shape.values()), mesh.axis_names, axis_types=(AxisType.Explicit,) * len(mesh.shape))
 
     def struct(p: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
@@ -67,17 +70,17 @@ def _divides(mesh: Any, part: Any, n: int) -> bool:
 
 
 def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = None) -> Kernel:
-    """`kernel` with its state split over an axis of `mesh`, while parameters stay where they are (ZeRO-1).
+    """`kernel` with its state split over an axis of `mesh`; the parameters keep their sharding (ZeRO-1).
 
-    Each device keeps and updates its share. The first axis of an array that the mesh axis divides is split; where there
-    is none, the array is kept whole, which `report` shows. The numbers are those of the kernel itself, to rounding.
+    Each device stores and updates its share of the state. An array is split along its first axis that the mesh axis
+    divides. If there is none, it is replicated, which `report` shows. Results equal those of `kernel` up to rounding.
 
     Args:
         kernel: any kernel.
         mesh: of automatic or explicit axes.
-        axis: the name of the axis of `mesh` over which batches are split.
-        param_specs: a tree of `PartitionSpec`s, for parameters that are split over other axes; None: they lie on every
-            device whole.
+        axis: the axis of `mesh` over which batches are split. Default: "data".
+        param_specs: a tree of `PartitionSpec`s, for parameters that are split over other axes. Default: None, they are
+            replicated.
 
     >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
     >>> mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -88,7 +91,7 @@ def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = Non
     (2, 4)
 
     Raises:
-        TypeError: if `kernel` is none. ValueError: if the mesh has no such axis.
+        TypeError: if `kernel` is no kernel. ValueError: if the mesh has no such axis, or for `flat_state=True`.
     """
     if not isinstance(kernel, Kernel):
         raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
@@ -103,31 +106,31 @@ def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = Non
 class Collective(NamedTuple):
     """One exchange between devices in a compiled program."""
 
-    kind: str  # "all-reduce", "all-gather", "reduce-scatter", "all-to-all" or "collective-permute"
+    kind: str  # such as "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
     bytes: int  # of its result, on one device
-    source: str  # where in the traced program it comes from
-    in_loop: bool  # it happens in every round of a loop
+    source: str  # the operation of the traced program that caused it
+    in_loop: bool  # whether it runs in every iteration of a loop
 
 
 class Share(NamedTuple):
     """The bytes of one argument of the program, or of its result."""
 
     name: str
-    bytes: int  # of the arrays as a whole
+    bytes: int  # of the global arrays
     per_device: int
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a compiled function holds on each device, and what devices exchange. It prints as a table."""
+    """The memory of a compiled function on each device, and its collectives. It prints as a table."""
 
     shares: list[Share]
     collectives: list[Collective]
     devices: int
-    temporary: int  # bytes per device, besides arguments and results
+    temporary: int  # bytes per device, without arguments and results
 
     def count(self, kind: str) -> int:
-        """How many collectives of a kind there are."""
+        """The number of collectives of a kind."""
         return sum(c.kind == kind for c in self.collectives)
 
     def __str__(self) -> str:
@@ -150,14 +153,14 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def report(fn: Any, *args: Any, donate: tuple[int, ...] = ()) -> Report:
-    """Compiles `fn` for `args` and says what it holds on each device and what devices exchange; it does not run it.
+    """Compiles `fn` for `args`, without running it, and reports its memory on each device and its collectives.
 
-    A state that was to be split and is not, or a collective in a loop, shows here.
+    Shows for example a state that is not split, or a collective in a loop.
 
     Args:
-        fn: a function of arrays, jitted already or not: `kernel.step`, or a whole train step.
-        *args: its arguments; of arrays, or `jax.ShapeDtypeStruct`s with shardings.
-        donate: the numbers of those that are donated, where `fn` is not jitted yet.
+        fn: a function of arrays, jitted or not: `kernel.step`, or a whole train step.
+        *args: its arguments, of arrays or of `jax.ShapeDtypeStruct`s with shardings.
+        donate: the indices of donated arguments, if `fn` is not jitted. Default: ().
 
     >>> import jax, jax.numpy as jnp, jaxopt_keras as jk
     >>> mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -193,7 +196,7 @@ def _names(fn: Any, args: tuple[Any, ...]) -> list[str]:
 
 def _share(name: str, tree: Any, shardings: Any) -> Share:
     leaves, placed = jax.tree.leaves(tree), jax.tree.leaves(shardings)
-    if len(placed) != len(leaves):  # what is not used has none
+    if len(placed) != len(leaves):  # unused arguments have no sharding
         placed = [getattr(x, "sharding", None) for x in leaves]
     whole = part = 0
     for x, sharding in zip(leaves, placed, strict=True):

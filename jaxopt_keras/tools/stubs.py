@@ -1,4 +1,4 @@
-"""Write the type stubs of `optimizers` and `interop.keras`: `python -m jaxopt_keras.tools.stubs`.
+"""Writes the type stubs of `optimizers` and `interop.keras`: `python -m jaxopt_keras.tools.stubs`.
 
 A signature lists its rule's own arguments, in Keras's order. The common options are one TypedDict, `CommonOptions`.
 """
@@ -73,7 +73,7 @@ COMMON = [name for name in fields_of(Options) if name != "weight_decay"]
 
 
 def annotation(rule: type[Rule] | type[Options], name: str) -> str:
-    """The type of an argument, for a reader."""
+    """The type of an argument as text."""
     if name in SPECIAL:
         return SPECIAL[name]
     field = (fields_of(Options) | fields_of(rule))[name]
@@ -83,7 +83,7 @@ def annotation(rule: type[Rule] | type[Options], name: str) -> str:
 
 
 def options() -> str:
-    """The TypedDict of the common options. A comment holds the default, and that of a rule that has its own."""
+    """The TypedDict of the common options. A comment gives the default, and that of rules with another one."""
     lines = []
     for name in COMMON:
         own = [f"{rule.__name__}: {quoted(rule.defaults[name])}" for rule in RULES.values() if name in rule.defaults]
@@ -94,7 +94,7 @@ def options() -> str:
 
 
 def arguments(rule: type[Rule]) -> list[str]:
-    """The arguments of an optimizer. Those that Keras places after common options are keyword-only here."""
+    """The arguments of an optimizer. Arguments that Keras places after common options are keyword-only here."""
     given = parameters(rule)
     first = list(itertools.takewhile(lambda p: p.kind is not p.KEYWORD_ONLY and p.name not in COMMON, given))
     rest = [p for p in given[len(first) :] if p.name not in COMMON]
@@ -109,7 +109,7 @@ def quoted(value: Any) -> str:
 
 def lines_of(items: Iterable[str], indent: str) -> str:
     """Lines of as many items as fit, each followed by a comma."""
-    text = " ".join(f"{item},".replace(" ", "\0") for item in items)  # no break within an item
+    text = " ".join(f"{item},".replace(" ", "\0") for item in items)  # keeps an item on one line
     filled = textwrap.fill(
         text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )

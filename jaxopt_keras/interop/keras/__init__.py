@@ -3,11 +3,12 @@
     from jaxopt_keras.interop.keras import Adam
     model.compile(optimizer=Adam(1e-3), loss="mse")
 
-There is a class for each named optimizer, with Keras's name and arguments and our keyword-only ones, and `as_keras`
-for any other. After this import `compile(optimizer="jaxopt_keras>Adam")` works too. Keras must run on JAX.
+Each named optimizer has a class with Keras's name and arguments and the keyword-only arguments of this library.
+`as_keras` adapts any other optimizer. After this import `compile(optimizer="jaxopt_keras>Adam")` works too. Keras must
+run on JAX.
 
-They are made of the classes of `jaxopt_keras` by one adapter: the compiled step is the same, and so is the state, of
-which Keras sees `keras.Variable`s. What differs from Keras's own classes: docs/keras.md.
+One adapter makes them from the classes of `jaxopt_keras`: the compiled step and the state are the same, and Keras sees
+the state as `keras.Variable`s. docs/keras.md lists the differences from Keras's own classes.
 """
 
 from typing import Any
@@ -34,7 +35,7 @@ def adapted(stateful: type[Optimizer]) -> type[Adapter]:
         optimizer = stateful(*args, **kwargs)
         self._wrap(optimizer, optimizer._options.name)
 
-    __init__.__signature__ = stateful.__init__.__signature__  # type: ignore[attr-defined]  # of a function
+    __init__.__signature__ = stateful.__init__.__signature__  # type: ignore[attr-defined]  # an attribute of a function
     members = {"__init__": __init__, "__doc__": stateful.__doc__, "__module__": __name__}
     made = type(stateful.__name__, (Adapter,), members)
     NAMED[stateful] = keras.saving.register_keras_serializable(package="jaxopt_keras")(made)
@@ -43,4 +44,4 @@ def adapted(stateful: type[Optimizer]) -> type[Adapter]:
 
 CLASSES: dict[str, type[Adapter]] = {name: adapted(stateful) for name, stateful in STATEFUL.items()}
 globals().update(CLASSES)
-__all__ = [*CLASSES, "as_keras"]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub says them one by one
+__all__ = [*CLASSES, "as_keras"]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub lists the names

@@ -9,7 +9,7 @@ from keras.src.backend import in_stateless_scope
 
 from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
-from jaxopt_keras.interop.keras.state import Layout, Spot, StateVariable
+from jaxopt_keras.interop.keras.state import Address, Layout, StateVariable
 from jaxopt_keras.interop.keras.steps import Steps, array_of
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
 from jaxopt_keras.stateful.configs import arguments_of
@@ -18,11 +18,11 @@ from jaxopt_keras.stateful.settings import OPTIONS, RATE_FIELD
 from jaxopt_keras.stateful.state_views import RATE, STEP
 from jaxopt_keras.stateful.variable import value_of
 
-AWAY = (
-    "Keras's trainer has the optimizer's state at the moment, inside its compiled loop. A callback reaches it through "
-    "`self.model.optimizer`, which makes Keras bring the state back first."
+IN_TRAINER = (
+    "Keras's trainer holds the optimizer's state at the moment, inside its compiled loop. In a callback, access it "
+    "through `self.model.optimizer`, which makes Keras write the state back first."
 )
-FIXED = (
+SCHEDULED = (
     "This optimizer was created with a `LearningRateSchedule` or a function, so `learning_rate` cannot be set to a "
     "number, as ReduceLROnPlateau and LearningRateScheduler do. Make it with a number, or set another schedule. "
     "Received: learning_rate={!r}"
@@ -30,10 +30,10 @@ FIXED = (
 
 
 class Adapter(Steps, keras.optimizers.Optimizer):
-    """What the classes of `jaxopt_keras.interop.keras` have in common.
+    """Base class of the classes in `jaxopt_keras.interop.keras`.
 
-    `wrapped` is the optimizer of this library: the state and the arithmetic are its own. Its hyperparameters, options
-    and methods are attributes here too.
+    `wrapped` is the optimizer of this library, which owns the state and computes the steps. Its hyperparameters,
+    options and methods are attributes of the adapter too.
     """
 
     wrapped: Any
@@ -44,7 +44,7 @@ class Adapter(Steps, keras.optimizers.Optimizer):
         if "update_step" in cls.__dict__:
             raise TypeError(
                 f"`update_step` of {cls.__name__} would never run: the whole step is one call of `wrapped`. Derive the "
-                "class from `keras.optimizers.Optimizer`, or from `jaxopt_keras.Optimizer` for `as_keras`."
+                "class from `keras.optimizers.Optimizer`; or from `jaxopt_keras.Optimizer`, and adapt it by `as_keras`."
             )
 
     def _wrap(self, optimizer: Optimizer, name: str | None) -> None:
@@ -53,26 +53,26 @@ class Adapter(Steps, keras.optimizers.Optimizer):
             self.__dict__.pop(option, None)  # `wrapped` has them
         optimizer.name = self.name
         self.__dict__.update(wrapped=optimizer, _known={})
-        self._list()
+        self._list_variables()
 
-    def _list(self) -> None:
-        """Makes `variables` those that the state has now; what was among them before is the same object."""
+    def _list_variables(self) -> None:
+        """Updates `variables` to the current arrays of the state. Known arrays keep their variable object."""
         layout = Layout(self.wrapped)
         with keras.name_scope(self.name):
             known = {
-                spot: self._known[spot] if spot in self._known else StateVariable(self.wrapped, spot, name)
-                for spot, name in layout.spots
+                address: self._known[address] if address in self._known else StateVariable(self.wrapped, address, name)
+                for address, name in layout.addresses
             }
         self.__dict__.update(  # not as attributes, or Keras would list them a second time
             _layout=layout,
             _known=known,
             _variables=[*known.values()],
-            _iterations=known[Spot.of(STEP)],
-            _learning_rate=known.get(Spot.of(RATE)),
+            _iterations=known[Address.of(STEP)],
+            _learning_rate=known.get(Address.of(RATE)),
         )
 
     def __getattr__(self, name: str) -> Any:
-        """A setting or a method of `wrapped` that Keras's optimizers have not."""
+        """A setting or a method of `wrapped` that Keras's optimizers lack."""
         if name.startswith("_") or "wrapped" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.wrapped, name)
@@ -86,24 +86,24 @@ class Adapter(Steps, keras.optimizers.Optimizer):
         else:
             self._check_present()
             setattr(wrapped, name, value)
-            self._list()  # an option may have brought slots
+            self._list_variables()  # an option may have added slots
 
     # --- settings ---------------------------------------------------------------------------------------------------
 
     def _check_present(self) -> None:
-        if self._iterations.away:
-            raise RuntimeError(AWAY)
+        if self._iterations.in_trainer:
+            raise RuntimeError(IN_TRAINER)
 
     @property
     def iterations(self) -> Any:
-        """The number of updates made; under accumulation, not the number of calls."""
+        """The number of updates. With gradient accumulation, calls are not counted."""
         if not in_stateless_scope():
             self._check_present()
         return self._iterations
 
     @property
     def learning_rate(self) -> Any:
-        """The rate: a variable, or what the schedule or function gives now."""
+        """The learning rate: a variable, or the current value of the schedule or function."""
         if not in_stateless_scope():
             self._check_present()
         if self.wrapped._rate_source is None:
@@ -117,11 +117,11 @@ class Adapter(Steps, keras.optimizers.Optimizer):
         value = array_of(value_of(learning_rate))
         if callable(value):
             self.wrapped.learning_rate = value
-            self._list()
+            self._list_variables()
         elif self.wrapped._rate_source is not None:
-            raise TypeError(FIXED.format(value))
+            raise TypeError(SCHEDULED.format(value))
         elif self._learning_rate is None:
-            self.wrapped.learning_rate = value  # which says why not
+            self.wrapped.learning_rate = value  # raises an error that says why
         else:
             self._learning_rate.assign(RATE_FIELD.check("learning_rate", value))
 
@@ -135,41 +135,45 @@ class Adapter(Steps, keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[Any]:
-        """iteration, learning_rate (unless scheduled) and the slots, in the order of Keras 3."""
+        """The iteration, the learning rate (unless scheduled) and the slots, in the order of Keras 3."""
         return [*self._variables]
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Makes the slots. Variables with `overwrite_with_gradient` get none: they become what their gradient is."""
+        """Makes the slots. Variables with `overwrite_with_gradient` get none: they are set to their gradient."""
         if self.built:
             return
         variables = list(variables)
         overwritten = [v for v in variables if getattr(v, "overwrite_with_gradient", False)]
         if overwritten and self.wrapped.gradient_accumulation_steps:
             raise ValueError(
-                "`gradient_accumulation_steps` does not go with variables that their gradients overwrite (of float8 "
+                "`gradient_accumulation_steps` must be None with variables that are set to their gradients (of float8 "
                 f"layers). Received: {[v.path for v in overwritten]}"
             )
         updated = [v for v in variables if not getattr(v, "overwrite_with_gradient", False)]
         self.wrapped.build(updated)
         if len(self.wrapped._paths) != len(updated):
             raise ValueError(
-                f"{self.name} has slots for other variables too. Build it with all of them. It has: "
-                f"{self.wrapped._paths}. Received: {[v.path for v in updated]}"
+                f"{self.name} must be built with all variables that have slots: {self.wrapped._paths}. Received: "
+                f"{[v.path for v in updated]}"
             )
         self._trainable_variables = variables
         self._trainable_variables_indices = {id(v): i for i, v in enumerate(variables)}
-        self._list()
+        self._list_variables()
         self.built = True
 
     def _slots(self, name: str) -> list[Any]:
         keys = [self.wrapped._keys.get(id(v)) for v in self._trainable_variables]
-        found = {spot.keys[1]: v for spot, v in self._known.items() if spot.keys[0] == "slots" and spot.keys[2] == name}
+        found = {
+            address.keys[1]: v
+            for address, v in self._known.items()
+            if address.keys[0] == "slots" and address.keys[2] == name
+        }
         if not found:
-            raise AttributeError(f"{self.name} keeps no {name}")
+            raise AttributeError(f"{self.name} has no slot {name!r}")
         return [found.get(key) for key in keys]
 
     @property
-    def _model_variables_moving_average(self) -> list[Any]:  # by this name SwapEMAWeights finds them
+    def _model_variables_moving_average(self) -> list[Any]:  # SwapEMAWeights reads this attribute
         return self._slots(AVERAGE)
 
     @property
@@ -202,12 +206,12 @@ class Adapter(Steps, keras.optimizers.Optimizer):
         return cls(**arguments_of(config, custom_objects))
 
     def __reduce__(self) -> Any:
-        """A pickle or copy has the state, which waits for its variables: call `build` with them."""
-        return around, (type(self), self.wrapped)
+        """A pickle or a copy contains the state, but no variables: call `build` with them."""
+        return adapter_of, (type(self), self.wrapped)
 
 
-def around(cls: type[Adapter], optimizer: Optimizer) -> Any:
-    """An adapter of class `cls` around an optimizer that exists."""
+def adapter_of(cls: type[Adapter], optimizer: Optimizer) -> Any:
+    """An adapter of class `cls` for an existing optimizer."""
     adapter = cls.__new__(cls)
     adapter._wrap(optimizer, optimizer.name)
     return adapter

@@ -1,9 +1,10 @@
-"""An optimizer's state as `keras.Variable`s, which is what Keras's trainer, savers and callbacks handle.
+"""An optimizer's state as `keras.Variable`s, for Keras's trainer, savers and callbacks.
 
-They are views: the state stays where the optimizer has it, once. A slot in codes is two of them, codes and scales.
+The variables are views: the arrays are stored once, in the optimizer's state. A quantized slot has two variables, for
+its codes and its scales.
 
-During an epoch Keras's trainer carries the values itself and empties the variables. In the state there is then the
-value's shape and dtype (`jax.ShapeDtypeStruct`), so that its structure is whole at any time.
+During an epoch Keras's trainer holds the values itself and empties the variables. The state then has a
+`jax.ShapeDtypeStruct` for each value, so that its structure stays complete.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,21 +22,21 @@ from jaxopt_keras.stateful.wrappers import Wrapper
 from jaxopt_keras.storage.blockwise import Blocks
 
 
-class Spot(NamedTuple):
-    """Where an array lies: in which inner optimizer (numbers, from the outside in), where in its state, which leaf."""
+class Address(NamedTuple):
+    """The address of an array: the inner optimizer (indices, outermost first), the place in its state, and the leaf."""
 
     inner: tuple[int, ...]
     keys: Place
     leaf: int
 
     @classmethod
-    def of(cls, place: Place) -> "Spot":
-        """Of a place as `Optimizer.places` says it."""
+    def of(cls, place: Place) -> "Address":
+        """The address of a place from `Optimizer.places`."""
         inner = []
         while isinstance(place[0], int):
             inner.append(place[0])
             place = place[1]
-        if place[0] == "scalars" and len(place) == 3:  # a leaf of what an optax transformation keeps
+        if place[0] == "scalars" and len(place) == 3:  # a leaf of an optax transformation's state
             return cls(tuple(inner), place[:2], place[2])
         return cls(tuple(inner), place, 0)
 
@@ -43,113 +44,112 @@ class Spot(NamedTuple):
 class StateVariable(keras.Variable):
     """One array of an optimizer's state."""
 
-    def __init__(self, optimizer: Any, spot: Spot, name: str) -> None:
-        for i in spot.inner:
+    def __init__(self, optimizer: Any, address: Address, name: str) -> None:
+        for i in address.inner:
             optimizer = optimizer._inner[i]
-        self._optimizer, self._spot, self.lent = optimizer, spot, False
+        self._optimizer, self._address, self.referenced = optimizer, address, False
         value: Any = self._value
-        # A slot lies where its parameter does; the rest where Keras puts such variables.
+        # A slot keeps the sharding of its parameter. Keras chooses that of other variables.
         layout = value.sharding if isinstance(value.sharding, NamedSharding) else None
         super().__init__(value, dtype=value.dtype.name, trainable=False, name=name, layout=layout)
-        self.lent = False
+        self.referenced = False
 
     @property
     def _value(self) -> Array | None:
-        value = jax.tree.leaves(_at(self._optimizer._state, self._spot.keys))[self._spot.leaf]
+        value = jax.tree.leaves(_at(self._optimizer._state, self._address.keys))[self._address.leaf]
         if isinstance(value, jax.ShapeDtypeStruct):
             return None
-        self.lent = True
+        self.referenced = True
         return jax.random.key_data(value) if _is_key(value) else value
 
     @_value.setter
     def _value(self, value: Array | None) -> None:
-        state, keys = self._optimizer._state, self._spot.keys
+        state, keys = self._optimizer._state, self._address.keys
         leaves, treedef = jax.tree.flatten(_at(state, keys))
-        old = leaves[self._spot.leaf]
+        old = leaves[self._address.leaf]
         if value is None:
-            leaves[self._spot.leaf] = jax.ShapeDtypeStruct(old.shape, old.dtype)
+            leaves[self._address.leaf] = jax.ShapeDtypeStruct(old.shape, old.dtype)
         else:
-            leaves[self._spot.leaf] = _wrapped(value, old)
+            leaves[self._address.leaf] = _with_key_type(value, old)
         self._optimizer._set_state(_with(state, keys, jax.tree.unflatten(treedef, leaves)))
 
     @property
-    def away(self) -> bool:
-        """Whether Keras's trainer has the value at the moment."""
+    def in_trainer(self) -> bool:
+        """Whether Keras's trainer holds the value at the moment."""
         return self._value is None
 
-    def take_back(self) -> None:
-        """Copies the array if somebody who has read it still holds it: the next step donates it."""
-        if self.lent:
-            self._value = _Held(self).take()
-            self.lent = False
+    def copy_if_referenced(self) -> None:
+        """Copies the array if a caller has read it and may still hold it: the next step donates it."""
+        if self.referenced:
+            self._value = _ValueHandle(self).take()
+            self.referenced = False
 
 
-class _Held(Handle):
+class _ValueHandle(Handle):
     def read(self) -> Any:
         return self.variable._value
 
 
 class Layout:
-    """An optimizer's whole state as a list of arrays, and back."""
+    """Conversion between an optimizer's whole state and a list of arrays."""
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
         places = optimizer.places()
         leaves, treedef = jax.tree.flatten(_whole(optimizer))
         numbers = jax.tree.unflatten(treedef, range(len(leaves)))
-        self.spots: list[tuple[Spot, str]] = []
+        self.addresses: list[tuple[Address, str]] = []
         self._order: list[int] = []
         for place in places:
-            first, name = Spot.of(place), optimizer.view(place).name
-            for spot, suffix in _leaves(optimizer, first):
-                self.spots.append((spot, name + suffix))
-                self._order.append(jax.tree.leaves(_inside(numbers, spot))[spot.leaf])
+            first, name = Address.of(place), optimizer.view(place).name
+            for address, suffix in _leaves(optimizer, first):
+                self.addresses.append((address, name + suffix))
+                self._order.append(jax.tree.leaves(_inside(numbers, address))[address.leaf])
 
-    def assembled(self, values: Sequence[Any]) -> Any:
-        """The state with `values` as its arrays; what is not among them (hyperparameters) as it is now."""
+    def assemble(self, values: Sequence[Any]) -> Any:
+        """The state with `values` as its arrays. Hyperparameters that are not listed keep their current values."""
         leaves, treedef = jax.tree.flatten(_whole(self._optimizer))
         for i, value in zip(self._order, values, strict=True):
-            leaves[i] = _wrapped(value, leaves[i])
+            leaves[i] = _with_key_type(value, leaves[i])
         return jax.tree.unflatten(treedef, leaves)
 
-    def listed(self, state: Any) -> list[Any]:
-        """The arrays of a state."""
+    def arrays(self, state: Any) -> list[Any]:
+        """The arrays of a state, in the order of `addresses`."""
         leaves = jax.tree.leaves(state)
         return [jax.random.key_data(x) if _is_key(x) else x for x in (leaves[i] for i in self._order)]
 
 
 def _whole(optimizer: Any) -> Any:
-    """The state as a step takes it."""
+    """The state of the optimizer and of its inner ones, as a step takes it."""
     if isinstance(optimizer, Wrapper):
         return optimizer._state, [_whole(inner) for inner in optimizer._inner]
     return optimizer._state
 
 
-def _inside(whole: Any, spot: Spot) -> Any:
-    for i in spot.inner:
+def _inside(whole: Any, address: Address) -> Any:
+    for i in address.inner:
         whole = whole[1][i]
-    own = whole[0] if type(whole) is tuple else whole  # a wrapper's own state, beside the inner ones
-    return _at(own, spot.keys)
+    own = whole[0] if type(whole) is tuple else whole  # a wrapper's own state
+    return _at(own, address.keys)
 
 
-def _leaves(optimizer: Any, spot: Spot) -> Iterator[tuple[Spot, str]]:
-    """The arrays at a place that `Optimizer.places` names, with what tells their names apart."""
-    what = _inside(_whole(optimizer), spot)
-    if isinstance(what, Blocks):
-        yield from ((spot._replace(leaf=i), f"_{part}") for i, part in enumerate(("codes", "scales")))
+def _leaves(optimizer: Any, address: Address) -> Iterator[tuple[Address, str]]:
+    """The arrays at a place from `Optimizer.places`, with the suffixes of their names."""
+    if isinstance(_inside(_whole(optimizer), address), Blocks):
+        yield from ((address._replace(leaf=i), f"_{part}") for i, part in enumerate(("codes", "scales")))
     else:
-        yield spot, ""
+        yield address, ""
 
 
 def _at(state: Any, keys: Place) -> Any:
-    what = getattr(state, keys[0])
-    for key in reversed(keys[1:]):  # ("slots", path, name): a tree by path for each name
-        what = what[key]
-    return what
+    found = getattr(state, keys[0])
+    for key in reversed(keys[1:]):  # ("slots", path, name): each slot name has a tree by path
+        found = found[key]
+    return found
 
 
 def _with(state: Any, keys: Place, value: Any) -> Any:
-    """`state` with another value; a slot is exchanged in place, since there are many."""
+    """`state` with another value. A slot is replaced in place, because copying the dicts of slots would be slow."""
     kind, *rest = keys
     if kind == "slots":
         state.slots[rest[1]][rest[0]] = value
@@ -158,9 +158,9 @@ def _with(state: Any, keys: Place, value: Any) -> Any:
 
 
 def _is_key(x: Any) -> bool:
-    """Whether it is a typed random key, for which Keras has no dtype."""
+    """Whether `x` is a typed random key, for which Keras has no dtype."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _wrapped(value: Any, old: Any) -> Any:
+def _with_key_type(value: Any, old: Any) -> Any:
     return jax.random.wrap_key_data(value, impl=jax.random.key_impl(old)) if _is_key(old) else value

@@ -1,4 +1,4 @@
-"""A step of the optimizer that an adapter wraps, in the ways in which Keras asks for one."""
+"""The step methods of an adapter: `apply_gradients`, `apply`, `stateless_apply`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
@@ -12,7 +12,7 @@ from jaxopt_keras.stateful.validation import numbers, pairs
 
 
 class Steps:
-    """The means of steps, for `Adapter`."""
+    """Steps of an adapter: each runs the step of the wrapped optimizer."""
 
     wrapped: Any  # the optimizer
     built: bool
@@ -22,7 +22,7 @@ class Steps:
     _variables: list[StateVariable]
     _trainable_variables: list[Any]
     _check_present: Callable[[], None]
-    _check_variables_are_known: Callable[[list[Any]], None]  # this and the next are Keras's
+    _check_variables_are_known: Callable[[list[Any]], None]  # this and the next are defined by Keras
     _filter_empty_gradients: Callable[[Any, Any], tuple[list[Any], list[Any]]]
 
     def apply_gradients(self, grads_and_vars: Iterable[Any]) -> Any:
@@ -30,13 +30,15 @@ class Steps:
         return self._iterations
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """One step, as one compiled call, which donates the state."""
+        """Makes one step as one compiled call, which donates the state."""
         grads = list(grads)
         if not grads:
             return
         if trainable_variables is None:
             if not self.built:
-                raise ValueError("`apply(grads)` without variables needs a built optimizer: `build(variables)`.")
+                raise ValueError(
+                    "`apply(grads)` without variables needs a built optimizer. Call `build(variables)` first."
+                )
             trainable_variables = self._trainable_variables
         variables = list(trainable_variables)
         if len(grads) != len(variables):
@@ -52,7 +54,7 @@ class Steps:
             return
         self._check_present()
         for v in self._variables:
-            v.take_back()
+            v.copy_if_referenced()
         known = [id(v) in self.wrapped._keys for v in variables]
         if any(known):
             self.wrapped.apply([*compress(grads, known)], [*compress(variables, known)])
@@ -69,10 +71,10 @@ class Steps:
     def stateless_apply(
         self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """One step as a pure function of lists of arrays; returns (new trainable variables, new optimizer variables).
+        """Makes one step as a pure function; returns (new trainable variables, new optimizer variables).
 
         Raises:
-            ValueError: if it is not built, a list has another length, or there is no gradient at all.
+            ValueError: if the optimizer is not built, a list has a wrong length, or all gradients are None.
         """
         if not self.built:
             raise ValueError("`stateless_apply` needs a built optimizer. Call `build(trainable_variables)` first.")
@@ -88,17 +90,17 @@ class Steps:
         return self._stepped(optimizer_variables, grads, trainable_variables)
 
     def _stepped(self, values: Sequence[Any], grads: Sequence[Any], params: Sequence[Any]) -> tuple[Any, Any]:
-        keys = [self.wrapped._keys.get(id(v)) for v in self._trainable_variables]  # None: overwritten
-        state = self._layout.assembled([array_of(v) for v in values])
+        keys = [self.wrapped._keys.get(id(v)) for v in self._trainable_variables]  # None: set to its gradient
+        state = self._layout.assemble([array_of(v) for v in values])
         arrays = {k: array_of(p) for k, p in zip(keys, params, strict=True) if k is not None}
         given = {k: numbers(array_of(g), k) for k, g in zip(keys, grads, strict=True) if k in arrays and g is not None}
         if given:
             arrays, state = self.wrapped._after(given, state, arrays, reduce=True)
         overwritten = [array_of(p if g is None else g) for g, p in zip(grads, params, strict=True)]
         new = [x if k is None else arrays[k] for k, x in zip(keys, overwritten, strict=True)]
-        return new, self._layout.listed(state)
+        return new, self._layout.arrays(state)
 
 
 def array_of(x: Any) -> Any:
-    """The value of a Keras variable, which a scope may say; anything else as it is."""
+    """The value of a Keras variable, also inside a stateless scope; other objects unchanged."""
     return x.value if isinstance(x, keras.Variable) else x

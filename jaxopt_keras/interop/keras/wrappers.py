@@ -1,4 +1,4 @@
-"""`as_keras`: any optimizer of this library as one of Keras's, wrappers and custom ones too."""
+"""`as_keras`: adapts any optimizer of this library to Keras, wrappers and custom optimizers too."""
 
 import warnings
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras.src.backend.common.global_state import get_global_attribute
 
-from jaxopt_keras.interop.keras.adapter import Adapter, around
-from jaxopt_keras.interop.keras.state import Spot
+from jaxopt_keras.interop.keras.adapter import Adapter, adapter_of
+from jaxopt_keras.interop.keras.state import Address
 from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer, scaled
 from jaxopt_keras.stateful.multi import MultiOptimizer
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -15,20 +15,20 @@ from jaxopt_keras.stateful.serialization import deserialize, serialize
 from jaxopt_keras.stateful.variable import value_of
 
 NAMED: dict[type, type[Adapter]] = {}
-"""The adapters of the named optimizers, by our class."""
+"""The adapter classes of the named optimizers, by stateful class."""
 
 CODE = (
-    "{} runs code that a config cannot hold. Load the model with `compile=False`, compile it with the optimizer made "
-    "anew, and restore its state with `save_weights` and `load_weights`."
+    "{} runs code that a config cannot contain. Load the model with `compile=False`, compile it with a new optimizer, "
+    "and restore the state with `save_weights` and `load_weights`."
 )
 
 
 @keras.saving.register_keras_serializable(package="jaxopt_keras")
 class Wrapped(Adapter):
-    """Any optimizer of this library. Made by `as_keras`."""
+    """The adapter of any optimizer of this library. `as_keras` makes it."""
 
     def get_config(self) -> dict[str, Any]:
-        """With the config of `wrapped`; without it, and with a warning, where that runs code, as optax's does."""
+        """The config, with that of `wrapped`. It is left out, with a warning, if `wrapped` runs code (optax)."""
         try:
             return {"name": self.name, "optimizer": serialize(self.wrapped)}
         except TypeError:
@@ -43,29 +43,29 @@ class Wrapped(Adapter):
 
 
 def _registered() -> dict[str, Any]:
-    """The classes that Keras knows from `custom_objects` and from its decorator, by their own names."""
+    """The classes registered in Keras, by `custom_objects` or by decorator, under their class names."""
     known = keras.saving.get_custom_objects() | (get_global_attribute("custom_objects_scope_dict") or {})
-    ours = "jaxopt_keras>"  # the adapters, whose configs these are not
+    ours = "jaxopt_keras>"  # adapters: the configs are those of wrapped optimizers
     return {name.rpartition(">")[2]: x for name, x in known.items() if not name.startswith(ours)}
 
 
 @keras.saving.register_keras_serializable(package="jaxopt_keras")
-# Both bases have `from_config`, and Keras's has another signature.
+# Both bases have `from_config`, with different signatures.
 class WrappedLossScale(Wrapped, keras.optimizers.LossScaleOptimizer):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """Our `LossScaleOptimizer`; one of Keras's too, so that mixed precision puts no other around it."""
+    """The adapter of a `LossScaleOptimizer`. Derived from Keras's, so that mixed precision does not wrap it again."""
 
     @property
     def inner_optimizer(self) -> Any:
-        """What is inside, around the same state."""
+        """The adapter of the inner optimizer, with the same state."""
         return _inside(self, self.wrapped.inner_optimizer)
 
     @property
     def dynamic_scale(self) -> Any:
-        return self._known[Spot.of(self.wrapped.dynamic_scale.place)]
+        return self._known[Address.of(self.wrapped.dynamic_scale.place)]
 
     @property
     def step_counter(self) -> Any:
-        return self._known[Spot.of(self.wrapped.step_counter.place)]
+        return self._known[Address.of(self.wrapped.step_counter.place)]
 
     def scale_loss(self, loss: Any) -> Any:
         return scaled(value_of(loss), self.dynamic_scale.value)
@@ -81,21 +81,21 @@ class WrappedLossScale(Wrapped, keras.optimizers.LossScaleOptimizer):  # pyright
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
         self.inner_optimizer.learning_rate = learning_rate
-        self._list()
+        self._list_variables()
 
 
 @keras.saving.register_keras_serializable(package="jaxopt_keras")
 class WrappedMulti(Wrapped):
-    """Our `MultiOptimizer`."""
+    """The adapter of a `MultiOptimizer`."""
 
     @property
     def optimizers(self) -> list[Any]:
-        """What is inside, around the same state."""
+        """The adapters of the inner optimizers, with the same state."""
         return [_inside(self, optimizer) for optimizer in self.wrapped.optimizers]
 
     @property
     def learning_rate(self) -> Any:
-        return self.wrapped.learning_rate  # which says that there is none
+        return self.wrapped.learning_rate  # raises: the groups have rates of their own
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
@@ -110,12 +110,13 @@ def _inside(outer: Adapter, optimizer: Optimizer) -> Any:
 
 
 def as_keras(optimizer: Optimizer) -> Any:
-    """An optimizer of this library as a `keras.optimizers.Optimizer`, which `compile` takes.
+    """Adapts an optimizer of this library to a `keras.optimizers.Optimizer`, for `compile`.
 
-    It is the same optimizer: what Keras trains moves its state, and `get_slot`, `iterations` and the rest show it.
+    Both share one state: training in Keras also changes the `iterations` and slots of `optimizer`.
 
     Args:
-        optimizer: any: by name, from a rule, from optax, a subclass with hooks, `MultiOptimizer`, `LossScaleOptimizer`.
+        optimizer: any `jaxopt_keras.Optimizer`: named, from a rule, from optax, a subclass with hooks, a
+            `MultiOptimizer` or a `LossScaleOptimizer`.
 
     >>> import keras, jaxopt_keras as jk
     >>> from jaxopt_keras.interop.keras import as_keras
@@ -127,13 +128,13 @@ def as_keras(optimizer: Optimizer) -> Any:
     array([0.5, 1.5], dtype=float32)
 
     Raises:
-        TypeError: if it is no `jaxopt_keras.Optimizer`.
+        TypeError: if `optimizer` is no `jaxopt_keras.Optimizer`.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             "`optimizer` must be a `jaxopt_keras.Optimizer`. Received: optimizer="
-            f"{optimizer!r}. For optax there is `jaxopt_keras.Optimizer.from_optax(tx)`."
+            f"{optimizer!r}. For optax use `jaxopt_keras.Optimizer.from_optax(tx)`."
         )
     kinds = {LossScaleOptimizer: WrappedLossScale, MultiOptimizer: WrappedMulti}
     found = NAMED.get(type(optimizer)) or next((a for k, a in kinds.items() if isinstance(optimizer, k)), Wrapped)
-    return around(found, optimizer)
+    return adapter_of(found, optimizer)
