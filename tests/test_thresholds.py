@@ -273,4 +273,4 @@ def test_a_pattern_of_a_partition_that_is_misspelt_is_warned_of_once():
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         kernel.init(drawn(MANY)[0])
-    assert len(found) == 1 and "'v' takes no parameter" in str(found[0].message)
+    assert len(found) == 1 and "'v' matches no parameter" in str(found[0].message)
