@@ -1,5 +1,5 @@
-# `make help` lists the commands. Each one first makes the environment that it needs (.venv, with uv where there is uv,
-# else with venv and pip), and does so again only when pyproject.toml has changed.
+# `make help` lists the commands. Each one first creates the environment that it needs (.venv, with uv if it is installed,
+# else with venv and pip), and updates it only if pyproject.toml has changed.
 
 VENV ?= .venv
 PYTHON ?=
@@ -8,46 +8,46 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# One environment: two installs at once would spoil it.
+# Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
 .PHONY: help demo soak test check format format-check lint types sanitize bench docs docs-serve parity test-py test-matrix lines laws clean
 
 RUN := $(VENV)/bin/python -m
 
 ##@ Use
-demo: $(VENV)/.with-demo ## train a small model and draw it
+demo: $(VENV)/.with-demo ## train a small model with both faces, and draw it
 	$(RUN) examples.demo $(ARGS)
 
-bench: $(VENV)/.with-bench $(if $(TORCH),$(VENV)/.with-torch) ## step time, memory, compile time beside the peers; TORCH=1 installs torch too
+bench: $(VENV)/.with-bench $(if $(TORCH),$(VENV)/.with-torch) ## compare step time, memory and compile time with other libraries; TORCH=1 installs torch too
 	$(RUN) benchmarks $(ARGS)
 
-parity: $(VENV)/.with-bench ## how far every optimizer is from Keras, optax, torch and float64
+parity: $(VENV)/.with-bench ## compare every optimizer with Keras, optax, torch and float64
 	$(RUN) jaxopt_keras.parity $(ARGS)
 
 docs: $(VENV)/.with-docs ## build the site, docs/_build/index.html; a warning is an error
 	$(RUN) sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build
 	@echo "Open docs/_build/index.html: it needs no server and no network."
 
-docs-serve: docs ## the same, at http://127.0.0.1:8000
+docs-serve: docs ## build the site and serve it at http://127.0.0.1:8000
 	$(RUN) http.server --bind 127.0.0.1 --directory docs/_build 8000
 
 ##@ Develop
-# Two compilers' checks: the first needs its runtime, and that of C++, loaded before Python.
+# The address sanitizer needs its runtime, and that of C++, loaded before Python.
 IN_BUFFERS := test_what_is_needed_elsewhere_too_is_there test_flat_equals_tree[Lamb] test_whatever_is_around_the_rule[codes]
 SANITIZED := $(RUN) pytest -q -p no:cacheprovider tests/laws/test_native_equals_xla.py tests/test_native_rows.py tests/test_unpack.py \
   $(patsubst %,'tests/test_flat.py::%',$(IN_BUFFERS))
-sanitize: $(VENV)/.with-dev ## the native loops under the sanitizers for addresses and for undefined behaviour
+sanitize: $(VENV)/.with-dev ## test the native loops with the sanitizers for addresses and undefined behaviour
 	JAXOPT_KERAS_CACHE=$$(mktemp -d) CC="cc -g -fno-sanitize-recover=all -fsanitize=undefined" $(SANITIZED)
 	JAXOPT_KERAS_CACHE=$$(mktemp -d) CC="cc -g -fno-sanitize-recover=all -fsanitize=address" ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" $(SANITIZED)
 
-test: $(VENV)/.with-dev ## the test suite; ARGS="-k adam" narrows it, WORKERS=8 widens it
+test: $(VENV)/.with-dev ## run the tests; ARGS="-k adam" selects some, WORKERS=8 runs eight at a time
 	$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-soak: $(VENV)/.with-dev ## 20,000 random operations on the stateful face, beside a plain model of it
+soak: $(VENV)/.with-dev ## run 20,000 random operations on the stateful face, and compare it with a plain model
 	JAXOPT_KERAS_SOAK=$(or $(STEPS),20000) $(RUN) pytest tests/test_soak.py $(ARGS)
 
-check: format-check lint types test ## format, lint, types and tests: what CI runs
+check: format-check lint types test ## check format, lint and types, and run the tests, as CI does
 
 format: $(VENV)/.with-dev ## rewrite the code in the project's format
 	$(RUN) ruff check --select I --fix .
@@ -62,49 +62,49 @@ lint: $(VENV)/.with-dev
 types: $(VENV)/.with-dev
 	$(RUN) pyright --pythonpath $(VENV)/bin/python
 
-# The range that pyproject.toml promises: its two ends in JAX, and every Python between them. JAX 0.10 is the newest for
+# The range of versions in pyproject.toml: the oldest and the newest JAX, and every Python. JAX 0.10 is the newest for
 # Python 3.11.
 JAX_FOR_3.11 := 0.10
 JAX_FOR_PY = $(or $(JAX_FOR_$(PY)),0.12)
 
-test-py: ## the test suite on one Python, in its own environment: make test-py PY=3.12 [JAX=0.11]
+test-py: ## run the tests on one Python, in its own environment: make test-py PY=3.12 [JAX=0.11]
 	$(if $(PY),,$(error Which Python? Say `make test-py PY=3.12`))
 	$(MAKE) test VENV=.venv-$(PY) PYTHON= PY=$(PY) JAX=$(or $(JAX),$(JAX_FOR_PY))
 
-test-matrix: ## test-py on Python 3.11, 3.12 and 3.13
+test-matrix: ## run test-py on Python 3.11, 3.12 and 3.13
 	$(MAKE) test-py PY=3.11
 	$(MAKE) test-py PY=3.12
 	$(MAKE) test-py PY=3.13
 
-# Every line of JAX that pyproject.toml promises, by its newest patch, and a Python that it has.
+# The newest patch of every line of JAX that pyproject.toml allows, each with a Python that supports it.
 LINES := 0.10-3.11 0.11-3.12 0.12-3.13
 LAWS := tests/test_smoke.py tests/laws/test_native_equals_xla.py tests/test_native.py tests/test_native_rows.py \
-  tests/test_native_processes.py tests/test_apart.py $(patsubst %,'tests/test_flat.py::%',$(IN_BUFFERS))
+  tests/test_native_processes.py tests/test_unpack.py $(patsubst %,'tests/test_flat.py::%',$(IN_BUFFERS))
 
-lines: ## the native engine's laws and a smoke of each face on every promised line of JAX, each in its own environment
+lines: ## test the native engine and each face on every supported line of JAX, each in its own environment
 	$(foreach line,$(LINES),$(MAKE) laws VENV=.venv-jax-$(line) PYTHON= \
 	  JAX=$(firstword $(subst -, ,$(line))) PY=$(lastword $(subst -, ,$(line))) &&) true
 
-laws: $(VENV)/.with-laws # with the code generator of users, which is not the one of `make test` on JAX 0.10
+laws: $(VENV)/.with-laws # with XLA's default code generator; on JAX 0.10 `make test` uses an older one
 	XLA_FLAGS= $(RUN) pytest -n $(WORKERS) --dist worksteal $(LAWS) $(ARGS)
 
 clean: ## remove the environments, caches and built files
 	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis .jax_cache docs/_build build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-help: ## this list
+help: ## print this list
 	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Environments
 
-# uv and python are tried, not only looked up: a pyenv shim exists for versions that are not there.
+# uv and python are run, not only looked up: a pyenv shim exists for versions that are not installed.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 VERSIONS := $(or $(PY),3.13 3.12 3.11)
 PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
 CANDIDATES = $(or $(PYTHON),$(VERSIONS:%=python%) $(if $(PY),,python3) \
 	$(foreach v,$(VERSIONS),$(wildcard $(PYENV)/$(v).*/bin/python)))
-# Without ensurepip (Debian's python3 without python3-venv) there is no venv; uv needs neither.
+# Without ensurepip (Debian's python3 without python3-venv) venv does not work; uv needs neither.
 USABLE := import sys; assert sys.version_info >= (3, 11); print(sys.executable)$(if $(UV),,; import venv, ensurepip)
 
 $(VENV)/bin/python:
@@ -125,7 +125,7 @@ $(VENV)/bin/python:
 	    exit 1; \
 	fi
 
-# The extras are stamped one by one, so that `make demo` waits for the demo's packages only. `JAX` narrows the version.
+# Each extra has its own stamp, so that `make demo` installs only the demo's packages. `JAX` selects the version.
 INSTALL = $(if $(UV),uv pip install --quiet --python $(VENV)/bin/python,$(RUN) pip install --quiet --disable-pip-version-check)
 $(VENV)/.with-%: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing jaxopt_keras[$*] into $(VENV) (a minute or two, once)"

@@ -1,7 +1,7 @@
-"""Benchmarks: what a step of each optimizer costs, beside its peers and beside what the machine can do at all."""
+"""Benchmarks: the cost of a step of each optimizer, compared with other libraries and with the machine's limit."""
 
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-# Peak memory is measured in a process of its own, which needs some of the device too.
+# Peak memory is measured in a separate process, which needs device memory too.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -31,13 +31,13 @@ from jaxopt_keras.parity.peer import default_promotion
 ROOT = Path(__file__).parent.parent
 QUICK = {"scale": 0.01, "seconds": 0.3, "rounds": 5, "memory": False}
 QUICK_WORKLOADS, QUICK_PEERS = ["lenet5", "embedding"], ["optax"]
-WIDTH = 190  # of what is not a terminal
-REFRESH = 0.2  # seconds between two refreshes of the progress bar, none of which falls into a measurement
+WIDTH = 190  # of the output, if it is not a terminal
+REFRESH = 0.2  # seconds between two refreshes of the progress bar; none is made during a measurement
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Argparse's message, with what would have been right."""
+        """Exit with argparse's message and a hint."""
         self.exit(2, f"{self.prog}: {message}\n`{self.prog} --help` explains every argument.\n")
 
 
@@ -58,8 +58,8 @@ def pattern(text: str) -> re.Pattern[str]:
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m benchmarks",
-        description="Times the step of an optimizer beside other libraries and beside what the machine can do. "
-        "Everything is first compared with float64; what differs is not timed.",
+        description="Times the step of an optimizer, and compares it with other libraries and the machine's limit. "
+        "Every result is first compared with float64; an implementation that differs is not timed.",
         epilog="workloads: " + "; ".join(f"{w.name}: {w.about}" for w in WORKLOADS.values()),
     )
     add = parser.add_argument
@@ -67,33 +67,33 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     add("--workload", nargs="+", choices=list(WORKLOADS), metavar="NAME", help="default: all")
     add(
         "--optimizer", nargs="+", choices=list(RULES), metavar="NAME",
-        help=f"default: the workload's own, mostly adamw; there are {', '.join(RULES)}",
+        help=f"default: that of the workload, mostly adamw; choices: {', '.join(RULES)}",
     )  # fmt: skip
     add(
         "--peer", nargs="*", choices=list(PEERS), metavar="NAME",
-        help=f"default: all that are installed, of {', '.join(PEERS)}; without a name: none",
+        help=f"libraries to compare with; default: all installed ones of {', '.join(PEERS)}; without a name: none",
     )  # fmt: skip
     add("--dtype", nargs="+", choices=list(DTYPES), default=["float32"], metavar="NAME", help="of the parameters")
     add(
         "--storage", nargs="+", choices=FORMATS, default=["float32"], metavar="NAME",
-        help=f"of the slots, of {', '.join(FORMATS)}; peers with such slots join in",
+        help=f"formats of the slots, of {', '.join(FORMATS)}; includes other libraries with such slots",
     )  # fmt: skip
     add("--only", type=pattern, metavar="REGEX", help="only the rows whose name matches, and `step`")
-    add("--scale", type=positive, metavar="X", help="every side of 16 or more times X (default: 1)")
-    add("--seconds", type=positive, metavar="S", help=f"of timing for each table (default: {Effort().seconds:g})")
+    add("--scale", type=positive, metavar="X", help="multiply every side of at least 16 by X (default: 1)")
+    add("--seconds", type=positive, metavar="S", help=f"of timing, for each table (default: {Effort().seconds:g})")
     add("--rounds", type=int, metavar="N", help=f"at most so many rounds (default: {Effort().rounds})")
     add(
         "--threads",
         type=int,
         metavar="N",
         default=available_cores(),
-        help="of torch and the stream (default: all cores)",
+        help="for torch and the stream (default: all cores)",
     )
     add("--no-memory", dest="memory", action="store_false", default=None, help="do not measure peak memory")
     add("--quick", action="store_true", help="a smoke run: few workloads, tiny arrays, five rounds")
     add("--json", type=Path, metavar="FILE", help="write the results, after each table")
-    add("--plot", type=Path, metavar="FILE", help="write a picture: everyone's part of the limit (PNG)")
-    add("--readme", action="store_true", help="time nothing: write the README's table from benchmarks/results")
+    add("--plot", type=Path, metavar="FILE", help="write a picture: how near each one is to the limit (PNG)")
+    add("--readme", action="store_true", help="only write the README's table from benchmarks/results")
     chosen = parser.parse_args(arguments)
     if chosen.workload is None:
         chosen.workload = QUICK_WORKLOADS if chosen.quick else list(WORKLOADS)
@@ -133,7 +133,7 @@ def effort_of(chosen: argparse.Namespace) -> Effort:
 
 
 def room(device: Any) -> int:
-    """The bytes that may be in use at once."""
+    """Return the bytes of memory that the benchmarks may use at once."""
     if stats := device.platform != "cpu" and device.memory_stats():
         return int(0.8 * (stats["bytes_limit"] - stats["bytes_in_use"]))
     try:
@@ -164,14 +164,14 @@ def versions(libraries: Sequence[str]) -> dict[str, str]:
 
 
 def command(arguments: Sequence[str]) -> str:
-    """The command, without the files that it writes: they change nothing in the numbers."""
+    """Return the command without its output files, which do not affect the numbers."""
     files = {i + j for i, argument in enumerate(arguments) for j in (0, 1) if argument in ("--json", "--plot")}
     return shlex.join(["python", "-m", "benchmarks", *(a for i, a in enumerate(arguments) if i not in files)])
 
 
 @contextmanager
 def progress(console: Console) -> Iterator[Progress]:
-    """Without the thread that refreshes by itself: it would be timed too."""
+    """Show a progress bar without a refreshing thread, which would disturb the timing."""
     bar = Progress(
         TextColumn("{task.fields[table]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
         console=console, transient=True, auto_refresh=False,
@@ -194,7 +194,7 @@ def telling(bar: Progress, task: Any) -> Tell:
 
 
 def wishes(chosen: argparse.Namespace, effort: Effort) -> Iterator[tuple[Wish, str]]:
-    """What is to be measured, and with which optimizer."""
+    """Yield each measurement to make, and the name of its optimizer."""
     variants = ("optax", "keras") if "keras" in chosen.peer else ("optax",)
     for workload in (WORKLOADS[name].scaled(effort.scale) for name in chosen.workload):
         for optimizer in chosen.optimizer or [workload.optimizer]:
@@ -207,7 +207,7 @@ def wishes(chosen: argparse.Namespace, effort: Effort) -> Iterator[tuple[Wish, s
 
 
 def wanted(found: list[Implementation], only: re.Pattern[str] | None) -> list[Implementation]:
-    """The rows that are asked for; our first is always among them."""
+    """Select the rows that match `only`; the first of ours is always included."""
     return [each for i, each in enumerate(found) if only is None or i == 0 or only.search(each.name)]
 
 

@@ -1,6 +1,6 @@
-"""What storage in few bits costs in accuracy: `python -m benchmarks.accuracy [--markdown FILE] [--json FILE]`.
+"""Accuracy with storage in few bits: `python -m benchmarks.accuracy [--markdown FILE] [--json FILE]`.
 
-Every row has a bar. Losses and accuracies are of trainings that differ in nothing but the storage.
+Every row has a bar. The runs that are compared differ only in the storage.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from jaxopt_keras.storage import hash_rng
 from jaxopt_keras.storage.rounding import stochastic
 
 MARK = "<!-- accuracy -->"
-FORMS = {"bfloat16": 0.15, "float16": 0.15, "float8": 0.15, "int8": 0.15, "int4": 0.5}  # how much more loss is allowed
+FORMS = {"bfloat16": 0.15, "float16": 0.15, "float8": 0.15, "int8": 0.15, "int4": 0.5}  # the greatest excess loss
 BYTES = {"float32": 8.01, "bfloat16": 4.01, "int8": 2.2, "int4": 1.2}
 REMEDIES: list[dict[str, Any]] = [
     *({"master_weights": kind} for kind in ("float32", "bf16+16", "bf16+8")),
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     study: str
     case: str
     value: float
-    bar: float  # at most this
+    bar: float  # the greatest value allowed
 
     @property
     def holds(self) -> bool:
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 def regression(form: str | None, steps: int = 400) -> float:
-    """The final loss of two layers trained by AdamW, where float32 gets to a small one."""
+    """Return the final loss of two layers trained by AdamW; with float32 slots it is small."""
     rng = np.random.default_rng(0)
     x, hidden = jnp.asarray(rng.normal(size=(512, 16)), jnp.float32), jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)
     y = jnp.tanh(x @ hidden).sum(-1, keepdims=True)
@@ -74,7 +74,7 @@ def losses() -> list[Row]:
 
 
 def bias() -> list[Row]:
-    """Of the mean of 20 times 1e5 draws, relative to the number: of 1e5, chance alone makes up to 4e-5."""
+    """Measure the relative bias of the mean of 20 times 1e5 draws; chance alone gives up to 4e-5 for 1e5 draws."""
     info = jnp.finfo(jnp.bfloat16)
     numbers = {
         "1/3": 1 / 3, "a tie, 1 + 2^-8": 1 + 2**-8, "-0.7": -0.7, "near the greatest, 3.38e38": 3.38e38,
@@ -90,7 +90,7 @@ def bias() -> list[Row]:
 
 
 def small_updates() -> list[Row]:
-    """1000 updates of -1e-3 from 1: where bfloat16 weights get to."""
+    """Apply 1000 updates of -1e-3 to bfloat16 weights of 1, and measure the distance from 0."""
     rows = []
     for remedy in REMEDIES:
         kernel = jk.sgd(1e-3, **remedy)
@@ -120,7 +120,7 @@ RATES = {
 
 
 def digits(name: str, form: str | None, steps: int = 300) -> np.ndarray:
-    """Test accuracies over the seeds, of a small network on scans of handwritten digits."""
+    """Return the test accuracy for each seed of a small network on scans of handwritten digits."""
     images, labels = load_digits(return_X_y=True)
     x, y = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
     kernel = FUNCTIONS[name](RATES.get(name, 3e-3), state_dtype=form)
@@ -146,7 +146,7 @@ def digits(name: str, form: str | None, steps: int = 300) -> np.ndarray:
 
 
 def rules() -> list[Row]:
-    """How much of float32's accuracy is lost; at most twice its spread over the seeds, or one picture in a hundred."""
+    """Measure the accuracy lost with int8 slots; the bar is twice the spread over the seeds, or one picture in 100."""
     rows = []
     for name in FUNCTIONS:
         exact, stored = digits(name, None), digits(name, "int8")

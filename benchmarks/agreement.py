@@ -1,10 +1,10 @@
-"""Does an implementation compute what it should? Asked before it is timed: what fails is not timed.
+"""Checks the results of an implementation before it is timed; one that fails is not timed.
 
-Each makes a few steps on a miniature of the workload, with fresh gradients and another rate at each step, beside the
-float64 references of `tests/oracles` in its own formula. Its error is the greatest difference of a parameter, less what
-rounding the parameter itself makes of it, as a part of the greatest distance that an element of the array travels. For
-quantized state, and for train steps, which feed rounding back through the gradients of tiny elements, it is the norm of
-the difference by the norm of the distance.
+Each makes a few steps on a miniature of the workload, with fresh gradients and another rate at each step, and is
+compared with the float64 reference of its own formula in `tests/oracles`. Its error is the greatest difference of a
+parameter, less the rounding of the parameter itself, divided by the greatest distance that an element of the array
+travels. For quantized state, and for train steps, in which rounding affects the gradients of tiny elements, it is the
+norm of the difference divided by the norm of the distance.
 """
 
 from types import ModuleType
@@ -25,7 +25,7 @@ MUON_BAR = 5e-3  # its iteration amplifies rounding
 
 
 class Agreement(NamedTuple):
-    """How far from float64, and how far it may be."""
+    """The distance from float64, and the greatest one allowed."""
 
     error: float | None
     bar: float
@@ -37,10 +37,10 @@ class Agreement(NamedTuple):
 
 
 def reference(problem: Problem, variant: str, sparse: str) -> dict[str, Any]:
-    """The parameters after all steps, in float64.
+    """Return the parameters after all steps, in float64.
 
     Raises:
-        Absent: where the project's tests are not at hand.
+        Absent: if the project's tests cannot be imported.
     """
     oracle = Oracle().optimizer(problem.case(variant))
     for given in problem.given:
@@ -62,7 +62,7 @@ def dense(g: Any, shape: tuple[int, ...]) -> Any:
 
 
 def lazy_step(loop: Any, oracle: ModuleType, problem: Problem, variant: str, given: dict[str, Rows]) -> None:
-    """The step on the touched rows alone: theirs are the only slots that move."""
+    """Update the touched rows and their slots only."""
     rate = problem.rate(loop.updates) if callable(problem.rate) else problem.rate
     for name, g in given.items():
         rows = np.unique(g.indices)
@@ -78,7 +78,7 @@ def lazy_step(loop: Any, oracle: ModuleType, problem: Problem, variant: str, giv
 
 
 def error(found: dict[str, Any], exact: dict[str, Any], problem: Problem, by_norm: bool) -> float:
-    """The worst array's."""
+    """Return the greatest error over all arrays."""
     worst, ulp = 0.0, float(jax.numpy.finfo(DTYPES[problem.dtype]).eps)
     for name, start in problem.params.items():
         start, end = np.asarray(start, np.float64), exact[name]
@@ -92,7 +92,7 @@ def error(found: dict[str, Any], exact: dict[str, Any], problem: Problem, by_nor
 
 
 def agreement(implementation: Implementation, problem: Problem, exact: dict[str, Any]) -> Agreement:
-    """Of one implementation with `exact`, the `reference` of its formula."""
+    """Compare one implementation with `exact`, the `reference` of its formula."""
     by_norm = implementation.storage != "float32" or problem.workload.kind == "training"
     bar = BARS[implementation.storage]
     if problem.optimizer == "muon":
@@ -105,7 +105,7 @@ def agreement(implementation: Implementation, problem: Problem, exact: dict[str,
             run.step()
         run.block()
         found = error(run.params(), exact, problem, by_norm)
-    except Exception as raised:  # whatever a library raises, it is the row that fails and not the benchmark
+    except Exception as raised:  # an error of a library fails its row, not the whole benchmark
         return Agreement(None, bar, f"fails: {short(raised)}")
     if found > bar:
         return Agreement(found, bar, f"differs from float64 by {found:.1e} of the distance travelled (bar {bar:.0e})")
@@ -113,7 +113,7 @@ def agreement(implementation: Implementation, problem: Problem, exact: dict[str,
 
 
 def samples(problem: Problem, params: dict[str, Any]) -> dict[str, Any]:
-    """Some thousand elements of the first, the largest and the last array; of touched rows, where there are rows."""
+    """Return up to 4096 elements of the first, the largest and the last array (of touched rows, if sparse)."""
     names = list(problem.params)
     chosen = dict.fromkeys([names[0], max(names, key=lambda name: problem.params[name].size), names[-1]])
     found = {}
@@ -127,7 +127,7 @@ def samples(problem: Problem, params: dict[str, Any]) -> dict[str, Any]:
 def disagreement(
     implementation: Implementation, found: dict[str, Any], ours: dict[str, Any], start: dict[str, Any]
 ) -> str | None:
-    """Why a first step at full size is not that of ours, by `samples` of the three; None: it is."""
+    """Return how a first step at full size differs from ours, by the `samples` of both; None if it does not."""
     for name, p in found.items():
         apart, travelled = np.linalg.norm(p - ours[name]), np.linalg.norm(ours[name] - start[name])
         allowed = 1e-3 if implementation.storage == "float32" else BARS[implementation.storage]
@@ -138,7 +138,7 @@ def disagreement(
 
 
 def agreements(implementations: list[Implementation], problem: Problem, tell: Any) -> dict[str, Agreement]:
-    """By name. `tell(text)` is called before each."""
+    """Return the agreement of each implementation, by name; `tell(text)` is called before each."""
     exact: dict[tuple[str, str], Any] = {}
     found = {}
     for each in implementations:

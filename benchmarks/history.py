@@ -1,4 +1,4 @@
-"""What it costs to measure a run: a step of AdamW with measures by the same step without, in interleaved rounds.
+"""Cost of `jk.history`: the time of a step of AdamW with measures divided by that without, in interleaved rounds.
 
 python -m benchmarks.history [--engine xla] [--seconds 15]
 """
@@ -22,7 +22,7 @@ GROUPS = {"first": "[0-4]$", "last": "[5-9]$"}
 
 
 class Loop:
-    """A jitted step `(params, state, grads) -> (params, state, measures)`; the measures are kept, as by a history."""
+    """A jitted step `(params, state, grads) -> (params, state, measures)`; keeps the measures, as a history does."""
 
     def __init__(self, kernel: jk.Kernel, params: Any, grads: Any, step: Callable[..., Any]) -> None:
         self.jitted = jax.jit(step, donate_argnums=(0, 1))
@@ -45,7 +45,7 @@ def steps(kernel: jk.Kernel) -> dict[str, Callable[..., Any]]:
     def measured(**settings: Any) -> Callable[..., Any]:
         return lambda *trees: jk.history.measured_step(kernel, *trees, **settings)
 
-    def apart(params: Any, state: Any, grads: Any) -> Any:
+    def separate(params: Any, state: Any, grads: Any) -> Any:
         new, state = kernel.step(params, state, grads)
         return new, state, jk.history.measure(params, new, grads)
 
@@ -55,7 +55,7 @@ def steps(kernel: jk.Kernel) -> dict[str, Callable[..., Any]]:
         "measured_step": measured(),
         "measured_step, two groups": measured(groups=GROUPS),
         "measured_step, norms=False": measured(norms=False),
-        "step and measure": apart,
+        "step and measure": separate,
     }
 
 

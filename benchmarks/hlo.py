@@ -1,4 +1,4 @@
-"""What XLA compiles a function to on a GPU, also where there is none: the kernels that it launches, and their bytes."""
+"""Counts the kernels that XLA launches for a function on a GPU, and their bytes; no GPU is needed."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-# What XLA asks of an NVIDIA H100 SXM before it decides what to fuse.
+# The properties of an NVIDIA H100 SXM that XLA uses to decide what to fuse.
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -26,10 +26,10 @@ device_description_str: "NVIDIA H100, described"
 
 @functools.cache
 def device() -> Any:
-    """What is compiled for; None without a GPU and without the plugin."""
+    """Return the GPU to compile for; None without a GPU and without the plugin."""
     if jax.default_backend() == "gpu":
         return jax.devices()[0]
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of what only a run needs
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # only a run needs them
     try:
         return topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
     except NotImplementedError:
@@ -41,10 +41,10 @@ BYTES = {"pred": 1, "bf16": 2} | {f"f8{kind}": 1 for kind in ("e4m3fn", "e5m2")}
 
 
 def launches(text: str) -> list[tuple[str, int]]:
-    """What the entry of an optimized HLO module runs, and the bytes of its operands and results.
+    """Return the operations that an optimized HLO module launches, with the bytes of their operands and results.
 
     Raises:
-        ValueError: for a step that branches, whose launches cannot be told from its text.
+        ValueError: for a step with branches, whose launches are not known from its text.
     """
     entry = text[text.index("\nENTRY ") :].splitlines()[2:]
     sizes: dict[str, int] = {}
@@ -63,6 +63,6 @@ def launches(text: str) -> list[tuple[str, int]]:
 
 
 def size(dtype: str, sides: str) -> int:
-    """The bytes of one array, as HLO writes its type."""
+    """Return the bytes of an array from its type in HLO."""
     each = BYTES.get(dtype) or int(re.sub(r"\D", "", dtype)) // 8
     return each * math.prod(map(int, filter(None, sides.split(","))))

@@ -1,7 +1,7 @@
-"""Keras models and loops with our classes and with Keras's own: `python -m benchmarks.keras_loop`.
+"""Speed of Keras models and loops with our classes and with Keras's: `python -m benchmarks.keras_loop`.
 
-Two questions, both with Adam, in interleaved rounds. Does a model that `fit`s cost more per step? And how much less
-does an eager loop over a hundred variables cost, which Keras walks through one by one?
+Two comparisons, both with Adam, in interleaved rounds: a step of a model in `fit`, and an eager step over a hundred
+variables, which Keras updates one by one.
 """
 
 import os
@@ -26,7 +26,7 @@ FIT: dict[str, Any] = {"batch_size": 32, "shuffle": False, "verbose": 0}
 
 
 class Fit:
-    """An epoch of `STEPS` batches of 32 of a perceptron 64-256-256-10; its times are for a step."""
+    """An epoch of `STEPS` batches of 32 of a perceptron 64-256-256-10; times are for a single step."""
 
     def __init__(self, optimizer: Any) -> None:
         keras.utils.set_random_seed(0)
@@ -38,7 +38,7 @@ class Fit:
         self.data = x, np.tanh(x @ rng.normal(size=(64, 10)).astype(np.float32))
 
     def losses(self) -> list[float]:
-        """The mean loss so far after each batch of one epoch."""
+        """Return the running mean of the loss after each batch of one epoch."""
         found: list[float] = []
         note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: found.append(logs["loss"]))
         self.model.fit(*self.data, callbacks=[note], **FIT)
@@ -48,7 +48,7 @@ class Fit:
         self.model.fit(*self.data, **FIT)
 
     def block(self) -> None:
-        pass  # `fit` has waited for its losses
+        pass  # `fit` waits for its losses
 
 
 class Eager:
@@ -85,7 +85,7 @@ def _shown(spread: Spread, scale: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Keras with our Adam and with its own.")
+    parser = argparse.ArgumentParser(description="Keras with our Adam and with Keras's.")
     parser.add_argument("--seconds", type=float, default=15, help="for each of the two comparisons")
     seconds = parser.parse_args().seconds
     theirs, mine = (Fit(cls(1e-3)).losses() for cls in FACES.values())

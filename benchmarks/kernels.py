@@ -1,9 +1,9 @@
-"""How many kernels a step is on a GPU, and how many bytes they move: counted in what XLA compiles, not timed.
+"""Counts the kernels of a step on a GPU and the bytes that they move, in the program that XLA compiles.
 
     python -m benchmarks.kernels [--workload one lenet5] [--step adamw lamb] [--page]
 
-XLA compiles for the GPU that is here; where there is none, for the H100 of `hlo.py`, with JAX's plugin and CUDA's
-compiler alone: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc`, the first two of jaxlib's version.
+XLA compiles for the GPU of the machine, or without one for the H100 of `hlo.py`. This needs only JAX's plugin and
+CUDA's compiler: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc`, the first two in jaxlib's version.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MARK = "<!-- kernels -->"
 MISSING = "There is neither a GPU nor JAX's plugin for CUDA. `pip install jax-cuda13-plugin jax-cuda13-pjrt`"
 
 ADAMW: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.01}
-STEPS: dict[str, tuple[Any, str]] = {  # the kernel, None for optax's AdamW; the parameters' dtype
+STEPS: dict[str, tuple[Any, str]] = {  # the kernel (None for optax's AdamW), and the dtype of the parameters
     "optax adamw": (None, "float32"),
     "adamw": (jk.adamw(**ADAMW), "float32"),
     "adamw, global norm": (jk.adamw(**ADAMW, global_clipnorm=1.0), "float32"),
@@ -50,18 +50,18 @@ CASES = {
 
 
 def placed(tree: Any) -> Any:
-    """Shapes and dtypes alone, on the device."""
+    """Return the shapes and dtypes of `tree`, placed on the device."""
     where = SingleDeviceSharding(device())
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
 class Counts(NamedTuple):
-    kernels: int  # launches that are no copies; each counts, also one for a few scalars
+    kernels: int  # launches except copies, also those for a few scalars
     copies: int
     bytes: int  # operands and results of every launch
-    least: int  # bytes, if gradients were read, parameters and state read and written, once
+    least: int  # bytes of one read of gradients, parameters and state, and one write of parameters and state
     kept: int  # arrays of parameters and state
-    aliased: int  # of them, those that are written in place
+    aliased: int  # arrays of parameters and state that are written in place
     temporary: int  # bytes
     seconds: float  # to compile
 
@@ -71,7 +71,7 @@ class Counts(NamedTuple):
 
 
 def counted(kernel: Any, params: Any) -> Counts:
-    """The counts of a donated step of `kernel` (None: of optax's AdamW) on `params`, shapes and dtypes."""
+    """Count the kernels of a donated step of `kernel` (None: optax's AdamW) on `params`, shapes and dtypes."""
     params = placed(params)
     if kernel is None:
         import optax
@@ -91,7 +91,7 @@ def counted(kernel: Any, params: Any) -> Counts:
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     text, memory = compiled.as_text(), compiled.memory_analysis()
-    assert text is not None and memory is not None  # what XLA compiled itself has both
+    assert text is not None and memory is not None  # programs compiled by XLA have both
     launched = launches(text)
     copies = sum(name == "copy" for name, _ in launched)
     least = 3 * jk.nbytes(params) + 2 * jk.nbytes(moving)
@@ -103,7 +103,7 @@ def counted(kernel: Any, params: Any) -> Counts:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--step", nargs="+", choices=STEPS, help="not given: those that tell most of each workload")
+    parser.add_argument("--step", nargs="+", choices=STEPS, help="default: a selection for each workload")
     parser.add_argument("--page", action="store_true", help="write the table into docs/gpu.md")
     arguments = parser.parse_args(argv)
     if device() is None:

@@ -1,10 +1,10 @@
-"""What the machine can do: a copy, and a stream of the same bytes as the step, with next to no arithmetic.
+"""The machine's limit: a copy, and a stream of the bytes of the step, with almost no arithmetic.
 
 A step has to read the gradient, and to read and write the parameter and every slot: `Pass(1, 1 + slots)`. LAMB and
-Adafactor have to go over their arrays more than once. On a CPU the stream is C over one flat array per operand, in
-place, with OpenMP; without a C compiler, NumPy in one thread; elsewhere a jitted and donated function. Where not the
-memory but arithmetic sets the limit, the limit is that arithmetic alone: Muon's matrix products, a train step's two
-passes.
+Adafactor need more than one pass over their arrays. On a CPU the stream is C over one flat array per operand, in
+place, with OpenMP; without a C compiler, NumPy in one thread; elsewhere a jitted and donated function. If the limit is
+set by arithmetic and not by memory, it is that arithmetic alone: Muon's matrix products, or forward and backward of a
+train step.
 """
 
 import ctypes
@@ -31,19 +31,19 @@ FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 
 
 class Pass(NamedTuple):
-    """One way over the memory: so many arrays are read, so many read and written."""
+    """One pass over memory: the numbers of arrays that are read, and of arrays that are read and written."""
 
     reads: int
     updates: int
 
     @property
     def bytes(self) -> int:
-        """For each float32 element."""
+        """Return the bytes for each float32 element."""
         return 4 * self.reads + 8 * self.updates
 
 
 def passes(problem: Problem, slots: int) -> list[Pass]:
-    """What the step cannot do without, at `slots` arrays of state."""
+    """Return the passes that a step with `slots` arrays of state needs at least."""
     if problem.optimizer == "lamb":  # the norms of parameter and direction come first
         return [Pass(2, slots), Pass(slots, 1)]
     if problem.optimizer == "adafactor" and slots == 0:  # sums of rows and columns, the size of the step, the step
@@ -66,7 +66,7 @@ class Limit:
 
 
 def limit(problem: Problem, slots: int, threads: int) -> Limit:
-    """The limit of the problem's step. `slots`: how many arrays of state there are, as large as the parameters."""
+    """Return the limit of the problem's step. `slots`: the number of arrays of state as large as the parameters."""
     if problem.workload.kind == "training":
         return backward(problem)
     if problem.optimizer == "muon":
@@ -82,7 +82,7 @@ def limit(problem: Problem, slots: int, threads: int) -> Limit:
 
 
 def copy_bandwidth(size: int, threads: int) -> float:
-    """GB/s, read and written, of a copy of `size` float32 elements: the best of a few."""
+    """Return the GB/s, read and written, of a copy of `size` float32 elements: the best of seven."""
     if device().platform != "cpu":
         x, function = jnp.ones(size, jnp.float32), jax.jit(lambda x: x * 1.000001)
         run = Limit("a copy", lambda: function(x), 8 * size)
@@ -94,17 +94,17 @@ def copy_bandwidth(size: int, threads: int) -> float:
         else:
             pointers = [ctypes.c_void_p(x.ctypes.data) for x in (a, b)]
             run = Limit("a copy", lambda: library.copy(ctypes.c_long(size), threads, *pointers), 8 * size)
-    seconds(run, 1)  # brings the pages in
+    seconds(run, 1)  # maps the pages
     return 8 * size / min(seconds(run, 1) for _ in range(7)) / 1e9
 
 
 def filled(size: int) -> Any:
-    return np.full(size, 1.0, np.float32)  # written to, so that the pages exist
+    return np.full(size, 1.0, np.float32)  # written, so that the pages are mapped
 
 
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
-    """stream.c, for this very machine. None: there is no compiler that takes it."""
+    """Compile stream.c for this machine; None without a compiler that can."""
     compiler, source = os.environ.get("CC") or shutil.which("cc"), Path(__file__).with_name("stream.c")
     if compiler is None:
         return None
@@ -123,7 +123,7 @@ def c_stream(library: ctypes.CDLL, over: list[Pass], size: int, threads: int) ->
         for reads, updates in over:
             library.stream(ctypes.c_long(size), threads, reads, updates, pointers)
 
-    step.arrays = arrays  # type: ignore[attr-defined]  # kept alive, as their addresses are
+    step.arrays = arrays  # type: ignore[attr-defined]  # keeps the arrays alive: the call has only their addresses
     return step
 
 
@@ -164,7 +164,7 @@ def jitted_stream(over: list[Pass], size: int) -> Callable[[], Any]:
 
 
 def products(problem: Problem) -> Limit:
-    """The matrix products of Newton and Schulz's iteration, and nothing else."""
+    """Return the limit of Muon: the matrix products of Newton and Schulz's iteration only."""
     matrices = [p for p in problem.on_device[0].values() if p.ndim == 2]
 
     @jax.jit
@@ -182,11 +182,11 @@ def products(problem: Problem) -> Limit:
 
 
 def backward(problem: Problem) -> Limit:
-    """Forward and backward, without the update."""
+    """Return the limit of a train step: forward and backward, without the update."""
     params, function = problem.start(), jax.jit(jax.grad(models.loss))
     return Limit("forward and backward alone", lambda: function(params, problem.on_device[0]), None)
 
 
 def slots_of(problem: Problem, state_bytes: int) -> int:
-    """How many arrays as large as the parameters the state makes, in float32."""
+    """Return the size of the state in float32 arrays as large as the parameters."""
     return round(state_bytes / (4 * sum(math.prod(p.shape) for p in problem.params.values())))

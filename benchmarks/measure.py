@@ -1,4 +1,4 @@
-"""One workload with one optimizer: check, time, weigh, and put it into a table."""
+"""Measures one workload with one optimizer: results, time and memory, as a table."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -17,24 +17,24 @@ from benchmarks.timing import LIMIT, Spread, Times, cold, first_call, interleave
 
 AGAIN = "again"
 REFERENCES = ("optax", "optax, dense")
-QUICK = 2e-3  # seconds: a step below is also measured cold
+QUICK = 2e-3  # seconds: a quicker step is also measured cold
 
 
 class Effort(NamedTuple):
-    """How much of it."""
+    """Extent of a measurement."""
 
     scale: float = 1.0
-    seconds: float = 20.0  # of timing, for each table
+    seconds: float = 20.0  # for the timing of each table
     rounds: int = 200
     memory: bool = True
-    room: int = 8 << 30  # bytes that the runs of one group may take
+    room: int = 8 << 30  # bytes that the runs of one group may use
 
 
-Tell = Callable[[str, float], None]  # what is being done, and the part of it that is done
+Tell = Callable[[str, float], None]  # called with the present action, and the part of it that is done
 
 
 def measure(wish: Wish, optimizer: str, found: list[Implementation], effort: Effort, tell: Tell) -> Table:
-    """The table of `found`, with a row for each."""
+    """Measure the implementations `found`, and return a table with a row for each."""
     workload = wish.workload
     checks = agreements(
         found, problem.to_compare(workload, optimizer, wish.dtype), lambda name: tell(f"checks {name}", 0)
@@ -83,9 +83,9 @@ def row_of(implementation: Implementation, check: Agreement | None) -> Row:
 def grouped(
     timed: list[Implementation], reference: Implementation | None, given: Problem, room: int
 ) -> list[list[Implementation]]:
-    """Who runs together: all, where memory allows; else our first and the reference with some of the others each.
+    """Group the implementations that are timed together, as memory allows.
 
-    The reference is among them twice, once under the name `AGAIN`.
+    Each group has our first implementation and the reference. The reference is timed twice, once as `AGAIN`.
     """
     if reference is None:
         return []
@@ -93,7 +93,7 @@ def grouped(
     always = [each for i, each in enumerate(timed) if i == 0 or each is reference]
     rest = [again, *(each for each in timed if each not in always)]
     unit = sum(p.nbytes for p in given.params.values())
-    base = unit * (sum(each.copies for each in always) + 6)  # and the limit, and the gradients on two sides
+    base = unit * (sum(each.copies for each in always) + 6)  # with the limit, and the gradients on host and device
     groups, used = [[*always]], base
     for each in rest:
         if used + unit * each.copies > room and len(groups[-1]) > len(always):
@@ -118,11 +118,11 @@ def time_group(
     start, ours_now = samples(given, given.params), None
     for i, each in enumerate(group):
         tell(f"starts {each.name}", i / len(group))
-        row = rows.get(each.name)  # the same again has none
+        row = rows.get(each.name)  # none for `AGAIN`
         try:
             run, seconds = first_call(functools.partial(each.start, given))
             found = samples(given, run.params())
-        except Exception as raised:  # out of memory, say: the row fails and not the benchmark
+        except Exception as raised:  # such as out of memory: fails the row, not the whole benchmark
             if row:
                 row.note = f"fails: {short(raised)}"
             continue
@@ -132,7 +132,7 @@ def time_group(
         if row and row.note:
             continue
         runs[each.name] = run
-        if row and row.first_call_s is None and not cached:  # else it compiles nothing
+        if row and row.first_call_s is None and not cached:  # with a cache it might compile nothing
             row.first_call_s = seconds
     times = interleaved(runs, effort.seconds, effort.rounds, lambda part: tell("times", part), np.random.default_rng(0))
     for name, row in rows.items():
@@ -144,7 +144,7 @@ def time_group(
 def complete(
     row: Row, implementation: Implementation, shared: list[Times], given: Problem, limit: limits.Limit, wish: Wish
 ) -> None:
-    """The numbers that follow from the times."""
+    """Fill in the numbers that follow from the times."""
     times = next(times for times in shared if row.name in times.seconds)
     taken = times.spread(row.name)
     row.ms = scaled(taken, 1e3)
@@ -161,7 +161,7 @@ def complete(
 
 
 def least_bytes(implementation: Implementation, given: Problem, limit: limits.Limit, wish: Wish) -> int:
-    """What this implementation's step has to move: less than the limit's where its slots are smaller."""
+    """Return the bytes that the step has to move: fewer than the limit's if its slots are smaller."""
     assert limit.bytes is not None
     if implementation.storage == "float32":
         return limit.bytes

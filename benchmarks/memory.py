@@ -1,4 +1,4 @@
-"""Peak memory of an implementation, in a fresh process: its parameters and state, and what a step needs for a while.
+"""Peak memory of an implementation, measured in a fresh process: parameters and state, and temporary memory of a step.
 
 Gradients do not count: they are the same for all. `python -m benchmarks.memory JSON` is that process.
 """
@@ -21,10 +21,10 @@ LIMIT_SECONDS = 300
 
 
 class Memory(NamedTuple):
-    """In bytes."""
+    """Memory in bytes."""
 
     held: int  # parameters and state
-    transient: int | None  # on top, during a step; None: this system does not say
+    transient: int | None  # additional, during a step; None: unknown on this system
 
     @property
     def peak(self) -> int:
@@ -32,7 +32,7 @@ class Memory(NamedTuple):
 
 
 def measured(implementation: Implementation, wish: Wish, optimizer: str, scale: float) -> Memory | None:
-    """None: the process failed."""
+    """Measure `implementation` in a fresh process; None if the process fails."""
     request = {
         "workload": wish.workload.name, "optimizer": optimizer, "dtype": wish.dtype, "scale": scale,
         "storages": wish.storages, "threads": wish.threads, "variants": wish.variants, "platform": wish.platform,
@@ -47,7 +47,7 @@ def measured(implementation: Implementation, wish: Wish, optimizer: str, scale: 
 
 
 def high_water(reset: bool) -> int | None:
-    """The process's highest resident set so far, in bytes; with `reset`, from now on."""
+    """Return the greatest resident set of the process so far, in bytes; `reset` starts a new measurement."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
@@ -58,7 +58,7 @@ def high_water(reset: bool) -> int | None:
 
 
 def watched(run: Run, library: str, device: Any) -> Memory:
-    """`run`'s memory over a few steps, after those that compile."""
+    """Measure the memory of `run` over a few steps, after the steps that compile."""
 
     def few() -> None:
         for _ in range(3):
@@ -74,7 +74,7 @@ def watched(run: Run, library: str, device: Any) -> Memory:
         after = high_water(reset=False)
         return Memory(held, None if before is None or after is None else max(0, after - before))
     if library not in ("jaxopt_keras", "optax", "keras"):
-        import torch  # pyright: ignore[reportMissingImports]  # not everywhere
+        import torch  # pyright: ignore[reportMissingImports]  # optional
 
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

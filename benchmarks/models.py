@@ -1,4 +1,4 @@
-"""The perceptron of the train step: in JAX, and in float64 NumPy with its gradient by hand."""
+"""The perceptron of the train step: in JAX, and its gradient in float64 NumPy."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from benchmarks.problem import Batch
 
 
 def loss(params: dict[str, Any], batch: Batch) -> jax.Array:
-    """The mean cross-entropy."""
+    """Return the mean cross-entropy."""
     x, layers = batch.x, len(params) // 2
     for i in range(layers):
         x = x @ params[f"dense{i}/kernel"] + params[f"dense{i}/bias"][None, :]
@@ -19,7 +19,7 @@ def loss(params: dict[str, Any], batch: Batch) -> jax.Array:
 
 
 def gradient(params: dict[str, Any], batch: Batch) -> dict[str, Any]:
-    """Of `loss`, in float64."""
+    """Return the gradient of `loss`, in float64."""
     layers, inputs = len(params) // 2, [np.asarray(batch.x, np.float64)]
     for i in range(layers):
         x = inputs[-1] @ params[f"dense{i}/kernel"] + params[f"dense{i}/bias"]

@@ -1,4 +1,4 @@
-"""This library's ways to make a step."""
+"""Implementations of this library."""
 
 import functools
 import typing
@@ -21,7 +21,7 @@ NAME = "jaxopt_keras"
 
 
 def engines() -> list[str]:
-    """Those that the installed library lets one choose."""
+    """Return the engines that can be selected in the installed library."""
     if "engine" not in fields_of(Options):
         return []
     return [name for name in typing.get_args(typing.get_type_hints(Options)["engine"]) if name != "auto"]
@@ -55,7 +55,7 @@ def implementations(wish: Wish) -> list[Implementation]:
 
 
 def of_rows(wish: Wish) -> list[Implementation]:
-    """The lazy ones take Keras's formula, which is also that of torch's SparseAdam."""
+    """Return the implementations for sparse gradients. Lazy ones use Keras's formula, as torch's SparseAdam."""
     lazy = functools.partial(Implementation, library=NAME, variant="keras", sparse="lazy", copies=4)
     found = [
         lazy("step, lazy", start=functools.partial(pure, variant="keras", sparse="lazy")),
@@ -73,7 +73,7 @@ def kernel_for(problem: Problem, variant: str, **options: Any) -> Kernel:
 
 
 def as_slices(given: list[Any]) -> list[Any]:
-    """Rows as this library's sparse gradients."""
+    """Convert `Rows` to this library's sparse gradients."""
 
     def one(g: Any) -> Any:
         return jk.IndexedSlices(g.values, g.indices) if isinstance(g, Rows) else g
@@ -82,7 +82,7 @@ def as_slices(given: list[Any]) -> list[Any]:
 
 
 def pure(problem: Problem, variant: str, donate: bool = True, **options: Any) -> Run:
-    """`Kernel.step`."""
+    """Run `Kernel.step`."""
     kernel, params = kernel_for(problem, variant, **options), problem.start()
     function = kernel.step if donate else functools.partial(kernel.step, donate=False)
     return Loop(function, params, kernel.init(params), as_slices(problem.on_device))
@@ -94,13 +94,13 @@ class Packed(Loop):
 
 
 def packed(problem: Problem, variant: str) -> Run:
-    """`Kernel.step` on parameters and gradients that are packed for good, as `jax.grad` through `unpack` has them."""
+    """Run `Kernel.step` on packed parameters and gradients, as `jax.grad` through `unpack` returns them."""
     kernel, params = kernel_for(problem, variant), jk.pack(problem.start())
     return Packed(kernel.step, params, kernel.init(params), [params.like(grads) for grads in problem.on_device])
 
 
 class Stateful:
-    """`Optimizer.apply_gradients`, in a loop as a user writes it."""
+    """A loop over `Optimizer.apply_gradients`, as a user writes it."""
 
     def __init__(self, problem: Problem, variant: str, **options: Any) -> None:
         make = jk.optimizers.CLASSES[problem.rule.__name__]
@@ -118,7 +118,7 @@ class Stateful:
         self.optimizer.apply_gradients(zip(self.next(), self.variables, strict=True))
 
     def block(self) -> None:
-        jax.block_until_ready(([v._value for v in self.variables], self.optimizer._kept.count))  # not a look at slots
+        jax.block_until_ready(([v._value for v in self.variables], self.optimizer._kept.count))  # does not unpack slots
 
     def held(self) -> int:
         return jk.nbytes(([v._value for v in self.variables], self.optimizer._kept))
@@ -134,7 +134,7 @@ def stateful(problem: Problem, variant: str, **options: Any) -> Run:
 
 
 def train(problem: Problem, variant: str) -> Run:
-    """Forward, backward and `Kernel.step` in one donated function."""
+    """Run forward, backward and `Kernel.step` in one donated function."""
     kernel, params = kernel_for(problem, variant), problem.start()
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -154,11 +154,11 @@ class StatefulTraining(Stateful):
 
 
 def train_stateful(problem: Problem, variant: str) -> Run:
-    """`value_and_grad`, then `apply_gradients`: two calls."""
+    """Run `value_and_grad` and `apply_gradients`: two calls."""
     return StatefulTraining(problem, variant)
 
 
 def state_bytes(problem: Problem, variant: str, **options: Any) -> int:
-    """What a step keeps between calls, of the arrays that it touches: the slots alone."""
+    """Return the bytes of the slots."""
     shapes = {name: jax.ShapeDtypeStruct(p.shape, jnp.dtype(p.dtype)) for name, p in problem.params.items()}
     return jk.nbytes(kernel_for(problem, variant, **options).init(shapes).slots)

@@ -1,4 +1,4 @@
-"""One workload with one optimizer: the numbers that every implementation is given."""
+"""The problem: one workload with one optimizer, and the numbers that every implementation gets."""
 
 import functools
 from dataclasses import dataclass
@@ -19,25 +19,25 @@ from jaxopt_keras.parity.peer import name_of
 RULES: dict[str, type[Rule]] = {name_of(rule): rule for rule in optimizers.RULES.values()}
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
-# Ours with Keras's defaults, but for these: with them every library computes the same.
+# Our defaults are Keras's. With these changes every library computes the same.
 SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.01, "momentum": 0.9},
-    "rmsprop": {"epsilon": 1e-30},  # torch adds it to the root, the others inside
+    "rmsprop": {"epsilon": 1e-30},  # torch adds it to the root, the others inside the root
     "adagrad": {"epsilon": 1e-30},
     "muon": {"exclude_embeddings": False},
 }
-FIXED_RATE = {"rmsprop", "schedule_free_adamw"}  # under a schedule, torch's and optax's mean something else
+FIXED_RATE = {"rmsprop", "schedule_free_adamw"}  # with a schedule, torch's and optax's compute something else
 
 
 class Rows(NamedTuple):
-    """A gradient of some rows, as a layer hands it over: in any order, and a row may occur twice."""
+    """A gradient of some rows, as a layer returns it: in any order, and a row may occur twice."""
 
     values: NDArray[Any]
     indices: NDArray[Any]
 
 
 class Batch(NamedTuple):
-    """What a train step is given in the place of gradients."""
+    """The data of a train step, which computes its own gradients."""
 
     x: NDArray[Any]
     y: NDArray[Any]
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One workload, one optimizer, one dtype, and arrays. Every step takes the next of `given`, over and over."""
+    """One workload, one optimizer, one dtype, and arrays. Steps use the elements of `given` in turn."""
 
     workload: Workload
     optimizer: str
@@ -60,7 +60,7 @@ class Problem:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All arguments of the optimizer but the variant, said aloud: other libraries default otherwise."""
+        """Return all arguments of the optimizer but the variant; other libraries have other defaults."""
         defaults = {p.name: p.default for p in optimizers.parameters(self.rule)}
         return {name: x for name, x in (defaults | SETTINGS.get(self.optimizer, {})).items() if name != "variant"}
 
@@ -74,14 +74,14 @@ class Problem:
         return {"weight_decay": self.settings["weight_decay"]}
 
     def case(self, variant: str) -> Case:
-        """For the peers of `jaxopt_keras.parity`, which know how to say it in each library's words."""
+        """Return the case for the peers of `jaxopt_keras.parity`, which translate it for each library."""
         return Case(self.rule, variant, self.hyper, self.options, self.rate, self.params, self.given)
 
     @functools.cached_property
     def on_device(self) -> list[Any]:
-        """`given` as JAX arrays, which all who use JAX share."""
+        """Return `given` as JAX arrays, which all implementations in JAX share."""
 
-        def moved(given: Any) -> Any:  # not by tree.map, which would sort the names
+        def moved(given: Any) -> Any:  # not by tree.map, which sorts the names
             if isinstance(given, dict):
                 return {name: moved(g) for name, g in given.items()}
             return jax.tree.map(jnp.asarray, given)
@@ -89,12 +89,12 @@ class Problem:
         return jax.block_until_ready([moved(given) for given in self.given])
 
     def start(self) -> dict[str, jax.Array]:
-        """The parameters as JAX arrays that may be donated."""
+        """Return the parameters as JAX arrays that may be donated."""
         return {name: jnp.array(p, copy=True) for name, p in self.params.items()}
 
 
 def device() -> Any:
-    """Where JAX puts its arrays."""
+    """Return the device on which JAX creates arrays."""
     # JAX's flags are attributes that are made at run time.
     return jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -104,12 +104,12 @@ def rate_of(optimizer: str) -> float:
 
 
 def to_time(workload: Workload, optimizer: str, dtype: str) -> Problem:
-    """Normal numbers; the same gradients at every step, which leaves nothing to measure but the step."""
+    """Return a problem for timing: normal numbers, and the same gradients at every step."""
     return made(workload, optimizer, dtype, rate_of(optimizer), 1, np.random.default_rng(0), sizes=False)
 
 
 def to_compare(workload: Workload, optimizer: str, dtype: str, steps: int = 5, seed: int = 0) -> Problem:
-    """A miniature; fresh gradients at every step, whose sizes range from epsilon's to 10, and a rate that changes."""
+    """Return a miniature for checks: fresh gradients at every step, of sizes from epsilon to 10, a changing rate."""
     rate = 10 * rate_of(optimizer)
     rate = rate if optimizer in FIXED_RATE else decaying(rate)
     return made(workload.miniature(), optimizer, dtype, rate, steps, np.random.default_rng(seed), sizes=True)

@@ -1,4 +1,4 @@
-"""What a run of the benchmarks leaves behind: plain values, to JSON and back."""
+"""Results of the benchmarks as plain values, and their conversion to JSON and back."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -18,19 +18,19 @@ class Row:
     library: str
     variant: str
     storage: str
-    note: str | None = None  # why it was not timed, or not like the others
-    error: float | None = None  # from float64, as a part of the distance travelled
+    note: str | None = None  # the reason why it was not timed
+    error: float | None = None  # from float64, divided by the distance travelled
     bar: float | None = None
     ms: Spread | None = None
     cold_ms: float | None = None
     ns_per_parameter: float | None = None
-    bytes: int | None = None  # that a step has to move at least
+    bytes: int | None = None  # the least that a step has to move
     gb_per_s: float | None = None
     share: Spread | None = None  # of the limit, in the same round
     first_call_s: float | None = None  # tracing, compilation and one step
     held: int | None = None  # bytes of parameters and state
-    transient: int | None = None  # bytes that a step needs besides
-    ratios: dict[str, Spread] = field(default_factory=dict)  # its time by another row's, in the same rounds
+    transient: int | None = None  # additional bytes during a step
+    ratios: dict[str, Spread] = field(default_factory=dict)  # its time divided by another row's, in the same rounds
 
 
 @dataclass
@@ -45,12 +45,12 @@ class Table:
     arrays: int
     parameters: int
     touched: int
-    limit: str  # what it is
+    limit: str  # its name
     limit_ms: Spread
     limit_bytes: int | None
     unsteady: float  # the part of the rounds in which the machine changed its speed
     reference: str | None  # the row that was timed twice
-    again: Spread | None  # the second's time by the first's
+    again: Spread | None  # the second time divided by the first
     rows: list[Row]
 
     def row(self, name: str) -> Row | None:
@@ -80,10 +80,10 @@ def spread(x: Any) -> Spread | None:
 
 
 def read(path: Path) -> Record:
-    """A `Record` that was written to `path`.
+    """Read a `Record` from the file `path`.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the file is not a record.
     """
     try:
         raw = json.loads(path.read_text())

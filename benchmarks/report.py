@@ -14,12 +14,12 @@ from benchmarks.timing import Spread
 MARK = "<!-- bench -->"
 RESULTS = Path(__file__).with_name("results")
 OURS = "jaxopt_keras"
-# The peers that have a column of their own, where they were timed.
+# The implementations that have a column, if they were timed.
 COLUMNS = ["optax", "optax, dense", "torch, fused", "torch, SparseAdam", "keras, jitted", "keras, eager"]
 
 
 def quotient(x: Spread | None) -> str:
-    """The median and the quartiles; the median alone where it is so far from 1 that they say nothing."""
+    """Format the median and the quartiles; only the median if it is far from 1."""
     if x is None:
         return "-"
     return f"{x.median:.2f} ({x.q1:.2f}-{x.q3:.2f})" if 0.1 < x.median < 10 else number(x.median, 2)
@@ -50,10 +50,10 @@ def title(table: Table) -> str:
 
 
 def facts(table: Table) -> str:
-    """What stands under a table."""
+    """Return the caption of a table."""
     again = ""
     if table.again:
-        again = f" The same again ({table.reference} beside itself): {quotient(table.again)}."
+        again = f" The same again ({table.reference} against itself): {quotient(table.again)}."
     limit = f"{number(table.limit_ms.median)} ms"
     if table.limit_bytes:
         limit += f", {number(table.limit_bytes / table.limit_ms.median / 1e6)} GB/s"
@@ -62,7 +62,7 @@ def facts(table: Table) -> str:
 
 
 def grid(table: Table) -> Grid:
-    """For the terminal."""
+    """Format a table for the terminal."""
     against = columns_of(table)
     found = Grid(
         title=title(table), caption=facts(table), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left"
@@ -94,7 +94,7 @@ def grid(table: Table) -> Grid:
 
 
 def notes(table: Table) -> list[Text]:
-    """Who was not timed, and why."""
+    """Return the implementations that were not timed, with the reasons."""
     return [Text(f"  {row.name}: {row.note}", style="yellow") for row in table.rows if row.note]
 
 
@@ -107,7 +107,7 @@ def best(table: Table, names: Sequence[str]) -> Row | None:
 
 
 STEP = ["step", "step, lazy"]
-PAIRS = {  # heading: whose time, by whose
+PAIRS = {  # heading: the first of our rows, divided by the first of theirs
     "/ optax": (STEP, ["optax", "optax, dense"]),
     "/ torch": (STEP, ["torch, fused", "torch, SparseAdam", "torch, foreach"]),
     "/ keras, jitted": (STEP, ["keras, jitted"]),
@@ -119,7 +119,7 @@ PAIRS = {  # heading: whose time, by whose
 
 
 def lines(record: Record) -> list[str]:
-    """One line for each table: the time of `Kernel.step`, and its ratio to each peer's."""
+    """Format one line for each table: the time of `Kernel.step`, and its ratio to each library's."""
     heading = ["workload", "optimizer", "step, ms", "of limit", *PAIRS, "same again"]
     cells = [heading, ["---"] * len(heading)]
     for table in record.tables:
@@ -137,7 +137,7 @@ def lines(record: Record) -> list[str]:
 
 
 def markdown(found: Iterable[Record]) -> str:
-    """A section for each record."""
+    """Format a section for each record."""
     parts = []
     for record in found:
         versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
@@ -154,10 +154,10 @@ def results(folder: Path = RESULTS) -> list[Record]:
 
 
 def placed(page: str, table: str) -> str:
-    """`page` with `table` between its two marks.
+    """Return `page` with `table` between its two marks.
 
     Raises:
-        ValueError: if it has not two.
+        ValueError: if there are not two marks.
     """
     parts = page.split(MARK)
     if len(parts) != 3:

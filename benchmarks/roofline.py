@@ -1,4 +1,4 @@
-"""The picture: for each workload, how near everyone comes to what the machine can do."""
+"""The picture: the share of the machine's limit that each implementation reaches, for each workload."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ PER_ROW = 3
 
 
 def draw(record: Record, path: Path) -> None:
-    """Writes a PNG: a panel for each table, a bar for each row, the limit as a line."""
+    """Write a PNG: a panel for each table, a bar for each row, the limit as a line."""
     tables = [table for table in record.tables if any(row.ms for row in table.rows)]
     if not tables:
         return
@@ -33,7 +33,7 @@ def draw(record: Record, path: Path) -> None:
         ax.remove()
     versions = ", ".join(f"{k} {v}" for k, v in record.versions.items() if k not in ("Python", "jaxlib"))
     lines = [
-        "Part of the machine's limit that a step reaches: longer is better",
+        "Share of the machine's limit that a step reaches: longer is better",
         f"{record.device}: {record.machine}; {record.threads} threads; copy {record.copy_gb_per_s:.0f} GB/s",
         f"{versions}; {record.date}",
     ]
@@ -68,5 +68,5 @@ def bar(ax: Any, i: int, row: Row, left: float) -> None:
     ax.barh(i, share.median - left, left=left, height=0.7, color=colour, alpha=0.85)
     ax.plot([share.q1, share.q3], [i, i], color="black", linewidth=1)
     speed = f"   {row.gb_per_s:.3g} GB/s" if row.gb_per_s else ""
-    where = ax.get_yaxis_transform()  # across: parts of the panel, beyond its right side
+    where = ax.get_yaxis_transform()  # x is a fraction of the panel's width: the text is to the right of it
     ax.text(1.02, i, f"{row.ms.median:.3g} ms{speed}", transform=where, va="center", fontsize=6.5)

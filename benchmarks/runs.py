@@ -1,4 +1,4 @@
-"""An implementation at work: something that makes a step, waits for it, and shows its parameters."""
+"""Implementations of a step, and their runs: they make a step, wait for it, and return the parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,42 +14,42 @@ from jaxopt_keras.language.rule import Rule
 
 
 class Run(Protocol):
-    """One implementation in the middle of its work."""
+    """An implementation with parameters and state."""
 
     def step(self) -> None:
-        """Starts one step; it may still be under way afterwards."""
+        """Start one step, without waiting for its end."""
         ...
 
     def block(self) -> None:
-        """Waits for all that the steps wrote, parameters and state."""
+        """Wait for the parameters and the state."""
         ...
 
     def params(self) -> dict[str, NDArray[Any]]: ...
 
     def held(self) -> int:
-        """The bytes of parameters and state."""
+        """Return the bytes of parameters and state."""
         ...
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to make the step."""
+    """One way to make a step."""
 
     name: str
     library: str
     start: Callable[[Problem], Run]
-    variant: str = "optax"  # whose formula
+    variant: str = "optax"  # the formula
     storage: str = "float32"  # of the slots
-    sparse: Literal["dense", "lazy"] = "dense"  # what a gradient of rows means
-    copies: float = 3.0  # memory that it needs, as a multiple of the parameters', gradients apart
-    refused: str | None = None  # why it is not timed
+    sparse: Literal["dense", "lazy"] = "dense"  # the treatment of a gradient of rows
+    copies: float = 3.0  # the memory that it needs without gradients, as a multiple of the parameters
+    refused: str | None = None  # the reason why it is not timed
 
     def refusing(self, reason: str) -> Self:
         return replace(self, refused=reason)
 
 
 class Wish(NamedTuple):
-    """What is to be measured: what a library answers with a list of `Implementation`s."""
+    """A measurement to make, for which each library returns a list of `Implementation`s."""
 
     workload: Workload
     rule: type[Rule]
@@ -57,16 +57,16 @@ class Wish(NamedTuple):
     storages: tuple[str, ...]
     platform: str  # "cpu", "gpu" or "tpu"
     threads: int
-    variants: tuple[str, ...]  # that the chosen peers have
+    variants: tuple[str, ...]  # the formulas of the selected libraries
 
     @property
     def variant(self) -> str:
-        """The formula for all that do not say another."""
+        """Return the formula of implementations that have no other."""
         return "optax" if "optax" in self.rule.variants else "keras"
 
 
 class Loop:
-    """A pure function `(params, state, given) -> (params, state)`, jitted, again and again."""
+    """A loop over a jitted pure function `(params, state, given) -> (params, state)`."""
 
     def __init__(self, function: Any, params: Any, state: Any, given: list[Any]) -> None:
         self.function, self.carried, self.given, self.count = function, (params, state), given, 0
@@ -76,7 +76,7 @@ class Loop:
         self.count += 1
 
     def block(self) -> None:
-        jax.block_until_ready(self.carried[0])  # all results of a call come at once
+        jax.block_until_ready(self.carried[0])  # all results of a call are ready together
 
     def params(self) -> dict[str, NDArray[Any]]:
         return {name: np.asarray(p) for name, p in self.carried[0].items()}
@@ -85,10 +85,10 @@ class Loop:
         return sum(x.nbytes for x in jax.tree.leaves(self.carried))
 
     def compiled(self) -> Any:
-        """What XLA made of it: `.as_text()`, `.memory_analysis()`."""
+        """Return the compiled program, with `.as_text()` and `.memory_analysis()`."""
         return self.function.lower(*self.carried, self.given[0]).compile()
 
 
 def short(error: BaseException) -> str:
-    """An error in one line of a table."""
+    """Format an error in one line, for a table."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]

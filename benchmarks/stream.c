@@ -1,7 +1,7 @@
 // The memory traffic of an optimizer's step without its arithmetic: some arrays are read, some updated in place.
 #include <string.h>
 
-// The counts are constants where this is inlined, so that each case becomes one vectorized loop.
+// Inlined with constant counts, so that each case becomes one vectorized loop.
 static inline __attribute__((always_inline)) void pass(long from, long to, int reads, int updates, float **x) {
   float sum = 0;
 #pragma GCC ivdep
@@ -11,7 +11,7 @@ static inline __attribute__((always_inline)) void pass(long from, long to, int r
     for (int k = 0; k < updates; k++) x[reads + k][i] = 0.5f * x[reads + k][i] + read;
     if (!updates) sum += read;
   }
-  if (!updates) *(volatile float *)&sum = sum;  // or there would be nothing left to do
+  if (!updates) *(volatile float *)&sum = sum;  // otherwise the compiler removes the loop
 }
 
 #define CASE(r, u) case 8 * r + u: pass(from, to, r, u, x); break;

@@ -1,9 +1,9 @@
-"""How long a step takes: interleaved rounds in random order, so that all meet the same weather.
+"""Timing of steps in interleaved rounds of random order, so that changes of the machine affect all alike.
 
 The memory bandwidth of a shared machine changes within seconds, so milliseconds of different runs cannot be compared,
-nor those of different minutes of one run. Each round times everything once, in a new order, and the limit first and
-last: a ratio is the median over rounds of a quotient within a round. Where the two calls of the limit differ by more
-than 15 % the round is unsteady and left out, unless that leaves fewer than half.
+nor those of different minutes of one run. Each round times every run once, in a new order, and the limit first and
+last: a ratio is the median over rounds of a quotient within a round. If the two times of the limit differ by more
+than 15 %, the round is unsteady and left out, unless fewer than half of the rounds remain.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from benchmarks.runs import Run
 LIMIT = "limit"
 SAMPLE = 5e-3  # seconds: quicker steps are repeated within a sample
 UNSTEADY = 0.15
-COLD = 2e-3  # seconds of doing nothing between the calls of the cold measurement
+COLD = 2e-3  # seconds of pause between the calls of the cold measurement
 
 
 class Steps(Protocol):
@@ -44,13 +44,13 @@ class Spread:
 
 
 class Times(NamedTuple):
-    """Seconds for each step, by name and round; NaN where one did not take part."""
+    """Seconds for each step, by name and round; NaN if a run was not timed in a round."""
 
     seconds: dict[str, Any]
-    steady: Any  # of each round, whether the machine was
+    steady: Any  # for each round, whether the machine was steady
 
     def used(self, *names: str) -> Any:
-        """The rounds that count for `names`."""
+        """Return the rounds that count for `names`."""
         took_part = np.all([np.isfinite(self.seconds[name]) for name in names], axis=0)
         steady = took_part & self.steady
         return steady if 2 * steady.sum() >= took_part.sum() else took_part
@@ -59,7 +59,7 @@ class Times(NamedTuple):
         return Spread.of(self.seconds[name][self.used(name)])
 
     def ratio(self, name: str, other: str) -> Spread | None:
-        """Of `name` to `other`, within rounds. None: they never met."""
+        """Return the ratio of `name` to `other` within rounds; None without a common round."""
         if name not in self.seconds or other not in self.seconds:
             return None
         rounds = self.used(name, other)
@@ -67,7 +67,7 @@ class Times(NamedTuple):
 
 
 def seconds(run: Steps, repeats: int) -> float:
-    """For each step."""
+    """Return the seconds for each step."""
     start = time.perf_counter()
     for _ in range(repeats):
         run.step()
@@ -77,7 +77,7 @@ def seconds(run: Steps, repeats: int) -> float:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Or one of them would pay for the garbage of all."""
+    """Switch the garbage collector off, which would otherwise run during any of the steps."""
     gc.collect()
     gc.disable()
     try:
@@ -87,13 +87,13 @@ def no_collection() -> Iterator[None]:
 
 
 def first_call(start: Callable[[], Run]) -> tuple[Run, float]:
-    """A run, and the seconds of its first step: tracing and compilation, mostly."""
+    """Return a run, and the seconds of its first step, with tracing and compilation."""
     run = start()
     return run, seconds(run, 1)
 
 
 def cold(run: Run, samples: int = 20) -> float:
-    """The median of single steps after a pause each, as a loop meets them that does something else in between."""
+    """Return the median of single steps, each after a pause, as in a loop with other work between steps."""
     found = []
     for _ in range(samples):
         time.sleep(COLD)
@@ -108,10 +108,10 @@ def interleaved(
     tell: Callable[[float], None],
     rng: np.random.Generator,
 ) -> Times:
-    """Times all `runs`, one of which is `LIMIT`, for about `budget` seconds, in at most `rounds` rounds.
+    """Time all `runs`, one of which is `LIMIT`, for about `budget` seconds, in at most `rounds` rounds.
 
-    What is far slower than the rest takes part only now and then, at least three times. `tell` is called with the part
-    that is done.
+    A run that is far slower than the others is timed only in some rounds, at least three. `tell` is called with the
+    part that is done.
     """
     with no_collection():
         estimate = {}
@@ -128,7 +128,7 @@ def interleaved(
 
         def sample(name: str) -> float:
             if repeats[name] > 1:
-                seconds(runs[name], 1)  # its caches are warm and its threads awake
+                seconds(runs[name], 1)  # warms its caches and wakes its threads
             return seconds(runs[name], repeats[name])
 
         times = {name: np.full(rounds, np.nan) for name in runs}

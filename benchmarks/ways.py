@@ -1,4 +1,4 @@
-"""All ways to make the step: this library's and its peers'."""
+"""The implementations of all libraries."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from benchmarks.runs import Implementation, Run, Wish
 
 
 def candidates(wish: Wish, libraries: Iterable[str]) -> list[Implementation]:
-    """All ways of the chosen libraries, those that cannot run with their reason."""
+    """Return the implementations of the selected libraries; those that cannot run have the reason."""
     found = []
     for name in libraries:
         if name == ours.NAME:

@@ -1,4 +1,4 @@
-"""What is optimized: names of workloads, and the shapes of their arrays, which are those of the models."""
+"""Workloads: their names, and the shapes of their arrays, which are those of the models."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ Shape = tuple[int, ...]
 class Workload:
     """Arrays to be optimized.
 
-    arrays: gradients are given, all of them; rows: they touch `rows` rows of a table; training: they are those of a
-    perceptron's loss on a batch of `rows` samples, and the step is forward, backward and update in one.
+    Kinds: "arrays" has dense gradients; "rows" has gradients of `rows` rows of a table; "training" has a perceptron's
+    loss on a batch of `rows` samples, and a step is forward, backward and update in one.
     """
 
     name: str
     about: str
     shapes: dict[str, Shape]
-    optimizer: str = "adamw"  # where none is asked for
+    optimizer: str = "adamw"  # the default
     kind: Literal["arrays", "rows", "training"] = "arrays"
     rows: int = 0
 
@@ -29,11 +29,11 @@ class Workload:
 
     @property
     def touched(self) -> int:
-        """The parameters that a step has to move, at most."""
+        """Return the greatest number of parameters that a step updates."""
         return sum(self.rows * s[1] for s in self.shapes.values()) if self.kind == "rows" else self.parameters
 
     def scaled(self, factor: float) -> "Workload":
-        """Every side of 16 or more times `factor`. Below 1 there are fewer arrays too: compiling is most of a test."""
+        """Multiply every side of at least 16 by `factor`. Below 1 keep fewer arrays too, which compile faster."""
         if factor == 1:
             return self
 
@@ -41,12 +41,12 @@ class Workload:
             return n if n < 16 else max(2, round(n * factor))
 
         shapes = {name: tuple(map(side, shape)) for name, shape in self.shapes.items()}
-        if self.kind != "training":  # whose layers have to fit
+        if self.kind != "training":  # the shapes of layers must match
             shapes = some(shapes, math.ceil(len(shapes) * min(1.0, factor)))
         return replace(self, shapes=shapes, rows=max(2, round(self.rows * factor)) if self.rows else 0)
 
     def miniature(self) -> "Workload":
-        """A few of its arrays, cut down to odd sides: to compare with float64 NumPy, which takes its time."""
+        """Return a few of its arrays with smaller, odd sides, for the slow comparison with float64 NumPy."""
         shapes = {name: tuple(min(n, 131) for n in shape) for name, shape in self.shapes.items()}
         if self.kind != "training":
             shapes = some(shapes, 4)
@@ -54,7 +54,7 @@ class Workload:
 
 
 def some(shapes: dict[str, Shape], count: int) -> dict[str, Shape]:
-    """`count` of them, evenly spread, with the first and the last."""
+    """Return `count` of the shapes, evenly spread, with the first and the last."""
     names = list(shapes)
     if count >= len(names):
         return shapes
@@ -104,7 +104,7 @@ def gpt2() -> dict[str, Shape]:
 
 
 def matrices(width: int) -> dict[str, Shape]:
-    """The 48 matrices of GPT-2's layers, at another width."""
+    """Return the 48 matrices of GPT-2's layers, at another width."""
     sides = {"attention/in": (1, 3), "attention/out": (1, 1), "mlp/in": (1, 4), "mlp/out": (4, 1)}
     return {
         f"layer{layer}/{name}": (width * rows, width * columns)

@@ -1,4 +1,4 @@
-"""How Sphinx makes the site: `make docs`."""
+"""Settings of Sphinx for the site: `make docs`."""
 
 import os
 import re
@@ -12,7 +12,7 @@ sys.path.insert(0, str(DOCS.parent))
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# After the path and the environment, which they need.
+# Imported after the path and the environment are set.
 from docs.generator import api, mathml, optimizers  # noqa: E402
 from docs.generator.docstrings import restructured  # noqa: E402  # likewise
 
@@ -24,16 +24,16 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 exclude_patterns = ["_build", "generator"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
-default_role = "py:obj"  # in docstrings: a link where there is something of that name, else code
+default_role = "py:obj"  # in docstrings: a link if the name exists, else code
 toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 500
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_use_rtype = False
-copybutton_exclude = ".linenos, .gp, .go"  # of an example, copy what was typed
+copybutton_exclude = ".linenos, .gp, .go"  # copy the input of an example only
 suppress_warnings = [
-    "myst.header",  # a page of ours may begin with a part of the README
-    "ref.python",  # a name in backquotes that several modules have is the first's
+    "myst.header",  # a page may begin with a part of the README
+    "ref.python",  # a name in backquotes may be in several modules: the first one is linked
 ]
 
 html_theme = "furo"
@@ -44,7 +44,7 @@ html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
 
-# Where the site has the project's other pages.
+# The site's pages for the project's other pages.
 ELSEWHERE = {
     "README.md": "index.md",
     "benchmarks/README.md": "benchmarks.md",
@@ -54,7 +54,7 @@ ELSEWHERE = {
 
 
 def moved(text: str) -> str:
-    """The links of a page, which are those of the repository, to the site's pages."""
+    """Convert the links of a page from the repository's files to the site's pages."""
 
     def target(found: re.Match[str]) -> str:
         return f"]({ELSEWHERE.get(found[1], found[1].removeprefix('docs/'))}"
@@ -68,7 +68,7 @@ def included(app: Any, path: Any, parent: str, content: list[str]) -> None:
 
 
 def generated(app: Any, page: str, source: list[str]) -> None:
-    """Pages that are made, in whole or in part, whenever the site is."""
+    """Generate pages, or parts of them."""
     source[0] = moved(source[0])
     if page == "optimizers":
         source[0] += optimizers.page()
@@ -80,17 +80,17 @@ def generated(app: Any, page: str, source: list[str]) -> None:
 
 
 def documented(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    # Before a property's docstring stands an empty comment: napoleon would take words before a colon for its type.
+    # An empty comment before a property's docstring: napoleon would read words before a colon as its type.
     lines[:] = (["..", ""] if what == "property" else []) + restructured(lines)
 
 
 def signed(app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None) -> Any:
-    """Types without the ranges of hyperparameters."""
+    """Remove the ranges of hyperparameters from types."""
     return signature and re.sub(r"Annotated\[([^,\]]+),[^\]]*\]", r"\1", signature), returns
 
 
 def skipped(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Fields of named tuples, of which autodoc knows nothing but their number."""
+    """Skip fields of named tuples, for which autodoc has no text."""
     return type(obj).__name__ == "_tuplegetter" or None
 
 

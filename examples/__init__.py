@@ -1,1 +1,1 @@
-"""Programs to read and to run: `python -m examples.NAME`. Begin with `custom_loop`, or with `make demo`."""
+"""Example programs: `python -m examples.NAME`. Start with `custom_loop`, or with `make demo`."""

@@ -1,4 +1,4 @@
-"""What the examples share: their command line, their figures, and scikit-learn's handwritten digits."""
+"""Shared code of the examples: command-line options, figures, and scikit-learn's handwritten digits."""
 
 import argparse
 import contextlib
@@ -17,11 +17,13 @@ OUT = Path(__file__).parent / "out"
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options that every example has; `doc` is the example's docstring."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="where the plots go (default: examples/out)")
-    made.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
-    return made
+    """Return a parser of the options that every example has; `doc` is the example's docstring."""
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
+        "--out", type=Path, default=OUT, metavar="DIR", help="folder of the plots (default: examples/out)"
+    )
+    result.add_argument("--quick", action="store_true", help="run only a few steps, to check that the example works")
+    return result
 
 
 def heading(text: str) -> None:
@@ -30,9 +32,10 @@ def heading(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(title: str, steps: int) -> Iterator[Callable[[Callable[[], str]], None]]:
-    """A bar on a terminal, and lines now and then elsewhere: call the result after each step, with what tells of it.
+    """Show a progress bar on a terminal, or print lines elsewhere.
 
-    What tells is called a few times a second only.
+    Call the function that this yields after each step, with a function that returns a description of the step. The
+    description is computed only a few times a second.
     """
     console = Console()
     columns = (
@@ -43,23 +46,23 @@ def progress(title: str, steps: int) -> Iterator[Callable[[Callable[[], str]], N
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task, told, done = bar.add_task("", total=steps), 0.0, 0
+        task, last_shown, done = bar.add_task("", total=steps), 0.0, 0
 
-        def advance(tell: Callable[[], str]) -> None:
-            nonlocal told, done
+        def advance(describe: Callable[[], str]) -> None:
+            nonlocal last_shown, done
             done += 1
             now = time.monotonic()
-            if now - told > (0.2 if console.is_terminal else 10) or done == steps:
-                told = now
-                bar.update(task, completed=done, description=tell())
+            if now - last_shown > (0.2 if console.is_terminal else 10) or done == steps:
+                last_shown = now
+                bar.update(task, completed=done, description=describe())
                 if not console.is_terminal:
-                    print(f"{title}: {tell()}")
+                    print(f"{title}: {describe()}")
 
         yield advance
 
 
 def save(figure: Figure, out: Path, name: str) -> Path:
-    """Writes a figure as `out/name`. Figures made without pyplot need no window, and no closing."""
+    """Write a figure to `out/name`. The figure is not pyplot's, so it need not be closed."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / name
     figure.savefig(path, dpi=120)
@@ -68,7 +71,7 @@ def save(figure: Figure, out: Path, name: str) -> Path:
 
 
 class Digits(NamedTuple):
-    """Pictures in [0, 1] and the digits that they show, in a part to train on and a part to test with."""
+    """Images with values in [0, 1] and their labels, as training and test data."""
 
     x_train: NDArray[np.float32]
     y_train: NDArray[np.int32]
@@ -77,7 +80,7 @@ class Digits(NamedTuple):
 
 
 def digits() -> Digits:
-    """1797 scans of 8 x 8 pixels, which scikit-learn carries with it: a fifth of them to test with, always the same."""
+    """Load the 1797 scans of 8 x 8 pixels that scikit-learn includes. A fixed fifth of them is the test data."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -90,7 +93,7 @@ def digits() -> Digits:
 def batches(
     x: NDArray[np.float32], y: NDArray[np.int32], size: int, rng: np.random.Generator
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int32]]]:
-    """One epoch in random order. What does not fill a batch is left for another epoch: one shape, one compilation."""
+    """Yield one epoch in random order. An incomplete batch is dropped, so that all batches have the same shape."""
     order = rng.permutation(len(x))
     for start in range(0, len(x) - size + 1, size):
         chosen = order[start : start + size]

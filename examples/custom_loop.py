@@ -1,6 +1,6 @@
 """The custom training loop of Keras's guides: gradients of a batch, then `optimizer.apply_gradients`.
 
-The guides' loop is this one. Here `value_and_grad` stands in the place of the tape, and all else stays:
+This is the guides' loop. Here `value_and_grad` replaces the tape, and everything else is unchanged:
 
     for x, y in dataset:
         with tf.GradientTape() as tape:
@@ -9,7 +9,7 @@ The guides' loop is this one. Here `value_and_grad` stands in the place of the t
         gradients = tape.gradient(loss_value, model.trainable_weights)
         optimizer.apply_gradients(zip(gradients, model.trainable_weights))
 
-After it: an optimizer's own weights, and gradients that were summed over workers before they are applied.
+The example then shows an optimizer's own weights, and gradients that are summed over workers before they are applied.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from examples import common
 
 
 class Dense:
-    """A layer: `kernel` and `bias` are variables, which an optimizer updates in place."""
+    """A layer whose `kernel` and `bias` are variables, which an optimizer updates in place."""
 
     def __init__(self, inputs: int, units: int, rng: np.random.Generator, name: str = "dense") -> None:
         limit = (6 / (inputs + units)) ** 0.5
@@ -61,7 +61,7 @@ def cross_entropy(y: Array, logits: Array) -> Array:
 
 
 def training_loop(epochs: int, out: Path) -> None:
-    """The loop itself."""
+    """Train a network with the loop of the guides."""
     common.heading("Training a small network with Adam")
     data = common.digits()
     x_train, x_test = data.x_train.reshape(-1, 64), data.x_test.reshape(-1, 64)
@@ -75,7 +75,7 @@ def training_loop(epochs: int, out: Path) -> None:
     losses, accuracies = [], []
     for epoch in range(1, epochs + 1):
         for x, y in common.batches(x_train, data.y_train, 64, rng):
-            # Given a batch, `value_and_grad` compiles the loss at the first call and reuses the program from then on.
+            # Given a batch, `value_and_grad` compiles the loss in the first call and reuses the program in later calls.
             loss, gradients = jk.value_and_grad(loss_fn, model.trainable_weights, x, y)
             optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
             losses.append(float(loss))
@@ -94,7 +94,7 @@ def training_loop(epochs: int, out: Path) -> None:
 
 
 def optimizer_weights() -> None:
-    """An optimizer's own weights, read and set: `[iterations, slots...]`."""
+    """Read and set an optimizer's own weights: `[iterations, slots...]`."""
     common.heading("The weights of an optimizer")
     model = Dense(20, 10, np.random.default_rng(0))
     optimizer = jk.RMSprop()
@@ -114,40 +114,42 @@ def optimizer_weights() -> None:
 
 
 def aggregated_by_hand() -> None:
-    """Gradients summed over workers first, then applied as they are.
+    """Apply gradients that were summed over workers before.
 
     In TensorFlow the sum is `tf.distribute.get_replica_context().all_reduce("sum", grads)`. In JAX it is
-    `jax.lax.psum(grads, axis_name)` on real devices; here two workers of one process have half of the batch each.
+    `jax.lax.psum(grads, axis_name)` on real devices; here two workers in one process have half of the batch each.
     """
     common.heading("Aggregating gradients yourself")
     data = common.digits()
     x, y = data.x_train[:64].reshape(-1, 64), data.y_train[:64]
-    together, apart = Model(seed=0), Model(seed=0)
+    model, split_model = Model(seed=0), Model(seed=0)
 
-    def whole_loss(x: Array, y: Array) -> Array:
-        return cross_entropy(y, together(x))
+    def batch_loss(x: Array, y: Array) -> Array:
+        return cross_entropy(y, model(x))
 
-    whole = jk.SGD(learning_rate=0.1)
-    _, gradients = jk.value_and_grad(whole_loss, together.trainable_weights, x, y)
-    whole.apply_gradients(zip(gradients, together.trainable_weights, strict=True))
+    optimizer = jk.SGD(learning_rate=0.1)
+    _, gradients = jk.value_and_grad(batch_loss, model.trainable_weights, x, y)
+    optimizer.apply_gradients(zip(gradients, model.trainable_weights, strict=True))
 
-    def share_of_loss(x: Array, y: Array) -> Array:
-        return cross_entropy(y, apart(x)) / 2  # of two equal halves, so that the sum is the mean of the whole batch
+    def half_loss(x: Array, y: Array) -> Array:
+        return cross_entropy(y, split_model(x)) / 2  # the sum over both halves is the mean over the batch
 
     workers = [
-        jk.value_and_grad(share_of_loss, apart.trainable_weights, *half)[1]
+        jk.value_and_grad(half_loss, split_model.trainable_weights, *half)[1]
         for half in ((x[:32], y[:32]), (x[32:], y[32:]))
     ]
     summed = jax.tree.map(jnp.add, *workers)
-    halves = jk.SGD(learning_rate=0.1)
-    # Both spellings are understood: this one, and `skip_gradients_aggregation=True` of later versions.
-    halves.apply_gradients(zip(summed, apart.trainable_weights, strict=True), experimental_aggregate_gradients=False)
+    split_optimizer = jk.SGD(learning_rate=0.1)
+    # This argument is accepted, and so is `skip_gradients_aggregation=True` of later versions.
+    split_optimizer.apply_gradients(
+        zip(summed, split_model.trainable_weights, strict=True), experimental_aggregate_gradients=False
+    )
 
     difference = max(
         float(jnp.max(jnp.abs(a.value - b.value)))
-        for a, b in zip(together.trainable_weights, apart.trainable_weights, strict=True)
+        for a, b in zip(model.trainable_weights, split_model.trainable_weights, strict=True)
     )
-    print(f"Two halves against one batch, greatest difference of a weight: {difference:.1e}")
+    print(f"Greatest difference of a weight between two halves and one batch: {difference:.1e}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

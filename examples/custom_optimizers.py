@@ -1,7 +1,7 @@
-"""Four ways to write one optimizer: plain gradient descent, twice as in TensorFlow 2, as in Keras 3, and as a rule.
+"""Four implementations of gradient descent: two as in TensorFlow 2, one as in Keras 3, and one as a rule.
 
-The first two are programs from the time of TensorFlow 2, and only their import line has changed. All four train the
-same network on the same batches, run compiled, and arrive at the same losses.
+The first two are TensorFlow 2 programs of which only the import line has changed. All four train the same network on
+the same batches, run compiled, and reach the same losses.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 import jaxopt_keras as jk
-import jaxopt_keras.interop.tensorflow as tf  # it was: import tensorflow as tf
+import jaxopt_keras.interop.tensorflow as tf  # before: import tensorflow as tf
 from examples import common
 from examples.custom_loop import Model, cross_entropy
 from jaxopt_keras.language.rule import Clock, Rate, Rule
@@ -81,7 +81,7 @@ class TestGD(tf.keras.optimizers.Optimizer):
 
 
 class KerasGD(jk.Optimizer):
-    """`build` makes what the optimizer keeps (here nothing), `update_step` updates one variable."""
+    """`build` creates the optimizer's slots (here there are none), `update_step` updates one variable."""
 
     def __init__(self, learning_rate: float = 0.01, **kwargs: Any) -> None:
         super().__init__(learning_rate=learning_rate, **kwargs)
@@ -100,7 +100,7 @@ class KerasGD(jk.Optimizer):
 class Descent(Rule):
     """p <- p - lr g
 
-    On one array, without side effects: so it runs in both faces, on packed, sharded or 8-bit state.
+    A pure function of one array. So it runs in both faces, on packed, sharded and 8-bit state.
     """
 
     learning_rate: Rate = 0.01
@@ -113,7 +113,7 @@ class Descent(Rule):
 
 
 def train(optimizer: jk.Optimizer, epochs: int) -> list[float]:
-    """The mean loss of each epoch of a network that `optimizer` trains."""
+    """Train a network with `optimizer`, and return the mean loss of each epoch."""
     data = common.digits()
     x_train = data.x_train.reshape(-1, 64)
     rng = np.random.default_rng(0)
@@ -136,7 +136,9 @@ def train(optimizer: jk.Optimizer, epochs: int) -> list[float]:
 def draw(histories: dict[str, list[float]], out: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for width, (name, losses) in zip((9, 6, 3.5, 1.5), histories.items(), strict=True):  # each on top of a wider one
+    for width, (name, losses) in zip(
+        (9, 6, 3.5, 1.5), histories.items(), strict=True
+    ):  # thin lines on top of wide ones
         axes.plot(np.arange(1, len(losses) + 1), losses, linewidth=width, label=name)
     axes.set(title="Gradient descent, written four times", xlabel="epoch", ylabel="cross-entropy (nats)")
     axes.legend()
@@ -165,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         SimpleGD().apply_gradients([(gradient, tf.Variable(jnp.zeros((5, 3))))])
     except NotImplementedError as error:
-        print(f"A gradient of one row of five: {error}")
+        print(f"A sparse gradient, one row of five: {error}")
     draw(histories, arguments.out)
 
 

@@ -1,16 +1,16 @@
-"""LeNet-5 on handwritten digits, by several optimizers, each in both of its faces.
+"""LeNet-5 on handwritten digits, trained by several optimizers, each in both faces.
 
-The stateful face owns variables and updates them in place, as Keras does:
+The stateful face updates variables in place, as Keras does:
 
     loss, gradients = jk.value_and_grad(loss_fn, variables, x, y)
     jk.Adam(...).apply_gradients(zip(gradients, variables))
 
-The pure face is three functions, used here inside one compiled and donated training step, as JAX programs do:
+The pure face is functions of arrays, used here in one compiled and donated training step:
 
     loss, gradients = jax.value_and_grad(loss_fn)(params, x, y)
     params, state = jk.adam(...).step(params, state, gradients)
 
-Both run the same arithmetic, so their losses must agree to rounding: the demo fails if they do not.
+Both do the same arithmetic, so their losses must agree up to rounding. Otherwise the demo fails.
 """
 
 import sys
@@ -34,12 +34,12 @@ from examples.common import Digits
 
 BATCH = 64
 EPOCHS = {"digits": 12, "mnist": 1}
-TOLERANCE = 1e-3  # of a loss: rounding, after some hundred steps that amplify it
-LEAST_ACCURACY = 0.97  # of Adam on the digits
+TOLERANCE = 1e-3  # of a loss: rounding errors, which grow in some hundred steps
+LEAST_ACCURACY = 0.97  # of Adam on the digits' test data
 
 
 class Choice(NamedTuple):
-    """An optimizer in both faces, and its settings. The rate is the peak of a cosine."""
+    """An optimizer in both faces, and its settings. The learning rate is the peak of a cosine decay."""
 
     title: str
     stateful: Callable[..., jk.Optimizer]
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
     settings: dict[str, Any]
 
 
-# The rates were chosen with `--validate`, without a look at the test pictures.
+# The rates were chosen with `--validate`, without using the test data.
 CHOICES = {
     "adam": Choice("Adam", jk.Adam, jk.adam, {"learning_rate": 0.005}),
     "adamw": Choice("AdamW", jk.AdamW, jk.adamw, {"learning_rate": 0.005, "weight_decay": 0.05}),
@@ -59,10 +59,10 @@ CHOICES = {
 
 
 class Run(NamedTuple):
-    """What one optimizer did in one face."""
+    """Results of training with one optimizer in one face."""
 
     losses: NDArray[np.float64]  # of each step
-    seconds: NDArray[np.float64]  # that each step took
+    seconds: NDArray[np.float64]  # of each step
     accuracy: float
 
 
@@ -75,7 +75,7 @@ Steps = Iterator[tuple[float, float]]  # the loss and the seconds of each step
 
 
 class Stateful:
-    """LeNet-5 as variables, for all optimizers in turn: with the same variables, the loss is compiled once."""
+    """LeNet-5 with variables. All optimizers use the same variables, so the loss is compiled once."""
 
     def __init__(self) -> None:
         self.variables = {name: jk.Variable(array, name=name) for name, array in lenet.init().items()}
@@ -100,7 +100,7 @@ class Stateful:
 
 
 class Pure:
-    """LeNet-5 as a dict of arrays."""
+    """LeNet-5 with a dict of arrays."""
 
     params: lenet.Params
 
@@ -110,7 +110,7 @@ class Pure:
             params, state = kernel.step(params, state, gradients)
             return params, state, loss
 
-        # Donated, the old parameters and state make room for the new ones.
+        # Donated: the new parameters and state reuse the memory of the old ones.
         compiled = jax.jit(step, donate_argnums=(0, 1))
         self.params, state = jax.tree.map(jax.numpy.copy, start), kernel.init(start)
         for x, y in data:
@@ -133,7 +133,7 @@ def batches(data: Digits, epochs: int, seed: int) -> Iterator[Batch]:
 def compare(
     choices: Sequence[Choice], data: Digits, epochs: int, seed: int, console: Console
 ) -> dict[str, tuple[Run, Run]]:
-    """For each optimizer by its title, the runs of its pure and its stateful face."""
+    """Train with each optimizer, and return the runs of its pure and its stateful face by its title."""
     steps = epochs * (len(data.x_train) // BATCH)
     start = lenet.init(seed)
     faces = {"pure": Pure(), "stateful": Stateful()}
@@ -165,30 +165,31 @@ def compare(
     return {title: (pure, stateful) for title, (pure, stateful) in runs.items()}
 
 
-def apart(pure: Run, stateful: Run) -> float:
-    """The greatest difference of the losses of both faces."""
+def difference(pure: Run, stateful: Run) -> float:
+    """Return the greatest difference between the losses of both faces."""
     return float(np.max(np.abs(pure.losses - stateful.losses)))
 
 
 def last_epoch(run: Run, epochs: int) -> float:
+    """Return the mean loss of the last epoch."""
     return float(np.mean(run.losses[-(len(run.losses) // epochs) :]))
 
 
 def table(runs: dict[str, tuple[Run, Run]], epochs: int, held_out: str) -> Table:
-    made = Table(title="LeNet-5: final loss is the last epoch's mean, step time the median", title_justify="left")
-    made.add_column("optimizer")
+    result = Table(title="LeNet-5: final loss is the last epoch's mean, step time the median", title_justify="left")
+    result.add_column("optimizer")
     for column in (f"{held_out} accuracy", "final loss", "step, pure", "step, stateful", "faces differ by"):
-        made.add_column(column, justify="right")
+        result.add_column(column, justify="right")
     for title, (pure, stateful) in runs.items():
-        made.add_row(
+        result.add_row(
             title,
             f"{pure.accuracy:.2%}",
             f"{last_epoch(pure, epochs):.4f}",
             f"{1e3 * np.median(pure.seconds):.1f} ms",
             f"{1e3 * np.median(stateful.seconds):.1f} ms",
-            f"{apart(pure, stateful):.1e}",
+            f"{difference(pure, stateful):.1e}",
         )
-    return made
+    return result
 
 
 def draw(runs: dict[str, tuple[Run, Run]], epochs: int, out: Path) -> None:
@@ -216,7 +217,7 @@ def draw(runs: dict[str, tuple[Run, Run]], epochs: int, out: Path) -> None:
 
 
 def for_validation(data: Digits) -> Digits:
-    """The training data only, a fifth of them in the place of the test data."""
+    """Return the training data, split into training data and a fifth as validation data."""
     n = len(data.x_train) * 4 // 5
     return Digits(data.x_train[:n], data.y_train[:n], data.x_train[n:], data.y_train[n:])
 
@@ -228,21 +229,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--optimizers", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="NAME", help=", ".join(CHOICES)
     )
     parser.add_argument(
-        "--validate", action="store_true", help="hold out a part of the training data instead of the test data"
+        "--validate",
+        action="store_true",
+        help="validate on a held-out part of the training data instead of the test data",
     )
     arguments = parser.parse_args(argv)
     console = Console()
     if not console.is_terminal:
-        console.width = 110  # a file has room for the table
+        console.width = 110  # of the table in a file
 
     data = lenet.load(arguments.mnist)
     held_out = "validation" if arguments.validate else "test"
     data = for_validation(data) if arguments.validate else data
-    enough = EPOCHS["mnist" if arguments.mnist else "digits"]
-    epochs = arguments.epochs or (1 if arguments.quick else enough)
+    default_epochs = EPOCHS["mnist" if arguments.mnist else "digits"]
+    epochs = arguments.epochs or (1 if arguments.quick else default_epochs)
     choices = [CHOICES[name] for name in arguments.optimizers]
     console.print(
-        f"{len(data.x_train)} pictures to train on, {len(data.x_test)} for {held_out}; "
+        f"{len(data.x_train)} training images, {len(data.x_test)} {held_out} images; "
         f"{len(choices)} optimizers, two faces of each, {epochs} epochs"
     )
     runs = compare(choices, data, epochs, arguments.seed, console)
@@ -251,9 +254,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(f"Done in {time.perf_counter() - began:.0f} s")
 
     for title, (pure, stateful) in runs.items():
-        if not apart(pure, stateful) <= TOLERANCE:
-            sys.exit(f"The faces of {title} must agree. Their losses differ by {apart(pure, stateful):.1e}.")
-    if "Adam" in runs and epochs >= enough and runs["Adam"][0].accuracy < LEAST_ACCURACY:
+        if not difference(pure, stateful) <= TOLERANCE:
+            sys.exit(f"The faces of {title} must agree. Their losses differ by {difference(pure, stateful):.1e}.")
+    if "Adam" in runs and epochs >= default_epochs and runs["Adam"][0].accuracy < LEAST_ACCURACY:
         sys.exit(f"Adam should recognise {LEAST_ACCURACY:.0%} of the digits: {runs['Adam'][0].accuracy:.2%}.")
 
 

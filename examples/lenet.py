@@ -1,7 +1,7 @@
-"""LeNet-5 in plain JAX, trained with an optimizer of your choice: by default, with a custom one of TensorFlow 2's time.
+"""LeNet-5 in plain JAX, trained with any optimizer; by default with the TensorFlow 2 class `TestGD`.
 
-The data are scikit-learn's handwritten digits: 1797 real scans of 8 x 8 pixels, laid out as MNIST's are. With `--mnist
-PATH` they are MNIST itself, from Keras's `mnist.npz` (x_train, y_train, x_test, y_test).
+The data are scikit-learn's handwritten digits: 1797 real scans of 8 x 8 pixels, enlarged to MNIST's format. With
+`--mnist PATH` they are MNIST itself, from Keras's `mnist.npz` (x_train, y_train, x_test, y_test).
 """
 
 import argparse
@@ -41,7 +41,7 @@ Params = Mapping[str, Array]
 
 
 def init(seed: int = 0) -> dict[str, Array]:
-    """Fresh parameters, as Keras draws them: kernels uniform after Glorot & Bengio 2010, biases zero."""
+    """Return initial parameters as in Keras: Glorot-uniform kernels (Glorot & Bengio 2010) and zero biases."""
     keys = jax.random.split(jax.random.key(seed), len(SHAPES))
     glorot = jax.nn.initializers.glorot_uniform()
     return {
@@ -51,13 +51,13 @@ def init(seed: int = 0) -> dict[str, Array]:
 
 
 def conv(x: Array, kernel: Array, bias: Array) -> Array:
-    """A convolution without padding, and relu."""
+    """Apply a convolution without padding, and relu."""
     out = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return jax.nn.relu(out + bias[None, None, None, :])
 
 
 def max_pool(x: Array) -> Array:
-    """The greatest of each 2 x 2 pixels."""
+    """Return the maximum of each block of 2 x 2 pixels."""
     n, height, width, channels = x.shape
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
 
@@ -67,7 +67,7 @@ def dense(x: Array, kernel: Array, bias: Array) -> Array:
 
 
 def logits(params: Params, x: Array) -> Array:
-    """For each picture of `x`, (n, 28, 28, 1), ten numbers whose softmax is the probability of each digit."""
+    """Return ten logits for each image of `x`, of shape (n, 28, 28, 1)."""
     x = max_pool(conv(x, params["conv_1/kernel"], params["conv_1/bias"]))
     x = max_pool(conv(x, params["conv_2/kernel"], params["conv_2/bias"]))
     x = x.reshape(x.shape[0], -1)
@@ -77,7 +77,7 @@ def logits(params: Params, x: Array) -> Array:
 
 
 def loss(params: Params, x: Array, y: Array) -> Array:
-    """The mean cross-entropy of the batch."""
+    """Compute the mean cross-entropy of a batch."""
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits(params, x)), y[:, None], axis=1))
 
 
@@ -86,14 +86,14 @@ def predict(params: Params, x: Array) -> Array:
     return jnp.argmax(logits(params, x), axis=1)
 
 
-def recognised(params: Params, x: np.ndarray) -> np.ndarray:
-    """The digits that are seen, a thousand pictures at a time."""
+def predictions(params: Params, x: np.ndarray) -> np.ndarray:
+    """Predict digits, in batches of a thousand images."""
     return np.concatenate([predict(params, x[i : i + 1000]) for i in range(0, len(x), 1000)])
 
 
 def accuracy(params: Params, x: np.ndarray, y: np.ndarray) -> float:
-    """The fraction that is recognised."""
-    return float(np.mean(recognised(params, x) == y))
+    """Return the fraction of correct predictions."""
+    return float(np.mean(predictions(params, x) == y))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,14 +101,14 @@ def accuracy(params: Params, x: np.ndarray, y: np.ndarray) -> float:
 
 
 def load(mnist: Path | None = None) -> Digits:
-    """Pictures of (28, 28, 1), of mean 0 and variance 1: MNIST, or scikit-learn's digits."""
+    """Load MNIST or scikit-learn's digits as images of shape (28, 28, 1), with mean 0 and variance 1."""
     data = enlarged_digits() if mnist is None else read_mnist(mnist)
     mean, deviation = data.x_train.mean(), data.x_train.std()
     return data._replace(x_train=(data.x_train - mean) / deviation, x_test=(data.x_test - mean) / deviation)
 
 
 def enlarged_digits() -> Digits:
-    """scikit-learn's digits as MNIST has its own: 20 x 20 pixels, and a margin of 4 around them."""
+    """Load scikit-learn's digits in MNIST's format: 20 x 20 pixels with a margin of 4 pixels."""
     small = common.digits()
 
     def enlarged(x: np.ndarray) -> np.ndarray:
@@ -119,10 +119,10 @@ def enlarged_digits() -> Digits:
 
 
 def read_mnist(path: Path) -> Digits:
-    """Keras's `mnist.npz`.
+    """Read Keras's `mnist.npz`.
 
     Raises:
-        ValueError: if the file is none.
+        ValueError: if the file lacks one of its arrays.
     """
     with np.load(path) as file:
         missing = sorted({"x_train", "y_train", "x_test", "y_test"} - set(file))
@@ -133,11 +133,11 @@ def read_mnist(path: Path) -> Digits:
 
 
 def batches(data: Digits, size: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One epoch, every picture of it moved by up to two pixels: the digits are few, and this makes more of them."""
+    """Yield one epoch of images, each shifted randomly by up to two pixels: augmentation of a small data set."""
     for x, y in common.batches(data.x_train, data.y_train, size, rng):
         wide = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
         corners = rng.integers(0, 5, (size, 2))
-        yield np.stack([picture[i : i + 28, j : j + 28] for picture, (i, j) in zip(wide, corners, strict=True)]), y
+        yield np.stack([image[i : i + 28, j : j + 28] for image, (i, j) in zip(wide, corners, strict=True)]), y
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ GROUPS = {"kernels": "kernel$", "biases": "bias$"}
 def train(
     optimizer: jk.Optimizer, data: Digits, epochs: int, seed: int = 0
 ) -> tuple[dict[str, Array], jk.history.History]:
-    """The parameters that `optimizer` finds, and what happened in each step."""
+    """Train with `optimizer`, and return the parameters and the history of the run."""
     variables = {name: jk.Variable(array, name=name) for name, array in init(seed).items()}
     trainable = list(variables.values())
 
@@ -168,30 +168,32 @@ def train(
     return {name: v.value for name, v in variables.items()}, history
 
 
-def draw(losses: np.ndarray, found: np.ndarray, data: Digits, who: str, out: Path) -> None:
+def draw(losses: np.ndarray, predicted: np.ndarray, data: Digits, name: str, out: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(np.arange(1, len(losses) + 1), losses, linewidth=1, label=f"{who}, of each batch")
+    left.plot(np.arange(1, len(losses) + 1), losses, linewidth=1, label=f"{name}, each batch")
     left.set(title="Training loss of LeNet-5", xlabel="step", ylabel="cross-entropy (nats)", yscale="log")
     left.legend()
 
     rows, columns, size = 4, 6, 28
-    pictures = data.x_test[: rows * columns].reshape(rows, columns, size, size)
-    right.imshow(pictures.swapaxes(1, 2).reshape(rows * size, columns * size), cmap="gray_r")
-    for i, (seen, true) in enumerate(zip(found[: rows * columns], data.y_test, strict=False)):
+    images = data.x_test[: rows * columns].reshape(rows, columns, size, size)
+    right.imshow(images.swapaxes(1, 2).reshape(rows * size, columns * size), cmap="gray_r")
+    for i, (digit, true) in enumerate(zip(predicted[: rows * columns], data.y_test, strict=False)):
         place = (i % columns * size + 1, i // columns * size + 1)
-        right.annotate(str(seen), place, color="C2" if seen == true else "red", weight="bold", va="top")
-    right.set(title="Test pictures, and what is seen (red: wrongly)", xticks=[], yticks=[])
+        right.annotate(str(digit), place, color="C2" if digit == true else "red", weight="bold", va="top")
+    right.set(title="Test images and predictions (red: wrong)", xticks=[], yticks=[])
     common.save(figure, out, "lenet.png")
 
 
 def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The options of all that trains this network."""
+    """Add the options of all programs that train this network."""
     parser.add_argument(
         "--mnist", type=Path, metavar="PATH", help="Keras's mnist.npz, instead of scikit-learn's digits"
     )
-    parser.add_argument("--epochs", type=int, help="how many times to go through the data")
-    parser.add_argument("--seed", type=int, default=0, help="of the parameters and of the order of the data")
+    parser.add_argument("--epochs", type=int, help="number of epochs")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the initial parameters and of the order of the data"
+    )
     return parser
 
 
@@ -200,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--optimizer", metavar="NAME", help="adam, sgd, lion, ... (default: TestGD of custom_optimizers)"
     )
-    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the run's scalars there")
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="folder for the run's scalars")
     arguments = parser.parse_args(argv)
     optimizer = TestGD() if arguments.optimizer is None else jk.get(arguments.optimizer)
     data = load(arguments.mnist)
@@ -208,11 +210,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = data._replace(x_train=data.x_train[:320], y_train=data.y_train[:320])
     epochs = arguments.epochs or (1 if arguments.quick else 5 if arguments.mnist else 40)
 
-    print(f"{len(data.x_train)} pictures to train on, {len(data.x_test)} to test with, 44,426 parameters, {optimizer}")
+    print(f"{len(data.x_train)} training images, {len(data.x_test)} test images, 44,426 parameters, {optimizer}")
     params, history = train(optimizer, data, epochs, arguments.seed)
-    found = recognised(params, data.x_test)
-    print(f"Test accuracy: {np.mean(found == data.y_test):.4f}")
-    draw(history["loss"], found, data, type(optimizer).__name__, arguments.out)
+    predicted = predictions(params, data.x_test)
+    print(f"Test accuracy: {np.mean(predicted == data.y_test):.4f}")
+    draw(history["loss"], predicted, data, type(optimizer).__name__, arguments.out)
     common.save(history.plot(), arguments.out, "lenet_history.png")
     history.csv(arguments.out / "lenet_history.csv")
     if arguments.tensorboard is not None:

@@ -1,6 +1,6 @@
-"""A straight line through noisy points: two scalar variables, the sum of squared errors, and steps down its gradient.
+"""Linear regression by gradient descent: two scalar variables and the sum of squared errors.
 
-It runs twice: with the steps written out, `a <- a - lr da`, and with `SGD`, which does the same.
+The fit runs twice: with explicit updates `a <- a - lr da`, and with `SGD`, which makes the same updates.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,30 +28,30 @@ class Regression:
 
 
 def loss_func(y_true: Array, y_pred: Array) -> Array:
-    """The sum of squared errors."""
+    """Compute the sum of squared errors."""
     return jnp.sum(jnp.square(y_true - y_pred))
 
 
 class History(NamedTuple):
-    """What was, before each epoch."""
+    """Variables and cost before each epoch."""
 
     a: list[float]
     b: list[float]
     cost: list[float]
 
 
-Update = Callable[[Regression, Array, Array], None]  # updates the model by the gradients (da, db)
+Update = Callable[[Regression, Array, Array], None]  # updates a model from the gradients (da, db)
 
 
 def fit(update: Update, x: Array, y: Array, epochs: int) -> tuple[Regression, History]:
-    """Trains a new model."""
+    """Train a new model, and return it with its history."""
     model, history = Regression(), History([], [], [])
 
     def loss(x: Array, y: Array) -> Array:
         return loss_func(y, model(x))
 
     for epoch in range(epochs):
-        # The values, not the variables: a list of variables would be one variable many times, and show its last value.
+        # Store values: a list of variables would contain the same variable many times, with its last value.
         history.a.append(float(model.a))
         history.b.append(float(model.b))
         cost, (da, db) = jk.value_and_grad(loss, [model.a, model.b], x, y)
@@ -67,7 +67,7 @@ def draw(x: Array, y: Array, model: Regression, history: History, out: Path) -> 
 
     points.scatter(np.asarray(x), np.asarray(y), s=10, alpha=0.6, label="points")
     ends = jnp.array([0.0, 1.0])
-    points.plot(ends, 0.3 + 0.5 * ends, color="0.4", linewidth=1, label="y = 0.3 + 0.5 x, where they come from")
+    points.plot(ends, 0.3 + 0.5 * ends, color="0.4", linewidth=1, label="y = 0.3 + 0.5 x, the true line")
     points.plot(ends, model(ends), "r--", label=f"y = {float(model.a):.2f} + {float(model.b):.2f} x, fitted")
     points.set(title="Points and line", xlabel="x, independent", ylabel="y, dependent", ylim=(-0.8, 2.5))
     points.legend(loc="upper left", fontsize="small")
@@ -107,10 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def by_sgd(model: Regression, da: Array, db: Array) -> None:
         optimizer.apply_gradients([(da, model.a), (db, model.b)])
 
-    _, same = fit(by_sgd, x, y, epochs)
+    _, with_sgd = fit(by_sgd, x, y, epochs)
 
     print(f"\nFitted: y = {float(model.a):.3f} + {float(model.b):.3f} x")
-    difference = np.max(np.abs(np.subtract(manual.cost, same.cost)))
+    difference = np.max(np.abs(np.subtract(manual.cost, with_sgd.cost)))
     print(f"Greatest difference of a loss between both: {difference:.1e}")
     draw(x, y, model, manual, arguments.out)
 

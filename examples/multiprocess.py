@@ -1,11 +1,11 @@
-"""Training on several processes: state split over all their devices, a checkpoint, and what a step costs.
+"""Training on several processes: state sharded over all devices, a checkpoint, and a report of a step's cost.
 
     python -m examples.multiprocess                       two processes with two devices each, on this machine's CPU
-    python -m examples.multiprocess --processes 4         more of them
-    srun python -m examples.multiprocess --join           as one of many, under Slurm; `--join` also on GKE and TPU pods
+    python -m examples.multiprocess --processes 4         four processes
+    srun python -m examples.multiprocess --join           one of many processes: Slurm, GKE, TPU pods
 
-With `--join` the script is one of many processes that somebody else has started, and `jax.distributed` finds the others
-by itself. It is the same script on CPUs, GPUs and TPUs: nothing below names a platform.
+With `--join` the script is one of many processes that a cluster has started; `jax.distributed` finds the others. The
+script is the same on CPUs, GPUs and TPUs: nothing below names a platform.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WIDTH, BATCH = 64, 32
 
 
 def train(steps: int, save_to: str | None) -> float:
-    """Fits a two-layer network, data-parallel with ZeRO-1; the last loss."""
+    """Fit a two-layer network, data-parallel with ZeRO-1, and return the last loss."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     kernel = sharding.zero1(jk.adamw(1e-2, global_clipnorm=1.0, skip_nonfinite=True), mesh)
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def train(steps: int, save_to: str | None) -> float:
     for i in range(steps):
         inputs = np.random.default_rng(i).normal(size=(BATCH, 8)).astype(np.float32)
         targets = np.sin(inputs.sum(1, keepdims=True))
-        batch = [on(mesh, PartitionSpec("data"), x) for x in (inputs, targets)]  # each process puts its own part in
+        batch = [on(mesh, PartitionSpec("data"), x) for x in (inputs, targets)]  # each process provides its own shards
         if i == 0 and jax.process_index() == 0:
             print(sharding.report(jitted, params, state, *batch))
         params, state, value = jitted(params, state, *batch)
@@ -60,12 +60,12 @@ def train(steps: int, save_to: str | None) -> float:
 
 
 def on(mesh: Mesh, spec: PartitionSpec, x: np.ndarray) -> jax.Array:
-    """`x` as one array of all processes, each of which holds a part."""
+    """Return `x` as one array of all processes; each of them stores its shards."""
     return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
 
 
 def save(path: Path, tree: object) -> None:
-    """Every process writes its shards, and reads them back."""
+    """Write the shards of every process, read them back, and compare."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
@@ -73,12 +73,12 @@ def save(path: Path, tree: object) -> None:
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(path, tree)
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(restored), strict=True):
-        for mine, theirs in zip(a.addressable_shards, b.addressable_shards, strict=True):
-            np.testing.assert_array_equal(mine.data, theirs.data)
+        for written, read in zip(a.addressable_shards, b.addressable_shards, strict=True):
+            np.testing.assert_array_equal(written.data, read.data)
 
 
 def launch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Starts the processes of one machine, and waits for them."""
+    """Start processes on this machine, and wait for them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -104,22 +104,22 @@ def launch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.multiprocess", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--processes", type=int, default=2, help="to start on this machine")
-    parser.add_argument("--devices", type=int, default=2, help="CPU devices of each of them")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes to start on this machine")
+    parser.add_argument("--devices", type=int, default=2, help="CPU devices of each process")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save", help="a new folder for an Orbax checkpoint")
-    parser.add_argument("--join", action="store_true", help="be one of the processes of a cluster")
+    parser.add_argument("--join", action="store_true", help="run as one of the processes of a cluster")
     parser.add_argument("--address", help=argparse.SUPPRESS)
     parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
-    if chosen.join:
+    options = parser.parse_args(arguments)
+    if options.join:
         jax.distributed.initialize()
-    elif chosen.process is None:
-        return launch(chosen, sys.argv[1:] if arguments is None else arguments)
+    elif options.process is None:
+        return launch(options, sys.argv[1:] if arguments is None else arguments)
     else:
-        jax.config.update("jax_num_cpu_devices", chosen.devices)
-        jax.distributed.initialize(chosen.address, chosen.processes, chosen.process, heartbeat_timeout_seconds=10)
-    loss = train(chosen.steps, chosen.save)
+        jax.config.update("jax_num_cpu_devices", options.devices)
+        jax.distributed.initialize(options.address, options.processes, options.process, heartbeat_timeout_seconds=10)
+    loss = train(options.steps, options.save)
     multihost_utils.sync_global_devices("done")
     if jax.process_index() == 0:
         print(f"{jax.process_count()} processes, {jax.device_count()} devices: loss {loss:.4f}")

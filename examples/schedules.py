@@ -1,4 +1,4 @@
-"""Learning rates that change: the schedules, an optimizer that follows one, and a rate set by hand."""
+"""Learning rates that change: plots of the schedules, an optimizer with a schedule, and a rate set by hand."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ WAVES_AND_WARMUPS = {
 
 
 def pictures(points: int, out: Path) -> None:
-    """All of them; any function of the step is a schedule, too."""
+    """Print and plot all schedules. Any other function of the step is a schedule too."""
     common.heading("The schedules")
     everything: dict[str, Callable[[Any], Any]] = DECAYS | WAVES_AND_WARMUPS
     at = (0, 100, 300, 999)
@@ -48,24 +48,24 @@ def pictures(points: int, out: Path) -> None:
 
 
 def bowl(w: jk.Variable) -> Callable[[], Array]:
-    """A loss whose steepness differs a hundredfold between its two directions."""
+    """Return a loss whose curvature in one direction is a hundred times that in the other."""
     return lambda: jnp.sum(jnp.array([1.0, 0.01]) * jnp.square(w.value))
 
 
 def follow_a_schedule() -> None:
-    """A schedule takes the place of the number."""
+    """Use a schedule instead of a number."""
     common.heading("An optimizer with a schedule")
     lr_schedule = schedules.ExponentialDecay(initial_learning_rate=1e-2, decay_steps=10_000, decay_rate=0.9)
     optimizer = jk.SGD(learning_rate=lr_schedule)
     w = jk.Variable([1.0, 1.0], name="w")
     optimizer.minimize(bowl(w), [w])
     print(f"Step {int(optimizer.iterations)}: the next rate is {float(optimizer.learning_rate):.6f}")
-    optimizer.iterations = 10_000  # as if it had run for that long
+    optimizer.iterations = 10_000  # as if that many steps had been made
     print(f"Step {int(optimizer.iterations)}: the next rate is {float(optimizer.learning_rate):.6f}")
 
 
 def change_the_rate(steps: int, out: Path) -> None:
-    """A rate can be set at any time. It is a value that the compiled step takes, so nothing is compiled anew."""
+    """Set the rate during training. It is an argument of the compiled step, so nothing is compiled again."""
     common.heading("Changing the rate by hand")
     w = jk.Variable([1.0, 1.0], name="w")
     optimizer = jk.SGD(learning_rate=0.01, momentum=0.9)

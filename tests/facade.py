@@ -1,4 +1,4 @@
-"""What the tests of the stateful face share: variables of every kind, and a whole optimizer in one comparison."""
+"""Common parts of the tests of the stateful face: variables of every kind, and the comparison of whole optimizers."""
 
 import contextlib
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def everything(optimizer: jk.Optimizer, variables: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def unchanged(optimizer: jk.Optimizer, *variables: Any) -> Iterator[None]:
-    """What happens inside leaves no trace on the optimizer and on `variables`."""
+    """Check that the body changes neither the optimizer nor `variables`."""
     before = everything(optimizer, variables)
     yield
     assert everything(optimizer, variables) == before
@@ -73,6 +73,6 @@ def unchanged(optimizer: jk.Optimizer, *variables: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refused(error: type[Exception], text: str, optimizer: jk.Optimizer, *variables: Any) -> Iterator[None]:
-    """What happens inside raises `error`, whose message matches `text`, and leaves no trace."""
+    """Check that the body raises `error` with a message that matches `text`, and changes nothing."""
     with unchanged(optimizer, *variables), pytest.raises(error, match=text):
         yield

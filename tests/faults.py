@@ -170,7 +170,7 @@ FAULTS = [
     Fault("stateful/custom/hooks.py", "now.t.astype(jnp.int32) - 1}", "now.t.astype(jnp.int32)}",
           "hooks see the next iteration", "tests/test_custom.py -k test_the_clock"),
     Fault("engine/cores/foreign.py", "None if g is None else u for", "u for",
-          "what has no gradient moves", "tests/test_functional.py -k test_from_optax_leaves"),
+          "a parameter without a gradient moves", "tests/test_functional.py -k test_from_optax_leaves"),
     # Storage
     Fault("storage/formats.py", "quantize(x, like.code, seed and seed())", "quantize(x, like.code)",
           "codes rounded to nearest: a slow average stands still", "tests/test_storage.py -k 'gets_as_far and int4'"),
@@ -240,15 +240,15 @@ FAULTS = [
           "accumulate.run_every(k, gradients, jax.lax.optimization_barrier(slots), scalars, update, idle)",
           "slots copied in every micro-step", "tests/test_structure.py -k accumulation"),
     # Faces
-    Fault("stateful/packed_variables.py", "self._arrays.clear()", "pass",
+    Fault("stateful/packed_variables.py", "self._cache.clear()", "pass",
           "a packed variable shows what it was before the step", "tests/test_buffers.py -k 'equals_unpacked and adam'"),
     Fault("stateful/packed_variables.py",
-          "with jax.ensure_compile_time_eval():  # what is kept", "if True:  # what is kept",
+          "with jax.ensure_compile_time_eval():  # a cached", "if True:  # a cached",
           "a traced value is kept", "tests/test_buffers.py -k never_traced"),
     Fault("stateful/settings.py", "self._rate_now(state.count)", "self._rate_now(state.count + 1)",
           "the schedule is a step ahead", "tests/test_optimizer.py -k 'test_pure_equals_stateful and averaged-SGD'"),
     Fault("stateful/variable_kinds.py",
-          "return value if sys.getrefcount(value) <= _ALONE else jnp.copy(value)", "return value",
+          "return value if sys.getrefcount(value) <= _SOLE_REFERENCES else jnp.copy(value)", "return value",
           "a step deletes what a user kept", "tests/test_optimizer.py -k test_take_copies"),
     Fault("stateful/gradients.py", "g if id(v) in read else None for", "g for",
           "zeros in the place of None", "tests/test_gradients.py -k not_read"),
@@ -277,7 +277,7 @@ FAULTS = [
     Fault("engine/programs/multi.py", "grads, reduce = self.summed(params, grads), False", "reduce = False",
           "groups decide on what each device has by itself", "tests/test_guard.py -k one_decision"),
     Fault("engine/slot_sharding.py", "if p.ndim == 0:", "if True:",
-          "fresh slots lie on every device whole", "tests/test_sharding.py -k 'state_lies and adam-auto'"),
+          "fresh slots are copied to every device", "tests/test_sharding.py -k 'state_lies and adam-auto'"),
     Fault("engine/programs/offloaded.py", "return self._moved(state, jax.memory.Space.Host)", "return state",
           "state never leaves the device", "tests/test_sharding.py -k 'test_offload and pure'"),
     # The site
@@ -291,10 +291,10 @@ FAULTS = [
     Fault("interop/keras/state.py", "leaves[i] = _with_key_type(value, leaves[i])", "pass",
           "Keras's values of the state are not taken", "tests/test_interop_keras.py -k jitted_loop"),
     Fault("interop/keras/state.py", "self._value = _ValueHandle(self).take()", "pass",
-          "a step donates an array of the state that somebody holds", "tests/test_interop_keras.py -k outlives"),
+          "a step donates an array of the state that other code holds", "tests/test_interop_keras.py -k outlives"),
     Fault("interop/keras/state.py", "layout = value.sharding if isinstance(value.sharding, NamedSharding) else None",
           "layout = None",
-          "a slot does not lie where its parameter does", "tests/test_interop_keras.py -k eight_devices"),
+          "a slot is not sharded like its parameter", "tests/test_interop_keras.py -k eight_devices"),
     Fault("interop/keras/wrappers.py", "return scaled(value_of(loss), self.dynamic_scale.value)",
           "return scaled(value_of(loss), self.dynamic_scale.value * 0 + 64.0)",
           "the loss scale of the trainer is not the state's", "tests/test_interop_keras.py -k wrapped_again"),
@@ -331,7 +331,7 @@ FAULTS = [
     Fault("checkpoint/files.py", "if metadata.pop(DIGEST, None) != digest(flat, metadata):", "if False:",
           "damage is not seen", "tests/test_checkpoint_files.py -k flipped"),
     Fault("checkpoint/files.py", 'return np.array(x, order="C", copy=copy)', "return np.array(x, copy=copy)",
-          "a transposed array is saved as it lies", "tests/test_checkpoint_files.py -k 'dtypes and float16'"),
+          "a transposed array is saved in its own order", "tests/test_checkpoint_files.py -k 'dtypes and float16'"),
     Fault("checkpoint/files.py", "if time.time() - leftover.stat().st_mtime > ABANDONED:", "if True:",
           "the file of a living save is removed", "tests/test_checkpoint_files.py -k living"),
     Fault("checkpoint/convert.py", "if isinstance(like, Blocks) and saved.code == like.code", "if False and saved.code",
@@ -394,7 +394,7 @@ FAULTS = [
           "a look at the count unpacks the slots", "tests/test_flat.py -k until_somebody_looks"),
     Fault("stateful/transactions.py", "self._restore(before)", "pass",
           "what a failed build made is left", "tests/test_custom.py -k leaves_everything"),
-    Fault("stateful/state_views.py", "else {k: tree.get(k, nothing) for k in paths}", "else tree",
+    Fault("stateful/state_views.py", "else {k: tree.get(k, absent) for k in paths}", "else tree",
           "a step of some variables gets the slots of all", "tests/test_optimizer.py -k variables_join"),
     Fault("engine/pipeline.py", "name for name in self._slot_names([])", "name for name in ()",
           "a state of another optimizer is taken", "tests/test_bad_input.py -k 'test_pure and another'"),
@@ -491,7 +491,7 @@ def caught(copy: Path, number: int, fault: Fault) -> bool:
 
 
 def run(copy: Path, test: str) -> str:
-    """What a test does: it fails only if it ran, since one that cannot be found, imported or set up proves nothing.
+    """The result of a test: it fails only if it ran, since one that cannot be found, imported or set up proves nothing.
 
     By what it fails is said where it is neither an assertion nor an exception that was expected in vain.
     """

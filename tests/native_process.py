@@ -19,7 +19,7 @@ NATIVE = 'custom_call_target="jaxopt_keras_'
 
 
 def stepped() -> dict[str, Any]:
-    """What three steps gave, of how many native loops, and which programs were not in XLA's persistent cache."""
+    """Return the result of three steps, the number of native loops, and the programs that XLA's cache lacked."""
     found = {"/jax/compilation_cache/cache_hits": 0, "/jax/compilation_cache/cache_misses": 0}
 
     def listen(event: str, **_: Any) -> None:

@@ -49,7 +49,7 @@ def installed() -> bool:
 
 
 def outcomes(group: Group, swapped: bool) -> dict[str, str | None]:
-    """What went wrong, by the test's name: "" if nothing, None if the test skipped itself."""
+    """Return the error of each test, by its name: "" if it passed, None if it skipped itself."""
     command = [sys.executable, "-m", "tests.optax_swap", group.module, f"--only={group.only}"]
     done = subprocess.run(
         [*command, "--swapped"] if swapped else command,

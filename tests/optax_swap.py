@@ -142,7 +142,7 @@ def flattened(suite: Any) -> Iterator[unittest.TestCase]:
 
 
 class Outcomes(unittest.TestResult):
-    """What went wrong, by the test's name: the first error of it or of its subtests."""
+    """Result with the first error of each test or of its subtests, by the test's name."""
 
     def __init__(self) -> None:
         super().__init__()

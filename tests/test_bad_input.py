@@ -1,4 +1,4 @@
-"""What is refused, at every door: the error names the argument, says what was received, and nothing has changed."""
+"""Errors of every public function: the message names the argument and the value received, and nothing has changed."""
 
 import dataclasses
 from typing import Any

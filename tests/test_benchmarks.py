@@ -37,7 +37,7 @@ def bench(*arguments: str) -> str:
 
 
 def imports(path: Path, modules: dict[str, Path]) -> set[str]:
-    """Those of `modules` that a file imports, also inside its functions."""
+    """Return those of `modules` that a file imports, also inside its functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -185,7 +185,7 @@ def test_the_bytes_that_a_step_cannot_do_without(optimizer: str, expected: int):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "adafactor"])
 def test_streams_of_other_devices(optimizer: str):
-    """Those of a GPU and of a machine without a C compiler update their arrays in place."""
+    """Streams for a GPU and for a machine without a C compiler update their arrays in place."""
     over = limits.passes(problem.to_time(WORKLOADS["lenet5"].scaled(0.1), optimizer, "float32"), 2)
     jitted = limits.jitted_stream(over, 100)
     first, second = jitted(), jitted()

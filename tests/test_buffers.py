@@ -1,4 +1,4 @@
-"""Variables that lie in one buffer: what they are to optimizers, losses and their reader."""
+"""Variables packed in one buffer: optimizers, losses, reads and writes."""
 
 import copy
 import pickle
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxopt_keras as jk
-from jaxopt_keras.stateful.variable import Scope
+from jaxopt_keras.stateful.scope import Scope
 from tests.facade import close, refused, same, unchanged, values
 
 SHAPES = {"kernel": (2, 3), "scalar": (), "empty": (0, 2), "bias": (5,), "half": (4,)}
@@ -75,7 +75,7 @@ def test_a_step_handles_the_buffers_only():
     assert [(b.path, b.shape) for b in packed] == [("packed/float32", (12,)), ("packed/bfloat16", (4,))]
     optimizer.apply_gradients([(jnp.ones(b.shape, b.dtype), b) for b in packed])
     assert [v.shape for v in optimizer.variables] == [(), (), (12,), (12,), (4,), (4,)]
-    assert not any(b._arrays for b in packed)  # nothing was done for the single variables
+    assert not any(b._cache for b in packed)  # nothing was done for the single variables
     assert made[0].value is made[0].value  # cut out once
 
 
@@ -203,13 +203,13 @@ def test_what_cannot_be_packed(given, error, text):
 
 def test_what_cannot_be_packed_together():
     v, w = variables()[:2]
-    with pytest.raises(TypeError, match="those of other libraries keep their arrays to themselves"):
+    with pytest.raises(TypeError, match="variables of other libraries cannot share a buffer"):
         jk.pack_variables([v, keras.Variable(1.0)])
     with pytest.raises(ValueError, match="Each variable may occur once. Received: `kernel` twice"):
         jk.pack_variables([v, w, v])
     assert v.buffer is None and jk.pack_variables([]) == []
     jk.pack_variables([v])
-    with pytest.raises(ValueError, match="`kernel` is packed already, in `packed/float32`"):
+    with pytest.raises(ValueError, match="`kernel` is packed in `packed/float32` already"):
         jk.pack_variables([w, v])
     assert w.buffer is None
 
@@ -223,15 +223,15 @@ def test_what_does_not_go_with_whole_buffers():
     with refused(ValueError, "No gradients provided for any variable", optimizer, packed):
         optimizer.apply_gradients([(None, packed)])
     optimizer.apply_gradients([(jnp.ones(7), packed)])
-    with refused(ValueError, "updates `packed/float32`, in which `kernel` lies, as a whole", optimizer, packed):
+    with refused(ValueError, "updates the buffer `packed/float32` that contains `kernel`", optimizer, packed):
         optimizer.apply_gradients([(jnp.ones((2, 3)), made[0])])
-    with refused(KeyError, "knows `kernel` as a part of `packed/float32`", optimizer, packed):
+    with refused(KeyError, "`kernel` is registered in adam_w.* as part of `packed/float32`", optimizer, packed):
         optimizer.add_slot(made[0], "other")
-    with refused(ValueError, "`clipnorm` acts on each variable by itself", optimizer, packed):
+    with refused(ValueError, "`clipnorm` acts on each variable separately", optimizer, packed):
         optimizer.clipnorm = 1.0
     with refused(ValueError, "`exclude_from_weight_decay` acts on each", optimizer, packed):
         optimizer.exclude_from_weight_decay([made[0]])
-    with unchanged(optimizer, packed), pytest.raises(ValueError, match="together with"):
+    with unchanged(optimizer, packed), pytest.raises(ValueError, match="Received: both of them"):
         jk.value_and_grad(lambda x: jnp.sum(made[0].value) * x, [packed, made[0]], 1.0)
     optimizer.exclude_from_weight_decay(made)  # all of them: that goes
     before = optimizer.get_slot(packed, "momentum").value

@@ -121,7 +121,7 @@ def test_it_follows_links_and_keeps_to_itself(path, tmp_path):
 
 
 def abandoned(leftover, seconds=2 * files.ABANDONED):
-    """What a process that died some time ago has left."""
+    """Make the file that a process leaves when it is killed, some time ago."""
     leftover.touch()
     os.utime(leftover, (0, time.time() - seconds))
 

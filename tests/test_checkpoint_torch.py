@@ -102,7 +102,7 @@ def test_from_torch_and_to_torch(name):
 
 
 def made():
-    """What torch's `state_dict` holds, as NumPy; of `torch.optim.Adam` after two steps with the gradients p, then p."""
+    """Return a `state_dict` of `torch.optim.Adam` in NumPy, after two steps with the gradients p, then p."""
     weight, bias = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], np.float32), np.array([0.5, -1.0], np.float32)
     state = {
         i: {"step": np.float32(2), "exp_avg": 0.19 * p, "exp_avg_sq": 0.001999 * p * p}

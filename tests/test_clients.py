@@ -110,7 +110,7 @@ def test_pmap_of_a_replicated_state(library):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Where a state lies
+# Shardings of a state
 
 
 @alike

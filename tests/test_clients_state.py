@@ -1,6 +1,6 @@
-"""What JAX programs do to the state of an optimizer, and what they ask of the optimizer itself.
+"""Patterns of JAX programs that change the state of an optimizer, or use the optimizer as a value.
 
-As in `test_clients.py`, with optax's optimizer beside ours wherever it has the same.
+As in `test_clients.py`, ours is compared with optax's if optax has the same.
 """
 
 import functools
@@ -141,7 +141,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_changed_states(name):
-    """What a program does to all (float) leaves of a state, it does to what the algorithm remembers, and only that."""
+    """A change of all (float) leaves of a state affects the memory of the algorithm only, not its numbers."""
     change, atol = CHANGES[name]
 
     def run(library):
@@ -308,7 +308,7 @@ def test_a_kernel_is_a_transformation_and_a_value(name):
 
 @pytest.mark.parametrize("given", [True, False])
 def test_gradients_that_are_none(given):
-    """None in, None out: with the parameters and without. What has no gradient keeps its slots."""
+    """A gradient None gives an update None, with parameters and without; the slots do not change."""
     grads, params = {"a": jnp.ones(3), "b": None}, {"a": jnp.ones(3), "b": jnp.ones(2)}
 
     def run(library):

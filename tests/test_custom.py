@@ -287,7 +287,7 @@ def test_private_attributes_are_the_subclass_s_own():
 
 @pytest.mark.parametrize("name", ["_state", "_rule", "_keys", "_views", "_step"])
 def test_a_private_name_that_is_taken_is_refused(name):
-    with pytest.raises(AttributeError, match=f"`{name}` is taken.*Received: {name}=0.5. Choose another"):
+    with pytest.raises(AttributeError, match=f"`{name}` is reserved.*Received: {name}=0.5. Choose another"):
         setattr(Tf2(), name, 0.5)
 
 
@@ -316,7 +316,7 @@ def test_hooks_may_make_nothing():
         lambda o, v: o.add_slot(jk.Variable(1.0), "m"),
     ):
         optimizer, variables = Late(make), two()
-        with refused(ValueError, "A hook of Late makes a slot.*`_create_slots`", optimizer, *variables):
+        with refused(ValueError, "A hook of Late creates a slot.*`_create_slots`", optimizer, *variables):
             optimizer.apply(some_grads(), variables)
 
 
@@ -328,7 +328,7 @@ def test_hooks_may_not_use_unknown_variables():
             variable.assign_sub(stranger * gradient)
 
     optimizer, variables = Curious(), two()
-    with refused(ValueError, r"variables that the optimizer does not know: \['stranger'\]", optimizer, *variables):
+    with refused(ValueError, r"variables that the optimizer does not have: \['stranger'\]", optimizer, *variables):
         optimizer.apply(some_grads(), variables)
 
 
@@ -656,10 +656,10 @@ def test_from_optax_takes_all_variables_at_once():
         optimizer.apply([None, some_grads()[1]], [kernel, bias])  # a gradient of zeros, but it stays
     same(kernel.numpy(), before)
     new = jk.Variable(np.ones(2), name="new")
-    text = r"takes all its variables at once. It has \['kernel', 'bias'\]. Received: \['new'\]"
+    text = r"needs all its variables at once. Registered: \['kernel', 'bias'\]. Received: \['new'\]"
     with refused(ValueError, text, optimizer, kernel, bias, new):
         optimizer.apply([np.ones(2)], [new])
     twin = copy.deepcopy(optimizer)
-    with refused(ValueError, "takes all its variables at once", twin):
+    with refused(ValueError, "needs all its variables at once", twin):
         twin.apply([some_grads()[0]], [two()[0]])
     twin.build(two())

@@ -1,4 +1,4 @@
-"""What the site makes of the library (`docs/generator`): the page of optimizers and the page of the API."""
+"""Generated pages of the site (`docs/generator`): the page of optimizers and the page of the API."""
 
 import doctest
 import inspect
@@ -52,7 +52,7 @@ def test_every_equation_of_every_rule_is_read(name):
     assert not left  # of a line that was read in part
 
 
-def test_errors_are_told_apart():
+def test_errors_are_separated():
     lines = ["Raises:", "    TypeError: if it is", "    none. ValueError: if it is bad."]
     assert docstrings.restructured(lines)[1:3] == ["    TypeError: if it is none.", "    ValueError: if it is bad."]
 
@@ -63,7 +63,11 @@ def test_when_slots_exist():
 
     assert presence(RULES["Adam"]) == {"momentum": "always", "velocity": "always", "velocity_hat": "with `amsgrad`"}
     assert presence(RULES["SGD"]) == {"momentum": "with `momentum`"}
-    assert presence(RULES["Adafactor"]) == {"row": "for matrices", "column": "for matrices", "velocity": "for the rest"}
+    assert presence(RULES["Adafactor"]) == {
+        "row": "for matrices",
+        "column": "for matrices",
+        "velocity": "for other arrays",
+    }
 
 
 def test_the_api_has_every_public_name():

@@ -49,7 +49,7 @@ def test_custom_loop(run: Run, tmp_path: Path):
     output = run(custom_loop)
     assert number_after("Epoch  2: loss", output) < number_after("Epoch  1: loss", output)
     assert "After set_weights: iterations = 10" in output
-    assert number_after("Two halves against one batch, greatest difference of a weight", output) < 1e-6
+    assert number_after("Greatest difference of a weight between two halves and one batch", output) < 1e-6
     assert_drawn(tmp_path / "custom_loop.png")
 
 
@@ -205,7 +205,7 @@ def test_faces_agree(monkeypatch: pytest.MonkeyPatch):
     assert len(runs) == len(demo.CHOICES)
     for title, (pure, stateful) in runs.items():
         assert len(pure.losses) == 20 and np.all(np.isfinite(pure.losses)), title
-        assert demo.apart(pure, stateful) <= 1e-5, title
+        assert demo.difference(pure, stateful) <= 1e-5, title
 
 
 def test_runs_as_a_program(tmp_path: Path):

@@ -21,7 +21,7 @@ DEFAULT = jk.adamw(0.01, global_clipnorm=0.5, use_ema=True, exclude_from_weight_
 
 
 def part(tree, *paths):
-    """What a group sees of a tree, by path."""
+    """Return the leaves of a tree that belong to a group, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     keyed = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in leaves}
     return {path: keyed[path] for path in paths}
@@ -154,7 +154,7 @@ def test_loss_scale():
 
 @pytest.mark.parametrize("wrap", [lambda k: k, lambda k: jk.partition({"^": k})], ids=["plain", "partition"])
 def test_loss_scale_in_half_precision(wrap):
-    """What would be zero in float16 trains; the counter of a guard inside is the same."""
+    """Gradients that would be zero in float16 train; the counter of a guard inside is the same."""
     kernel = jk.loss_scaled(wrap(jk.adam(0.1, skip_nonfinite=True, axis_name="batch")), 2.0**15)
     mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
 

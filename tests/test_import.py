@@ -1,4 +1,4 @@
-"""What an import brings in, in a fresh process: beside JAX and optax only this package."""
+"""Modules that an import loads in a fresh process: JAX, optax and this package only."""
 
 import subprocess
 import sys

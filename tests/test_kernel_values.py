@@ -144,7 +144,7 @@ def test_updates_of_sparse_and_missing_gradients():
 @every_kind
 @pytest.mark.parametrize("given", [True, False], ids=["params", "no params"])
 def test_none_gradients(kind, given):
-    """What has none gets none, with the parameters and without, and everything else what it gets otherwise."""
+    """A gradient None gives an update None, with parameters and without; other updates do not change."""
     if not given and kind in ("rule", "schedule free"):
         pytest.skip("it reads the parameters")
     kernel = KINDS[kind](0.1)

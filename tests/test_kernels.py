@@ -1,4 +1,4 @@
-"""What the donated step is made of on a GPU: the counts that were reached, on a GPU that need not be there.
+"""Kernels of the donated step on a GPU: the counts that were reached; no GPU is needed.
 
 XLA compiles for the GPU of `benchmarks.hlo`; without JAX's plugin for CUDA there is nothing to see. A step over one
 array should be one kernel for the scalars and one for all the rest, in place. Blocks have two, the first of which finds

@@ -9,7 +9,7 @@ import jaxopt_keras
 
 ROOT = pathlib.Path(jaxopt_keras.__file__).parent
 
-# Each layer may import those before it, and what stands in its own line.
+# Each layer may import those before it, and the others in its own line.
 LAYERS = [
     ["language"],
     ["rules", "schedules", "storage", "packing"],
@@ -67,7 +67,7 @@ def test_the_engine_knows_no_optimizer_by_name(path):
 
 
 def test_other_libraries_are_imported_only_when_used():
-    """What lies in `interop` derives classes from its library's: who imports it has asked for that library."""
+    """A module of `interop` may import its library, since it derives classes from it; other modules may not."""
     standard = set(__import__("sys").stdlib_module_names)
     for path in FILES:
         folder, *name = path.relative_to(ROOT).with_suffix("").parts

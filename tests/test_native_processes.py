@@ -37,7 +37,7 @@ def start(tmp_path):
 
 
 def finished(process):
-    """What each of its processes found, and what it said besides."""
+    """Return the results of its processes, and its other output."""
     out, error = process.communicate(timeout=100)
     assert process.returncode == 0, error
     return json.loads(out.splitlines()[-1]), error

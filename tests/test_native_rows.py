@@ -1,4 +1,4 @@
-"""Rows of a sparse gradient: one native loop reads and writes them where they lie."""
+"""Rows of a sparse gradient: one native loop reads and writes them in place."""
 
 import re
 

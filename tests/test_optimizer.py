@@ -313,7 +313,7 @@ def test_values_handed_out_stay(kind):
 @every_kind
 def test_numpy_views_stay(kind):
     (v,) = variables = [KINDS[kind](np.ones(5000, np.float32), "v")]
-    view = np.asarray(v[...] if kind == "ref" else v)  # nobody but this view holds the array
+    view = np.asarray(v[...] if kind == "ref" else v)  # the only reference to the array
     optimizer = jk.SGD(1.0, momentum=0.5)
     for _ in range(3):
         optimizer.apply([jnp.ones(5000)], variables)
@@ -678,7 +678,7 @@ def test_averages():
     optimizer.apply([1.0], [w])  # goes on from there
     assert float(w) == -1.25
     known, unknown = w, jk.Variable(1.0, name="unknown")
-    with refused(KeyError, "`unknown` is not known", optimizer, known):
+    with refused(KeyError, "`unknown` is not registered", optimizer, known):
         optimizer.finalize_variable_values([known, unknown])
     plain = jk.SGD()
     with unchanged(plain, w):
@@ -868,9 +868,9 @@ def test_attributes_that_are_not_there():
     with pytest.raises(AttributeError, match="'SGD' object has no attribute 'beta_1'"):
         _ = jk.SGD().beta_1
     foreign = jk.Optimizer.from_optax(optax.sgd(0.1))
-    with pytest.raises(AttributeError, match="keeps its learning rate to itself.*inject_hyperparams"):
+    with pytest.raises(AttributeError, match="has no `learning_rate`.*inject_hyperparams"):
         _ = foreign.learning_rate
-    with pytest.raises(AttributeError, match="keeps its learning rate to itself"):
+    with pytest.raises(AttributeError, match="has no `learning_rate` to set"):
         foreign.learning_rate = 1.0
 
 

@@ -55,7 +55,7 @@ def test_random_settings(name: str, variant: str):
 
 
 def switches_thrown(name: str) -> dict[str, Any]:
-    """What is off by default is on: Nesterov's momentum, AMSGrad, centering, ..."""
+    """Options that are off by default are on: Nesterov's momentum, AMSGrad, centering, ..."""
     rule = RULES[name]
     fields = {n: field for n, field in fields_of(rule).items() if n not in ("learning_rate", "variant")}
     thrown = {n: not getattr(rule, n) for n, field in fields.items() if bool in field.types}

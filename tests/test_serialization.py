@@ -245,7 +245,7 @@ def test_get_nothing():
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: jk.get("adamm"), ValueError, "There is no optimizer `adamm`. There are .*'Adam', .*custom_objects"),
+        (lambda: jk.get("adamm"), ValueError, "There is no optimizer `adamm`. Known: .*'Adam', .*custom_objects"),
         (lambda: jk.get(""), ValueError, "There is no optimizer ``"),
         (lambda: jk.get("other>Adam"), ValueError, "There is no optimizer `other>Adam`"),
         (lambda: jk.get(1), TypeError, r"`identifier` must be a name.* Received: identifier=1 \(int\)"),

@@ -1,4 +1,4 @@
-"""Many devices: state lies where its parameter does, zero1 and offload change no number, and the report tells."""
+"""Many devices: state is sharded like its parameter, zero1 and offload change no number, and the report is right."""
 
 import functools
 

@@ -1,7 +1,7 @@
-"""What the compiled, donated step is made of, on a CPU: it needs no clock, and fails where a benchmark only wobbles.
+"""Operations of the compiled, donated step on a CPU: a check without a clock, more reliable than a benchmark.
 
 XLA's CPU compiler makes one loop ("fusion") for each array that it writes, in place where the array is donated and
-nobody reads the old one afterwards. So a step over one array should have
+no operation reads the old one afterwards. So a step over one array should have
 
 - an alias from every donated buffer to an output: parameters, step count, scalars and slots,
 - no copy of an array,
@@ -27,7 +27,7 @@ SHAPE = (16, 16)
 
 
 class Exceptional(NamedTuple):
-    """What is allowed, and why."""
+    """An allowed exception, and its reason."""
 
     reason: str
     extra: int = 0

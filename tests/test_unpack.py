@@ -96,7 +96,7 @@ def test_on_several_devices():
 @native_only
 @pytest.mark.parametrize("face", ["Packed", "Buffer"])
 def test_equal_pieces_have_equal_kernels(face):
-    """What a program costs to compile are its kernels that differ. None cuts its piece out of the whole by itself."""
+    """Compile time grows with the number of different kernels; no kernel slices the buffer itself."""
     if face == "Packed":
         whole, pieces = jk.pack(dict(enumerate(jnp.ones((24, 4, 2))))), lambda x: x.unpack().values()
     else:

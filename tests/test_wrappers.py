@@ -205,7 +205,7 @@ def test_what_is_refused():
         (lambda: jk.LossScaleOptimizer(jk.SGD(), 0.0), ValueError, "in the order"),
         (lambda: jk.MultiOptimizer({}), TypeError, "OptimizerMap"),
         (lambda: jk.OptimizerMap(jk.SGD(), {"a": "sgd"}), TypeError, "must have an `Optimizer`"),
-        (lambda: jk.OptimizerMap(jk.LossScaleOptimizer(jk.SGD())), ValueError, "around the whole"),
+        (lambda: jk.OptimizerMap(jk.LossScaleOptimizer(jk.SGD())), ValueError, "all groups together"),
         (lambda: jk.OptimizerMap(jk.SGD(), {"(": jk.SGD()}), ValueError, "regular expressions"),
         (lambda: jk.OptimizerMap(jk.SGD(), {"a.*": jk.SGD(), ".*b": jk.SGD()})["ab"], ValueError, "one optimizer"),
     ]:
@@ -229,9 +229,9 @@ def test_nothing_compiles_anew():
     optimizer = jk.LossScaleOptimizer(jk.MultiOptimizer(jk.OptimizerMap(jk.Adam(), {"bias": jk.SGD(0.1)})))
     variables = two()
     optimizer.apply(some_grads(), variables)
-    program = next(iter(optimizer._joined.values()))[1].step_donating
+    program = next(iter(optimizer._programs.values()))[1].step_donating
     count = program._cache_size()
     optimizer.inner_optimizer.optimizers[0].learning_rate = 0.5
     for i in range(3):
         optimizer.apply(some_grads(i), variables)
-    assert len(optimizer._joined) == 1 and program._cache_size() == count
+    assert len(optimizer._programs) == 1 and program._cache_size() == count

@@ -1,4 +1,4 @@
-"""The other libraries. Each module has `NAME`, `available(platform)` (None, or why not) and `implementations(wish)`."""
+"""Other libraries. Each module has `NAME`, `implementations(wish)` and `available(platform)` (None, or a reason)."""
 
 from types import ModuleType
 

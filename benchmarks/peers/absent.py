@@ -1,4 +1,4 @@
-"""Why a peer is not there."""
+"""The reason why a library cannot be used."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from jaxopt_keras.parity.peer import Absent
 
 
 def absent(load: Callable[[], Any], package: str) -> str | None:
-    """What `load` says is missing, and what to install; None where nothing is."""
+    """Return the package that `load` lacks, and the command that installs it; None if nothing is missing."""
     try:
         load()
     except Absent as reason:

@@ -1,4 +1,4 @@
-"""What the libraries of CUDA kernels for 8-bit state have in common. They run beside our int8 state."""
+"""Libraries of CUDA kernels for 8-bit state, which are compared with our int8 state."""
 
 import functools
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from jaxopt_keras.parity.peer import load
 
 @dataclass(frozen=True)
 class EightBits:
-    """A library: the names of its classes by ours, the module that they are in, and their arguments."""
+    """A library: its classes by the names of ours, their module, and their arguments."""
 
     name: str
     classes: dict[str, str]

@@ -4,6 +4,6 @@ from benchmarks.peers.eight_bits import EightBits
 
 NAME = "flashoptim"
 CLASSES = {"AdamW": "FlashAdamW", "Adam": "FlashAdam", "SGD": "FlashSGDW", "Lion": "FlashLion"}
-# Parameters stay in their own precision: ours beside it have no master weights either.
+# Without master weights, as ours in the comparison.
 LIBRARY = EightBits(NAME, CLASSES, "flashoptim", {"master_weight_bits": None})
 available, implementations = LIBRARY.available, LIBRARY.implementations

@@ -1,4 +1,4 @@
-"""Keras 3 on the JAX backend: `apply` as documented, and `stateless_apply` jitted and donated."""
+"""Keras 3 on the JAX backend: `apply`, and `stateless_apply` jitted and donated."""
 
 from dataclasses import replace
 from typing import Any
@@ -36,11 +36,11 @@ def implementations(wish: Wish) -> list[Implementation]:
 
 
 def built(problem: Problem) -> tuple[Any, list[Any]]:
-    """The optimizer, and its variables."""
+    """Return the optimizer and its variables."""
     peer, case = Keras(), problem.case("keras")
     known = peer.terms(problem.rule)[0].names
     case = replace(case, hyper={name: x for name, x in case.hyper.items() if name in known})
-    variables = [  # whose names may hold no slash
+    variables = [  # names may contain no slash
         peer.keras.Variable(p, dtype=p.dtype.name, name=name.replace("/", ".")) for name, p in problem.params.items()
     ]
     optimizer = peer.optimizer(case)
@@ -49,7 +49,7 @@ def built(problem: Problem) -> tuple[Any, list[Any]]:
 
 
 class Eager:
-    """`optimizer.apply(grads, variables)`."""
+    """A loop over `optimizer.apply(grads, variables)`."""
 
     def __init__(self, problem: Problem) -> None:
         self.optimizer, self.variables = built(problem)

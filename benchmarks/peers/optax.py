@@ -1,4 +1,4 @@
-"""optax, as a user would: `update` and `apply_updates` in one jitted function, donated so that nothing is copied."""
+"""optax as users call it: `update` and `apply_updates` in one jitted, donated function."""
 
 import functools
 from typing import Any
@@ -36,7 +36,7 @@ def implementations(wish: Wish) -> list[Implementation]:
 
 
 def transformation(problem: Problem) -> Any:
-    """The optimizer; behind it, where it has no weight decay of its own and ours decays, a decoupled one."""
+    """Return the optimizer, followed by a decoupled weight decay if ours has one and optax's has none."""
     peer, case = Optax(), problem.case("optax")
     tx, *decay = peer.decayed(case)
     return peer.optax.chain(tx, *decay) if case.options.get("weight_decay") and decay else tx
@@ -59,6 +59,6 @@ def run(problem: Problem, donate: bool = True) -> Run:
         updates, state = tx.update(grads, state, params)
         return apply_updates(params, updates), state
 
-    # Copies, since some initial states hold the parameters themselves, which cannot be donated twice.
+    # Copied, since some initial states hold the parameters themselves, which cannot be donated twice.
     init = jax.jit(lambda params: jax.tree.map(jnp.copy, tx.init(params)))
     return Loop(step, params, init(params), problem.on_device)

@@ -1,4 +1,4 @@
-"""torch: its own optimizers (fused, foreach, one array after the other), and the loop for those of other libraries."""
+"""torch: its optimizers (fused, foreach, one array after the other), and the loop for optimizers of its extensions."""
 
 import functools
 import inspect
@@ -16,7 +16,7 @@ from jaxopt_keras.parity.torch import Torch
 
 NAME = "torch"
 FORMS = {"fused": {"fused": True}, "foreach": {"foreach": True}, "single": {"foreach": False}}
-Make = Callable[..., Any]  # a torch optimizer, of its parameters and arguments
+Make = Callable[..., Any]  # makes a torch optimizer from parameters and arguments
 
 
 def available(platform: str) -> str | None:
@@ -58,15 +58,15 @@ def start_sparse(problem: Problem) -> Run:
 
 
 def tensor(x: NDArray[Any], device: str) -> Any:
-    """On a CPU, the same memory."""
+    """Convert to a tensor; on a CPU it shares the memory."""
     torch = load("torch")
-    if x.dtype == ml_dtypes.bfloat16:  # which torch does not take from NumPy
+    if x.dtype == ml_dtypes.bfloat16:  # torch does not convert it from NumPy
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16).to(device)
     return torch.from_numpy(x).to(device)
 
 
 class TorchRun:
-    """A loop over `optimizer.step()`; the gradients are where backward would have left them."""
+    """A loop over `optimizer.step()`; the gradients are assigned as backward would."""
 
     def __init__(self, problem: Problem, make: Make, **more: Any) -> None:
         self.torch = load("torch")
@@ -90,7 +90,7 @@ class TorchRun:
         return float(rate(self.count)) if callable(rate) else rate
 
     def arguments(self, make: Make) -> dict[str, Any]:
-        """Ours in torch's words, as far as `make` knows them."""
+        """Translate our arguments to torch's; omit those that `make` does not have."""
         case = self.problem.case("optax")
         ours = {"learning_rate": self.rate(), "weight_decay": case.options.get("weight_decay") or 0.0} | case.hyper
         known = inspect.signature(make).parameters
@@ -119,5 +119,5 @@ class TorchRun:
 
 
 def plain(x: Any) -> Any:
-    """Of a quantized tensor, its codes: its scales are small beside them."""
+    """Return the codes of a quantized tensor; its scales are negligible."""
     return getattr(x, "codes", x)

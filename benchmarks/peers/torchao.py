@@ -1,4 +1,4 @@
-"""torchao: 8- and 4-bit state through torch.compile. Beside our int8 and int4 state."""
+"""torchao: 8- and 4-bit state through torch.compile, compared with our int8 and int4 state."""
 
 import functools
 

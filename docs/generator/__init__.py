@@ -1,1 +1,1 @@
-"""What makes pages of the library itself: its rules and docstrings."""
+"""Generators of pages from the rules and docstrings of the library."""

@@ -1,4 +1,4 @@
-"""The page of the API: every public name of the package, and the public modules, in reStructuredText."""
+"""Generates the API page in reStructuredText: every public name of the package, and the public modules."""
 
 import importlib
 import inspect
@@ -10,7 +10,7 @@ import jaxopt_keras as jk
 from jaxopt_keras import interop
 from jaxopt_keras.optimizers import CLASSES, FUNCTIONS
 
-# What belongs together, in the order of reading. A public name that is not here comes last, by itself.
+# The sections in their order. Public names that are missing here are in a last section.
 GROUPS = {
     "The pure face": ["Kernel", "Options", "partition", "frozen", "loss_scaled", "pack", "Packed", "nbytes"],
     "The stateful face": ["Optimizer", "Variable", "value_and_grad", "pack_variables", "MultiOptimizer", "OptimizerMap",
@@ -18,13 +18,13 @@ GROUPS = {
     "A rule": ["Rule"],
 }  # fmt: skip
 MODULES = {"The language of rules": "language.rule", "Helpers for rules": "language.numerics"}
-INHERITED = {"Optimizer", "Variable"}  # whose methods come from mixins
+INHERITED = {"Optimizer", "Variable"}  # their methods come from mixins
 MACHINERY = "Field, Hyperparameters, Marker, Stateless, as_scalar, fields_of, markers"  # of the language of rules
 INTERNAL = "hook_hyper, hook_variables, hooks_running, pack_into, places, view"
 
 
 def names() -> list[str]:
-    """The public names, without the named optimizers, which have a page of their own."""
+    """Return the public names, except the named optimizers, which are on another page."""
     return [
         name
         for name, value in vars(jk).items()
@@ -55,20 +55,20 @@ def entry(name: str) -> str:
 
 
 def modules() -> list[str]:
-    """The modules that are public: those that the package shows, and those of `interop` that can be imported here."""
+    """Return the public modules: those that the package exports, and those of `interop` that can be imported."""
     shown = [getattr(jk, name) for name in exported(jk) if name != "optimizers"]
     found = [value.__name__.removeprefix("jaxopt_keras.") for value in shown if isinstance(value, types.ModuleType)]
     for _, name, _ in pkgutil.iter_modules(interop.__path__):
         try:
             importlib.import_module(f"jaxopt_keras.interop.{name}")
-        except ImportError:  # what it is for is not installed
+        except ImportError:  # its library is not installed
             continue
         found.append(f"interop.{name}")
     return found
 
 
 def exported(module: types.ModuleType) -> list[str]:
-    """The names that a package imports to show them: `from x import y as y`."""
+    """Return the names that a package exports by `from x import y as y`."""
     return re.findall(r"^from .* import \w+ as (\w+)$", inspect.getsource(module), re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""Docstrings, which are written for terminals, as reStructuredText."""
+"""Converts docstrings, which are plain text for terminals, to reStructuredText."""
 
 import re
 import textwrap
@@ -13,14 +13,14 @@ ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
 def prose(text: str, known: Collection[str] = ()) -> str:
-    """Words, in which equations become equations, papers become links, and nothing else is markup but backquotes.
+    """Convert text: equations to math, papers to links; all other markup but backquotes is escaped.
 
     >>> print(prose("`jit`s of |g| and *args (g <- g + weight_decay p)."))
     `jit`\\ s of \\|g\\| and \\*args (:math:`g \\leftarrow g + \\lambda\\,p`).
     """
     first, *parts = CODE.split(text)
     return _plain(first, known) + "".join(
-        # Markup ends where a space is, which a backslash hides.
+        # Markup must end with a space; a backslash removes it from the output.
         part if i % 2 else re.sub(r"^(?=\w)", r"\\ ", _plain(part, known))
         for i, part in enumerate(parts, 1)
     )
@@ -38,9 +38,9 @@ def _link(found: re.Match[str]) -> str:
 
 
 def restructured(lines: list[str], known: Collection[str] = ()) -> list[str]:
-    """The lines of a docstring. Of what is indented, equations become equations and the rest becomes code.
+    """Convert the lines of a docstring. Indented blocks become equations if they are some, otherwise code.
 
-    What follows "Args:" and its like is left to napoleon.
+    Sections such as "Args:" are left to napoleon.
     """
     out: list[str] = []
     for paragraph in paragraphs(lines):
@@ -71,7 +71,7 @@ def language(lines: list[str]) -> str:
 
 
 def paragraphs(lines: list[str]) -> list[list[str]]:
-    """What blank lines part; an indented block is one with the blank lines in it, and so is an example."""
+    """Split at blank lines; an indented block with blank lines inside is one paragraph."""
     found: list[list[str]] = []
     for text in re.split(r"\n\s*\n", "\n".join(lines).strip("\n")):
         new = text.splitlines()

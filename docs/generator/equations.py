@@ -1,8 +1,8 @@
-"""The equations of docstrings as LaTeX.
+"""Converts the equations of docstrings to LaTeX.
 
-Docstrings are read in terminals, so their equations are plain text: `m <- beta_1 m + (1 - beta_1) g²`. This reads
-that notation, and what is between equations as words. Factors stand side by side; `/` divides the factor before it by
-the factor after it; a name that touches a parenthesis is a function; two spaces end an equation.
+Docstrings are read in terminals, so their equations are plain text: `m <- beta_1 m + (1 - beta_1) g²`. Text between
+equations is kept as words. A space between factors is a product; `/` divides the factor before it by the factor after
+it; a name directly before a parenthesis is a function; two spaces end an equation.
 """
 
 import re
@@ -32,17 +32,17 @@ START = re.compile(
 
 
 class End(Exception):
-    """Here the equation is over, or is none."""
+    """Raised at the end of an equation, or if the text is not an equation."""
 
 
 def symbol(name: str, known: Collection[str] = ()) -> str:
-    """A name as LaTeX: a letter, a Greek letter, each perhaps with an index, or a hyperparameter's own name.
+    """Convert a name to LaTeX: a letter or Greek letter, also with an index, or the name of a hyperparameter.
 
     >>> symbol("beta_1"), symbol("mu_{t+1}"), symbol("lr"), symbol("rms_rate", {"rms_rate"})
     ('\\\\beta_1', '\\\\mu_{t+1}', '\\\\eta', '\\\\text{rms_rate}')
 
     Raises:
-        End: for a word.
+        End: for other words.
     """
     if name in SYMBOLS:
         return SYMBOLS[name]
@@ -55,14 +55,14 @@ def symbol(name: str, known: Collection[str] = ()) -> str:
 
 
 class Reader:
-    """Reads one equation from `text`, as far as it goes; `known` are the names that are more than a letter."""
+    """Reads one equation from `start` in `text`; `known` are names of several letters."""
 
     def __init__(self, text: str, start: int, known: Collection[str]) -> None:
         self.text, self.at, self.known = text, start, known
         self.depth = 0  # of parentheses
 
     def peek(self) -> tuple[str, str]:
-        """The next token's kind and text; a gap or a stranger is the end."""
+        """Return the kind and text of the next token; both are empty at a gap or an unknown character."""
         single = re.compile(" (?! )").match(self.text, self.at)
         found = TOKEN.match(self.text, single.end() if single else self.at)
         if not found or found.lastgroup in (None, "gap"):
@@ -71,7 +71,7 @@ class Reader:
         return str(found.lastgroup), found[0]
 
     def take(self, *tokens: str) -> str:
-        """The next token if it is one of these, else nothing."""
+        """Consume and return the next token if it is one of `tokens`, else an empty string."""
         kind, token = self.peek()
         if not token or token not in tokens:
             return ""
@@ -94,7 +94,7 @@ class Reader:
         return " ".join(parts)
 
     def product(self) -> str:
-        """Factors in a row, of which a fraction takes those on each side of it."""
+        """Read a product; a fraction has the factors on both sides of its `/`."""
         factors = [[self.factor()]]  # each with its divisors
         while True:
             before = self.at, self.depth
@@ -109,7 +109,7 @@ class Reader:
         return r"\,".join(self.fraction(*factor) for factor in factors)
 
     def fraction(self, over: tuple[str, str], *under: tuple[str, str]) -> str:
-        """`over` by the product of `under`. Of the two forms of a factor, the second has no parentheses around it."""
+        """Divide `over` by the product of `under`. A factor is a pair: with, and without parentheses around it."""
         if not under:
             return over[0]
         if self.depth:
@@ -118,7 +118,7 @@ class Reader:
         return rf"\frac{{{over[1]}}}{{{below}}}"
 
     def factor(self) -> tuple[str, str]:
-        """A factor with its powers, and the same without the parentheses that a fraction does not need."""
+        """Read a factor with its powers; return it with, and without the parentheses around it."""
         whole, bare = self.atom()
         while mark := self.take("'", "²", "ᵀ", "^"):
             if mark == "'":
@@ -159,7 +159,7 @@ class Reader:
         raise End(token)
 
     def until(self, close: str) -> list[str]:
-        """The sums between commas as far as the parenthesis that closes."""
+        """Read the sums between commas, up to the closing parenthesis."""
         self.depth += 1
         inside = [self.sum()]
         while self.take(","):
@@ -179,14 +179,14 @@ class Reader:
 
 
 def words(text: str) -> str:
-    """What is said between equations. A single letter in it, but for the article and "I", is a symbol."""
+    """Convert the words between equations. Single letters, except "a" and "I", are symbols."""
     said = re.split(r"(?<![\w'])([b-zA-HJ-Z])(?![\w'])", re.sub("^ {2,}| {2,}$", "", text.replace("`", "")))
     latex = "".join(part if i % 2 else rf"\text{{{part}}}" for i, part in enumerate(said) if part)
     return (r"\quad " if text.startswith("  ") else "") + latex + (r"\quad " if latex and text.endswith("  ") else "")
 
 
 def pieces(text: str, known: Collection[str]) -> list[tuple[bool, str]]:
-    """The text in pieces: equations as LaTeX (True), and what is between them as it is (False)."""
+    """Split text into equations, as LaTeX (True), and the unchanged text between them (False)."""
     found, at = [], 0
     for start in START.finditer(text):
         if start.start() < at:
@@ -195,7 +195,7 @@ def pieces(text: str, known: Collection[str]) -> list[tuple[bool, str]]:
         try:
             latex = reader.product() if start["function"] else reader.relation()
             if reader.peek()[1] in ("+", "-", "/", "^", "=", "("):
-                raise End("it goes on, in words")
+                raise End("words follow")
         except End:
             continue
         found += [(False, text[at : start.start()]), (True, latex)]
@@ -204,7 +204,7 @@ def pieces(text: str, known: Collection[str]) -> list[tuple[bool, str]]:
 
 
 def display(lines: list[str], known: Collection[str] = ()) -> str | None:
-    """A block of equations, a row for each line; None if one has no equation.
+    """Convert lines to a block of equations; None if one of them has no equation.
 
     >>> print(display(["m <- beta_1 m + (1 - beta_1) g     v <- max(v, g²)", "p <- p - lr m / (sqrt(v) + epsilon)"]))
     \\begin{aligned}

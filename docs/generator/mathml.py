@@ -1,4 +1,4 @@
-"""Equations as MathML, which browsers draw by themselves: no script, no fonts to fetch, no network."""
+"""Converts equations to MathML, which browsers draw without scripts, fonts or network."""
 
 from typing import Any
 

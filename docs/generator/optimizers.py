@@ -1,4 +1,4 @@
-"""The page of optimizers, made from the rules: a section for each, in reStructuredText."""
+"""Generates the page of optimizers from the rules: a section for each, in reStructuredText."""
 
 import dataclasses
 import inspect
@@ -14,11 +14,11 @@ from jaxopt_keras.language.rule import Field, Rule, fields_of
 from jaxopt_keras.optimizers import RULES, parameters
 
 GRAINS = {
-    "element": "each element by itself",
+    "element": "element-wise",
     "leaf": "needs the norm of its array",
     "matrix": "needs the shape of its array",
 }
-MATRIX = jax.ShapeDtypeStruct((1024, 4096), jnp.float32)  # what sizes are measured on
+MATRIX = jax.ShapeDtypeStruct((1024, 4096), jnp.float32)  # sizes are those of its state
 VECTOR = jax.ShapeDtypeStruct((4096,), jnp.float32)
 
 
@@ -38,7 +38,7 @@ def section(name: str, rule: type[Rule]) -> str:
 
 
 def signature(rule: type[Rule]) -> str:
-    """The arguments that are not the same for every optimizer."""
+    """Return the signature, with the common options as `**options`."""
     own = {f.name for f in dataclasses.fields(rule)} | set(rule.defaults)
     kept = [p.replace(annotation=inspect.Parameter.empty) for p in parameters(rule) if p.name in own]
     options = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
@@ -62,7 +62,7 @@ def hyperparameters(rule: type[Rule]) -> list[str]:
 
 
 def sign(name: str) -> str:
-    """The symbol of a hyperparameter in the equations, where it is not its name."""
+    """Return the symbol of a hyperparameter in the equations, if it is not the name."""
     try:
         return f"  :math:`{symbol({'learning_rate': 'lr'}.get(name, name))}`"
     except End:
@@ -80,11 +80,11 @@ def slots(rule: type[Rule]) -> list[str]:
     rows = []
     for name, slot in rule.slots().items():
         kind = "a sum or an iterate: exact" if slot.exact else "never negative" if slot.nonnegative else "of any sign"
-        forms = "float32" if slot.exact else "any form of `state_dtype`"
+        forms = "float32" if slot.exact else "any format of `state_dtype`"
         rows.append([f"`{name}`", shape(slot.lacks), kind, forms, presence(rule, name)])
     if not rows:
         return []
-    return table(["slot", "shape", "values", "kept as", "there is one"], rows)
+    return table(["slot", "shape", "values", "stored as", "exists"], rows)
 
 
 def shape(lacks: tuple[int, ...]) -> str:
@@ -92,7 +92,7 @@ def shape(lacks: tuple[int, ...]) -> str:
 
 
 def presence(rule: type[Rule], slot: str) -> str:
-    """When a slot exists: found by trying."""
+    """Return when a slot exists, by trying each switch of the rule."""
     on = {name: 0.9 if field.fixed == 0.0 else True for name, field in fields_of(rule).items() if _switch(field)}
 
     def has(values: dict[str, Any], p: Any) -> bool:
@@ -100,7 +100,7 @@ def presence(rule: type[Rule], slot: str) -> str:
 
     where = [p for p in (MATRIX, VECTOR) if has(on, p)]
     if len(where) == 1:
-        return "for matrices" if where == [MATRIX] else "for the rest"
+        return "for matrices" if where == [MATRIX] else "for other arrays"
     off = {name: 0.0 if field.fixed == 0.0 else False for name, field in fields_of(rule).items() if _switch(field)}
     needed = [name for name in on if not has(on | {name: off[name]}, MATRIX)]
     return "with " + " and ".join(f"`{name}`" for name in needed) if needed else "always"

@@ -130,7 +130,7 @@ def _pieces(path: str, handle: Any) -> list[Part]:
     buffer = getattr(handle, "variable", None)
     if not isinstance(buffer, Buffer):
         return []
-    return [Part(piece.path, path, tuple(piece.shape)) for piece in buffer.pieces.values()]
+    return [Part(span.path, path, tuple(span.shape)) for span in buffer.slices.values()]
 
 
 def _unpacked(optimizer: Any, slots: dict[str, Any]) -> dict[str, Any]:

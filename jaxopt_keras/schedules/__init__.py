@@ -17,17 +17,10 @@ one out of its range.
 
 from jaxopt_keras.schedules.base import LearningRateSchedule, Schedule, is_schedule
 from jaxopt_keras.schedules.configs import deserialize, serialize
-from jaxopt_keras.schedules.decays import (
-    CosineDecay,
-    CosineDecayRestarts,
-    ExponentialDecay,
-    InverseSqrtDecay,
-    InverseTimeDecay,
-    PiecewiseConstantDecay,
-    PolynomialDecay,
-    WarmupStableDecay,
-)
+from jaxopt_keras.schedules.cosine import CosineDecay, CosineDecayRestarts
+from jaxopt_keras.schedules.decays import ExponentialDecay, InverseTimeDecay, PiecewiseConstantDecay, PolynomialDecay
 from jaxopt_keras.schedules.plots import plot
+from jaxopt_keras.schedules.warmups import InverseSqrtDecay, WarmupStableDecay
 
 __all__ = [
     "CosineDecay",

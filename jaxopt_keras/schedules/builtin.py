@@ -1,5 +1,6 @@
-"""The base class of the built-in schedules."""
+"""The base class of the built-in schedules, and curves that several of them share."""
 
+import math
 from dataclasses import Field, fields
 from typing import Any, ClassVar
 
@@ -34,8 +35,21 @@ class BuiltIn(LearningRateSchedule):
             return self._rate(jnp.asarray(step, jnp.result_type(float)))
 
     def _rate(self, step: Array) -> Array:
+        """Compute the rate at `step`, a float array."""
         raise NotImplementedError(f"`{type(self).__name__}` must define `_rate(self, step)`.")
 
     def get_config(self) -> dict[str, Any]:
         config = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+def warm_up(step: Array, steps: float, initial: float, peak: float, after: Array) -> Array:
+    """Return the rate of a linear warm-up from `initial` to `peak` in `steps` steps; after it, return `after`."""
+    if steps == 0:
+        return after
+    return jnp.where(step < steps, initial + (peak - initial) * (step / steps), after)
+
+
+def half_cosine(p: Array) -> Array:
+    """Return half a cosine wave: 1 at p = 0, 0 at p = 1."""
+    return (1 + jnp.cos(math.pi * p)) / 2

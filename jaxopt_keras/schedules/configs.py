@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxopt_keras.schedules import cosine, decays, warmups  # noqa: F401  # they define the subclasses of `BuiltIn`
 from jaxopt_keras.schedules.base import LearningRateSchedule
-from jaxopt_keras.schedules.decays import BuiltIn  # not from `builtin`: its subclasses must exist
+from jaxopt_keras.schedules.builtin import BuiltIn
 
 PACKAGE = __name__.rpartition(".")[0]
 CLASSES: dict[str, type[LearningRateSchedule]] = {kind.__name__: kind for kind in BuiltIn.__subclasses__()}

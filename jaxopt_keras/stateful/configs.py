@@ -1,4 +1,4 @@
-"""An optimizer's config: the arguments that make it anew, as plain values."""
+"""Configs: the arguments of an optimizer's constructor as plain values."""
 
 import dataclasses
 import warnings
@@ -12,7 +12,7 @@ from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.settings import RATE_FIELD
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
-# Keras's, in its order.
+# The keys of a Keras optimizer's config, in Keras's order.
 KEYS = (
     "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum", "ema_overwrite_frequency",
     "loss_scale_factor", "gradient_accumulation_steps",
@@ -20,7 +20,7 @@ KEYS = (
 
 
 class Configs:
-    """The means of configs, for `Optimizer`."""
+    """Configs of an optimizer: `get_config` and `from_config`."""
 
     name: str
     _state: Any
@@ -30,18 +30,21 @@ class Configs:
     _options: Options
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that make this optimizer anew, without its state; JSON takes it.
+        """Return the constructor's arguments as a dict that JSON can hold; the state is not part of it.
 
-        Keras's keys in Keras's order; then ours, where they are not at their defaults. Functions (constraints, a
-        callable rate or exclusion) cannot be written down and are left out, with a warning.
+        Keras's keys come first, in Keras's order, then other options that differ from their defaults. Functions
+        (constraints, a callable rate or exclusion) are left out, with a warning.
+
+        Raises:
+            TypeError: for an optimizer of an optax transformation, which is code.
         """
         if isinstance(self._rule, Foreign):
-            raise TypeError(f"{self.name} runs code that a config cannot hold. Pickle it, or make it anew.")
+            raise TypeError(f"{self.name} runs code that a config cannot hold. Pickle it, or construct it again.")
         config = {"name": self.name, "learning_rate": self._rate_config()}
         config |= {n: getattr(self._options, n) for n in KEYS}
         if isinstance(self._rule, Rule):
             config |= {
-                f.name: _listed(getattr(self._rule, f.name))
+                f.name: _as_list(getattr(self._rule, f.name))
                 for f in dataclasses.fields(self._rule)
                 if f.name != "learning_rate" and (not f.kw_only or getattr(self._rule, f.name) != f.default)
             }
@@ -49,31 +52,36 @@ class Configs:
         for name in EXTRAS:
             value = getattr(self._options, name)
             if callable(value) or name == "constraints" and value:
-                warnings.warn(f"`{name}` holds functions, which a config cannot: it is left out.", stacklevel=2)
+                warnings.warn(f"`{name}` contains functions, which a config cannot hold. It is left out.", stacklevel=2)
             elif value != defaults[name]:
-                config[name] = _listed(value)
+                config[name] = _as_list(value)
         return config
 
     def _rate_config(self) -> Any:
+        """Return the config's `learning_rate`: a number, a schedule's config, or None."""
         if isinstance(self._rate_source, schedules.LearningRateSchedule):
             return schedules.serialize(self._rate_source)
         if self._rate_source is not None:
-            warnings.warn("`learning_rate` is a function, which a config cannot hold: it is left out.", stacklevel=3)
+            warnings.warn("`learning_rate` is a function, which a config cannot hold. It is left out.", stacklevel=3)
             return None
         if "learning_rate" not in self._kept.hyperparams:
             return None
-        now = float(self._kept.hyperparams["learning_rate"])
+        present = float(self._kept.hyperparams["learning_rate"])
         given = self._rule.rate if isinstance(self._rule, Hooks) else self._rule.learning_rate
-        return given if given is not None and now == float(as_scalar(RATE_FIELD, given)) else now
+        return given if given is not None and present == float(as_scalar(RATE_FIELD, given)) else present
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
-        """The optimizer of `get_config`; `config` does not change. TF's `lr` is understood as `learning_rate`."""
+        """Return an optimizer with the arguments in `config`, which is not changed. `lr` means `learning_rate`."""
         return cls(**arguments_of(config, custom_objects))
 
 
 def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) -> dict[str, Any]:
-    """The arguments that a config, of ours or of any Keras, stands for."""
+    """Return the constructor arguments in a config of this library or of any Keras version.
+
+    Raises:
+        TypeError: if `config` is not a dict.
+    """
     if not isinstance(config, dict):
         raise TypeError(f"`config` must be a dict. Received: config={config!r}")
     arguments = dict(config)
@@ -85,5 +93,6 @@ def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) 
     return arguments
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
+    """Convert a tuple to a list, as JSON has it."""
     return list(value) if isinstance(value, tuple) else value

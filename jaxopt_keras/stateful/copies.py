@@ -1,4 +1,4 @@
-"""Copies of an optimizer: `copy`, `deepcopy` and pickle take its state along, but not its variables."""
+"""Copies of an optimizer: `copy`, `deepcopy` and pickle keep its state, but not its variables."""
 
 import copy
 from typing import Any, Self
@@ -10,11 +10,11 @@ import numpy as np
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 
-_LEFT_BEHIND = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_rate_now")
+_NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_rate_now")
 
 
 class Copies:
-    """The means of copying, for `Optimizer`."""
+    """Copying and pickling of an optimizer."""
 
     _state: Any
     _rule: Any
@@ -25,60 +25,68 @@ class Copies:
     _handles: dict[str, Handle]
     _unbound: dict[str, tuple[int, ...]]
 
-    def _take_rate(self, value: Any) -> Any:
+    def _configure_rate(self, value: Any) -> Any:
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the variables: a copy meets its own by path, or by their order and shapes (`rebound`)."""
-        state = self._state  # unpacks what is packed
-        kept = {k: v for k, v in self.__dict__.items() if k not in _LEFT_BEHIND}
+        """Return all attributes but the variables: a copy is matched with its own variables (`match_unbound`)."""
+        state = self._state  # with unpacked slots
+        kept = {k: v for k, v in self.__dict__.items() if k not in _NOT_COPIED}
         shapes = self._unbound | {k: h.shape for k, h in self._handles.items()}
         ids = {id(v) for v in self._excluded.variables}
         known = {k for k, h in self._handles.items() if id(h.variable) in ids}
         unknown = {handle(v).path for v in self._excluded.variables}
         return kept | {
-            "_kept": jax.tree.map(_detached, state),
+            "_kept": jax.tree.map(_host_copy, state),
             "_unbound": {k: shapes[k] for k in self._paths},
             "_excluded": self._excluded._replace(variables=(), paths=self._excluded.paths | known | unknown),
         }
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        met = self.__dict__  # views and stand-ins that a pickle met before, and which find their optimizer here
-        views, stand_ins, keys = (met.get(name, {}) for name in ("_views", "_stand_ins", "_keys"))
-        met.update(kept, _handles={}, _keys=keys, _kernel_cache=None, _views=views, _stand_ins=stand_ins)
-        met["_kept"] = jax.tree.map(jnp.asarray, kept["_kept"])
+        attributes = self.__dict__  # may contain views and stand-ins already, which pickle restored before
+        views, stand_ins, keys = (attributes.get(name, {}) for name in ("_views", "_stand_ins", "_keys"))
+        attributes.update(kept, _handles={}, _keys=keys, _kernel_cache=None, _views=views, _stand_ins=stand_ins)
+        attributes["_kept"] = jax.tree.map(jnp.asarray, kept["_kept"])
         if self._rate_source is not None:
-            self._take_rate(self._rate_source)
+            self._configure_rate(self._rate_source)
 
     def __copy__(self) -> Self:
-        """A copy for the same variables, with a state of its own."""
-        twin = object.__new__(type(self))
+        """Return a copy for the same variables, with a copy of the state."""
+        new = object.__new__(type(self))
         shared = [self._options, self._rate_source, *(h.variable for h in self._handles.values())]
         if not isinstance(self._rule, Hooks):
             shared.append(self._rule)
-        # Deep, since a custom optimizer's attributes hold views: those of the copy are to show the copy's state.
-        kept = copy.deepcopy(self.__getstate__(), {id(self): twin} | {id(x): x for x in shared})
-        twin.__setstate__(kept)
+        # Deep, since attributes of a custom optimizer may be views. The copy needs views of its own state.
+        kept = copy.deepcopy(self.__getstate__(), {id(self): new} | {id(x): x for x in shared})
+        new.__setstate__(kept)
         keys = {id(h.variable): key for key, h in self._handles.items()}
-        twin.__dict__.update(_handles=dict(self._handles), _unbound=dict(self._unbound), _excluded=self._excluded)
-        twin.__dict__["_keys"].update(keys)
-        return twin
+        new.__dict__.update(_handles=dict(self._handles), _unbound=dict(self._unbound), _excluded=self._excluded)
+        new.__dict__["_keys"].update(keys)
+        return new
 
 
-def _detached(x: Any) -> Any:
-    """A copy of an array, as NumPy's where there is such a dtype."""
+def _host_copy(x: Any) -> Any:
+    """Return a copy of an array as a NumPy array; of extended dtypes, which NumPy lacks, as a JAX array."""
     return jnp.copy(x) if jnp.issubdtype(x.dtype, jax.dtypes.extended) else np.array(x)
 
 
-def rebound(handles: list[Handle], unbound: dict[str, tuple[int, ...]]) -> dict[int, str]:
-    """Which waiting slots belong to which variable, by the variable's id.
+def match_unbound(handles: list[Handle], unbound: dict[str, tuple[int, ...]]) -> dict[int, str]:
+    """Match the slots of a copied or restored optimizer with variables.
 
-    By path, where every path that waits is found; else, if number and shapes agree, by order: a model that was made
-    anew has other numbers in its names. Else by path those that are found. The shape must agree in any case.
+    Variables are matched by path if all paths are found. Otherwise, if number and shapes agree, they are matched by
+    order, since a rebuilt model may number its names differently. Otherwise those whose paths are found are matched.
+    Shapes must agree in all cases.
+
+    Args:
+        handles: the variables.
+        unbound: shapes by path, of slots without a variable.
+
+    Returns:
+        The slots' path by the variable's id, for the variables that are matched.
     """
     by_path: dict[int, str] = {}
     for h in handles:
-        path = unique(h.path, by_path.values())
+        path = deduplicated(h.path, by_path.values())
         if unbound.get(path) == tuple(h.shape):
             by_path[id(h.variable)] = path
     in_order = [tuple(h.shape) for h in handles] == list(unbound.values())
@@ -87,7 +95,7 @@ def rebound(handles: list[Handle], unbound: dict[str, tuple[int, ...]]) -> dict[
     return by_path
 
 
-def unique(path: str, taken: Any) -> str:
-    """`path`, or with a number at its end if it is taken."""
+def deduplicated(path: str, taken: Any) -> str:
+    """Return `path`, with a number at its end if it is in `taken`."""
     taken = set(taken)
     return next(p for p in (path, *(f"{path}_{i}" for i in range(1, len(taken) + 2))) if p not in taken)

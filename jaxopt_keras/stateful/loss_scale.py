@@ -20,17 +20,17 @@ from jaxopt_keras.stateful.wrappers import Wrapper
 
 
 class LossScaleOptimizer(Wrapper):
-    """An optimizer for gradients of a loss that was multiplied by a scale which finds itself, for float16.
+    """Dynamic loss scaling around an optimizer, for float16: the scale of the loss is adjusted during training.
 
-    The step divides gradients by the scale. If they are not finite, nothing moves but `skipped`, and the scale is
-    halved; after `dynamic_growth_steps` good calls in a row it is doubled.
+    The step divides gradients by the scale. If they are not finite, the step is skipped, `skipped` is incremented and
+    the scale is halved. After `dynamic_growth_steps` finite calls in a row the scale is doubled.
 
     Args:
-        inner_optimizer: what the gradients go to. Its own `loss_scale_factor` is switched off.
-        initial_scale: to start with.
-        dynamic_growth_steps: good calls from one doubling to the next.
-        name: of the optimizer.
-        lowest_scale, highest_scale: the scale stays within them.
+        inner_optimizer: the optimizer that gets the unscaled gradients. Its `loss_scale_factor` is set to None.
+        initial_scale: scale at the start.
+        dynamic_growth_steps: finite calls from one doubling to the next, at least 1.
+        name: name of the optimizer; None: a name made from the class.
+        lowest_scale, highest_scale: bounds of the scale.
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
     >>> w = jk.Variable([1.0, 2.0], dtype="float16", name="w")
@@ -39,7 +39,8 @@ class LossScaleOptimizer(Wrapper):
     (1, [0.0, 0.0])
 
     Raises:
-        TypeError: if `inner_optimizer` is none, or a setting no number. ValueError: if a setting is out of its range.
+        TypeError: if `inner_optimizer` is not an optimizer, or a setting is not a number. ValueError: if a setting is
+            out of its range, or `inner_optimizer` scales the loss itself.
     """
 
     _listed_scalars: ClassVar = (GOOD, SCALE)
@@ -75,12 +76,12 @@ class LossScaleOptimizer(Wrapper):
 
     @property
     def dynamic_scale(self) -> View:
-        """The scale of the next loss, an assignable view."""
+        """Scale of the next loss, as an assignable view."""
         return self.view(("scalars", SCALE))
 
     @property
     def step_counter(self) -> View:
-        """Good calls since the scale last changed."""
+        """Finite calls since the scale last changed, as an assignable view."""
         return self.view(("scalars", GOOD))
 
     @property
@@ -92,12 +93,12 @@ class LossScaleOptimizer(Wrapper):
         return self._settings[1]
 
     def scale_loss(self, loss: Any) -> Any:
-        """The loss times the scale, in float32 at least: what to take the gradient of."""
+        """Return the loss times the scale, in float32 at least. Compute gradients of this."""
         return scaled(loss, self._state.scalars[SCALE])
 
     @property
     def iterations(self) -> View:
-        """The inner optimizer's."""
+        """Number of updates of the inner optimizer."""
         return self.inner_optimizer.iterations
 
     @iterations.setter
@@ -106,7 +107,7 @@ class LossScaleOptimizer(Wrapper):
 
     @property
     def learning_rate(self) -> Any:
-        """The inner optimizer's."""
+        """Learning rate of the inner optimizer."""
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
@@ -120,39 +121,37 @@ class LossScaleOptimizer(Wrapper):
             return getattr(self.inner_optimizer, name)
         return super().__getattr__(name)
 
-    def _owner_of(self, path: str, variable: Any) -> int:
+    def _choose_owner(self, path: str, variable: Any) -> int:
         return 0
 
-    def _combined(self, calls: dict[int, Call]) -> Any:
+    def _combined_program(self, calls: dict[int, Call]) -> Any:
         return outermost(calls[0].program, lambda inner: LossScaled(inner, *self._settings))
 
-    def _moving(self, own: State, calls: dict[int, Call]) -> State:
-        moving = calls[0].moving
-        return moving._replace(scalars=own.scalars | moving.scalars)
+    def _step_state(self, own: State, calls: dict[int, Call]) -> State:
+        inner = calls[0].state
+        return inner._replace(scalars=own.scalars | inner.scalars)
 
-    def _gathered(self, given: dict[str, Any], state: Any = None, params: Any = None) -> Call:
-        call = super()._gathered(given, state, params)
+    def _prepare_step(self, given: dict[str, Any], state: Any = None, params: Any = None) -> Call:
+        call = super()._prepare_step(given, state, params)
         return call._replace(params=call.params[0], grads=call.grads[0], hyper=call.hyper[0])
 
-    def _apart(self, call: Call, own: State, moved: State) -> tuple[State, list[State]]:
-        inside = call.inner[
-            0
-        ].moving.scalars  # where the inner optimizer counts what is skipped, the counter is its own
-        new = {n: x if n in inside else moved.scalars[n] for n, x in own.scalars.items()}
-        return own._replace(scalars=new), [moved._replace(scalars={n: moved.scalars[n] for n in inside})]
+    def _split_state(self, call: Call, own: State, result: State) -> tuple[State, list[State]]:
+        inner = call.inner[0].state.scalars  # may contain the counter of skipped calls: then it is the inner one's
+        scalars = {n: x if n in inner else result.scalars[n] for n, x in own.scalars.items()}
+        return own._replace(scalars=scalars), [result._replace(scalars={n: result.scalars[n] for n in inner})]
 
-    def _landed(self, call: Call, params: Any, moved: Any) -> None:
-        super()._landed(call, [params], moved)
+    def _accept_results(self, call: Call, params: Any, result: Any) -> None:
+        super()._accept_results(call, [params], result)
 
-    def _by_path(self, call: Call, params: Any) -> dict[str, Any]:
-        return super()._by_path(call, [params])
+    def _params_by_path(self, call: Call, params: Any) -> dict[str, Any]:
+        return super()._params_by_path(call, [params])
 
     def get_config(self) -> dict[str, Any]:
         initial, growth, lowest, highest = self._settings
         config = {"name": self.name, "inner_optimizer": serialize(self.inner_optimizer), "initial_scale": initial}
         config["dynamic_growth_steps"] = growth
-        ours = {"lowest_scale": (lowest, LOWEST), "highest_scale": (highest, HIGHEST)}
-        return config | {n: value for n, (value, default) in ours.items() if value != default}
+        extras = {"lowest_scale": (lowest, LOWEST), "highest_scale": (highest, HIGHEST)}
+        return config | {n: value for n, (value, default) in extras.items() if value != default}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
@@ -162,7 +161,7 @@ class LossScaleOptimizer(Wrapper):
 
 
 def scaled(loss: Any, scale: Any) -> Any:
-    """The loss times the scale, in float32 at least."""
+    """Return the loss times the scale, in float32 at least."""
     loss = as_array(loss, "loss")
     loss = loss.astype(compute_dtype(loss.dtype))
     return loss * scale.astype(loss.dtype)

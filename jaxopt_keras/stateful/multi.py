@@ -18,10 +18,10 @@ from jaxopt_keras.stateful.wrappers import Wrapper
 
 
 class OptimizerMap(MutableMapping):
-    """Optimizers by the paths of variables.
+    """A map from the paths of variables to optimizers.
 
     Args:
-        default_optimizer: for what no key matches.
+        default_optimizer: the optimizer of paths that no key matches.
         optimizer_map: `{path or regular expression: optimizer}`. An expression must match the whole path.
 
     >>> import jaxopt_keras as jk
@@ -30,14 +30,14 @@ class OptimizerMap(MutableMapping):
     ('slow', 'rest')
 
     Raises:
-        TypeError: if something is no optimizer, or a key no string. ValueError: for a key that is there already, that
-        is no regular expression, or for a wrapper as an optimizer; on look-up, if several keys match.
+        TypeError: if a value is not an optimizer, or a key not a string. ValueError: if a key exists already or is not
+            a regular expression, or an optimizer is itself a wrapper; on look-up, if several keys match.
     """
 
     def __init__(self, default_optimizer: Optimizer, optimizer_map: dict[str, Optimizer] | None = None) -> None:
         if not (optimizer_map is None or isinstance(optimizer_map, dict)):
             raise TypeError(f"`optimizer_map` must be a dict. Received: optimizer_map={optimizer_map!r}")
-        self.default_optimizer = _plain("default_optimizer", default_optimizer)
+        self.default_optimizer = _checked_inner("default_optimizer", default_optimizer)
         self._optimizers: dict[str, Optimizer] = {}
         for key, optimizer in (optimizer_map or {}).items():
             self[key] = optimizer
@@ -54,7 +54,7 @@ class OptimizerMap(MutableMapping):
         check_pattern("optimizer_map", key)
         if key in self._optimizers:
             raise ValueError(f"Each key may occur once. Received: {key!r} again, which has {self._optimizers[key]!r}")
-        self._optimizers[key] = _plain(key, optimizer)
+        self._optimizers[key] = _checked_inner(key, optimizer)
 
     def __delitem__(self, key: str) -> None:
         del self._optimizers[key]
@@ -83,27 +83,28 @@ class OptimizerMap(MutableMapping):
         return cls(deserialize(config["default_optimizer"], custom_objects), groups)
 
 
-def _plain(name: str, optimizer: Any) -> Optimizer:
+def _checked_inner(name: str, optimizer: Any) -> Optimizer:
+    """Return `optimizer`, which must not be a wrapper; `name` is used in the error."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"`{name}` must have an `Optimizer`. Received: {optimizer!r}")
     if isinstance(optimizer, (LossScaleOptimizer, MultiOptimizer)):
         raise ValueError(
-            f"`{name}` must have a plain optimizer. Received: {optimizer!r}. A `LossScaleOptimizer` goes around the "
-            "whole: `LossScaleOptimizer(MultiOptimizer(...))`."
+            f"`{name}` must have a plain optimizer. Received: {optimizer!r}. Scale the loss of all groups together: "
+            "`LossScaleOptimizer(MultiOptimizer(...))`."
         )
     return optimizer
 
 
 class MultiOptimizer(Wrapper):
-    """An optimizer for each group of variables; a step of all of them is one compiled call.
+    """An optimizer for each group of variables. A step of all groups is one compiled call.
 
     Args:
-        optimizer_map: an `OptimizerMap`, or a function of a variable that returns its optimizer. It is asked once for
+        optimizer_map: an `OptimizerMap`, or a function of a variable that returns its optimizer. It is called once for
             each variable.
-        loss_scale_factor: that of all inner optimizers, in the place of their own, as in Keras.
-        name: of the optimizer.
+        loss_scale_factor: set on all inner optimizers, replacing their own, as in Keras.
+        name: name of the optimizer; None: a name made from the class.
 
-    Where one inner optimizer has `skip_nonfinite`, bad gradients of any of them stop all of them.
+    If one inner optimizer has `skip_nonfinite`, gradients of any group that are not finite skip the step of all groups.
 
     >>> import jaxopt_keras as jk
     >>> w, b = jk.Variable([1.0], name="dense/kernel"), jk.Variable([1.0], name="dense/bias")
@@ -112,7 +113,7 @@ class MultiOptimizer(Wrapper):
     (1, [0.5], [0.75])
 
     Raises:
-        TypeError: if `optimizer_map` is neither.
+        TypeError: if `optimizer_map` is neither of them.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class MultiOptimizer(Wrapper):
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """The inner optimizers: those of the map, then its default."""
+        """Inner optimizers: those of the map, then its default."""
         return list(self._inner)
 
     @property
@@ -160,15 +161,16 @@ class MultiOptimizer(Wrapper):
             optimizer.loss_scale_factor = options.loss_scale_factor
         object.__setattr__(self, "_options", options)
 
-    def _owner_of(self, path: str, variable: Any) -> int:
+    def _choose_owner(self, path: str, variable: Any) -> int:
         optimizer = self._map[path] if isinstance(self._map, OptimizerMap) else self._map(variable)
         if optimizer not in self._inner:
-            _plain("optimizer_map", optimizer).loss_scale_factor = self._options.loss_scale_factor
+            _checked_inner("optimizer_map", optimizer).loss_scale_factor = self._options.loss_scale_factor
             self._inner.append(optimizer)
         return self._inner.index(optimizer)
 
     @property
     def _guards(self) -> bool:
+        """Whether an inner optimizer skips steps."""
         return any(optimizer.skip_nonfinite for optimizer in self._inner)
 
     def _own_places(self) -> Any:
@@ -176,17 +178,17 @@ class MultiOptimizer(Wrapper):
             self._set_state(self._state._replace(scalars={SKIPPED: jnp.zeros((), jnp.int32)}))
         return super()._own_places()
 
-    def _combined(self, calls: dict[int, Call]) -> Multi:
+    def _combined_program(self, calls: dict[int, Call]) -> Multi:
         guards = any(self._inner[i].skip_nonfinite for i in calls)
         return Multi(tuple(call.program for call in calls.values()), guards)
 
-    def _moving(self, own: State, calls: dict[int, Call]) -> State:
+    def _step_state(self, own: State, calls: dict[int, Call]) -> State:
         guards = any(self._inner[i].skip_nonfinite for i in calls)
         scalars = {SKIPPED: own.scalars.get(SKIPPED, jnp.zeros((), jnp.int32))} if guards else {}
-        return State(own.count, {}, scalars, [call.moving for call in calls.values()])
+        return State(own.count, {}, scalars, [call.state for call in calls.values()])
 
-    def _apart(self, call: Call, own: State, moved: State) -> tuple[State, list[State]]:
-        return own._replace(count=moved.count, scalars=own.scalars | moved.scalars), moved.slots
+    def _split_state(self, call: Call, own: State, result: State) -> tuple[State, list[State]]:
+        return own._replace(count=result.count, scalars=own.scalars | result.scalars), result.slots
 
     def get_config(self) -> dict[str, Any]:
         if not isinstance(self._map, OptimizerMap):

@@ -1,7 +1,7 @@
 """The stateful face: a Keras-style optimizer that owns its state and updates variables in place.
 
-It adds nothing to the arithmetic. Variables become a dict of arrays by path, one compiled and donated call of the pure
-pipeline makes the step, and the results are written back.
+All arithmetic is the pure face's. A step gathers the variables' arrays in a dict by path, makes one compiled, donated
+call of the pure pipeline, and writes the results back.
 """
 
 import warnings
@@ -26,38 +26,42 @@ from jaxopt_keras.stateful.losses import Losses
 from jaxopt_keras.stateful.registry import Registry
 from jaxopt_keras.stateful.settings import OPTIONS
 from jaxopt_keras.stateful.state_views import Place, View, masked, updated, view
-from jaxopt_keras.stateful.validation import checked, numbers, of_length, pairs, refuse_traced
-from jaxopt_keras.stateful.variable import as_array, several, value_of
+from jaxopt_keras.stateful.validation import checked_gradient, numbers, of_length, pairs, refuse_traced
+from jaxopt_keras.stateful.variable import as_array, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle
 from jaxopt_keras.stateful.weight_lists import Weights
 
 
 class Call(NamedTuple):
-    """A step that is ready to run: what is compiled, and its arguments."""
+    """A prepared step: the compiled program and its arguments."""
 
     program: Any
     compiled: Compiled
     params: Any
-    moving: Any  # what moves of the state
+    state: Any  # with slots of `params` only, and without hyperparameters
     grads: Any
     hyper: Any
-    inner: Any = None  # of a wrapper: its inner optimizers' calls, by their numbers
+    inner: Any = None  # of a wrapper: the calls of its inner optimizers, by their numbers
 
 
 class Optimizer(Registry, Configs, Weights, Losses):
-    """A Keras-style optimizer. The named classes (`Adam`, `SGD`, ...) are made from rules; see `optimizers`.
+    """A Keras-style optimizer. The named classes (`Adam`, `SGD`, ...) are derived from it; see `optimizers`.
 
-    To write one's own there are three ways, all of which run compiled and inside the same pipeline (clipping, decay,
-    averaging, accumulation):
+    There are three ways to write a new optimizer. All run compiled, in the same pipeline (clipping, decay, averaging,
+    accumulation):
 
     - a `Rule`, and `Optimizer.from_rule(MyRule(...))`;
     - a subclass with `build(variables)` and `update_step(gradient, variable, learning_rate)`, as in Keras 3;
-    - a subclass with `_create_slots(var_list)` and `_resource_apply_dense(grad, var)`, as in TF 2, which passes its
-      name first: `super().__init__(name, **kwargs)`.
+    - a subclass with `_create_slots(var_list)` and `_resource_apply_dense(grad, var)`, as in TF 2. It passes its name
+      first: `super().__init__(name, **kwargs)`.
 
     Args:
         learning_rate: a number, a schedule of the step, or a function without arguments, called before each step.
+        name: name of the optimizer; None: a name made from the class.
         Others: see `Options`.
+
+    Raises:
+        TypeError: for an unknown argument, or one of the wrong type. ValueError: for one out of its range.
 
     >>> import jaxopt_keras as jk
     >>> w = jk.Variable([1.0, 2.0], name="w")
@@ -100,14 +104,14 @@ class Optimizer(Registry, Configs, Weights, Losses):
             gradient_accumulation_steps=gradient_accumulation_steps,
             name=name,
         )
-        if isinstance(learning_rate, str):  # TF 2: the name came first
+        if isinstance(learning_rate, str):  # TF 2: the name is the first argument
             learning_rate, options["name"] = self._tf2_rate(kwargs), learning_rate
         options |= self._extras(kwargs)
         self._start(Hooks(self), Options(**options), learning_rate)
 
     @classmethod
     def from_rule(cls, rule: Rule, **options: Any) -> "Optimizer":
-        """An optimizer that runs `rule`, a `Rule` instance, with the given `Options`."""
+        """Make an optimizer that runs `rule`, a `Rule` instance, with the given `Options`."""
         refuse_unknown("Optimizer.from_rule", options, OPTIONS)
         if not isinstance(rule, Rule):
             raise TypeError(f"`rule` must be an instance of a `Rule`. Received: rule={rule!r}")
@@ -115,11 +119,12 @@ class Optimizer(Registry, Configs, Weights, Losses):
 
     @classmethod
     def from_optax(cls, tx: Any, **options: Any) -> "Optimizer":
-        """An optimizer that runs an optax transformation, which keeps its own learning rate."""
+        """Make an optimizer that runs an optax transformation, which contains its own learning rate."""
         refuse_unknown("Optimizer.from_optax", options, OPTIONS)
         return Optimizer.__new__(Optimizer)._start(Foreign(tx), Options(**options), None)
 
     def _start(self, rule: Any, options: Options, learning_rate: Any) -> Self:
+        """Set all attributes and the initial state."""
         hook = next((h for h in HOOKS if hasattr(type(self), h)), None)
         if hook and not isinstance(rule, Hooks):
             raise TypeError(
@@ -127,12 +132,14 @@ class Optimizer(Registry, Configs, Weights, Losses):
                 "the class from `jaxopt_keras.Optimizer`."
             )
         rule, options = rule.plain() if isinstance(rule, Rule) else rule, options.plain()
-        self._begin(options, type(rule).__name__ if type(self) is Optimizer else type(self).__name__, _rule=rule)
+        self._init_attributes(
+            options, type(rule).__name__ if type(self) is Optimizer else type(self).__name__, _rule=rule
+        )
         if learning_rate is not None:
-            self._take_rate(learning_rate)
+            self._configure_rate(learning_rate)
         kernel = self._kernel()
         hyper = kernel.hyper()
-        # A foreign state is of all variables at once, and comes with them.
+        # The state of an optax transformation is created with the variables, for all of them at once.
         foreign = isinstance(rule, Foreign)
         fresh = State(jnp.zeros((), jnp.int32), {}, {}, {}) if foreign else kernel.program.init({}, hyper)
         self._set_state(fresh._replace(hyperparams=hyper))
@@ -140,15 +147,15 @@ class Optimizer(Registry, Configs, Weights, Losses):
 
     @property
     def state(self) -> State:
-        """A copy of the state: the next step consumes what is inside."""
+        """Copy of the state. The next step donates the arrays of the state itself."""
         return jax.tree.map(jnp.copy, self._state)
 
     @state.setter
     def state(self, state: State) -> None:
-        if jax.tree.map(_aval, state) != jax.tree.map(_aval, self._state):
+        if jax.tree.map(_shape_and_dtype, state) != jax.tree.map(_shape_and_dtype, self._state):
             raise ValueError(
-                "`state` must be a state of this optimizer, of the same slots, shapes and dtypes. Received: "
-                f"{str(jax.tree.map(_aval, state))[:300]}"
+                "`state` must be a state of this optimizer, with the same slots, shapes and dtypes. Received: "
+                f"{str(jax.tree.map(_shape_and_dtype, state))[:300]}"
             )
         self._set_state(jax.tree.map(jnp.copy, state))
 
@@ -162,21 +169,21 @@ class Optimizer(Registry, Configs, Weights, Losses):
         *,
         experimental_aggregate_gradients: bool = True,
     ) -> View:
-        """Updates variables by their gradients: all of them, or, where it raises, none.
+        """Update variables by their gradients. If it raises, no variable has changed.
 
         Args:
-            grads_and_vars: pairs (gradient, variable); a `zip` will do. A gradient is an array of the variable's shape,
+            grads_and_vars: pairs (gradient, variable), such as a `zip`. A gradient is an array of the variable's shape,
                 `IndexedSlices`, a BCOO of rows, or None.
-            name: accepted for TF's sake.
-            skip_gradients_aggregation, experimental_aggregate_gradients: accepted. Gradients are summed over
-                `axis_name` only inside a mapped function, which runs `stateless_apply`.
+            name: accepted for compatibility with TF; has no effect.
+            skip_gradients_aggregation, experimental_aggregate_gradients: accepted; have no effect. Gradients are summed
+                over `axis_name` only by `stateless_apply`, inside a mapped function.
 
         Returns:
             `iterations`.
 
         Raises:
-            TypeError: if they are no pairs, or something is no variable. ValueError: if there is no gradient at all, a
-            shape does not fit, or a variable occurs twice.
+            TypeError: if the argument is not pairs, a variable is of no supported kind, or a gradient is not numeric.
+            ValueError: if all gradients are None, a shape does not fit, or a variable occurs twice.
         """
         grads, variables = pairs(grads_and_vars)
         if grads:
@@ -184,8 +191,8 @@ class Optimizer(Registry, Configs, Weights, Losses):
         return self.iterations
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> View:
-        """As `apply_gradients`, with two lists; without the second, for all variables in the order of `build`."""
-        grads = list(several("grads", grads))
+        """Apply gradients to variables, from two lists. None: all variables, in the order of `build`."""
+        grads = list(check_iterable("grads", grads))
         if trainable_variables is None:
             if not self._handles:
                 raise ValueError(
@@ -193,7 +200,7 @@ class Optimizer(Registry, Configs, Weights, Losses):
                     "the variables."
                 )
             trainable_variables = [self._handles[path].variable for path in self._paths if path in self._handles]
-        variables = list(several("trainable_variables", trainable_variables))
+        variables = list(check_iterable("trainable_variables", trainable_variables))
         if len(grads) != len(variables):
             raise ValueError(
                 f"`grads` must hold one gradient for each variable. Received: {len(grads)} gradients for "
@@ -204,10 +211,11 @@ class Optimizer(Registry, Configs, Weights, Losses):
         return self.iterations
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
+        """Validate the arguments, register new variables, and step; if that raises, undo it."""
         if any(id(v) not in self._keys for v in variables):
-            grads, variables = self._taken_apart(grads, variables)
+            grads, variables = self._unpacked_buffers(grads, variables)
         handles = [self._handle(v) for v in variables]
-        grads = [checked(g, h) for g, h in zip(grads, handles, strict=True)]
+        grads = [checked_gradient(g, h) for g, h in zip(grads, handles, strict=True)]
         self._check_pairs(grads, handles)
         before = self._ensure(variables)
         try:
@@ -217,53 +225,60 @@ class Optimizer(Registry, Configs, Weights, Losses):
             raise
 
     def _step(self, given: dict[str, Any]) -> None:
-        call = self._gathered(given)
-        reduce = {} if self._options.axis_name is None else {"reduce": False}  # else one program serves both faces
-        params, moved = call.compiled.step_donating(call.params, call.moving, call.grads, call.hyper, **reduce)
-        refuse_traced(moved.count)
-        self._landed(call, params, moved)
+        """Take a step with the gradients `given` by path."""
+        call = self._prepare_step(given)
+        # Without an axis the argument is left out, so that both faces share one program.
+        reduce = {} if self._options.axis_name is None else {"reduce": False}
+        params, state = call.compiled.step_donating(call.params, call.state, call.grads, call.hyper, **reduce)
+        refuse_traced(state.count)
+        self._accept_results(call, params, state)
 
-    def _gathered(self, given: dict[str, Any], state: Any = None, params: Any = None) -> Call:
-        """The arguments of a step: with the variables' arrays and the present state, where none are given."""
+    def _prepare_step(self, given: dict[str, Any], state: Any = None, params: Any = None) -> Call:
+        """Return the call of a step.
+
+        Args:
+            given: gradients by path.
+            state: the state; None: the present one.
+            params: arrays by path; None: those of the variables, to be donated.
+        """
         kernel, state, packs = self._kernel(), self._kept if state is None else state, False
         if params is None:
             is_packed = isinstance(state.slots, Packed)
-            everything = self._options.use_ema or kernel.core.whole or is_packed
-            handles = self._handles if everything else {k: self._handles[k] for k in given}
+            needs_all = self._options.use_ema or kernel.core.whole or is_packed
+            handles = self._handles if needs_all else {k: self._handles[k] for k in given}
             params = {k: h.take() for k, h in handles.items()}
-            whole = isinstance(self._rule, Rule) and len(params) == len(self._paths)
+            can_pack = isinstance(self._rule, Rule) and len(params) == len(self._paths)
             arrays = list(params.values())
-            packs = whole and should_pack_slots(self._options, arrays, is_packed)
+            packs = can_pack and should_pack_slots(self._options, arrays, is_packed)
             state = state if packs else self._state
         slots = state.slots if isinstance(state.slots, Packed) else masked(state.slots, params)
-        moving = state._replace(slots=pack_slots_eagerly(slots, LOOSE) if packs else slots)
+        used = state._replace(slots=pack_slots_eagerly(slots, LOOSE) if packs else slots, hyperparams={})
         grads = {k: given.get(k) for k in params}
-        return Call(
-            kernel.skeleton, kernel.compiled, params, moving._replace(hyperparams={}), grads, self._hyper(state)
-        )
+        return Call(kernel.skeleton, kernel.compiled, params, used, grads, self._hyper(state))
 
-    def _moved(self, call: Call, state: Any, moved: Any) -> Any:
-        """`state` after a step that moved a part of it."""
-        if not isinstance(moved.slots, Packed):
-            moved = moved._replace(slots=updated(state.slots, moved.slots))
-        return moved._replace(hyperparams=state.hyperparams)
+    def _state_after(self, call: Call, state: Any, result: Any) -> Any:
+        """Return `state` after a step; `result` is the state that `call` returned."""
+        if not isinstance(result.slots, Packed):
+            result = result._replace(slots=updated(state.slots, result.slots))
+        return result._replace(hyperparams=state.hyperparams)
 
-    def _landed(self, call: Call, params: dict[str, Any], moved: Any) -> None:
-        """Takes what a step returned."""
-        self._set_state(self._moved(call, self._kept, moved))
+    def _accept_results(self, call: Call, params: dict[str, Any], result: Any) -> None:
+        """Set the state and the variables to the results of `call`."""
+        self._set_state(self._state_after(call, self._kept, result))
         for k, p in params.items():
             self._handles[k].write(p)
 
     def _check_pairs(self, grads: list[Any], handles: list[Handle]) -> None:
+        """Raise a ValueError for a repeated variable, or if there is no gradient; warn of missing gradients."""
         ids = [id(h.variable) for h in handles]
         if len(set(ids)) != len(ids):
             twice = next(h.path for i, h in enumerate(handles) if ids[i] in ids[:i])
-            raise ValueError(f"Each variable may occur once. Received: `{twice}` twice. Add its gradients up.")
+            raise ValueError(f"Each variable may occur once. Received: `{twice}` twice. Add its gradients.")
         missing = [h.path for g, h in zip(grads, handles, strict=True) if g is None]
         if len(missing) == len(handles):
             raise ValueError(f"No gradients provided for any variable. Received: None for each of {missing}")
         if missing:
-            warnings.warn(f"Gradients do not exist for variables {missing}: they stay as they are.", stacklevel=4)
+            warnings.warn(f"Gradients do not exist for variables {missing}: they are not updated.", stacklevel=4)
 
     def stateless_apply(
         self,
@@ -272,19 +287,20 @@ class Optimizer(Registry, Configs, Weights, Losses):
         trainable_variables: Sequence[Any],
         skip_gradients_aggregation: bool = False,
     ) -> tuple[list[Any], list[Any]]:
-        """One step as a pure function of lists of arrays, for use inside `jit`, `shard_map` or `pmap`.
+        """Compute one step as a pure function of lists of arrays, for use inside `jit`, `shard_map` or `pmap`.
 
         Args:
             optimizer_variables: the values of `variables`, in that order.
-            grads: one for each variable that the optimizer was built with, or None.
-            trainable_variables: the values of those variables.
-            skip_gradients_aggregation: True where gradients have been summed over `axis_name` already.
+            grads: a gradient or None for each variable that the optimizer was built with.
+            trainable_variables: the values of these variables.
+            skip_gradients_aggregation: True if gradients are summed over `axis_name` already.
 
         Returns:
             (new trainable_variables, new optimizer_variables), as Keras returns them.
 
         Raises:
-            ValueError: if the optimizer is not built, or a list has another length.
+            TypeError: if an element is not numeric. ValueError: if the optimizer is not built, or a list has the wrong
+                length.
         """
         paths, places = self._paths, self.places()
         if not paths:
@@ -296,24 +312,24 @@ class Optimizer(Registry, Configs, Weights, Losses):
         optimizer_variables = of_length("optimizer_variables", optimizer_variables, len(places))
         grads = of_length("grads", grads, len(paths))
         variables = of_length("trainable_variables", trainable_variables, len(paths))
-        state = self._assembled(places, optimizer_variables)
+        state = self._state_with(places, optimizer_variables)
         params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
         given = {path: g if g is None else numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
-        new, state = self._after(given, state, params, reduce=not skip_gradients_aggregation)
-        return [new[path] for path in paths], self._listed(state, places)
+        new, state = self._pure_step(given, state, params, reduce=not skip_gradients_aggregation)
+        return [new[path] for path in paths], self._values_at(state, places)
 
-    def _after(self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool) -> tuple[Any, Any]:
-        """The parameters and the state after a step from those given, as a pure function. All are by path."""
-        call = self._gathered(given, state, params)
-        new, moved = call.compiled.step(call.params, call.moving, call.grads, call.hyper, reduce=reduce)
-        return self._by_path(call, new), self._moved(call, state, moved)
+    def _pure_step(self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool) -> tuple[Any, Any]:
+        """Return parameters and state after a step from `params` and `state`, as a pure function. All are by path."""
+        call = self._prepare_step(given, state, params)
+        new, result = call.compiled.step(call.params, call.state, call.grads, call.hyper, reduce=reduce)
+        return self._params_by_path(call, new), self._state_after(call, state, result)
 
-    def _by_path(self, call: Call, params: Any) -> dict[str, Any]:
-        """What a step returned for the variables."""
+    def _params_by_path(self, call: Call, params: Any) -> dict[str, Any]:
+        """Return the new parameters by path, from those that `call` returned."""
         return params
 
     def view(self, place: Place) -> View:
-        """The array at `place` of the state, as an assignable variable (`views`)."""
+        """Return the array at `place` of the state as an assignable variable (`state_views`)."""
         return view(self, place)
 
     def __repr__(self) -> str:
@@ -321,5 +337,5 @@ class Optimizer(Registry, Configs, Weights, Losses):
         return f"<{type(self).__name__} name={self.name!r} learning_rate={rate} iterations={int(self._kept.count)}>"
 
 
-def _aval(x: Any) -> Any:
+def _shape_and_dtype(x: Any) -> Any:
     return jnp.shape(x), jnp.result_type(x)

@@ -1,7 +1,8 @@
-"""Variables that lie in one buffer: to an optimizer, a thousand tiny ones are then one.
+"""Packed variables: one buffer for each dtype, so that an optimizer steps over one array instead of thousands.
 
-A buffer is a variable itself. A variable in it is cut out when it is read, and kept until the buffer moves; what it is
-assigned is put in when the buffer is read. A step, which moves the buffer, so does nothing for the single variables.
+A buffer is itself a variable. Reading one of its variables slices the buffer and caches the slice until the buffer is
+replaced. Assigned values are kept next to the buffer and written into it when it is read. So a step, which replaces the
+buffer, does no work for single variables.
 """
 
 import functools
@@ -15,30 +16,30 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.packing.trees import concatenate, unpack_buffer
-from jaxopt_keras.stateful.variable import ArrayLike, Variable, several
+from jaxopt_keras.stateful.variable import ArrayLike, Variable, check_iterable
 
 
-class Piece(NamedTuple):
-    """Where a variable lies in its buffer."""
+class Slice(NamedTuple):
+    """The range of a buffer that holds one variable."""
 
     path: str
     offset: int
     shape: tuple[int, ...]
 
-    def of(self, whole: Array) -> Array:
-        """What lies there, as an array of its own."""
-        return _sliced(whole, self.offset, self.shape)
+    def read(self, packed: Array) -> Array:
+        """Return the variable's array from the buffer's array."""
+        return _sliced(packed, self.offset, self.shape)
 
-    def put(self, whole: Array, value: Array) -> Array:
-        """`whole` with `value` there."""
-        return jax.lax.dynamic_update_slice(whole, jnp.ravel(value), (self.offset,))
+    def write(self, packed: Array, value: Array) -> Array:
+        """Return the buffer's array with `value` in the place of the variable."""
+        return jax.lax.dynamic_update_slice(packed, jnp.ravel(value), (self.offset,))
 
 
 class Buffer(ArrayLike):
-    """Variables of one dtype as one flat variable. `pack_variables` makes them."""
+    """A flat variable that holds the arrays of variables of one dtype. `pack_variables` makes it."""
 
     trainable = True
-    constraint = None  # those of its variables are another matter
+    constraint = None  # constraints of the packed variables are found on these variables
 
     def __init__(self, variables: Sequence[Variable], path: str) -> None:
         self.path, self.name, self.variables = path, path.rsplit("/", 1)[-1], tuple(variables)
@@ -46,65 +47,66 @@ class Buffer(ArrayLike):
         sizes = [math.prod(x.shape) for x in values]
         offsets = itertools.accumulate(sizes[:-1], initial=0)
         self.sizes = tuple(sizes)
-        self.pieces = {
-            id(v): Piece(v.path, offset, x.shape) for v, offset, x in zip(variables, offsets, values, strict=True)
+        self.slices = {
+            id(v): Slice(v.path, offset, x.shape) for v, offset, x in zip(variables, offsets, values, strict=True)
         }
-        self._whole = concatenate([jnp.array(x, copy=True).reshape(-1) for x in values])
-        self._arrays: dict[int, Array] = {}  # by a variable's id: cut out, or assigned, since the last move
-        self._late: set[int] = set()  # those of them that the whole does not hold yet
+        self._array = concatenate([jnp.array(x, copy=True).reshape(-1) for x in values])
+        self._cache: dict[int, Array] = {}  # id of a variable -> its array: sliced from the buffer, or assigned
+        self._pending: set[int] = set()  # ids of assigned variables that `_array` does not contain yet
         for v in variables:
             v.pack_into(self)
 
-    def piece(self, variable: Any) -> Array:
-        """The array of one of the variables."""
+    def read_slice(self, variable: Any) -> Array:
+        """Return the array of one of the variables."""
         key = id(variable)
-        if key not in self._arrays:
-            with jax.ensure_compile_time_eval():  # what is kept must not be traced, whoever reads it
-                self._arrays[key] = self.pieces[key].of(self._whole)
-        return self._arrays[key]
+        if key not in self._cache:
+            with jax.ensure_compile_time_eval():  # a cached array must not be traced
+                self._cache[key] = self.slices[key].read(self._array)
+        return self._cache[key]
 
-    def put(self, variable: Any, value: Array) -> None:
-        self._arrays[id(variable)] = value
-        self._late.add(id(variable))
+    def write_slice(self, variable: Any, value: Array) -> None:
+        """Assign one of the variables."""
+        self._cache[id(variable)] = value
+        self._pending.add(id(variable))
 
-    def split(self, whole: Array) -> dict[int, Array]:
-        """The arrays of all variables in `whole`, which may be traced, by the variable's id."""
-        arrays = unpack_buffer(whole, self.sizes)
-        return {key: x.reshape(piece.shape) for (key, piece), x in zip(self.pieces.items(), arrays, strict=True)}
+    def split(self, packed: Array) -> dict[int, Array]:
+        """Split the buffer's array, which may be traced, into the variables' arrays, by the variables' ids."""
+        arrays = unpack_buffer(packed, self.sizes)
+        return {key: x.reshape(span.shape) for (key, span), x in zip(self.slices.items(), arrays, strict=True)}
 
-    def _peek(self) -> Array:
-        if self._late:
+    def _raw_value(self) -> Array:
+        if self._pending:
             with jax.ensure_compile_time_eval():
-                self._settle()
-        return self._whole
+                self._write_pending()
+        return self._array
 
-    def _settle(self) -> None:
-        """Puts in what variables were assigned."""
-        if len(self._late) == len(self.pieces):
-            self._whole = _joined([self._arrays[key] for key in self.pieces])
+    def _write_pending(self) -> None:
+        """Write assigned values into the buffer."""
+        if len(self._pending) == len(self.slices):
+            self._array = _concatenated([self._cache[key] for key in self.slices])
         else:
-            self._whole = jnp.copy(self._whole)  # the following are in place, and somebody may have kept the old one
-            for key in self._late:
-                self._whole = _placed(self._whole, self._arrays[key], self.pieces[key].offset)
-        self._late.clear()
+            self._array = jnp.copy(self._array)  # writes below are in place, and callers may hold the old array
+            for key in self._pending:
+                self._array = _written(self._array, self._cache[key], self.slices[key].offset)
+        self._pending.clear()
 
     def _store(self, value: Array) -> None:
-        self._whole = value
-        self._arrays.clear()
-        self._late.clear()
+        self._array = value
+        self._cache.clear()
+        self._pending.clear()
 
-    def __reduce__(self) -> Any:  # a copy packs copies of the variables
+    def __reduce__(self) -> Any:  # a copy of the buffer packs copies of the variables
         return Buffer, (self.variables, self.path)
 
 
 def pack_variables(variables: Sequence[Variable]) -> list[Buffer]:
-    """Puts variables into one buffer for each dtype, so that a step over a thousand of them costs what one costs.
+    """Pack variables into one buffer for each dtype. A step over a thousand variables then costs as much as over one.
 
-    The buffers are variables: take gradients with respect to them, and give them to the optimizer. The variables that
-    lie in them go on as before. They are read and assigned by themselves, and their values stay valid.
+    The buffers are variables: take gradients with respect to them, and pass them to the optimizer. The packed variables
+    can be read and assigned as before, and their values stay valid.
 
     Args:
-        variables: `jaxopt_keras.Variable`s of floats or complex numbers, in none of which is a buffer yet.
+        variables: `jaxopt_keras.Variable`s of floats or complex numbers that are not packed yet.
 
     Returns:
         The buffers, in the order in which their dtypes first occur; their paths are `packed/float32` and so on.
@@ -119,23 +121,23 @@ def pack_variables(variables: Sequence[Variable]) -> list[Buffer]:
     >>> optimizer.apply_gradients(zip(grads, packed)).numpy().tolist(), w.numpy().tolist(), float(b)
     (1, [-0.5, 0.0], 2.5)
 
-    A rule that acts on each element alone runs on the buffers as they are, and its slots are buffers too (`get_slot`
-    of a variable is its part). Where something sees where one variable ends, as norms, `clipnorm` and constraints do,
-    the optimizer takes them one by one. A variable in a buffer that the loss does not read has the gradient 0, not
-    None.
+    An elementwise rule runs on the buffers themselves, and its slots are buffers too; `get_slot` of a packed variable
+    returns a view of its range. Norms, `clipnorm` and constraints depend on the boundaries between variables: with them
+    the optimizer unpacks the buffers and updates each variable separately. The gradient of a packed variable that the
+    loss does not read is 0, not None.
 
     Raises:
-        TypeError: for what is no `jaxopt_keras.Variable`, or of integers. ValueError: if one occurs twice, or is packed
-        already.
+        TypeError: if one is not a `jaxopt_keras.Variable`, or is of integers. ValueError: if one occurs twice, or is
+            packed already.
     """
-    variables = list(several("variables", variables))
+    variables = list(check_iterable("variables", variables))
     seen: set[int] = set()
     groups: dict[str, list[Variable]] = {}
     for v in variables:
         if not isinstance(v, Variable):
             raise TypeError(
-                "`variables` must be `jaxopt_keras.Variable`s: those of other libraries keep their arrays to "
-                f"themselves. Received: {type(v).__module__}.{type(v).__name__} among them"
+                "`variables` must be `jaxopt_keras.Variable`s: variables of other libraries cannot share a "
+                f"buffer. Received: {type(v).__module__}.{type(v).__name__} among them"
             )
         if not jnp.issubdtype(v.dtype, jnp.inexact):
             raise TypeError(
@@ -144,22 +146,22 @@ def pack_variables(variables: Sequence[Variable]) -> list[Buffer]:
         if id(v) in seen:
             raise ValueError(f"Each variable may occur once. Received: `{v.path}` twice")
         if v.buffer is not None:
-            raise ValueError(f"`{v.path}` is packed already, in `{v.buffer.path}`: use that buffer.")
+            raise ValueError(f"`{v.path}` is packed in `{v.buffer.path}` already: use that buffer.")
         seen.add(id(v))
         groups.setdefault(str(v.dtype), []).append(v)
     return [Buffer(group, f"packed/{dtype}") for dtype, group in groups.items()]
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _sliced(whole: Array, offset: Any, shape: tuple[int, ...]) -> Array:
-    return jax.lax.dynamic_slice(whole, (offset,), (math.prod(shape),)).reshape(shape)
+def _sliced(packed: Array, offset: Any, shape: tuple[int, ...]) -> Array:
+    return jax.lax.dynamic_slice(packed, (offset,), (math.prod(shape),)).reshape(shape)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _placed(whole: Array, value: Array, offset: Any) -> Array:
-    return jax.lax.dynamic_update_slice(whole, value.reshape(-1), (offset,))
+def _written(packed: Array, value: Array, offset: Any) -> Array:
+    return jax.lax.dynamic_update_slice(packed, value.reshape(-1), (offset,))
 
 
 @jax.jit
-def _joined(arrays: list[Array]) -> Array:
+def _concatenated(arrays: list[Array]) -> Array:
     return concatenate([x.reshape(-1) for x in arrays])

@@ -1,4 +1,4 @@
-"""Configs: optimizers as plain dictionaries, by name and back."""
+"""Optimizers as plain dictionaries and back, and optimizers by name."""
 
 import dataclasses
 from typing import Any
@@ -8,38 +8,38 @@ from jaxopt_keras.optimizers import CLASSES, FUNCTIONS
 from jaxopt_keras.stateful.configs import arguments_of
 from jaxopt_keras.stateful.optimizer import Optimizer
 
-WRAPPERS: dict[str, Any] = {}  # classes made of optimizers, by name; they enter themselves
-_LIBRARIES = ("jaxopt_keras", "keras", "tf_keras")  # whose optimizers are ours, by name and by settings
+WRAPPERS: dict[str, Any] = {}  # classes around other optimizers, by name; each module adds its own
+_LIBRARIES = ("jaxopt_keras", "keras", "tf_keras")  # libraries whose optimizers have the names and settings of ours
 
 
 def serialize(optimizer: Optimizer) -> dict[str, Any]:
-    """`{"module", "class_name", "config", "registered_name"}`, which `deserialize` turns back into an optimizer.
+    """Return `{"module", "class_name", "config", "registered_name"}`, from which `deserialize` makes an optimizer.
 
     >>> import jaxopt_keras as jk
     >>> jk.serialize(jk.SGD(0.5))["config"]["learning_rate"]
     0.5
 
     Raises:
-        TypeError: if it is no optimizer, or one that runs code which a config cannot hold.
+        TypeError: if `optimizer` is not an optimizer, or runs code that a config cannot hold.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"`optimizer` must be an `Optimizer`. Received: optimizer={optimizer!r}")
     config = optimizer.get_config()
-    of_rule = type(optimizer) is Optimizer and isinstance(optimizer._rule, Rule)  # made by `from_rule`
-    cls = type(optimizer._rule) if of_rule else type(optimizer)
+    is_rule = type(optimizer) is Optimizer and isinstance(optimizer._rule, Rule)  # created by `from_rule`
+    cls = type(optimizer._rule) if is_rule else type(optimizer)
     module = CLASSES[cls.__name__].__module__ if cls.__module__.startswith("jaxopt_keras.rules") else cls.__module__
     return {"module": module, "class_name": cls.__name__, "config": config, "registered_name": None}
 
 
 def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Optimizer:
-    """The optimizer of a config, of ours or of Keras's; `config` does not change.
+    """Make an optimizer from a config of this library or of Keras. `config` is not changed.
 
     Args:
-        config: of `serialize`, or `{"class_name", "config"}`.
-        custom_objects: classes of optimizers, rules and schedules by name, where they are not ours.
+        config: a dict from `serialize`, or `{"class_name", "config"}`.
+        custom_objects: other classes of optimizers, rules and schedules, by name.
 
     Raises:
-        TypeError: if it is no config. ValueError: if the class is not known.
+        TypeError: if `config` is not such a dict. ValueError: if the class is unknown.
     """
     if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
         raise TypeError(f'`config` must be a dict with a "class_name". Received: config={config!r}')
@@ -53,13 +53,13 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = 
 
 
 def get(identifier: Any) -> Any:
-    """An optimizer from its name (in any case), its config, or itself; None stays None.
+    """Return an optimizer for a name (in any case), a config or a rule; return an optimizer and None unchanged.
 
     >>> get("lamb").get_config()["learning_rate"]
     0.001
 
     Raises:
-        ValueError: for a name that is not known. TypeError: for anything else.
+        ValueError: for an unknown name. TypeError: for anything else.
     """
     if identifier is None or isinstance(identifier, Optimizer):
         return identifier
@@ -76,6 +76,7 @@ def get(identifier: Any) -> Any:
 
 
 def _class(name: str, module: str | None, custom_objects: dict[str, Any]) -> Any:
+    """Return the class of a name: of `custom_objects`, or of this library if `module` is compatible."""
     if not isinstance(custom_objects, dict):
         raise TypeError(f"`custom_objects` must be a dict of classes by name. Received: {custom_objects!r}")
     if name in custom_objects:
@@ -87,7 +88,7 @@ def _class(name: str, module: str | None, custom_objects: dict[str, Any]) -> Any
     if not ours or short.lower() not in known:
         of = f" of module {module!r}" if module else ""
         raise ValueError(
-            f"There is no optimizer `{name}`{of}. There are {sorted(CLASSES)}; pass your own: "
+            f"There is no optimizer `{name}`{of}. Known: {sorted(CLASSES)}. Pass your own class: "
             f"`custom_objects={{{name!r}: {short}}}`."
         )
     return known[short.lower()]

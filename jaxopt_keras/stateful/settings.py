@@ -1,6 +1,6 @@
-"""An optimizer's settings: its rate, its hyperparameters and options, and the kernel that they make.
+"""Settings of an optimizer: its learning rate, hyperparameters and options, and the kernel that they define.
 
-Setting a number compiles nothing. Attributes go through `__getattr__` and `__setattr__`, since which ones there are
+Setting a number compiles nothing. Attributes go through `__getattr__` and `__setattr__`, since which of them exist
 depends on the rule.
 """
 
@@ -27,7 +27,7 @@ from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View, slots_of, with_slots, without_masked
 from jaxopt_keras.stateful.transactions import Transactions
-from jaxopt_keras.stateful.variable import as_array, several, value_of
+from jaxopt_keras.stateful.variable import as_array, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 from jaxopt_keras.storage import formats
 
@@ -36,8 +36,8 @@ RATE_FIELD = Field.read(Rate)
 COUNT = Field.read(Count)
 
 
-class Excluded(NamedTuple):
-    """The paths of variables that do not decay, as a function that `Options` takes; equal sets are equal programs."""
+class ExcludedPaths(NamedTuple):
+    """Paths of variables without weight decay, as a function for `Options`. Equal sets give equal programs."""
 
     paths: frozenset[str]
 
@@ -46,15 +46,15 @@ class Excluded(NamedTuple):
 
 
 class Exclusion(NamedTuple):
-    """What `exclude_from_weight_decay` was told."""
+    """Arguments of `exclude_from_weight_decay`."""
 
     variables: tuple[Any, ...] = ()
-    pattern: str | None = None  # of names
-    paths: frozenset[str] = frozenset()  # of excluded variables that a copy has not met yet
+    pattern: str | None = None  # a regular expression for names
+    paths: frozenset[str] = frozenset()  # of excluded variables that a copy has not registered yet
 
 
 class Settings(Transactions):
-    """The means of settings, for `Optimizer`."""
+    """Settings of an optimizer: learning rate, hyperparameters, options, exclusions from weight decay."""
 
     name: str
     _rule: Any
@@ -63,25 +63,25 @@ class Settings(Transactions):
     _options: Options
     _excluded: Exclusion
     _handles: dict[str, Handle]
-    _own: list[str]
+    _custom_names: list[str]
     _views: dict[Any, Any]
     _stand_ins: dict[str, Any]
     _kernel_cache: Kernel | None
     view: Callable[[Place], View]
     _handle: Callable[[Any], Handle]
     _key: Callable[[Any], str]
-    _touched: Callable[[], None]
+    _invalidate_traces: Callable[[], None]
     _get_hyper: Callable[[str], Any]
     _set_hyper: Callable[[str, Any], None]
 
     @property
     def learning_rate(self) -> Any:
-        """The rate of the next step: an assignable view of it, or what the schedule or function gives now."""
-        if self._rate_source is not None and not self._in_hooks:  # hooks find the rate of their step in its place
+        """Rate of the next step: an assignable view, or the present value of the schedule or function."""
+        if self._rate_source is not None and not self._in_hooks:  # in hooks the view has the step's rate
             return self._hyper(self._kept)["learning_rate"]
         if "learning_rate" not in self._kept.hyperparams:
             raise AttributeError(
-                f"{self.name} keeps its learning rate to itself: an optax transformation sets it where it is made "
+                f"{self.name} has no `learning_rate`: an optax transformation contains its rate "
                 "(`optax.inject_hyperparams` makes it settable)."
             )
         return self.view(RATE)
@@ -89,22 +89,25 @@ class Settings(Transactions):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         if isinstance(self._rule, Foreign):
-            raise AttributeError(f"{self.name} keeps its learning rate to itself. Received: learning_rate={value!r}")
-        rate = self._take_rate(value)
+            raise AttributeError(
+                f"{self.name} has no `learning_rate` to set: an optax transformation contains its rate. Received: "
+                f"learning_rate={value!r}"
+            )
+        rate = self._configure_rate(value)
         if rate is not None:
             hyperparams = self._kept.hyperparams | {"learning_rate": as_scalar(RATE_FIELD, rate)}
             self._set_state(self._kept._replace(hyperparams=hyperparams))
 
     lr = learning_rate
 
-    def _take_rate(self, value: Any) -> Any:
-        """Notes a schedule or function; a number goes into the rule, and is returned."""
+    def _configure_rate(self, value: Any) -> Any:
+        """Make `value`, a number, schedule or function, the source of the rate. Return the number, or None."""
         value = value_of(value)
         if callable(value) and not isinstance(value, type):
-            rate = jax.jit(lambda step: _one_rate(value(step)))
+            rate = jax.jit(lambda step: _rate_scalar(value(step)))
             object.__setattr__(self, "_rate_source", value)
             object.__setattr__(
-                self, "_rate_now", rate if schedules.is_schedule(value) else lambda _: _one_rate(value())
+                self, "_rate_now", rate if schedules.is_schedule(value) else lambda _: _rate_scalar(value())
             )
             number = None
         else:
@@ -115,17 +118,17 @@ class Settings(Transactions):
             object.__setattr__(self, "_rule", rule)
         elif isinstance(self._rule, Hooks):
             self._rule.rate = 1e-3 if number is None else number
-        return number  # the program stays: it takes the rate as an argument
+        return number  # nothing is compiled again: programs take the rate as an argument
 
     def _hyper(self, state: State) -> dict[str, Any]:
-        """The hyperparameters of the next step."""
+        """Return the hyperparameters of the next step."""
         if self._rate_source is None:
             return state.hyperparams
         return state.hyperparams | {"learning_rate": self._rate_now(state.count)}
 
     @property
     def iterations(self) -> View:
-        """The number of updates made; under accumulation, not the number of calls."""
+        """Number of updates made. Under accumulation that is not the number of calls."""
         return self.view(STEP)
 
     @iterations.setter
@@ -134,21 +137,25 @@ class Settings(Transactions):
 
     @property
     def skipped(self) -> Any:
-        """The number of calls that a guard left out, as a view; 0 where there is no guard."""
+        """Number of calls that a guard skipped, as a view; 0 without a guard."""
         return self.view(("scalars", SKIPPED)) if SKIPPED in self._kept.scalars else 0
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
-        """Takes variables out of weight decay; a second call replaces the first.
+        """Exclude variables from weight decay. A second call replaces the first.
 
         Args:
-            var_list: the variables themselves.
-            var_names: regular expressions, searched for in a variable's `name`.
+            var_list: variables to exclude.
+            var_names: regular expressions; variables are excluded if one is found in their `name`.
+
+        Raises:
+            TypeError: if an argument is not such a list. ValueError: if an expression is not valid, or some but not
+                all variables of a packed buffer with slots would be excluded.
         """
         if not isinstance(var_names, (str, list, tuple, set, frozenset, NoneType)):
             raise TypeError(f"`var_names` must be a list of regular expressions. Received: var_names={var_names!r}")
-        variables = tuple(handle(v).variable for v in several("var_list", () if var_list is None else var_list))
+        variables = tuple(handle(v).variable for v in check_iterable("var_list", () if var_list is None else var_list))
         patterns: Any = Options(exclude_from_weight_decay=var_names or ()).exclude_from_weight_decay
         before = self._excluded
         object.__setattr__(self, "_excluded", Exclusion(variables, "|".join(f"(?:{x})" for x in patterns) or None))
@@ -160,18 +167,18 @@ class Settings(Transactions):
         object.__setattr__(self, "_kernel_cache", None)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        """Sets variables to their averages, if there are any (`use_ema`)."""
+        """Set variables to their averages; without `use_ema` do nothing."""
         if self._options.use_ema:
-            var_list = list(several("var_list", var_list))
+            var_list = list(check_iterable("var_list", var_list))
             averages = [self._state.slots[AVERAGE][self._key(v)] for v in var_list]
             for v, average in zip(var_list, averages, strict=True):
                 h = self._handle(v)
                 h.write(jnp.array(average, h.dtype))
 
     def __getattr__(self, name: str) -> Any:
-        """A hyperparameter of the rule or an option, by its name."""
+        """Return a hyperparameter of the rule, or an option, by its name."""
         given = getattr(type(self), name, None)
-        if isinstance(given, property):  # it raised an AttributeError, which brought us here: let it say so
+        if isinstance(given, property):  # it raised an AttributeError: raise that one
             return given.__get__(self)
         if "_rule" in self.__dict__:
             if isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
@@ -187,16 +194,16 @@ class Settings(Transactions):
             raise RuntimeError(
                 f"`{type(self).__name__}.__init__` must call `super().__init__()` first. Received: {name}={value!r}"
             )
-        if name.startswith("_") and _is_taken(type(self), name):
+        if name.startswith("_") and _is_reserved(type(self), name):
             raise AttributeError(
-                f"`{name}` is taken: the library keeps something of its own there. Received: {name}={value!r}. Choose "
+                f"`{name}` is reserved: the library has an attribute of this name. Received: {name}={value!r}. Choose "
                 "another name."
             )
         if hasattr(type(self), name) or name in self.__dict__:
-            own = name not in ("name", "built") and not isinstance(getattr(type(self), name, None), property)
+            plain = name not in ("name", "built") and not isinstance(getattr(type(self), name, None), property)
             object.__setattr__(self, name, value)
-            if own:
-                self._touched()
+            if plain:
+                self._invalidate_traces()
         elif isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
             self._configure(dataclasses.replace(self._rule, **{name: value_of(value)}), self._options)
         elif name in OPTIONS:
@@ -205,10 +212,10 @@ class Settings(Transactions):
             self._set_hyper(name, value)
         else:
             object.__setattr__(self, name, value)
-            self._touched()
+            self._invalidate_traces()
 
     def _configure(self, rule: Any, options: Options) -> None:
-        """Takes new settings. Numbers compile nothing; what needs new slots gets them, and keeps the others."""
+        """Use new settings. Numbers compile nothing; slots that the settings add are created, others are kept."""
         rule, options = rule.plain() if isinstance(rule, Rule) else rule, options.plain()
         for name in getattr(rule, "required", ()):
             if getattr(options, name) is None:
@@ -217,13 +224,13 @@ class Settings(Transactions):
         assigned = {n: x for n, x in state.hyperparams.items() if n in ("learning_rate", *self._hypers)}
         hyper = kernel.hyper() | assigned
         if kernel.skeleton == old.skeleton:
-            kernel = old  # what is compiled stays
+            kernel = old  # with its compiled functions
         else:
             state, fresh = self._state, kernel.init({k: h.read() for k, h in self._handles.items()})
             fresh = fresh._replace(slots=without_masked(fresh.slots))
             scalars = self._merged(fresh.scalars, state.scalars)
             if options.gradient_accumulation_steps != self._options.gradient_accumulation_steps:
-                scalars |= {n: x for n, x in fresh.scalars.items() if n == MICRO_STEP}  # a new window begins
+                scalars |= {n: x for n, x in fresh.scalars.items() if n == MICRO_STEP}  # accumulation starts again
             slots = {k: self._merged(slots_of(fresh, k), slots_of(state, k)) for k in self._handles}
             state = with_slots(state._replace(scalars=scalars), slots, fresh.slots)
         for name, value in dict(_rule=rule, _options=options, _kernel_cache=kernel).items():
@@ -231,11 +238,12 @@ class Settings(Transactions):
         self._set_state(state._replace(hyperparams=hyper))
 
     def _merged(self, fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-        """`fresh` with what `old` has of it, and with what a user made."""
-        own = {n: x for n, x in old.items() if n in self._own}
-        return own | {n: _taken_over(old.get(n), x) for n, x in fresh.items()}
+        """Return `fresh`, with the values of `old` where it has them, and the arrays that a user created."""
+        custom = {n: x for n, x in old.items() if n in self._custom_names}
+        return custom | {n: _converted(old.get(n), x) for n, x in fresh.items()}
 
     def _kernel(self) -> Kernel:
+        """Return the kernel of the present settings and variables."""
         kernel = self._kernel_cache
         if kernel is None:
             kernel = Kernel(self._rule, self._effective(self._options))
@@ -243,33 +251,33 @@ class Settings(Transactions):
         return kernel
 
     def _effective(self, options: Options, handles: dict[str, Handle] | None = None) -> Options:
-        """The options with what the variables themselves say: their constraints, and exclusions by identity or name."""
+        """Return the options, with the variables' own constraints and the exclusions of `exclude_from_weight_decay`."""
         handles = self._handles if handles is None else handles
         for h in handles.values():
-            if isinstance(h.variable, Buffer) and (what := self._divides(options, h.variable)):
+            if isinstance(h.variable, Buffer) and (name := self._per_variable_option(options, h.variable)):
                 raise ValueError(
-                    f"`{what}` acts on each variable by itself, but {self.name} has slots for `{h.path}` as a whole "
-                    "already. Set it before the first step, or `build`."
+                    f"`{name}` acts on each variable separately, but {self.name} has slots for the packed buffer "
+                    f"`{h.path}` already. Set it before `build` and the first step."
                 )
         excluded = frozenset(key for key, h in handles.items() if self._excludes(options, key, h.variable))
-        own = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles.items() if h.constraint is not None)
+        constraints = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles.items() if h.constraint is not None)
         return dataclasses.replace(
             options,
-            flat_state=None,  # slots come flat into the step, or not (`engine/slot_packing.py`)
-            exclude_from_weight_decay=Excluded(excluded) if excluded else (),
-            constraints=options.constraints + own,
+            flat_state=None,  # slots are packed before the step, if at all (`engine/slot_packing.py`)
+            exclude_from_weight_decay=ExcludedPaths(excluded) if excluded else (),
+            constraints=options.constraints + constraints,
         )
 
     def _excludes(self, options: Options, key: str, variable: Any) -> bool:
-        """Whether a variable is taken out of weight decay; all of a buffer are, or none is."""
+        """Whether a variable is excluded from weight decay. In a buffer all variables are excluded, or none."""
         if isinstance(variable, Buffer):
             return self._excludes(options, variable.variables[0].path, variable.variables[0])
         variables, pattern, paths = self._excluded
         named = pattern and re.search(pattern, handle(variable).name)
         return any(variable is v for v in variables) or key in paths or bool(named) or not options.decays(key, variable)
 
-    def _divides(self, options: Options, buffer: Buffer) -> str | None:
-        """The name of an option that sees where one variable of `buffer` ends, if there is one."""
+    def _per_variable_option(self, options: Options, buffer: Buffer) -> str | None:
+        """Return the name of a set option that depends on the boundaries between the variables of `buffer`, or None."""
         if options.clipnorm is not None:
             return "clipnorm"
         if any(v.constraint is not None or options.constraint(v.path) is not None for v in buffer.variables):
@@ -279,16 +287,16 @@ class Settings(Transactions):
         return None
 
 
-def _is_taken(cls: type, name: str) -> bool:
-    """Whether the library has this name for itself: it declares it, or has a method of that name."""
-    ours = [c for c in cls.__mro__ if c.__module__.startswith("jaxopt_keras.")]
-    declared = any(name in vars(c) or name in inspect.get_annotations(c) for c in ours)
+def _is_reserved(cls: type, name: str) -> bool:
+    """Whether the library declares an attribute or a method of this name."""
+    library = [c for c in cls.__mro__ if c.__module__.startswith("jaxopt_keras.")]
+    declared = any(name in vars(c) or name in inspect.get_annotations(c) for c in library)
     found = getattr(cls, name, None)
     return declared and not (isinstance(found, property) and found.fset)
 
 
-def _taken_over(old: Any, fresh: Any) -> Any:
-    """The old array, in the form of the fresh one, if it is of its shape; else the fresh one."""
+def _converted(old: Any, fresh: Any) -> Any:
+    """Return the old array in the storage format of the fresh one; the fresh one if the shapes differ."""
     if jax.tree.structure(old) == jax.tree.structure(fresh):
         same = jax.tree.map(jnp.shape, old) == jax.tree.map(jnp.shape, fresh)
         return jax.tree.map(lambda x, y: x.astype(y.dtype), old, fresh) if same else fresh
@@ -297,11 +305,11 @@ def _taken_over(old: Any, fresh: Any) -> Any:
     return formats.quantize_like(formats.dequantize_slot(old, jnp.float32), fresh)
 
 
-def _one_rate(value: Any) -> Any:
-    """What a schedule or a function gave, as the compiled step takes it."""
+def _rate_scalar(value: Any) -> Any:
+    """Convert the value of a schedule or function to a float array of rank 0."""
     rate = as_array(value, "learning_rate")
     if rate.shape:
         raise ValueError(
-            f"`learning_rate` must be one number. Received: an array of shape {rate.shape} of its function"
+            f"`learning_rate` must be one number. Received: an array of shape {rate.shape} from its function"
         )
     return rate.astype(jnp.result_type(float))

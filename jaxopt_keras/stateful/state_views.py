@@ -1,4 +1,4 @@
-"""An optimizer's state as variables: what they are called, and in which order the generations of Keras list them."""
+"""An optimizer's state as variables: views of its arrays, and the orders in which Keras versions list them."""
 
 from typing import Any
 
@@ -11,31 +11,31 @@ from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED, USUAL
 from jaxopt_keras.stateful.variable import ArrayLike
-from jaxopt_keras.storage.blockwise import Blocks, dequantize, quantize
+from jaxopt_keras.storage.blockwise import Blocks, dequantize
 from jaxopt_keras.storage.masters import MASTER
 
 Place = tuple[Any, ...]
-"""The address of an array: ("count",), ("hyperparams", name), ("scalars", name[, leaf]) or ("slots", path, name).
+"""Address of an array: ("count",), ("hyperparams", name), ("scalars", name[, leaf]) or ("slots", path, name[, slice]).
 
-After the last, the `Piece` of a packed variable may say which part of the slot it is.
+The `slice` is the `Slice` of a packed variable: its range of the slot.
 """
 
 STEP: Place = ("count",)
 RATE: Place = ("hyperparams", "learning_rate")
 AROUND = (AVERAGE, SUM, MASTER)
-"""The slots that are not the rule's."""
+"""Names of the slots that options add to the rule's."""
 COUNTED = (MICRO_STEP, SKIPPED, USUAL)
-"""The scalars that are not the rule's."""
+"""Names of the scalars that options add to the rule's."""
 
 
 class View(ArrayLike):
-    """One array of an optimizer's state, always the current one, that can be assigned."""
+    """An array of an optimizer's state as a variable: it reads the current array, and can be assigned."""
 
     def __init__(self, optimizer: Any, place: Place) -> None:
         self.optimizer, self.place = optimizer, place
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # derived here, given there
+    def name(self) -> str:  # type: ignore[override]  # a property here, an attribute there
         kind, *rest = self.place
         if len(rest) == 3:
             return f"{rest[2].path.replace('/', '_')}_{rest[1]}"
@@ -47,15 +47,15 @@ class View(ArrayLike):
     def path(self) -> str:  # type: ignore[override]  # likewise
         return f"{self.optimizer.name}/{self.name}"
 
-    def _peek(self) -> Any:
+    def _raw_value(self) -> Any:
         return read(self.optimizer._state_for(self.place), self.place)
 
-    def _load(self) -> Any:
-        return jnp.copy(self._peek())  # a copy: the next step donates what is in the state
+    def _safe_value(self) -> Any:
+        return jnp.copy(self._raw_value())  # a copy: the next step donates the state's arrays
 
     def _store(self, value: Any) -> None:
-        value = at_home(jnp.copy(value), self._peek())  # likewise
-        state = written(self.optimizer._state_for(self.place), self.place, value)
+        value = at_home(jnp.copy(value), self._raw_value())  # likewise
+        state = with_value(self.optimizer._state_for(self.place), self.place, value)
         object.__setattr__(self.optimizer, "_kept", state)
 
     def __reduce__(self) -> Any:
@@ -63,9 +63,10 @@ class View(ArrayLike):
 
 
 def at_home(value: Any, old: Any) -> Any:
-    """`value` where `old` lies, which may be on several devices, or on the host.
+    """Move `value` to the devices or the host memory of `old`, sharded like it.
 
-    What is there stays as it is: an array that was put somewhere on purpose compiles another program.
+    An array that is there already is not passed to `device_put`: that would commit it, and a step with committed arrays
+    is another program.
     """
     if isinstance(value, Tracer) or value.sharding == old.sharding:
         return value
@@ -73,7 +74,7 @@ def at_home(value: Any, old: Any) -> Any:
 
 
 def view(optimizer: Any, place: Place) -> View:
-    """The one view of `place`: a scope tells variables apart by identity."""
+    """Return the view of `place`. There is one for each place, since a scope identifies variables by `id`."""
     views = optimizer.__dict__.setdefault("_views", {})
     if place not in views:
         views[place] = View(optimizer, place)
@@ -81,37 +82,37 @@ def view(optimizer: Any, place: Place) -> View:
 
 
 def read(state: Any, place: Place) -> Any:
-    """The array at `place`."""
+    """Return the array at `place`."""
     kind, *rest = place
     if len(rest) == 3:
-        return rest[2].of(read(state, place[:3]))
+        return rest[2].read(read(state, place[:3]))
     value = getattr(state, kind)
     if kind == "scalars":
         leaf = jax.tree.leaves(value[rest[0]])[rest[1] if len(rest) > 1 else 0]
         return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    for key in reversed(rest):  # ("slots", path, name): a tree by path for each name
+    for key in reversed(rest):  # ("slots", path, name): slots are trees by name, then by path
         value = value[key]
     if isinstance(value, Blocks):
         return dequantize(value)
-    return getattr(value, "value", value)  # of a Complemented
+    return getattr(value, "value", value)  # a `Complemented` keeps a number with its complement
 
 
 def _is_key(x: Any) -> bool:
-    """Whether `x` is a typed random key, as an optax transformation may keep; its data are numbers."""
+    """Whether `x` is a typed random key (optax transformations may keep some). Only its data are numbers."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def written(state: Any, place: Place, value: Any) -> Any:
-    """`state` with another array at `place`."""
+def with_value(state: Any, place: Place, value: Any) -> Any:
+    """Return `state` with another array at `place`."""
     kind, *rest = place
     if kind == "count":
         return state._replace(count=value)
     if len(rest) == 3:
-        return written(state, place[:3], rest[2].put(read(state, place[:3]), value))
+        return with_value(state, place[:3], rest[2].write(read(state, place[:3]), value))
     if kind == "slots":
         key, name = rest
         tree = state.slots.get(name, {})
-        return state._replace(slots=state.slots | {name: tree | {key: coded(value, tree.get(key))}})
+        return state._replace(slots=state.slots | {name: tree | {key: encoded_like(value, tree.get(key))}})
     old = getattr(state, kind)
     if kind == "scalars":
         leaves, treedef = jax.tree.flatten(old[rest[0]])
@@ -124,8 +125,8 @@ def written(state: Any, place: Place, value: Any) -> Any:
     return state._replace(**{kind: old | {rest[0]: value}})
 
 
-def coded(value: Any, old: Any) -> Any:
-    """`value` in the codes that `old` is kept in, if it is in codes."""
+def encoded_like(value: Any, old: Any) -> Any:
+    """Return `value` quantized like `old`, if `old` is quantized."""
     return quantize(value, old.code) if isinstance(old, Blocks) else value
 
 
@@ -135,14 +136,17 @@ def has(state: Any, path: str, name: str) -> bool:
 
 
 def slots_of(state: Any, path: str) -> dict[str, Any]:
-    """The slots of the variable at `path`, by name."""
+    """Return the slots of the variable at `path`, by name."""
     return {name: tree[path] for name, tree in state.slots.items() if path in tree}
 
 
 def with_slots(state: Any, new: dict[str, dict[str, Any]], names: Any = None) -> Any:
-    """`state` with `new`, slots by name for each path, in the place of all slots of those variables.
+    """Return `state` with new slots of some variables, in the place of all slots that these variables had.
 
-    `names`: the slots that there may be, whether or not a variable has them; None: as before.
+    Args:
+        state: the state.
+        new: slots by name, for each variable's path.
+        names: names of slots to keep even if no variable has such a slot; None: those of `state`.
     """
     names = state.slots if names is None else names
     trees: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -155,61 +159,75 @@ def with_slots(state: Any, new: dict[str, dict[str, Any]], names: Any = None) ->
 
 
 def masked(slots: dict[str, Any], paths: Any) -> dict[str, Any]:
-    """Trees of slots with a place for each of `paths`, as the kernel has them."""
-    nothing = optax.MaskedNode()
+    """Return trees of slots for all of `paths`, as the kernel takes them, with `MaskedNode`s for missing slots."""
+    absent = optax.MaskedNode()
     return {
-        name: tree if tree.keys() == paths.keys() else {k: tree.get(k, nothing) for k in paths}
+        name: tree if tree.keys() == paths.keys() else {k: tree.get(k, absent) for k in paths}
         for name, tree in slots.items()
     }
 
 
-def updated(slots: dict[str, Any], moved: dict[str, Any]) -> dict[str, Any]:
-    """`slots` after a step that returned `moved`, which has some of the paths, and places for slots that lack."""
-    whole = {name: tree for name, tree in moved.items() if tree.keys() == slots[name].keys()}
-    parts = without_masked({name: tree for name, tree in moved.items() if name not in whole})
-    return slots | whole | {name: slots[name] | tree for name, tree in parts.items()}
+def updated(slots: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return `slots` after a step that returned the trees `new`, of some of the paths and with `MaskedNode`s."""
+    complete = {name: tree for name, tree in new.items() if tree.keys() == slots[name].keys()}
+    partial = without_masked({name: tree for name, tree in new.items() if name not in complete})
+    return slots | complete | {name: slots[name] | tree for name, tree in partial.items()}
 
 
 def without_masked(slots: dict[str, Any]) -> dict[str, Any]:
-    """Trees of slots without the places of variables that lack the slot."""
+    """Return trees of slots without `MaskedNode`s: a variable that lacks a slot is absent from its tree."""
     return {
         name: {k: x for k, x in tree.items() if not isinstance(x, optax.MaskedNode)} for name, tree in slots.items()
     }
 
 
-def keras_order(state: Any, paths: list[str], groups: Any, own: list[str], scheduled: bool) -> list[Place]:
-    """As Keras 3 lists `variables`: iteration, rate, averages, accumulators, slots group by group, scalars."""
+def keras_order(state: Any, paths: list[str], groups: Any, custom_names: list[str], scheduled: bool) -> list[Place]:
+    """Return places in Keras 3's order of `variables`: iteration, rate, averages, sums, slots by group, scalars.
+
+    Args:
+        state: the state.
+        paths: the variables' paths, in the order of registration.
+        groups: from `slot_groups`.
+        custom_names: as in `slot_groups`.
+        scheduled: whether the rate is a schedule's: then it is not listed.
+    """
     rate = [RATE] if "learning_rate" in state.hyperparams and not scheduled else []
     return [
         STEP,
         *rate,
         *_grouped(state, paths, [(name,) for name in AROUND]),
         *_grouped(state, paths, groups),
-        *_scalars(state, own),
+        *_scalars(state, custom_names),
     ]
 
 
-def legacy_order(state: Any, paths: list[str], groups: Any, own: list[str], interleaved: bool) -> list[Place]:
-    """As tf.keras listed `weights`: iterations, scalars, slots name by name (or interleaved); then what it lacked."""
+def legacy_order(state: Any, paths: list[str], groups: Any, custom_names: list[str], interleaved: bool) -> list[Place]:
+    """Return places in tf.keras's order of `weights`: iterations, scalars, slots; then what tf.keras lacks.
+
+    Args: as in `keras_order`; slots are listed name by name or, if `interleaved`, variable by variable.
+    """
     names = dict.fromkeys(name for group in groups for name in group)
     split = [tuple(names)] if interleaved else [(name,) for name in names]
     ours = _grouped(state, paths, [(name,) for name in AROUND])
-    scalars = _scalars(state, own)
+    scalars = _scalars(state, custom_names)
     counted = [p for p in scalars if p[1] in COUNTED]
     return [STEP, *(p for p in scalars if p not in counted), *_grouped(state, paths, split), *ours, *counted]
 
 
-def slot_groups(state: Any, rule: Any, own: list[str]) -> list[tuple[str, ...]]:
-    """The rule's slots in the groups in which Keras lists them, then those that it does not name.
+def slot_groups(state: Any, rule: Any, custom_names: list[str]) -> list[tuple[str, ...]]:
+    """Return the names of slots in the groups in which Keras lists them; slots that are in none form one more group.
 
-    `own` are the names of slots and variables that a user made, in that order.
+    Args:
+        state: the state.
+        rule: a rule, which may declare `slot_groups`, or another core.
+        custom_names: names of the slots and variables that a user's class created, in the order of creation.
     """
     declared = list(getattr(rule, "slot_groups", None) or [])
     fields = list(getattr(getattr(rule, "State", None), "_fields", ()))
     known = {name for group in declared for name in group} | set(AROUND)
-    rest = [name for name in fields if name not in known]
-    found = {name for name, tree in state.slots.items() if tree and name not in known and name not in rest}
-    group = (*rest, *_in_order(found, own))
+    others = [name for name in fields if name not in known]
+    found = {name for name, tree in state.slots.items() if tree and name not in known and name not in others}
+    group = (*others, *_in_order(found, custom_names))
     return declared + ([group] if group else [])
 
 
@@ -217,31 +235,32 @@ def _grouped(state: Any, paths: list[str], groups: Any) -> list[Place]:
     return [("slots", path, name) for group in groups for path in paths for name in group if has(state, path, name)]
 
 
-def _in_order(names: Any, own: list[str]) -> list[str]:
-    """By name, and after them what a user made, in the order of making; not as they stand: `jit` sorts dicts."""
-    return sorted(names - set(own)) + [name for name in own if name in names]
+def _in_order(names: Any, custom_names: list[str]) -> list[str]:
+    """Sort names; put custom names last, in their order. The order of the dict is not kept, since `jit` sorts dicts."""
+    return sorted(names - set(custom_names)) + [name for name in custom_names if name in names]
 
 
-def _scalars(state: Any, own: list[str]) -> list[Place]:
+def _scalars(state: Any, custom_names: list[str]) -> list[Place]:
+    """Return the places of all scalars, or of their leaves where a scalar is a tree; those of options are last."""
     places: list[Place] = []
-    for name in sorted(_in_order(state.scalars.keys(), own), key=lambda name: name in COUNTED):
+    for name in sorted(_in_order(state.scalars.keys(), custom_names), key=lambda name: name in COUNTED):
         leaves = jax.tree.leaves(state.scalars[name])
-        alone = len(leaves) == 1 and leaves[0] is state.scalars[name]
-        places += [("scalars", name)] if alone else [("scalars", name, i) for i in range(len(leaves))]
+        is_array = len(leaves) == 1 and leaves[0] is state.scalars[name]
+        places += [("scalars", name)] if is_array else [("scalars", name, i) for i in range(len(leaves))]
     return places
 
 
-def assembled(state: Any, places: list[Place], values: list[Any]) -> Any:
-    """`state` with `values` at `places`."""
+def with_values(state: Any, places: list[Place], values: list[Any]) -> Any:
+    """Return `state` with `values` at `places`."""
     slots = {name: dict(tree) for name, tree in state.slots.items()}
-    rest: list[tuple[Place, Any]] = []
+    others: list[tuple[Place, Any]] = []
     for place, value in zip(places, values, strict=True):
         if place[0] == "slots":
             tree = slots.setdefault(place[2], {})
-            tree[place[1]] = coded(value, tree.get(place[1]))
+            tree[place[1]] = encoded_like(value, tree.get(place[1]))
         else:
-            rest.append((place, value))
+            others.append((place, value))
     state = state._replace(slots=slots)
-    for place, value in rest:
-        state = written(state, place, value)
+    for place, value in others:
+        state = with_value(state, place, value)
     return state

@@ -1,4 +1,4 @@
-"""The state of an optimizer, and changes to an optimizer that are undone where they fail."""
+"""The state of an optimizer, and changes to an optimizer that are undone if they fail."""
 
 import contextlib
 import copy
@@ -12,14 +12,14 @@ from jaxopt_keras.stateful.state_views import Place, without_masked
 
 
 class Transactions:
-    """The means of changing the state, for `Optimizer`."""
+    """State of an optimizer: reading and replacing it, and undoing failed changes."""
 
-    _kept: State  # with packed slots after a step, where that is faster
+    _kept: State  # after a step its slots are packed, if that is faster
     _in_hooks: bool
 
     @property
     def _state(self) -> State:
-        """The state in the pure layout. Packed slots are unpacked for it, and packed again by the next step."""
+        """State with unpacked slots. Packed slots are unpacked and kept so; the next step packs them again."""
         kept = self._kept
         if isinstance(kept.slots, Packed):
             kept = kept._replace(slots=without_masked(unpack_slots_eagerly(kept.slots)))
@@ -27,7 +27,7 @@ class Transactions:
         return kept
 
     def _state_for(self, place: Place) -> State:
-        """The state to read `place` from: what is no slot can be read without unpacking."""
+        """Return the state to read `place` from. All but slots can be read without unpacking."""
         return self._state if place[0] == "slots" else self._kept
 
     def _set_state(self, state: State) -> None:
@@ -37,13 +37,13 @@ class Transactions:
     def _check_outside_hooks(self) -> None:
         if self._in_hooks:
             raise ValueError(
-                f"A hook of {type(self).__name__} makes a slot, a variable or a hyperparameter: it would exist in that "
-                "step only. Make it in `__init__`, `build` or `_create_slots`."
+                f"A hook of {type(self).__name__} creates a slot, a variable or a hyperparameter, which would exist in "
+                "that step only. Create it in `__init__`, `build` or `_create_slots`."
             )
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[dict[str, Any]]:
-        """Undoes what was done inside, where that raises. Gives what `_restore` takes, to undo it later."""
+        """Undo all changes to the optimizer if the block raises. Yields a snapshot for `_restore`."""
         before = self._snapshot()
         try:
             yield before
@@ -52,10 +52,11 @@ class Transactions:
             raise
 
     def _snapshot(self) -> dict[str, Any]:
-        """What `_restore` takes: all attributes, and what lists and dicts among them hold."""
+        """Return all attributes, with copies of the lists, dicts and sets among them."""
         return {n: copy.copy(x) if type(x) in (dict, list, set) else x for n, x in self.__dict__.items()}
 
     def _restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Set all attributes back to a snapshot; None: change nothing."""
         if snapshot is not None:
             self.__dict__.clear()
             self.__dict__.update(snapshot)

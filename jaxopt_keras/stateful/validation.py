@@ -1,4 +1,4 @@
-"""What callers hand to an optimizer, checked at its door: pairs, lists of variables, gradients."""
+"""Validation of the arguments of `Optimizer`'s methods: pairs, lists of variables, gradients."""
 
 import dataclasses
 from typing import Any
@@ -9,19 +9,19 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxopt_keras.language import sparse
-from jaxopt_keras.stateful.variable import several, value_of
+from jaxopt_keras.stateful.variable import check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle
 
 
 def pairs(grads_and_vars: Any) -> tuple[list[Any], list[Any]]:
-    """Gradients and variables out of pairs.
+    """Return the gradients and the variables of (gradient, variable) pairs.
 
     Raises:
-        TypeError: if these are no pairs.
+        TypeError: if `grads_and_vars` are not pairs.
     """
     kind = "(gradient, variable) pairs, such as `zip(grads, variables)`"
     grads, variables = [], []
-    for pair in several("grads_and_vars", grads_and_vars, kind):
+    for pair in check_iterable("grads_and_vars", grads_and_vars, kind):
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise TypeError(f"`grads_and_vars` must be {kind}. Received: {str(pair)[:80]} among them")
         grads.append(pair[0])
@@ -29,13 +29,13 @@ def pairs(grads_and_vars: Any) -> tuple[list[Any], list[Any]]:
     return grads, variables
 
 
-def listed(name: str, var_list: Any) -> list[Any]:
-    """A list of variables out of one, or out of a function that returns it."""
-    return list(several(name, var_list() if callable(var_list) else var_list))
+def variable_list(name: str, var_list: Any) -> list[Any]:
+    """Return a list of variables; `var_list` is a list, or a function that returns one. `name` is used in the error."""
+    return list(check_iterable(name, var_list() if callable(var_list) else var_list))
 
 
 def refuse_traced(x: Any) -> None:
-    """Raises a TypeError inside `jit` and the like, where a variable must not be written: `x` would leak."""
+    """Raise a TypeError if `x` is traced: writing it to a variable would leak it out of `jit`, `grad` and the like."""
     if isinstance(x, Tracer):
         raise TypeError(
             "Variables and state cannot be updated inside `jit`, `grad` or another transformation of JAX. Use "
@@ -43,26 +43,26 @@ def refuse_traced(x: Any) -> None:
         )
 
 
-def checked(g: Any, h: Handle) -> Any:
-    """A gradient of the shape of its variable.
+def checked_gradient(g: Any, h: Handle) -> Any:
+    """Return a gradient, dense or sparse, that has its variable's shape; None for None and for float0.
 
     Raises:
-        TypeError: if it is not made of numbers. ValueError: if the shape is another.
+        TypeError: if it is not numeric, or is traced. ValueError: if the shape differs.
     """
     if g is None or getattr(g, "dtype", None) == jax.dtypes.float0:
         return None
     shape = tuple(h.shape)
-    if isinstance(g, jax.Array) and not isinstance(g, Tracer) and g.shape == shape:  # nearly always
+    if isinstance(g, jax.Array) and not isinstance(g, Tracer) and g.shape == shape:  # the usual case
         return g
     g = value_of(g)
     g = numbers(g, h.path)
     if sparse.is_sparse(g):
         refuse_traced(jax.tree.leaves(g)[0])
-        right = sparse.fits(g, shape)
+        fits = sparse.fits(g, shape)
     else:
         refuse_traced(g)
-        right = g.shape == shape
-    if not right:
+        fits = g.shape == shape
+    if not fits:
         raise ValueError(
             f"The gradient of `{h.path}` must have the variable's shape {shape}. Received: {sparse.shape_of(g)}"
         )
@@ -70,10 +70,10 @@ def checked(g: Any, h: Handle) -> Any:
 
 
 def numbers(g: Any, path: str) -> Any:
-    """A gradient, dense or sparse, made of arrays of numbers.
+    """Convert a gradient, dense or sparse, to arrays of numbers.
 
     Raises:
-        TypeError: if it is not.
+        TypeError: if it is not numeric.
     """
     if isinstance(g, jax.Array) or sparse.is_bcoo(g):
         return g
@@ -81,15 +81,19 @@ def numbers(g: Any, path: str) -> Any:
         return dataclasses.replace(g, values=numbers(g.values, path), indices=numbers(g.indices, path))
     if hasattr(g, "__jax_array__"):
         return jnp.asarray(g)
-    array = np.array(g)  # JAX may look at the memory of a NumPy array later, when its owner has written there
+    array = np.array(g)  # a copy: JAX may read a NumPy array's memory after its owner has changed it
     if array.dtype.kind in "OSUbMm":
         raise TypeError(f"The gradient of `{path}` must be an array of numbers. Received: {g!r}")
     return array
 
 
 def of_length(name: str, values: Any, length: int) -> list[Any]:
-    """A list of so many values."""
-    values = list(several(name, values))
+    """Return `values` as a list of `length` elements.
+
+    Raises:
+        ValueError: if there are more or fewer.
+    """
+    values = list(check_iterable(name, values))
     if len(values) != length:
         raise ValueError(f"`{name}` must have {length} elements. Received: {len(values)}")
     return values

@@ -1,7 +1,5 @@
-"""Variables: named arrays that can be assigned, and the scope in which they are traced."""
+"""Variables: named arrays that can be assigned."""
 
-import contextlib
-import contextvars
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,61 +10,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-
-class Scope:
-    """While it is active, the variables it maps read and write values of its own, which may be traced."""
-
-    def __init__(self, variables: list[Any], values: list[Any]) -> None:
-        self.variables = {id(v): v for v in variables}
-        self.values = dict(zip(self.variables, values, strict=True))
-        self.read_ids: set[int] = set()
-        self.written: dict[int, Any] = {}  # id -> variable, in the order of the first write
-        self.outside: dict[int, Any] = {}  # variables that the scope does not map, but that were used
-        self.parent: Scope | None = None  # the scope around this one, while it is active
-
-    def read(self, variable: Any) -> Any:
-        key = id(variable)
-        self.read_ids.add(key)
-        if key in self.values:
-            return self.values[key]
-        if variable.buffer is None:
-            self.outside[key] = variable
-        else:
-            whole = self.read(variable.buffer)
-            if id(variable.buffer) in self.values:
-                self.values |= variable.buffer.split(whole)  # all at once: the gradient is one concatenation then
-                return self.values[key]
-        return variable._load() if self.parent is None else self.parent.read(variable)
-
-    def write(self, variable: Any, value: Any) -> None:
-        key = id(variable)
-        if variable.buffer is not None and key not in self.variables:
-            whole = self.read(variable.buffer)
-            self._set(variable.buffer, variable.buffer.pieces[key].put(whole, value))
-            self.values[key] = value
-            return
-        for part in getattr(variable, "pieces", ()):  # what was cut out of a buffer
-            self.values.pop(part, None)
-        self._set(variable, value)
-
-    def _set(self, variable: Any, value: Any) -> None:
-        key = id(variable)
-        if key not in self.variables:
-            self.outside[key] = variable
-        self.values[key] = value
-        self.written[key] = variable
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator["Scope"]:
-        self.parent = _scope.get()
-        token = _scope.set(self)
-        try:
-            yield self
-        finally:
-            _scope.reset(token)
-
-
-_scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("scope", default=None)
+from jaxopt_keras.stateful.scope import active_scope
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -77,45 +21,48 @@ def _operator(name: str) -> Callable[..., Any]:
 
 
 class ArrayLike:
-    """What reads as its array does, and can be assigned. Subclasses say where the array is kept."""
+    """A named array that can be assigned and acts as an array in arithmetic. Subclasses define its storage."""
 
     name: str
     path: str
-    buffer: Any = None  # in which it lies, if it is packed
+    buffer: Any = None  # the `Buffer` that holds the array, if it is packed
 
-    def _peek(self) -> Any:
-        """The array itself, for a look: what keeps it may be donated later."""
+    def _raw_value(self) -> Any:
+        """Return the stored array itself, for immediate use: a later step may donate it."""
         raise NotImplementedError
 
-    def _load(self) -> Any:
-        """The array, to be handed out."""
-        return self._peek()
+    def _safe_value(self) -> Any:
+        """Return an array that callers may keep: no step donates it."""
+        return self._raw_value()
 
     def _store(self, value: Any) -> None:
+        """Replace the stored array."""
         raise NotImplementedError
 
-    def _seen(self) -> Any:
-        scope = _scope.get()
-        return self._peek() if scope is None else scope.read(self)
+    def _scoped_value(self) -> Any:
+        """Return the value in the active scope; without a scope the stored array itself."""
+        scope = active_scope()
+        return self._raw_value() if scope is None else scope.read(self)
 
     @property
     def value(self) -> Any:
-        """The current array. It stays valid after later updates."""
-        scope = _scope.get()
-        return self._load() if scope is None else scope.read(self)
+        """Current array. It stays valid after later updates."""
+        scope = active_scope()
+        return self._safe_value() if scope is None else scope.read(self)
 
     def assign(self, value: Any) -> Any:
-        """Sets the array, cast to the dtype it has.
+        """Replace the array; `value` is cast to the present dtype.
 
         Raises:
-            ValueError: if the shape is another. TypeError: if `value` is no number, or is traced (inside `jit`, say).
+            ValueError: if the shape differs. TypeError: if `value` is not numeric, is complex where the variable is
+                real, or is traced (inside `jit`, for example).
         """
-        value, current = as_array(value, self.path), self._seen()
+        value, current = as_array(value, self.path), self._scoped_value()
         if value.shape != current.shape:
             raise ValueError(f"`{self.path}` has shape {current.shape}. Received: a value of shape {value.shape}")
         _check_real(value, current.dtype, self.path)
         value = value.astype(current.dtype)
-        scope = _scope.get()
+        scope = active_scope()
         if scope is not None:
             scope.write(self, value)
         elif isinstance(value, Tracer) and not isinstance(current, Tracer):
@@ -128,26 +75,26 @@ class ArrayLike:
         return self
 
     def assign_add(self, value: Any) -> Any:
-        """Adds `value` in place."""
-        return self.assign(self.value + _like(value, self.value, self.path))
+        """Add `value` in place."""
+        return self.assign(self.value + _as_increment(value, self.value, self.path))
 
     def assign_sub(self, value: Any) -> Any:
-        """Subtracts `value` in place."""
-        return self.assign(self.value - _like(value, self.value, self.path))
+        """Subtract `value` in place."""
+        return self.assign(self.value - _as_increment(value, self.value, self.path))
 
     def numpy(self) -> np.ndarray:
-        """A NumPy copy."""
+        """Return a NumPy copy."""
         return np.array(self.value)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._seen().shape
+        return self._scoped_value().shape
 
     @property
     def dtype(self) -> Any:
-        return self._seen().dtype
+        return self._scoped_value().dtype
 
-    def __getattr__(self, name: str) -> Any:  # what else an array has: ndim, size, T, reshape, sum, ...
+    def __getattr__(self, name: str) -> Any:  # all other array attributes: ndim, size, T, reshape, ...
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.value, name)
@@ -204,15 +151,20 @@ class ArrayLike:
 
 
 def value_of(x: Any) -> Any:
-    """The array of a variable; anything else as it is."""
+    """Return the array of a variable; return anything else unchanged."""
     return x.value if isinstance(x, ArrayLike) else x
 
 
-def several(name: str, values: Any, kind: str = "a list") -> Iterable[Any]:
-    """`values`, which can be iterated over.
+def check_iterable(name: str, values: Any, kind: str = "a list") -> Iterable[Any]:
+    """Return `values` if it is an iterable argument such as a list.
+
+    Args:
+        name: the argument's name, for the error.
+        values: the argument.
+        kind: what the error says the argument must be.
 
     Raises:
-        TypeError: if they cannot, or are an array or a variable.
+        TypeError: if `values` is not iterable, or is a string, a dict, an array or a variable.
     """
     if isinstance(values, Iterable) and not isinstance(values, (str, dict)) and not hasattr(values, "dtype"):
         return values
@@ -220,10 +172,10 @@ def several(name: str, values: Any, kind: str = "a list") -> Iterable[Any]:
 
 
 def as_dtype(dtype: Any) -> Any:
-    """A dtype out of its name, or of what else JAX takes for one.
+    """Convert a dtype, its name or anything that JAX accepts as one to the dtype that JAX uses.
 
     Raises:
-        TypeError: if it is none.
+        TypeError: if JAX does not accept it.
     """
     try:
         return jax.dtypes.canonicalize_dtype(getattr(dtype, "base_dtype", dtype))
@@ -232,31 +184,29 @@ def as_dtype(dtype: Any) -> Any:
 
 
 def as_array(value: Any, name: str) -> Array:
-    """`value` as an array of numbers.
+    """Convert `value` to a JAX array of numbers; `name` is used in the error.
 
     Raises:
-        TypeError: if it is not one.
+        TypeError: if that is not possible.
     """
     value = value_of(value)
     if isinstance(value, Array):
         return value
-    if value is None or isinstance(value, (str, bytes)):  # JAX may take text for a dtype
+    if value is None or isinstance(value, (str, bytes)):  # JAX may read a string as the name of a dtype
         raise TypeError(f"`{name}` takes an array of numbers. Received: {value!r}")
     try:
         if hasattr(value, "__array__") and not hasattr(value, "__jax_array__"):
-            value = np.array(
-                value
-            )  # JAX may look at the memory of a NumPy array later, when its owner has written there
+            value = np.array(value)  # a copy: JAX may read a NumPy array's memory after its owner has changed it
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` takes an array of numbers. Received: {type(value).__name__} ({error})") from None
 
 
-def _like(value: Any, current: Array, path: str) -> Array:
-    """An amount to add to `current`, the array of the variable at `path`.
+def _as_increment(value: Any, current: Array, path: str) -> Array:
+    """Convert `value` to an amount that can be added to `current`, the array of the variable at `path`.
 
     Raises:
-        ValueError: if the shape does not fit. TypeError: if it is no number, or complex where `current` is real.
+        ValueError: if the shape does not fit. TypeError: if it is not numeric, or complex where `current` is real.
     """
     value = as_array(value, path)
     if value.shape not in ((), current.shape):
@@ -266,6 +216,7 @@ def _like(value: Any, current: Array, path: str) -> Array:
 
 
 def _check_real(value: Array, dtype: Any, path: str) -> None:
+    """Raise a TypeError for a complex value of a real variable."""
     if jnp.iscomplexobj(value) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"`{path}` is real ({dtype}). Received: a value of dtype {value.dtype}")
 
@@ -274,23 +225,27 @@ _names: Counter[str] = Counter()
 
 
 def unique_name(stem: str) -> str:
-    """`stem`, `stem_1`, `stem_2`, ... from call to call, as Keras numbers what has no name."""
+    """Return `stem`, then `stem_1`, `stem_2`, ... on later calls: the names that Keras gives to unnamed objects."""
     count = _names[stem]
     _names[stem] += 1
     return f"{stem}_{count}" if count else stem
 
 
 class Variable(ArrayLike):
-    """A named array that can be assigned, for the stateful face.
+    """A named array that can be assigned: a parameter of the stateful face.
 
     Args:
         initial_value: an array, a number, or a function without arguments that returns one. Python floats become
             float32 (float64 under x64).
-        dtype: of the array; None: that of `initial_value`.
-        name: unique names `variable`, `variable_1`, ... are made where there is none. A name may hold slashes: it is
-            also the `path`, which regular expressions for groups and exclusions search.
-        trainable: a mark for the caller's own use: an optimizer updates what it is given.
+        dtype: dtype of the array; None: that of `initial_value`.
+        name: name of the variable; None: a unique name `variable`, `variable_1`, ... A name may contain slashes. It
+            is also the `path` that regular expressions for groups and exclusions search.
+        trainable: for the caller's own use. An optimizer updates every variable that it is given.
         constraint: a function of the array, applied after each update.
+
+    Raises:
+        TypeError: if `initial_value` is not numeric, or complex where `dtype` is real; if `dtype` is not a dtype,
+            `name` not a string or `constraint` not a function.
 
     >>> w = Variable([1.0, 2.0], name="w")
     >>> w.assign_sub([0.5, 0.5]).numpy().tolist()
@@ -316,7 +271,7 @@ class Variable(ArrayLike):
         array = as_array(value, "initial_value")
         if dtype is None and not hasattr(value_of(value), "dtype") and jnp.issubdtype(array.dtype, jnp.inexact):
             dtype = jnp.result_type(float) if not jnp.iscomplexobj(array) else array.dtype
-        # A copy: the optimizer donates what a variable holds, and the caller keeps what was passed.
+        # A copy: the optimizer donates the variable's array, and the caller may keep using `initial_value`.
         dtype = array.dtype if dtype is None else as_dtype(dtype)
         _check_real(array, dtype, name or "initial_value")
         self._value = jnp.array(array, dtype, copy=True)
@@ -325,27 +280,27 @@ class Variable(ArrayLike):
         self.trainable = trainable
         self.constraint = constraint
 
-    def _peek(self) -> Any:
-        return self._value if self.buffer is None else self.buffer.piece(self)
+    def _raw_value(self) -> Any:
+        return self._value if self.buffer is None else self.buffer.read_slice(self)
 
     def _store(self, value: Any) -> None:
         if self.buffer is None:
             self._value = value
         else:
-            self.buffer.put(self, value)
+            self.buffer.write_slice(self, value)
 
     def pack_into(self, buffer: Any) -> None:
-        """From now on `buffer` holds the array (`buffers`)."""
+        """Give up the own array: from now on `buffer`, a `packed_variables.Buffer`, holds it."""
         self.buffer, self._value = buffer, None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Variable":
         copy = object.__new__(type(self))
         memo[id(self)] = copy
-        copy.__dict__.update(self.__dict__, _value=jnp.copy(self._peek()), buffer=None)
+        copy.__dict__.update(self.__dict__, _value=jnp.copy(self._raw_value()), buffer=None)
         return copy
 
-    def __getstate__(self) -> dict[str, Any]:  # by itself: a copy of its buffer packs it anew
-        return self.__dict__ | {"_value": np.array(self._peek()), "buffer": None}
+    def __getstate__(self) -> dict[str, Any]:  # unpacked: a copy of the buffer packs it again
+        return self.__dict__ | {"_value": np.array(self._raw_value()), "buffer": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _value=jnp.asarray(state["_value"]))

@@ -1,6 +1,6 @@
-"""One face for the kinds of variables that an optimizer updates: ours, Keras's, Flax's `nnx`, and `jax.Ref`.
+"""Handles: one interface for our variables, Keras's, Flax's `nnx` variables and `jax.Ref`.
 
-The other libraries are recognised by what their variables can do, and are not imported.
+Variables of other libraries are recognised by their methods and modules; the libraries are not imported.
 """
 
 import sys
@@ -14,7 +14,7 @@ from jaxopt_keras.stateful.variable import Variable
 
 
 class Handle:
-    """A variable of any kind: how it is read and written, and what it is called."""
+    """A variable of any library: its path, and how to read and write it."""
 
     def __init__(self, variable: Any) -> None:
         self.variable = variable
@@ -30,15 +30,17 @@ class Handle:
         return jnp.dtype(self.variable.dtype)
 
     def read(self) -> Any:
+        """Return the array."""
         return self.variable.value
 
     def write(self, value: Any) -> None:
+        """Replace the array by one of the same shape and dtype."""
         self.variable.assign(value)
 
     def take(self) -> Any:
-        """The array, for a call that will donate it: a copy where anybody else holds it too."""
+        """Return the array for a call that donates it: a copy, if there are other references to it."""
         value = self.read()
-        return value if sys.getrefcount(value) <= _ALONE else jnp.copy(value)
+        return value if sys.getrefcount(value) <= _SOLE_REFERENCES else jnp.copy(value)
 
     @property
     def constraint(self) -> Any:
@@ -46,14 +48,14 @@ class Handle:
 
 
 class VariableHandle(Handle):
-    """Of a `Variable`, or of a `Buffer` of them."""
+    """Handle of a `Variable` or a `Buffer`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.variable._peek().shape
+        return self.variable._raw_value().shape
 
     def read(self) -> Any:
-        return self.variable._peek()
+        return self.variable._raw_value()
 
     def write(self, value: Any) -> None:
         self.variable._store(value)
@@ -92,7 +94,7 @@ class RefHandle(Handle):
         self.variable[...] = value
 
     def take(self) -> Any:
-        return self.read()  # a read of a Ref is a copy already
+        return self.read()  # reading a Ref copies it
 
     @property
     def constraint(self) -> Any:
@@ -100,10 +102,10 @@ class RefHandle(Handle):
 
 
 def handle(variable: Any) -> Handle:
-    """The handle of a variable.
+    """Return a handle of a variable.
 
     Raises:
-        TypeError: for anything that is not a variable.
+        TypeError: if `variable` is not a variable of a supported kind.
     """
     module = type(variable).__module__
     if isinstance(variable, (Variable, Buffer)):
@@ -121,18 +123,18 @@ def handle(variable: Any) -> Handle:
     )
 
 
-def _calibrate() -> int:
-    """The reference count that `Handle.take` sees of an array that only its variable holds."""
+def _count_sole_references() -> int:
+    """Return the reference count that `Handle.take` sees when an array is referenced by its variable only."""
 
     class Probe(Handle):
-        seen = 0
+        references = 0
 
         def read(self) -> Any:
             return self.variable.value
 
         def take(self) -> Any:
             value = self.read()
-            type(self).seen = sys.getrefcount(value)
+            type(self).references = sys.getrefcount(value)
             return value
 
     class Holder:
@@ -142,7 +144,7 @@ def _calibrate() -> int:
             self.value = object()
 
     Probe(Holder()).take()
-    return Probe.seen
+    return Probe.references
 
 
-_ALONE = _calibrate()
+_SOLE_REFERENCES = _count_sole_references()

@@ -1,4 +1,4 @@
-"""What the golden files hold, and how they were made: one file of every kind of state, for version 1 of the layout.
+"""The contents of the golden files, and their writer: one file of every kind of state, for version 1 of the layout.
 
     python -m tests.golden.cases FOLDER
 

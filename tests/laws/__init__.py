@@ -1,1 +1,1 @@
-"""What holds for every rule, whoever wrote it: one law per file."""
+"""Laws that hold for every rule, also for rules of users: one law per file."""

@@ -1,4 +1,4 @@
-"""What the laws run over: every rule and variant, as it comes and with its switches thrown; and trees to run it on."""
+"""The cases of the laws: every rule and variant, with its defaults and with all switches changed; and trees."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 def switched(cls: type[Rule]) -> dict[str, Any]:
-    """Hyperparameters with which everything that is off by default is on, and the other way round."""
+    """Return hyperparameters with which everything that is off by default is on, and everything that is on is off."""
     values: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         field = fields_of(cls)[f.name]
@@ -67,7 +67,7 @@ PLAIN, SWITCHED = [
 CASES = PLAIN + SWITCHED
 
 # Compilation takes most of the time. Half of the cases will do where a law is about a rule's equations, and one variant
-# where it is not about their details. Where it is about the engine, one of each kind that the engine tells apart: a
+# where it is not about their details. Where it is about the engine, one of each kind that the engine distinguishes: a
 # slot, many of them, numbers that are kept once, its own average, norms, factored slots, matrices. Where it is about
 # what surrounds the rule, two of those that may go through all of it: with the fewest slots, and the most.
 KERAS = [case for case in PLAIN if case.rule.variant == "keras"]

@@ -1,7 +1,7 @@
 """Accumulation equals the mean: k calls are one call with the mean gradient, and the first k - 1 of them do nothing.
 
-A user who cannot fit a batch cuts it into k, and expects the training of the whole batch: whatever else is on (clip,
-decay, schedule, average) belongs to the update and happens once, and the sum starts from zero in every window.
+A batch that is too large for the memory is cut into k parts, with the result of the whole batch: other options (clip,
+decay, schedule, average) belong to the update and are applied once, and the sum starts from zero in every window.
 """
 
 import jax

@@ -1,6 +1,6 @@
 """A fresh state can be donated together with its parameters: every leaf has a buffer of its own.
 
-A buffer donated twice is an error, one donated while somebody else still reads it is garbage; and a slot that starts as
+A buffer donated twice is an error, one donated while other code still reads it is garbage; and a slot that starts as
 the parameter, or as the same zeros as another slot, is an invitation to share. `step` donates, so this must hold from
 the first step on, also between two states of one kernel.
 """

@@ -1,4 +1,4 @@
-"""A step works wherever JAX code does: in a scan, in a condition, in somebody else's jit, under a gradient.
+"""A step works wherever JAX code does: in a scan, in a condition, in a user's jit, under a gradient.
 
 A training loop that is itself compiled is the fast one, and learned optimizers differentiate through the update. Inside
 a jit that donates, the step must take no copy: donated arguments are paired with outputs in order, and a wrong order

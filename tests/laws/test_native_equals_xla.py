@@ -101,5 +101,5 @@ def test_stored_in_the_same_codes(case, form):
 
 
 def shown(kernel, params, state):
-    """What is stored, in the dtype of the arithmetic."""
+    """Return the stored parameters, in the dtype of the arithmetic."""
     return {k: dequantize(kernel.options, Stored(p, slots_at(state, k)), jnp.float32) for k, p in params.items()}

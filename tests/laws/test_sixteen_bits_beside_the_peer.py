@@ -194,7 +194,7 @@ def test_lists_without_masters_are_taken(dtype):
 @pytest.mark.parametrize("form", ["float32", "bf16+16", "bf16+8"])
 @every_dtype
 def test_a_parameter_that_was_written_counts(dtype, form, engine):
-    """Loaded, tied, clipped by hand: whoever writes it between two steps is right."""
+    """A parameter that is written between two steps (loaded, tied, clipped) takes precedence over its master."""
     if form != "float32" and dtype == "float16":
         pytest.skip("corrections are of bfloat16")
     v = jk.Variable(np.ones(3), dtype=dtype)

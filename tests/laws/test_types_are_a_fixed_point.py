@@ -57,6 +57,6 @@ def test_x64(case, dtype, x64):
 
 @switched_cases
 def test_outside_jit(case):
-    """What `eval_shape` promises is what comes."""
+    """The types of a step are those of `eval_shape`."""
     kernel, params = case.kernel(), parameters()
     assert types(run(kernel, params, gradients(1))) == types((params, kernel.init(params)))

@@ -1,4 +1,4 @@
-"""What all optimizers share: the way of a gradient from the loss to the parameter.
+"""Common parts of all optimizers: the steps from the gradient to the parameter.
 
 One call of `step` is one micro-step. In order: divide by the loss scale; add to the sum; on every k-th call, with the
 mean of the k gradients: clip, decay and update (`oracle.update`), average, overwrite by the average, constrain.

@@ -95,7 +95,7 @@ class Steps:
         arrays = {k: array_of(p) for k, p in zip(keys, params, strict=True) if k is not None}
         given = {k: numbers(array_of(g), k) for k, g in zip(keys, grads, strict=True) if k in arrays and g is not None}
         if given:
-            arrays, state = self.wrapped._after(given, state, arrays, reduce=True)
+            arrays, state = self.wrapped._pure_step(given, state, arrays, reduce=True)
         overwritten = [array_of(p if g is None else g) for g, p in zip(grads, params, strict=True)]
         new = [x if k is None else arrays[k] for k, x in zip(keys, overwritten, strict=True)]
         return new, self._layout.arrays(state)

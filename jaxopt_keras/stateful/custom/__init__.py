@@ -1,1 +1,1 @@
-"""Optimizer classes of a user's own: the methods that they find, and how their hooks are traced."""
+"""User-defined optimizer classes: the API that they use, and the tracing of their hooks."""

@@ -1,7 +1,8 @@
-"""A user's own optimizer class as a core: its hooks are traced, and so run compiled and inside the same pipeline.
+"""A user-defined optimizer class as a core of the pipeline: its hooks are traced, so they run compiled.
 
-Three generations of hooks: `update_step(gradient, variable, learning_rate)` of Keras 3, the same without the rate of
-tf.keras 2.11, and `_resource_apply_dense(grad, var)` / `_resource_apply_sparse(grad, var, indices)` before that.
+There are three generations of hooks: Keras 3 has `update_step(gradient, variable, learning_rate)`; tf.keras 2.11 has
+`update_step(gradient, variable)`; earlier versions have `_resource_apply_dense(grad, var)` and
+`_resource_apply_sparse(grad, var, indices)`.
 """
 
 import inspect
@@ -13,21 +14,21 @@ import jax.numpy as jnp
 from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.language.rule import Slot
-from jaxopt_keras.stateful.variable import Scope
+from jaxopt_keras.stateful.scope import Scope
 
 
 class Hooks:
-    """Runs the hooks of `optimizer`, whose variables and state are mapped to traced values meanwhile.
+    """A core that runs the hooks of `optimizer` while its variables and state are mapped to traced values.
 
-    `optimizer` offers `hook_variables(paths)`, `view(place)`, `hooks_running()` and the hooks. Slots and scalars are
-    made by the user's code, not here.
+    `optimizer` provides `hook_variables(paths)`, `view(place)`, `hooks_running()` and the hooks. Slots and scalars are
+    created by the user's code.
     """
 
     whole: ClassVar[bool] = True  # hooks may read every variable
     takes_rows: ClassVar[bool] = True
     schedule = None
 
-    __hash__ = None  # type: ignore[assignment]  # its programs are its own: not to be kept for others
+    __hash__ = None  # type: ignore[assignment]  # unhashable, so that its programs are not cached for other optimizers
 
     def __init__(self, optimizer: Any, rate: Any = 0.001) -> None:
         self.optimizer, self.rate = optimizer, rate
@@ -71,27 +72,30 @@ class Hooks:
         scope = Scope([*variables, *views.values()], [*params, *values.values()])
         with self.optimizer.hooks_running(), scope.active():
             called = {k: (g, v) for k, g, v in zip(paths, grads, variables, strict=True) if g is not None}
-            for path in sorted(called, key=self.optimizer._paths.index):  # a tree of parameters has its own order
+            for path in sorted(
+                called, key=self.optimizer._paths.index
+            ):  # in the order of registration: a tree of parameters is sorted
                 g, variable = called[path]
                 self._call(g, variable, self.optimizer.view(("hyperparams", "learning_rate")).value)
-        if scope.outside:
-            names = [v.path for v in scope.outside.values()]
+        if scope.unmapped:
+            names = [v.path for v in scope.unmapped.values()]
             raise ValueError(
-                f"A hook of {type(self.optimizer).__name__} uses variables that the optimizer does not know: {names}. "
-                "Make them with `add_variable`, `add_variable_from_reference` or `add_slot`."
+                f"A hook of {type(self.optimizer).__name__} uses variables that the optimizer does not have: {names}. "
+                "Create them with `add_variable`, `add_variable_from_reference` or `add_slot`."
             )
         new = {place: scope.values[id(v)] for place, v in views.items()}
-        steps = [
+        amounts = [
             None if g is None and id(v) not in scope.written else scope.values[id(v)] - p
             for g, v, p in zip(grads, variables, params, strict=True)
         ]
         slots = [{name: new["slots", k, name] for name in s} for k, s in zip(paths, slots, strict=True)]
-        return steps, slots, {name: new["scalars", name] for name in scalars}
+        return amounts, slots, {name: new["scalars", name] for name in scalars}
 
     def averaged(self, leaf: Leaf, p: Any, slots: Slots, hyper: dict[str, Any]) -> Any:
         return p
 
     def _call(self, g: Any, variable: Any, rate: Any) -> None:
+        """Call the hook of the optimizer's generation for one variable."""
         optimizer = self.optimizer
         if isinstance(g, Rows) and hasattr(optimizer, "_resource_apply_sparse"):
             _call(optimizer._resource_apply_sparse, g.values, variable, g.indices)
@@ -109,13 +113,14 @@ class Hooks:
 
 
 def _dense(g: Any, variable: Any) -> Any:
+    """Convert a gradient of rows to an array of the variable's shape."""
     if not isinstance(g, Rows):
         return g
     return jnp.zeros(variable.shape, g.values.dtype).at[g.indices].add(g.values, mode="drop")
 
 
 def _call(hook: Callable[..., Any], *args: Any) -> None:
-    """Calls the hook with as many of `args` as it takes: the generations differ in the last ones."""
+    """Call the hook with as many of `args` as it takes: generations differ in the last ones."""
     parameters = inspect.signature(hook).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
