@@ -11,7 +11,7 @@ from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED, USUAL
 from jaxopt_keras.stateful.variable import ArrayLike
-from jaxopt_keras.storage.blockwise import Blocks, dequantize
+from jaxopt_keras.storage.blockwise import Blocks, dequantize, quantize
 from jaxopt_keras.storage.masters import MASTER
 
 Place = tuple[Any, ...]
@@ -112,7 +112,7 @@ def with_value(state: Any, place: Place, value: Any) -> Any:
     if kind == "slots":
         key, name = rest
         tree = state.slots.get(name, {})
-        return state._replace(slots=state.slots | {name: tree | {key: encoded_like(value, tree.get(key))}})
+        return state._replace(slots=state.slots | {name: tree | {key: quantized_like(value, tree.get(key))}})
     old = getattr(state, kind)
     if kind == "scalars":
         leaves, treedef = jax.tree.flatten(old[rest[0]])
@@ -125,7 +125,7 @@ def with_value(state: Any, place: Place, value: Any) -> Any:
     return state._replace(**{kind: old | {rest[0]: value}})
 
 
-def encoded_like(value: Any, old: Any) -> Any:
+def quantized_like(value: Any, old: Any) -> Any:
     """Return `value` quantized like `old`, if `old` is quantized."""
     return quantize(value, old.code) if isinstance(old, Blocks) else value
 
@@ -257,7 +257,7 @@ def with_values(state: Any, places: list[Place], values: list[Any]) -> Any:
     for place, value in zip(places, values, strict=True):
         if place[0] == "slots":
             tree = slots.setdefault(place[2], {})
-            tree[place[1]] = encoded_like(value, tree.get(place[1]))
+            tree[place[1]] = quantized_like(value, tree.get(place[1]))
         else:
             others.append((place, value))
     state = state._replace(slots=slots)
