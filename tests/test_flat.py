@@ -228,9 +228,10 @@ def test_slots_rest_in_a_buffer_until_somebody_looks():
     assert resting._kept.slots.buffers["float32"].size == 2 * 6 * FEW
     assert not is_packed(plain)
     for optimizer, own in pairs:  # what is written after a look is seen by the next step
+        slot = optimizer.get_slot(own[0], "momentum")
         optimizer._state.slots["velocity"]["w1"] = jnp.full((2, 3), 3.0)
         optimizer.apply_gradients([(jnp.ones((2, 3)), v) for v in own])
-        optimizer.get_slot(own[0], "momentum").assign(jnp.full((2, 3), 7.0))
+        slot.assign(jnp.full((2, 3), 7.0))
         optimizer.apply_gradients([(jnp.ones((2, 3)), v) for v in own])
     assert_same(pairs)
     twins = [(copy.deepcopy(optimizer), own) for optimizer, own in pairs]

@@ -102,7 +102,7 @@ def test_names_that_are_not_injected():
     injecting = jk.adam(0.1, inject_hyperparams=["beta_1", "learning_rate"])
     with pytest.raises(ValueError, match=r"`inject_hyperparams` must name .*\['beta_1', .*Received: 'beta'"):
         jk.adam(0.1, inject_hyperparams="beta")
-    with pytest.raises(ValueError, match="a schedule or off"):
+    with pytest.raises(ValueError, match="is a schedule, or is off"):
         jk.adam(lambda step: 0.1, inject_hyperparams="learning_rate")
     with pytest.raises(TypeError, match="`inject_hyperparams` must be True, or names"):
         jk.adam(0.1, inject_hyperparams=3)

@@ -6,6 +6,7 @@ thresholds of the pure and the stateful face, and with every threshold lowered s
 
 import functools
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,19 @@ import jaxopt_keras as jk
 from jaxopt_keras.engine.native import unavailable
 from jaxopt_keras.engine.native.lower import AT_ONCE
 from jaxopt_keras.engine.slot_packing import FEW
+from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.pure import sharding
 from tests.laws.cases import RATE, assert_close, assert_same_bits, draw, run, types
 
-SHAPES = {"w0": (2, 3), "w1": (6,), "one": (1,), "scalar": (), "empty": (0, 2)}
+SHAPES = {"w0": (2, 3), "w1": (6,), "w2": (5,), "large": (7,), "one": (1,), "scalar": (), "empty": (0, 2)}
 LOWERED = {
     "engine.slot_packing.FEW": 1,
-    "engine.slot_packing.LARGE": 4,
-    "packing.slots.LARGE": 4,
-    "packing.trees._AT_ONCE": 2,
+    "engine.slot_packing.LARGE": 6,
+    "packing.slots.LARGE": 6,
+    "packing.trees._MOST_AT_ONCE": 2,
     "engine.native.lower.AT_ONCE": 2,
     "engine.native.unpack.FEW": 1,
-    "engine.native.unpack.SMALL": 4,
+    "engine.native.unpack.SMALL": 5,
     "engine.plan.MANY": 1,
 }
 MANY = {f"w{i}": (2, 3) if i % 2 else (6,) for i in range(FEW + 1)}
@@ -45,14 +47,19 @@ def shapes(request, monkeypatch):
     return SHAPES
 
 
-def options(shapes, **given):
+def options(shapes: Any, **given: Any) -> dict[str, Any]:
     """With a seed that nothing draws from, but which keeps what was compiled under other thresholds out."""
     return {"learning_rate": RATE, "seed": len(shapes), **given}
 
 
-OFFLOADED = {"offload": "pinned_host"}
-INNER = {"plain": {}, "flat": {"flat_state": True}, "never flat": {"flat_state": False}, "xla": {"engine": "xla"}}
-OPTIONS = INNER | {
+OFFLOADED: dict[str, Any] = {"offload": "pinned_host"}
+INNER: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "flat": {"flat_state": True},
+    "never flat": {"flat_state": False},
+    "xla": {"engine": "xla"},
+}
+OPTIONS: dict[str, dict[str, Any]] = INNER | {
     "offload": OFFLOADED,
     "accumulate": {"gradient_accumulation_steps": 2},
     "guard": {"skip_nonfinite": True},
@@ -116,6 +123,14 @@ def drawn(shapes):
     ]
 
 
+def test_some_arrays_are_packed_and_some_are_not(shapes):
+    """So that what the thresholds decide is at work below."""
+    state, few = jk.adam(**options(shapes), flat_state=True).init(drawn(shapes)[0]), shapes is SHAPES
+    packed = [x.size for x in jax.tree.leaves(state.slots.unpack()) if 1 < x.size <= 6]
+    assert sum(packed) == state.slots.buffers["float32"].size and len(packed) > LOWERED["packing.trees._MOST_AT_ONCE"]
+    assert len(jax.tree.leaves(state.slots)) == (1 + 2 * 4 if few else 1)  # one, scalar, empty and large are loose
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_the_pure_face(name, shapes):
     kernel = PURE[name](*makers(shapes))
@@ -161,6 +176,9 @@ def test_the_stateful_face(name, shapes):
     inner = jk.Adam(**options(shapes, **given))
     found = trained(wrap(inner), shapes, 4.0 if "scaled" in name else 1.0)
     expected = alone(name, shapes)
+    if name in ("plain", "flat", "never flat", "xla"):
+        is_packed = name == "flat" or (name == "plain" and not unavailable())
+        assert isinstance(inner._kept.slots, Packed) == is_packed
     assert_close(found, {path: p for path, (p, _, _) in expected.items()}, STEPS)
     if "scaled" not in name:
         assert_close(
