@@ -27,7 +27,7 @@ LOWERED = {
     "engine.slot_packing.FEW": 1,
     "engine.slot_packing.LARGE": 6,
     "packing.slots.LARGE": 6,
-    "packing.trees._MOST_AT_ONCE": 2,
+    "packing.trees._AT_ONCE": 2,
     "engine.native.lower.AT_ONCE": 2,
     "engine.native.unpack.FEW": 1,
     "engine.native.unpack.SMALL": 5,
@@ -127,7 +127,7 @@ def test_some_arrays_are_packed_and_some_are_not(shapes):
     """So that what the thresholds decide is at work below."""
     state, few = jk.adam(**options(shapes), flat_state=True).init(drawn(shapes)[0]), shapes is SHAPES
     packed = [x.size for x in jax.tree.leaves(state.slots.unpack()) if 1 < x.size <= 6]
-    assert sum(packed) == state.slots.buffers["float32"].size and len(packed) > LOWERED["packing.trees._MOST_AT_ONCE"]
+    assert sum(packed) == state.slots.buffers["float32"].size and len(packed) > LOWERED["packing.trees._AT_ONCE"]
     assert len(jax.tree.leaves(state.slots)) == (1 + 2 * 4 if few else 1)  # one, scalar, empty and large are loose
 
 

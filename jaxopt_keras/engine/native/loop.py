@@ -135,11 +135,7 @@ class Leaf:
         return [*dict.fromkeys(place.buffer for place in self.places.values())]
 
     def unpacked(self, values: Iterable[Value]) -> list[Value]:
-<<<<<<< HEAD
-        """The operands that are arrays of their own."""
-=======
         """Return the values that are arrays of their own."""
->>>>>>> words4
         return [x for x in values if x not in self.places]
 
 
