@@ -335,7 +335,7 @@ FAULTS = [
     Fault("checkpoint/files.py", "if time.time() - leftover.stat().st_mtime > ABANDONED:", "if True:",
           "the file of a living save is removed", "tests/test_checkpoint_files.py -k living"),
     Fault("checkpoint/convert.py", "if isinstance(like, Blocks) and saved.code == like.code", "if False and saved.code",
-          "codes are opened and made again", "tests/test_checkpoint.py -k codes_stay"),
+          "codes are dequantized and quantized again", "tests/test_checkpoint.py -k codes_stay"),
     Fault("checkpoint/kernels.py", "(i + 1).astype(dtype)", "i.astype(dtype)",
           "the product of momenta is a step behind", "tests/test_checkpoint.py -k nadam_from_adamw"),
     Fault("checkpoint/restore.py", "int(np.asarray(found[name])) >= k", "int(np.asarray(found[name])) > k",

@@ -69,7 +69,7 @@ def test_the_plan_says_what_is_packed_and_why():
     assert [len(group.paths) for group in jk.adam().describe(packed).groups] == [1]
     for kernel, why in (
         (jk.lamb(), "the rule needs whole arrays"),
-        (jk.adam(clipnorm=1.0), "`clipnorm` clips each by itself"),
+        (jk.adam(clipnorm=1.0), "`clipnorm` clips each array separately"),
         (jk.adam(constraints={"w": jnp.abs}), "there are `constraints`"),
         (jk.adamw(exclude_from_weight_decay="w001"), "some are in `exclude_from_weight_decay`"),
     ):

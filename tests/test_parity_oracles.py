@@ -86,7 +86,7 @@ def test_everything_at_once(name: str, variant: str):
         "gradient_accumulation_steps": 2,
         "constraints": {"kernel": abs, "wide": abs, "bias": abs},
     }
-    case = cases.placed(replace(case, options=options, rate=cases.decaying(0.1)), seed=0)
+    case = cases.with_starts(replace(case, options=options, rate=cases.decaying(0.1)), seed=0)
     reference = Oracle().optimizer(case)
     history, state = cases.run_with_state(case)
     expected = reference.run(case.grads)

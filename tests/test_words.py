@@ -86,3 +86,18 @@ def faults(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_plain_words(path):
     assert not faults(path)
+
+
+@pytest.mark.parametrize(
+    "name, text, lines",
+    [
+        ("a.py", '"""Adds."""\n\n\ndef f():\n    """What nobody reads."""\n    return 1  # it lies here\n', [5, 5, 6]),
+        ("a.py", '"""The other way round."""\nnobody = "nobody"\n', [1]),
+        ("a.c", "int a;  // handed\n/* Hands the arrays\n over */\n", [2]),
+        ("Makefile", "a: # in codes\n\techo nobody\n", [1]),
+        ("a.md", "One `nobody`.\n\nThe means of\nsettings.\n\n```python\nx = 1  # told apart\n```\n", [3, 6]),
+    ],
+)
+def test_banned_words_are_found(tmp_path, name, text, lines):
+    (tmp_path / name).write_text(text)
+    assert sorted(int(fault.split()[1].strip(":")) for fault in faults(tmp_path / name)) == lines

@@ -189,7 +189,7 @@ class Program:
         if not self.core.elementwise:
             return "the rule needs whole arrays"
         if self.options.clipnorm is not None:
-            return "`clipnorm` clips each by itself"
+            return "`clipnorm` clips each array separately"
         if self.options.constraints:
             return "there are `constraints`"
         options = self.options.for_params(packed)

@@ -218,8 +218,8 @@ def pack_buffer(arrays: list[Array]) -> Array:
 def concatenate(arrays: list[Array]) -> Array:
     """Concatenate arrays, 64 at a time: XLA takes seconds to compile a concatenation of a thousand."""
     while len(arrays) > 1:
-        arrays = [jnp.concatenate(arrays[i : i + _MOST_AT_ONCE]) for i in range(0, len(arrays), _MOST_AT_ONCE)]
+        arrays = [jnp.concatenate(arrays[i : i + _AT_ONCE]) for i in range(0, len(arrays), _AT_ONCE)]
     return arrays[0]
 
 
-_MOST_AT_ONCE = 64
+_AT_ONCE = 64

@@ -31,9 +31,8 @@ def _bfloat16(x: Array, seed: Array) -> Array:
     sign, size = pattern & jnp.uint32(0x80000000), pattern & jnp.uint32(0x7FFFFFFF)
     infinity = jnp.uint32(0x7F800000)
     rounded = jnp.minimum(size + (hash_rng.bits(x.shape, seed) >> 16), infinity - 1)
-    quiet = jnp.where(
-        size > infinity, size | jnp.uint32(0x00400000), size
-    )  # the quiet bit keeps it a NaN without the lower half
+    # The quiet bit keeps a NaN one without its lower half.
+    quiet = jnp.where(size > infinity, size | jnp.uint32(0x00400000), size)
     upper = (sign | jnp.where(size < infinity, rounded, quiet)) >> 16
     return jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
 

@@ -1,8 +1,13 @@
 """C source to a function that XLA can call: compiled by the system's compiler once for each machine, then from a cache.
 
 The cache is a folder of the user's own, named by `JAXOPT_KERAS_CACHE` or in the usual place for caches. A library is
-loaded only from a folder and a file that belong to the user and that nobody else can write, and only if it is what was
+<<<<<<< HEAD
+loaded only from a folder and a file that belong to the user and that no other user can write, and only if it is what was
 once compiled there (its digest stands beside it).
+=======
+loaded only if folder and file belong to the user, other users cannot write them, and the digest that is stored next to
+the library matches.
+>>>>>>> words4
 
 Where nothing can be compiled XLA runs instead, which is never silent: `Kernel.describe` shows why, and a warning is
 logged once. With `JAXOPT_KERAS_FALLBACK=error` it is an error.
@@ -28,7 +33,11 @@ import jax
 RUNTIME = pathlib.Path(__file__).with_name("runtime.h")
 FFI = RUNTIME.with_name("ffi.h")
 PROBE = RUNTIME.with_name("probe.c").read_text()
-# Strict arithmetic (no -ffast-math: NaN and infinity count), except that nobody asks for errno or traps.
+<<<<<<< HEAD
+# Strict arithmetic (no -ffast-math: NaN and infinity count), except that errno and traps are not needed.
+=======
+# Strict arithmetic (no -ffast-math: NaN and infinity count), but without errno and traps.
+>>>>>>> words4
 FLAGS = (
     *("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fopenmp-simd"),
     *("-fPIC", "-shared", "-w"),
@@ -102,7 +111,11 @@ def brief(error: Unavailable) -> str:
 
 @functools.cache
 def version(command: tuple[str, ...]) -> str:
-    """What the compiler says of itself."""
+<<<<<<< HEAD
+    """The compiler's description of itself."""
+=======
+    """Return the version that the compiler prints."""
+>>>>>>> words4
     try:
         return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -111,7 +124,11 @@ def version(command: tuple[str, ...]) -> str:
 
 @functools.cache
 def identity(command: tuple[str, ...]) -> str:
-    """What a library depends on besides its source: the compiler and its flags, the processor and XLA's interface."""
+<<<<<<< HEAD
+    """A library's dependencies besides its source: the compiler and its flags, the processor and XLA's interface."""
+=======
+    """Return what a library depends on besides its source: compiler, flags, processor and XLA's interface."""
+>>>>>>> words4
     processor = platform.processor() + platform.machine()
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()

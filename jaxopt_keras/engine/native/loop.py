@@ -82,7 +82,7 @@ class Total(NamedTuple):
 
 @dataclass(frozen=True)
 class Loop:
-    """What is computed for one array."""
+    """The computation for one array."""
 
     block: int | None  # elements in a block; None: there are no blocks
     inputs: tuple[Input, ...]
@@ -135,7 +135,11 @@ class Leaf:
         return [*dict.fromkeys(place.buffer for place in self.places.values())]
 
     def unpacked(self, values: Iterable[Value]) -> list[Value]:
-        """Those that are arrays of their own."""
+<<<<<<< HEAD
+        """The operands that are arrays of their own."""
+=======
+        """Return the values that are arrays of their own."""
+>>>>>>> words4
         return [x for x in values if x not in self.places]
 
 

@@ -193,7 +193,11 @@ class _Writer:
         return "\n".join([*lines, "  }", "}", ""])
 
     def _layout(self) -> Iterator[str]:
-        """What `runtime.h` needs to know: the numbers of arrays and scalars, and where the arrays are stored."""
+<<<<<<< HEAD
+        """The layout for `runtime.h`: the numbers of arrays and scalars, and where the arrays are stored."""
+=======
+        """Render the constants of `runtime.h`: the numbers of arrays and scalars, and where the arrays are stored."""
+>>>>>>> words4
         loop = self.loop
         sides = ("X", loop.inputs), ("Y", loop.outputs)
         buffers = {x.buffer for x in (*loop.inputs, *loop.outputs)} - {None}
