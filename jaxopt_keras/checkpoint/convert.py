@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.names import Decay, Quantized
 from jaxopt_keras.language.numerics import Complemented, Complements
-from jaxopt_keras.stateful.state_views import at_home
+from jaxopt_keras.stateful.state_views import device_put_like
 from jaxopt_keras.storage import formats, masters
 from jaxopt_keras.storage.blockwise import Blocks, dequantize
 
@@ -75,4 +75,4 @@ def _shape_error(name: str, received: str, shape: tuple[int, ...]) -> ValueError
 
 def _placed_like(x: Any, like: Any) -> Any:
     """A copy of `x` with the dtype and the sharding of `like`."""
-    return at_home(jnp.array(x, dtype=like.dtype), like)
+    return device_put_like(jnp.array(x, dtype=like.dtype), like)

@@ -18,7 +18,7 @@ from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.optimizers import RULES
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.state_views import AROUND, slot_groups
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS, slot_groups
 
 TABLE = {rule.__name__: {slot: slot for slot in rule.State._fields} for rule in RULES.values()}
 TABLE |= {"AdamPart": TABLE["Adam"]}  # the parameters that Muon leaves to Adam
@@ -132,7 +132,7 @@ def _layout(
 ) -> list[Entry]:
     """Keras's variables in order: iteration, rate, averages, sums of gradients, slots group by group, scalars."""
     rule: Any = plain.rule
-    slots = {p: {n: x for n, x in own.get(p, {}).items() if n not in AROUND} for p in shapes}
+    slots = {p: {n: x for n, x in own.get(p, {}).items() if n not in OPTION_SLOTS} for p in shapes}
     around = [name for name, is_on in ((AVERAGE, averages), (SUM, plain.options.gradient_accumulation_steps)) if is_on]
     entries = [Entry(STEP, ()), *([Entry(RATE, ())] if rate else [])]
     entries += [Entry(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]

@@ -27,7 +27,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import Packed, Part, concatenate, unpacked
-from jaxopt_keras.stateful.state_views import at_home
+from jaxopt_keras.stateful.state_views import device_put_like
 from jaxopt_keras.storage import formats
 from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize
 
@@ -168,7 +168,7 @@ def pack(slots: dict[str, dict[str, Any]], like: dict[str, Any], parts: Iterable
 
     def packed(buffer: str, slot: str, old: Any) -> Any:
         pieces = [jnp.ravel(slots[part.path][slot]) for part in parts if part.buffer == buffer]
-        return jax.tree.map(at_home, formats.quantize_like(concatenate(pieces), old), old)
+        return jax.tree.map(device_put_like, formats.quantize_like(concatenate(pieces), old), old)
 
     return {buffer: {slot: packed(buffer, slot, x) for slot, x in kept.items()} for buffer, kept in like.items()}
 

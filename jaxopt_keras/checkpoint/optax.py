@@ -16,7 +16,7 @@ from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.state_views import AROUND
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS
 
 MOMENTS = {"momentum": "mu", "velocity": "nu"}
 TABLE = {  # docs/from_optax.md has it too
@@ -105,7 +105,7 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
     kept = by_parameter(flat)
 
     def slot(field: str, path: str, old: Any) -> Any:
-        own = {name: x for name, x in kept.get(path, {}).items() if name not in AROUND}
+        own = {name: x for name, x in kept.get(path, {}).items() if name not in OPTION_SLOTS}
         match = next((s for s in library.slots(path, old, own) if s.theirs == field), None)
         if match is None and field not in PLACEHOLDERS:
             raise ValueError(

@@ -31,7 +31,7 @@ from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.pure.injection import merged
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.state_views import AROUND
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS
 
 
 class Place(NamedTuple):
@@ -114,7 +114,7 @@ def _sources(name: str) -> list[str]:
 
 def _slots(found: Mapping[str, Any]) -> set[str]:
     """The names of slots of rules, and of arrays in the state of an optax transformation."""
-    names = {name for name in found if name.startswith("slots/") and name.rpartition("/")[2] not in AROUND}
+    names = {name for name in found if name.startswith("slots/") and name.rpartition("/")[2] not in OPTION_SLOTS}
     return names | {name for name, x in found.items() if f"/{FOREIGN}/" in name and getattr(x, "shape", None) != ()}
 
 

@@ -16,7 +16,7 @@ from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.state_views import AROUND
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS
 
 ADAM = {"momentum": "exp_avg", "velocity": "exp_avg_sq", "velocity_hat": "max_exp_avg_sq"}
 TABLE = {
@@ -108,7 +108,7 @@ def to_torch(
     """
     torch: Any = importlib.import_module("torch")
     found = flatten(leaves(state), portable=True)
-    kept = {path: {n: x for n, x in own.items() if n not in AROUND} for path, own in by_parameter(found).items()}
+    kept = {path: {n: x for n, x in own.items() if n not in OPTION_SLOTS} for path, own in by_parameter(found).items()}
     numbers, step = _numbers(state_dict), np.asarray(state.count)
     known = {path: next(iter(own.values()), None) for path, own in kept.items()}
     _check_order(order, numbers, dict.fromkeys(order))

@@ -26,7 +26,7 @@ from jaxopt_keras.stateful.losses import Losses
 from jaxopt_keras.stateful.registry import Registry
 from jaxopt_keras.stateful.settings import OPTIONS
 from jaxopt_keras.stateful.state_views import Place, View, masked, updated, view
-from jaxopt_keras.stateful.validation import checked_gradient, numbers, of_length, pairs, refuse_traced
+from jaxopt_keras.stateful.validation import as_gradient, checked_gradient, of_length, pairs, refuse_traced
 from jaxopt_keras.stateful.variable import as_array, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle
 from jaxopt_keras.stateful.weight_lists import Weights
@@ -314,7 +314,7 @@ class Optimizer(Registry, Configs, Weights, Losses):
         variables = of_length("trainable_variables", trainable_variables, len(paths))
         state = self._state_with(places, optimizer_variables)
         params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
-        given = {path: g if g is None else numbers(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
+        given = {path: g if g is None else as_gradient(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
         new, state = self._pure_step(given, state, params, reduce=not skip_gradients_aggregation)
         return [new[path] for path in paths], self._values_at(state, places)
 

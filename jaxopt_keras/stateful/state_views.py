@@ -22,9 +22,9 @@ The `slice` is the `Slice` of a packed variable: its range of the slot.
 
 STEP: Place = ("count",)
 RATE: Place = ("hyperparams", "learning_rate")
-AROUND = (AVERAGE, SUM, MASTER)
+OPTION_SLOTS = (AVERAGE, SUM, MASTER)
 """Names of the slots that options add to the rule's."""
-COUNTED = (MICRO_STEP, SKIPPED, USUAL)
+OPTION_SCALARS = (MICRO_STEP, SKIPPED, USUAL)
 """Names of the scalars that options add to the rule's."""
 
 
@@ -54,7 +54,7 @@ class View(ArrayLike):
         return jnp.copy(self._raw_value())  # a copy: the next step donates the state's arrays
 
     def _store(self, value: Any) -> None:
-        value = at_home(jnp.copy(value), self._raw_value())  # likewise
+        value = device_put_like(jnp.copy(value), self._raw_value())  # likewise
         state = with_value(self.optimizer._state_for(self.place), self.place, value)
         object.__setattr__(self.optimizer, "_kept", state)
 
@@ -62,7 +62,7 @@ class View(ArrayLike):
         return view, (self.optimizer, self.place)
 
 
-def at_home(value: Any, old: Any) -> Any:
+def device_put_like(value: Any, old: Any) -> Any:
     """Move `value` to the devices or the host memory of `old`, sharded like it.
 
     An array that is there already is not passed to `device_put`: that would commit it, and a step with committed arrays
@@ -195,7 +195,7 @@ def keras_order(state: Any, paths: list[str], groups: Any, custom_names: list[st
     return [
         STEP,
         *rate,
-        *_grouped(state, paths, [(name,) for name in AROUND]),
+        *_grouped(state, paths, [(name,) for name in OPTION_SLOTS]),
         *_grouped(state, paths, groups),
         *_scalars(state, custom_names),
     ]
@@ -208,9 +208,9 @@ def legacy_order(state: Any, paths: list[str], groups: Any, custom_names: list[s
     """
     names = dict.fromkeys(name for group in groups for name in group)
     split = [tuple(names)] if interleaved else [(name,) for name in names]
-    ours = _grouped(state, paths, [(name,) for name in AROUND])
+    ours = _grouped(state, paths, [(name,) for name in OPTION_SLOTS])
     scalars = _scalars(state, custom_names)
-    counted = [p for p in scalars if p[1] in COUNTED]
+    counted = [p for p in scalars if p[1] in OPTION_SCALARS]
     return [STEP, *(p for p in scalars if p not in counted), *_grouped(state, paths, split), *ours, *counted]
 
 
@@ -224,7 +224,7 @@ def slot_groups(state: Any, rule: Any, custom_names: list[str]) -> list[tuple[st
     """
     declared = list(getattr(rule, "slot_groups", None) or [])
     fields = list(getattr(getattr(rule, "State", None), "_fields", ()))
-    known = {name for group in declared for name in group} | set(AROUND)
+    known = {name for group in declared for name in group} | set(OPTION_SLOTS)
     others = [name for name in fields if name not in known]
     found = {name for name, tree in state.slots.items() if tree and name not in known and name not in others}
     group = (*others, *_in_order(found, custom_names))
@@ -243,7 +243,7 @@ def _in_order(names: Any, custom_names: list[str]) -> list[str]:
 def _scalars(state: Any, custom_names: list[str]) -> list[Place]:
     """Return the places of all scalars, or of their leaves where a scalar is a tree; those of options are last."""
     places: list[Place] = []
-    for name in sorted(_in_order(state.scalars.keys(), custom_names), key=lambda name: name in COUNTED):
+    for name in sorted(_in_order(state.scalars.keys(), custom_names), key=lambda name: name in OPTION_SCALARS):
         leaves = jax.tree.leaves(state.scalars[name])
         is_array = len(leaves) == 1 and leaves[0] is state.scalars[name]
         places += [("scalars", name)] if is_array else [("scalars", name, i) for i in range(len(leaves))]

@@ -55,7 +55,7 @@ def checked_gradient(g: Any, h: Handle) -> Any:
     if isinstance(g, jax.Array) and not isinstance(g, Tracer) and g.shape == shape:  # the usual case
         return g
     g = value_of(g)
-    g = numbers(g, h.path)
+    g = as_gradient(g, h.path)
     if sparse.is_sparse(g):
         refuse_traced(jax.tree.leaves(g)[0])
         fits = sparse.fits(g, shape)
@@ -69,7 +69,7 @@ def checked_gradient(g: Any, h: Handle) -> Any:
     return g
 
 
-def numbers(g: Any, path: str) -> Any:
+def as_gradient(g: Any, path: str) -> Any:
     """Convert a gradient, dense or sparse, to arrays of numbers.
 
     Raises:
@@ -78,7 +78,7 @@ def numbers(g: Any, path: str) -> Any:
     if isinstance(g, jax.Array) or sparse.is_bcoo(g):
         return g
     if isinstance(g, sparse.IndexedSlices):
-        return dataclasses.replace(g, values=numbers(g.values, path), indices=numbers(g.indices, path))
+        return dataclasses.replace(g, values=as_gradient(g.values, path), indices=as_gradient(g.indices, path))
     if hasattr(g, "__jax_array__"):
         return jnp.asarray(g)
     array = np.array(g)  # a copy: JAX may read a NumPy array's memory after its owner has changed it

@@ -10,7 +10,7 @@ import numpy as np
 from jaxopt_keras.stateful.state_views import (
     Place,
     View,
-    at_home,
+    device_put_like,
     keras_order,
     legacy_order,
     read,
@@ -111,7 +111,8 @@ class Weights:
     def _state_with(self, places: list[Place], values: list[Any]) -> Any:
         """Return the state with `values` at `places`, cast to the present dtypes."""
         arrays = [as_array(v, "optimizer_variables") for v in values]
-        cast = [at_home(v.astype(self._read(p).dtype), self._read(p)) for p, v in zip(places, arrays, strict=True)]
+        present = [self._read(place) for place in places]
+        cast = [device_put_like(x.astype(y.dtype), y) for x, y in zip(arrays, present, strict=True)]
         return with_values(self._state, places, cast)
 
     def _store_all(self, places: list[Place], values: list[np.ndarray]) -> None:

@@ -8,7 +8,7 @@ import keras
 from keras.src.backend import in_stateless_scope
 
 from jaxopt_keras.interop.keras.state import Layout, StateVariable
-from jaxopt_keras.stateful.validation import numbers, pairs
+from jaxopt_keras.stateful.validation import as_gradient, pairs
 
 
 class Steps:
@@ -93,7 +93,9 @@ class Steps:
         keys = [self.wrapped._keys.get(id(v)) for v in self._trainable_variables]  # None: set to its gradient
         state = self._layout.assemble([array_of(v) for v in values])
         arrays = {k: array_of(p) for k, p in zip(keys, params, strict=True) if k is not None}
-        given = {k: numbers(array_of(g), k) for k, g in zip(keys, grads, strict=True) if k in arrays and g is not None}
+        given = {
+            k: as_gradient(array_of(g), k) for k, g in zip(keys, grads, strict=True) if k in arrays and g is not None
+        }
         if given:
             arrays, state = self.wrapped._pure_step(given, state, arrays, reduce=True)
         overwritten = [array_of(p if g is None else g) for g, p in zip(grads, params, strict=True)]

@@ -15,7 +15,7 @@ from jaxopt_keras.language.rule import Field, Number, as_scalar
 from jaxopt_keras.stateful.copies import deduplicated
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.stand_ins import stand_in
-from jaxopt_keras.stateful.state_views import AROUND, Place, View, has, slot_groups, slots_of, with_slots
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS, Place, View, has, slot_groups, slots_of, with_slots
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import handle
@@ -57,9 +57,9 @@ class Custom(Transactions):
             ValueError: if the name is one that the library uses, or the initial value has another shape. KeyError: for
                 a packed variable, whose slots are its buffer's. TypeError: for an argument of the wrong type.
         """
-        if not isinstance(slot_name, str) or slot_name in AROUND:
+        if not isinstance(slot_name, str) or slot_name in OPTION_SLOTS:
             raise ValueError(
-                f"`slot_name` must be a string, and not one of {[*AROUND]}. Received: slot_name={slot_name!r}"
+                f"`slot_name` must be a string, and not one of {[*OPTION_SLOTS]}. Received: slot_name={slot_name!r}"
             )
         if id(var) in self._keys and has(self._state, self._keys[id(var)], slot_name):
             return self.view(("slots", self._keys[id(var)], slot_name))
@@ -93,7 +93,7 @@ class Custom(Transactions):
         """Return the names of all slots: the rule's and a subclass's, then those of `use_ema` and accumulation."""
         found = {name for name, tree in self._state.slots.items() if tree}
         groups = slot_groups(self._state, self._rule, self._custom_names)
-        return [name for group in (*groups, AROUND) for name in group if name in found]
+        return [name for group in (*groups, OPTION_SLOTS) for name in group if name in found]
 
     def add_variable(self, shape: Any, initializer: Any = "zeros", dtype: Any = None, name: str | None = None) -> View:
         """Create a variable of the optimizer itself, kept once for all parameters. Return it as an assignable view."""
