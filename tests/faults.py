@@ -341,7 +341,7 @@ FAULTS = [
     Fault("checkpoint/restore.py", "int(np.asarray(found[name])) >= k", "int(np.asarray(found[name])) > k",
           "a window that never ends", "tests/test_checkpoint.py -k too_long"),
     Fault("checkpoint/restore.py", "(hyper or not name.startswith(", "(True or not name.startswith(",
-          "the saved rate wins", "tests/test_checkpoint.py -k hyperparameters"),
+          "the saved rate wins", "tests/test_checkpoint_hyper.py -k hyperparameters"),
     Fault("checkpoint/stateful_layout.py",
           "current.slots.get(name, {}) | tree for", "current.slots.get(name, {}) for",
           "what was not saved is left from before", "tests/test_checkpoint_facade.py -k 'adamw_into and ema'"),
