@@ -58,7 +58,10 @@ def test_hyperparameters_need_a_place_in_the_state(tmp_path):
     assert checkpoint.from_dict(ADAMW, params, checkpoint.to_dict(state)).hyperparams == {}
     _, without = trained(ADAMW)
     injecting = jk.adamw(0.25, inject_hyperparams=("learning_rate", "beta_2"))
-    with pytest.warns(UserWarning, match="hyperparameters, which stay as they are: `hyper/beta_2`, `hyper/learning_r"):
+    with pytest.warns(
+        UserWarning,
+        match="these hyperparameters were not saved and keep their values: `hyper/beta_2`, `hyper/learning_r",
+    ):
         there = checkpoint.from_dict(injecting, params, checkpoint.to_dict(without), hyper=True)
     assert float(there.hyperparams["learning_rate"]) == 0.25
 
@@ -68,6 +71,6 @@ def test_injected_momenta_make_the_product_of_momenta():
     _, state = trained(ADAMW)
     kernel = jk.nadam(0.01, beta_1=0.5, inject_hyperparams=True)
     _, other = trained(kernel)
-    with pytest.warns(UserWarning, match="stay as they are"):
+    with pytest.warns(UserWarning, match="keep their values"):
         there = checkpoint.from_dict(kernel, PARAMS, checkpoint.to_dict(state), hyper=True)
     np.testing.assert_allclose(there.scalars["u_product"], other.scalars["u_product"], rtol=1e-6)

@@ -186,7 +186,7 @@ def test_the_command_fails_where_a_bar_is_exceeded(monkeypatch, capsys):
     monkeypatch.setattr(comparison, "BAR", 1e-12)
     assert main(["--optimizer", "adam", *SHORT]) == 1
     printed = capsys.readouterr().out
-    assert "FAILED" in printed and "! Adam beside oracle, seed 0: " in printed and "beta_1=" in printed
+    assert "FAILED" in printed and "! Adam and oracle, seed 0: " in printed and "beta_1=" in printed
 
 
 def test_the_command_says_what_it_did_not_compare(monkeypatch, capsys):
@@ -200,5 +200,5 @@ def test_the_command_says_that_the_references_come_with_a_checkout(monkeypatch, 
     monkeypatch.setitem(sys.modules, "tests.oracles.loop", None)
     assert main(["--optimizer", "sgd", *SHORT]) == 1
     printed = capsys.readouterr().out
-    assert "- oracle: the float64 references (tests/oracles) come with a checkout of the project" in printed
+    assert "- oracle: the float64 references (tests/oracles) are in a checkout of the project" in printed
     assert "run this from the root of a checkout" in printed
