@@ -187,3 +187,10 @@ def test_loss_scale_refuses():
     assert pickle.loads(pickle.dumps(kernel)) == kernel
     updates, state = kernel.update(jax.tree.map(lambda g: g * jnp.nan, GRADS[0]), kernel.init(PARAMS), PARAMS)
     assert all(not np.any(u) for u in jax.tree.leaves(updates)) and state.scalars[SKIPPED] == 1
+
+
+@pytest.mark.parametrize("wrap", [lambda kernel: kernel, jk.loss_scaled], ids=["plain", "loss scale"])
+def test_an_unused_pattern_is_reported_inside_wrappers(wrap):
+    kernel = wrap(jk.partition({"misspelt": jk.sgd(0.1)}, default=jk.adam()))
+    with pytest.warns(UserWarning, match="'misspelt'"):
+        kernel.init({"w": jnp.ones(3)})

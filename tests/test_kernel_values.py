@@ -185,3 +185,20 @@ def test_optax_finds_its_way_in_a_state(kind):
         expected = jax.tree.map(lambda x, path: x if is_leaf(x) else path, tree, paths, is_leaf=is_leaf)
         assert mapped.slots[name] == expected
     assert_same_bits(mapped.scalars, state.scalars)
+
+
+def test_traced_numbers_are_not_cached():
+    """A number that is traced may be used in an inner trace first, and in the outer one after that."""
+
+    def trained(beta):
+        kernel, params = jk.adam(0.1, beta_1=beta), {"w": jnp.ones(3)}
+        grads, state = {"w": jnp.ones(3)}, jk.adam(0.1).init(params)
+        step = lambda carry, _: (kernel.step(*carry, grads), None)
+        carry, _ = jax.lax.scan(step, (params, state), None, length=2)
+        return kernel.step(*carry, grads)[0]["w"]
+
+    kernel, params = jk.adam(0.1, beta_1=0.5), {"w": jnp.ones(3)}
+    state = kernel.init(params)
+    for _ in range(3):
+        params, state = kernel.step(params, state, {"w": jnp.ones(3)})
+    assert_close(jax.jit(trained)(jnp.float32(0.5)), params["w"], 3)

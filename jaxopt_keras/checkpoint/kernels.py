@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.core import Now, Program
+from jaxopt_keras.engine.core import Now
 from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present, route
 from jaxopt_keras.engine.programs.frozen import Frozen
-from jaxopt_keras.engine.programs.partitioned import Partitioned
+from jaxopt_keras.engine.programs.partitioned import partition_of
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.kernel import Kernel
 
@@ -17,13 +17,6 @@ def groups(kernel: Kernel) -> dict[str, Kernel]:
     """The plain kernels by group name. Without groups, the kernel itself under ""."""
     found = partition_of(kernel.program)
     return {"": kernel} if found is None else {name: Kernel(program) for name, program in found.groups.items()}
-
-
-def partition_of(program: Program) -> Partitioned | None:
-    """The `Partitioned` program in a tree of programs, if there is one."""
-    if isinstance(program, Partitioned):
-        return program
-    return next((found for child in program.children if (found := partition_of(child))), None)
 
 
 def plain(kernel: Kernel, path: str) -> Kernel:

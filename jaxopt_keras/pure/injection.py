@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from jaxopt_keras.engine.programs.around import plain_programs
-from jaxopt_keras.engine.programs.partitioned import Partitioned
+from jaxopt_keras.engine.programs.partitioned import partition_of
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Rule, as_scalar, fields_of
@@ -24,17 +24,17 @@ def check(program: Any, hyperparams: dict[str, Any], hyper: dict[str, Any]) -> N
 
 def replaced(program: Any, hyperparams: dict[str, Any], hyper: dict[str, Any]) -> dict[str, Any]:
     """`hyperparams` with other values; with groups, in every group that has all of the names."""
-    program = _innermost(program)
-    if not isinstance(program, Partitioned):
+    partition = partition_of(program)
+    if partition is None:
         return _checked(program, hyperparams, hyper)
     matching = [group for group, values in hyperparams.items() if hyper.keys() <= values.keys()]
     if not matching:
-        known = {group: sorted(hyperparams.get(group, ())) for group in program.names}
+        known = {group: sorted(hyperparams.get(group, ())) for group in partition.names}
         raise ValueError(
             f"No group has the injected hyperparameters {sorted(hyper)}. The groups have {known}. Make the kernel "
             "of a group with `inject_hyperparams`, or use `kernel.replace(...)`, which needs no injection."
         )
-    return hyperparams | {group: _checked(program.groups[group], hyperparams[group], hyper) for group in matching}
+    return hyperparams | {group: _checked(partition.groups[group], hyperparams[group], hyper) for group in matching}
 
 
 def in_group(program: Any, hyperparams: dict[str, Any], group: str, hyper: dict[str, Any]) -> dict[str, Any]:
@@ -43,11 +43,10 @@ def in_group(program: Any, hyperparams: dict[str, Any], group: str, hyper: dict[
     Raises:
         ValueError: if there is no such group, a name is not injected, or a value is out of its range.
     """
-    program = _innermost(program)
-    names = program.names if isinstance(program, Partitioned) else ()
-    if group not in names:
-        raise ValueError(f"There is no group {group!r}. The groups are {[*names]}")
-    return hyperparams | {group: _checked(program.groups[group], hyperparams.get(group, {}), hyper)}
+    partition = partition_of(program)
+    if partition is None or group not in partition.names:
+        raise ValueError(f"There is no group {group!r}. The groups are {[*(partition.names if partition else ())]}")
+    return hyperparams | {group: _checked(partition.groups[group], hyperparams.get(group, {}), hyper)}
 
 
 def _checked(program: Any, known: dict[str, Any], hyper: dict[str, Any]) -> dict[str, Any]:
@@ -85,10 +84,3 @@ def _names(hyper: dict[str, Any]) -> list[str]:
     return sorted(
         f"{n}/{inner}" if inner else n for n, x in hyper.items() for inner in (x if isinstance(x, dict) else [""])
     )
-
-
-def _innermost(program: Any) -> Any:
-    """The program inside all wrappers."""
-    while len(program.children) == 1 and hasattr(program, "inner"):
-        program = program.inner
-    return program

@@ -16,7 +16,7 @@ from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import plain_programs
-from jaxopt_keras.engine.programs.partitioned import Partitioned, warn_of_unused
+from jaxopt_keras.engine.programs.partitioned import partition_of, warn_of_unused
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
@@ -57,8 +57,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         if isinstance(rule, type) or not (isinstance(rule, Rule) or hasattr(rule, "skeleton")):
             raise TypeError(f"`rule` must be an instance of a `Rule`. Received: rule={rule!r}")
         kernel = super().__new__(cls, None, None)  # type: ignore[arg-type]  # `init` and `update` are methods
-        is_program = hasattr(rule, "children")
-        kernel.program = cast(Program, rule) if is_program else program_of(rule, options or Options())
+        kernel.program = cast(Program, rule) if hasattr(rule, "children") else program_of(rule, options or Options())
         return kernel
 
     @classmethod
@@ -179,9 +178,10 @@ class Kernel(optax.GradientTransformationExtraArgs):
                 f"{type(state).__name__}"
             )
         dtype = jnp.result_type(float)  # depends on whether x64 is enabled
-        if dtype not in self._hyper:
-            self._hyper[dtype] = self.hyper()
-        hyper = self._hyper[dtype]
+        if (hyper := self._hyper.get(dtype)) is None:
+            hyper = self.hyper()
+            if not any(isinstance(x, Tracer) for x in jax.tree.leaves(hyper)):  # traced values stay in their trace
+                self._hyper[dtype] = hyper
         if state.hyperparams or self._injects:
             injection.check(self.program, state.hyperparams, hyper)
             return injection.merged(hyper, state.hyperparams)
@@ -237,8 +237,8 @@ class Kernel(optax.GradientTransformationExtraArgs):
             TypeError: for a leaf that is neither float nor complex.
         """
         hyper = self.hyper()
-        if isinstance(self.program, Partitioned):
-            warn_of_unused(self.program, params)
+        if partition := partition_of(self.program):
+            warn_of_unused(partition, params)
         try:
             leaves = jax.tree.leaves(params)
             if any(isinstance(p, jax.ShapeDtypeStruct) for p in leaves):
@@ -271,11 +271,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         """
         hyper = self._with(self.current(state), extra)
         run = self.compiled.update_wide if full_precision else self.compiled.update
-        try:
-            updates, moved = run(grads, state._replace(hyperparams={}), params, hyper)
-        except TypeError as error:
-            raise explained(error, grads=grads, params=params) from error
-        return updates, moved._replace(hyperparams=state.hyperparams)
+        return _called(run, grads, state, params, hyper, grads=grads, params=params)
 
     def step(self, params: Any, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[Any, State]:
         """Returns new `params` and `state` from one fused pass. Both arguments are donated: do not use them again.
@@ -293,11 +289,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         """
         hyper = self.given(state, extra)
         run = self.compiled.step_donating if donate else self.compiled.step
-        try:
-            params, moved = run(params, state._replace(hyperparams={}), grads, hyper)
-        except TypeError as error:
-            raise explained(error, params=params, grads=grads) from error
-        return params, moved._replace(hyperparams=state.hyperparams)
+        return _called(run, params, state, grads, hyper, params=params, grads=grads)
 
     def averaged(self, params: Any, state: State) -> Any:
         """The parameters to evaluate: their moving average under `use_ema`, else the rule's average (ScheduleFree's x).
@@ -343,6 +335,15 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
 
 jax.tree_util.register_static(Kernel)
+
+
+def _called(run: Any, first: Any, state: State, third: Any, hyper: Any, **trees: Any) -> tuple[Any, State]:
+    """The result of a compiled function and the next state. A TypeError names the leaf of `trees` that is no array."""
+    try:
+        result, moved = run(first, state._replace(hyperparams={}), third, hyper)
+    except TypeError as error:
+        raise explained(error, **trees) from error
+    return result, moved._replace(hyperparams=state.hyperparams)
 
 
 def _is_on_one_device(p: Any) -> bool:

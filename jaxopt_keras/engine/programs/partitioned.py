@@ -163,6 +163,13 @@ class Tree:
         return self.layout.unflatten([everything[path] for path in self.group])
 
 
+def partition_of(program: Program) -> Partitioned | None:
+    """The `Partitioned` program in a tree of programs, if there is one."""
+    if isinstance(program, Partitioned):
+        return program
+    return next((found for child in program.children if (found := partition_of(child))), None)
+
+
 def warn_of_unused(program: Partitioned, params: Any) -> None:
     """Warn of each pattern that matches no parameter's path, which is often misspelt."""
     group = Tree(program, params).group
