@@ -34,8 +34,9 @@ docs-serve: docs ## build the site and serve it at http://127.0.0.1:8000
 ##@ Develop
 # The address sanitizer needs its runtime, and that of C++, loaded before Python.
 IN_BUFFERS := test_what_is_needed_elsewhere_too_is_there test_flat_equals_tree[Lamb] test_whatever_is_around_the_rule[codes]
-SANITIZED := $(RUN) pytest -q -p no:cacheprovider tests/laws/test_native_equals_xla.py tests/test_native_rows.py tests/test_unpack.py \
-  $(patsubst %,'tests/test_flat.py::%',$(IN_BUFFERS))
+ENGINE := tests/laws/test_native_equals_xla.py tests/engine/native/test_native_rows.py tests/engine/native/test_unpack.py \
+  $(patsubst %,'tests/packing/test_flat.py::%',$(IN_BUFFERS))
+SANITIZED := $(RUN) pytest -q -p no:cacheprovider $(ENGINE)
 sanitize: $(VENV)/.with-dev ## test the native loops with the sanitizers for addresses and undefined behaviour
 	JAXOPT_KERAS_CACHE=$$(mktemp -d) CC="cc -g -fno-sanitize-recover=all -fsanitize=undefined" $(SANITIZED)
 	JAXOPT_KERAS_CACHE=$$(mktemp -d) CC="cc -g -fno-sanitize-recover=all -fsanitize=address" ASAN_OPTIONS=detect_leaks=0 \
@@ -45,7 +46,7 @@ test: $(VENV)/.with-dev ## run the tests; ARGS="-k adam" selects some, WORKERS=8
 	$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 soak: $(VENV)/.with-dev ## run 20,000 random operations on the stateful face, and compare it with a plain model
-	JAXOPT_KERAS_SOAK=$(or $(STEPS),20000) $(RUN) pytest tests/test_soak.py $(ARGS)
+	JAXOPT_KERAS_SOAK=$(or $(STEPS),20000) $(RUN) pytest tests/stateful/test_soak.py $(ARGS)
 
 check: format-check lint types test ## check format, lint and types, and run the tests, as CI does
 
@@ -78,8 +79,7 @@ test-matrix: ## run test-py on Python 3.11, 3.12 and 3.13
 
 # The newest patch of every line of JAX that pyproject.toml allows, each with a Python that supports it.
 LINES := 0.10-3.11 0.11-3.12 0.12-3.13
-LAWS := tests/test_smoke.py tests/laws/test_native_equals_xla.py tests/test_native.py tests/test_native_rows.py \
-  tests/test_native_processes.py tests/test_unpack.py $(patsubst %,'tests/test_flat.py::%',$(IN_BUFFERS))
+LAWS := tests/project/test_smoke.py tests/engine/native/test_native.py tests/engine/native/test_native_processes.py $(ENGINE)
 
 lines: ## test the native engine and each face on every supported line of JAX, each in its own environment
 	$(foreach line,$(LINES),$(MAKE) laws VENV=.venv-jax-$(line) PYTHON= \

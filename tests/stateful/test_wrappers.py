@@ -1,0 +1,237 @@
+"""LossScaleOptimizer and MultiOptimizer: their parts by themselves, their steps, lists, copies and configs."""
+
+import copy
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+
+import jaxopt_keras as jk
+from tests.stateful.facade import close, same, some_grads, two, values
+
+
+class Custom(jk.Optimizer):
+    """With hooks of Keras 3, which are traced."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.seen = [self.add_variable_from_reference(v, "seen") for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_add(self.seen[self._get_variable_index(variable)], gradient)
+        self.assign_sub(variable, learning_rate * gradient)
+
+
+INNER = {
+    "adam": lambda: jk.Adam(0.1, use_ema=True, skip_nonfinite=True),
+    "accumulating": lambda: jk.SGD(0.1, momentum=0.9, gradient_accumulation_steps=2),
+    "scheduled": lambda: jk.AdamW(jk.schedules.CosineDecay(0.1, 10), global_clipnorm=1.0),
+    "custom": lambda: Custom(0.1),
+}
+OUTER = {
+    "loss scale": lambda inner: jk.LossScaleOptimizer(inner, 256.0, 3),
+    "multi": lambda inner: jk.MultiOptimizer(jk.OptimizerMap(inner)),
+    "both": lambda inner: jk.LossScaleOptimizer(jk.MultiOptimizer(jk.OptimizerMap(inner)), 256.0, 3),
+}
+
+
+def scaled(optimizer, grads):
+    return [optimizer.scale_loss(g) for g in grads]
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("inner", INNER)
+def test_the_inner_optimizer_is_what_runs(inner, outer):
+    plain, wrapped, ours, theirs = INNER[inner](), OUTER[outer](INNER[inner]()), two(), two()
+    for i in range(4):
+        plain.apply(some_grads(i), ours)
+        wrapped.apply(scaled(wrapped, some_grads(i)), theirs)
+    close(values(theirs), values(ours))
+    assert int(wrapped.iterations) == int(plain.iterations)
+    before = [np.array(v) for v in theirs], int(wrapped.iterations), int(wrapped.skipped)
+    if outer == "multi" and inner != "adam":  # there is no guard
+        return
+    wrapped.apply([jnp.full((2, 3), jnp.inf), jnp.ones(3)], theirs)
+    assert [np.array(v) for v in theirs][0].tolist() == before[0][0].tolist()
+    assert int(wrapped.iterations) == before[1] and int(wrapped.skipped) == before[2] + 1
+
+
+@pytest.mark.parametrize("outer", OUTER)
+def test_lists_copies_and_configs(outer, tmp_path):
+    optimizer, variables = OUTER[outer](jk.Adam(0.1, name="inner")), two()
+    optimizer.build(variables)
+    optimizer.apply(scaled(optimizer, some_grads()), variables)
+    twins = [pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer), copy.copy(optimizer)]
+    fresh = OUTER[outer](jk.Adam(0.1))
+    fresh.build(two())
+    store: dict = {}
+    optimizer.save_own_variables(store)
+    fresh.load_own_variables(store)
+    other = OUTER[outer](jk.Adam(0.1))
+    other.build(two())
+    other.set_weights(optimizer.get_weights())
+    start = values(variables)
+    optimizer.apply(scaled(optimizer, some_grads(1)), variables)
+    for twin in (*twins, fresh, other):
+        again = [jk.Variable(x, name=v.name) for x, v in zip(start, variables, strict=True)]
+        if twin is twins[2]:  # knows the same variables
+            for v, x in zip(variables, start, strict=True):
+                v.assign(x)
+            again = variables
+        elif twin in (fresh, other):
+            again = [h.variable for h in twin._handles.values()]
+            for v, x in zip(again, start, strict=True):
+                v.assign(x)
+        twin.apply(scaled(twin, some_grads(1)), again)
+        same([np.array(v) for v in twin.variables], [np.array(v) for v in optimizer.variables])
+    config = jk.serialize(optimizer)
+    assert jk.serialize(jk.deserialize(json.loads(json.dumps(config)))) == config
+    new, moved = optimizer.stateless_apply(
+        [v.value for v in optimizer.variables], scaled(optimizer, some_grads(2)), [v.value for v in variables]
+    )
+    optimizer.apply(scaled(optimizer, some_grads(2)), variables)
+    close(new, values(variables))
+    close([np.array(x) for x in moved], [np.array(v) for v in optimizer.variables])
+    optimizer.state = optimizer.state
+
+
+def test_loss_scale_as_keras():
+    """The scale, the counter and the weights, through growth and overflow."""
+    ours, theirs = (
+        jk.LossScaleOptimizer(jk.SGD(0.1, 0.9), 64.0, 3),
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, 0.9), 64.0, 3),
+    )
+    variables, arrays = two("keras"), [jnp.array(x) for x in values(two())]
+    ours.build(variables)
+    theirs.build(two("keras"))
+    state = [v.value for v in theirs.variables]
+    names = [v.name for v in ours.variables]
+    assert names[:4] == ["iteration", "learning_rate", "step_counter", "dynamic_scale"]
+    assert len(names) == len(state) + 1 and names[-1] == "skipped"
+    for i, factor in enumerate([1, 1, 1, 1, np.nan, 1, 1, 1, 1]):
+        grads = [g * factor * ours.dynamic_scale.value for g in some_grads(i)]
+        ours.apply(grads, variables)
+        arrays, state = theirs.stateless_apply(state, grads, arrays)
+        close([np.array(v) for v in ours.variables[:-1]], [np.array(x) for x in state], atol=1e-6)
+        close(values(variables), [np.array(x) for x in arrays], atol=1e-6)
+    assert int(ours.skipped) == 1
+
+
+def test_the_scale_has_a_floor_and_a_ceiling():
+    optimizer, (w, _) = jk.LossScaleOptimizer(jk.SGD(), 4.0, 1, lowest_scale=2.0, highest_scale=8.0), two()
+    for factor, expected in ((1, 8), (1, 8), (np.nan, 4), (np.nan, 2), (np.nan, 2), (1, 4)):
+        optimizer.apply([jnp.ones((2, 3)) * factor], [w])
+        assert float(optimizer.dynamic_scale) == expected
+    optimizer.dynamic_scale.assign(2.0)
+    assert float(optimizer.scale_loss(jnp.float16(3.0))) == 6.0
+
+
+def test_groups_as_keras():
+    def made(lib):
+        return lib.MultiOptimizer(lib.OptimizerMap(lib.Adagrad(0.1), {".*bias": lib.SGD(0.1, momentum=0.9)}))
+
+    ours, theirs, variables, others = made(jk), made(keras.optimizers), two(), two("keras")
+    ours.build(variables)
+    theirs.build(others)
+    for i in range(3):
+        ours.apply(some_grads(i), variables)
+        theirs.apply(some_grads(i), others)
+    close(values(variables), values(others))
+    close([np.array(v) for v in ours.variables], [np.array(v.value) for v in theirs.variables])
+    assert [v.name for v in ours.variables][:2] == ["iteration", "learning_rate"]
+
+
+def test_groups():
+    slow, fast = jk.SGD(0.25, weight_decay=0.5), jk.SGD(0.5)
+    optimizer = jk.MultiOptimizer(jk.OptimizerMap(fast, {"kernel": slow}))
+    kernel, bias = two()
+    optimizer.apply([jnp.ones(3)], [bias])
+    assert int(slow.iterations) == 0 and int(fast.iterations) == int(optimizer.iterations) == 1
+    slow.learning_rate = 0.0
+    optimizer.apply([jnp.ones((2, 3)), jnp.ones(3)], [kernel, bias])
+    same(values([kernel]), values(two()[:1]))
+    assert optimizer.optimizers == [slow, fast]
+    assert optimizer.get_slot_names() == []
+    optimizer.loss_scale_factor = 2.0
+    assert slow.loss_scale_factor == fast.loss_scale_factor == 2.0 and float(optimizer.scale_loss(1.0)) == 2.0
+    with pytest.raises(AttributeError, match="no learning rate of its own"):
+        optimizer.learning_rate = 0.1
+    with pytest.raises(AttributeError, match="no learning rate of its own"):
+        _ = optimizer.learning_rate
+    with pytest.raises(AttributeError, match="inner optimizer"):
+        optimizer.clipnorm = 1.0
+    with pytest.raises(AttributeError, match="inner optimizer"):
+        optimizer.exclude_from_weight_decay([kernel])
+
+
+def test_a_function_chooses():
+    made = {}
+    optimizer = jk.MultiOptimizer(lambda v: made.setdefault(len(v.shape), jk.SGD(float(len(v.shape)))))
+    variables = two()
+    optimizer.apply([jnp.ones((2, 3)), jnp.ones(3)], variables)
+    close(
+        [before - after for before, after in zip(values(two()), values(variables), strict=True)],
+        [np.full((2, 3), 2.0, np.float32), np.ones(3, np.float32)],
+    )
+    with pytest.raises(TypeError, match="function"):
+        optimizer.get_config()
+
+
+def test_all_or_nothing():
+    groups = jk.OptimizerMap(jk.Adam(), {"bias": Failing(0.1)})
+    optimizer, variables = jk.MultiOptimizer(groups), two()
+    start = values(variables)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            optimizer.apply(some_grads(), variables)
+        same(values(variables), start)
+        assert [int(o.iterations) for o in optimizer.optimizers] == [0, 0] and not optimizer.built
+        assert all(not o._paths for o in optimizer.optimizers)
+
+
+class Failing(jk.Optimizer):
+    def update_step(self, gradient, variable, learning_rate):
+        raise RuntimeError("on purpose")
+
+
+def test_what_is_refused():
+    for make, error, text in [
+        (lambda: jk.LossScaleOptimizer("adam"), TypeError, "must be an `Optimizer`"),
+        (lambda: jk.LossScaleOptimizer(jk.LossScaleOptimizer(jk.SGD())), ValueError, "already"),
+        (lambda: jk.LossScaleOptimizer(jk.SGD(), 0.0), ValueError, "in the order"),
+        (lambda: jk.MultiOptimizer({}), TypeError, "OptimizerMap"),
+        (lambda: jk.OptimizerMap(jk.SGD(), {"a": "sgd"}), TypeError, "must have an `Optimizer`"),
+        (lambda: jk.OptimizerMap(jk.LossScaleOptimizer(jk.SGD())), ValueError, "all groups together"),
+        (lambda: jk.OptimizerMap(jk.SGD(), {"(": jk.SGD()}), ValueError, "regular expressions"),
+        (lambda: jk.OptimizerMap(jk.SGD(), {"a.*": jk.SGD(), ".*b": jk.SGD()})["ab"], ValueError, "one optimizer"),
+    ]:
+        with pytest.raises(error, match=text):
+            make()
+    optimizer, variables = jk.LossScaleOptimizer(jk.SGD()), two()
+    optimizer.build(variables)
+    for bad, error, text in [
+        ([jnp.ones(2), jnp.ones(3)], ValueError, "kernel"),
+        ([None, None], ValueError, "No gradients"),
+    ]:
+        with pytest.raises(error, match=text):
+            optimizer.apply(bad, variables)
+    with pytest.raises(ValueError, match="2 gradients|must hold one"):
+        optimizer.apply([jnp.ones(3)], variables)
+    with pytest.raises(TypeError, match="inside"):
+        jax.jit(lambda g: optimizer.apply([g], variables[1:]))(jnp.ones(3))
+
+
+def test_nothing_compiles_anew():
+    optimizer = jk.LossScaleOptimizer(jk.MultiOptimizer(jk.OptimizerMap(jk.Adam(), {"bias": jk.SGD(0.1)})))
+    variables = two()
+    optimizer.apply(some_grads(), variables)
+    program = next(iter(optimizer._programs.values()))[1].step_donating
+    count = program._cache_size()
+    optimizer.inner_optimizer.optimizers[0].learning_rate = 0.5
+    for i in range(3):
+        optimizer.apply(some_grads(i), variables)
+    assert len(optimizer._programs) == 1 and program._cache_size() == count
