@@ -31,6 +31,8 @@ class Copies:
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes but the variables: a copy is matched with its own variables (`match_unbound`)."""
         state = self._state  # with unpacked slots
+        if isinstance(state.slots, list):  # of the states of inner optimizers, which are among the attributes
+            state = state._replace(slots={})
         kept = {k: v for k, v in self.__dict__.items() if k not in _NOT_COPIED}
         shapes = self._unbound | {k: h.shape for k, h in self._handles.items()}
         ids = {id(v) for v in self._excluded.variables}
@@ -56,8 +58,9 @@ class Copies:
         shared = [self._options, self._rate_source, *(h.variable for h in self._handles.values())]
         if not isinstance(self._rule, Hooks):
             shared.append(self._rule)
+        inner = {id(o): copy.copy(o) for o in getattr(self, "_inner", ())}
         # Deep, since attributes of a custom optimizer may be views. The copy needs views of its own state.
-        kept = copy.deepcopy(self.__getstate__(), {id(self): new} | {id(x): x for x in shared})
+        kept = copy.deepcopy(self.__getstate__(), {id(self): new} | {id(x): x for x in shared} | inner)
         new.__setstate__(kept)
         keys = {id(h.variable): key for key, h in self._handles.items()}
         new.__dict__.update(_handles=dict(self._handles), _unbound=dict(self._unbound), _excluded=self._excluded)

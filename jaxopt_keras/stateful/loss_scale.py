@@ -10,8 +10,10 @@ from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.pure.loss_scale import HIGHEST, LOWEST, checked_settings
 from jaxopt_keras.stateful.optimizer import Call, Optimizer
+from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
 from jaxopt_keras.stateful.settings import OPTIONS
 from jaxopt_keras.stateful.state_views import View
@@ -61,14 +63,16 @@ class LossScaleOptimizer(Wrapper):
             raise ValueError(f"`inner_optimizer` scales the loss already. Received: {inner_optimizer!r}")
         settings = checked_settings(initial_scale, dynamic_growth_steps, lowest_scale, highest_scale)
         inner_optimizer.loss_scale_factor = None
-        scalars = {
-            GOOD: jnp.zeros((), jnp.int32),
-            SCALE: jnp.full((), settings[0], jnp.float32),
-            SKIPPED: jnp.zeros((), jnp.int32),
-        }
-        self._wrap(Options(name=name), [inner_optimizer], scalars, _settings=settings)
+        self._wrap(Options(name=name), [inner_optimizer], _settings=settings)
 
     _settings: tuple[float, int, float, float]
+
+    def _first_scalars(self) -> dict[str, Any]:
+        return {
+            GOOD: jnp.zeros((), jnp.int32),
+            SCALE: jnp.full((), self.initial_scale, jnp.float32),
+            SKIPPED: jnp.zeros((), jnp.int32),
+        }
 
     @property
     def inner_optimizer(self) -> Optimizer:
@@ -94,7 +98,7 @@ class LossScaleOptimizer(Wrapper):
 
     def scale_loss(self, loss: Any) -> Any:
         """Return the loss times the scale, in float32 at least. Compute gradients of this."""
-        return scaled(loss, self._state.scalars[SCALE])
+        return scaled(loss, self._kept.scalars[SCALE])
 
     @property
     def iterations(self) -> View:
@@ -121,30 +125,31 @@ class LossScaleOptimizer(Wrapper):
             return getattr(self.inner_optimizer, name)
         return super().__getattr__(name)
 
-    def _choose_owner(self, path: str, variable: Any) -> int:
-        return 0
+    def _must_unpack(self, buffer: Buffer) -> bool:
+        return self.inner_optimizer._must_unpack(buffer)
 
-    def _combined_program(self, calls: dict[int, Call]) -> Any:
-        return outermost(calls[0].program, lambda inner: LossScaled(inner, *self._settings))
+    def _groups(self) -> dict[str, Optimizer]:
+        return self.inner_optimizer._groups()
 
-    def _step_state(self, own: State, calls: dict[int, Call]) -> State:
-        inner = calls[0].state
-        return inner._replace(scalars=own.scalars | inner.scalars)
+    def _program(self, programs: list[Any], guards: bool) -> Any:
+        return outermost(programs[0], lambda inner: LossScaled(inner, *self._settings))
 
-    def _prepare_step(self, given: dict[str, Any], state: Any = None, params: Any = None) -> Call:
-        call = super()._prepare_step(given, state, params)
-        return call._replace(params=call.params[0], grads=call.grads[0], hyper=call.hyper[0])
+    def _call(self, kernel: Kernel, own: State, calls: dict[int, Call]) -> Call:
+        inner = calls[0]
+        return Call(kernel, inner.params, _with_scalars(own, inner.state), inner.grads, inner.hyper, calls)
 
-    def _split_state(self, call: Call, own: State, result: State) -> tuple[State, list[State]]:
-        inner = call.inner[0].state.scalars  # may contain the counter of skipped calls: then it is the inner one's
-        scalars = {n: x if n in inner else result.scalars[n] for n, x in own.scalars.items()}
-        return own._replace(scalars=scalars), [result._replace(scalars={n: result.scalars[n] for n in inner})]
+    def _split(self, call: Call, own: State, params: Any, result: State) -> tuple[State, list[Any], list[State]]:
+        own, inner = _without_scalars(own, result, call.inner[0].state.scalars)
+        return own, [params], [inner]
 
-    def _accept_results(self, call: Call, params: Any, result: Any) -> None:
-        super()._accept_results(call, [params], result)
+    def _joined(self, state: State) -> State:
+        inner = self.inner_optimizer._joined(state.slots[0])
+        return _with_scalars(state, inner)
 
-    def _params_by_path(self, call: Call, params: Any) -> dict[str, Any]:
-        return super()._params_by_path(call, [params])
+    def _separated(self, state: State) -> State:
+        inner = self.inner_optimizer
+        own, part = _without_scalars(self._first_state(), state, inner._joined(inner._state).scalars)
+        return own._replace(slots=[inner._separated(part)])
 
     def get_config(self) -> dict[str, Any]:
         initial, growth, lowest, highest = self._settings
@@ -158,6 +163,20 @@ class LossScaleOptimizer(Wrapper):
         inner = deserialize(config["inner_optimizer"], custom_objects)
         arguments: dict[str, Any] = config | {"inner_optimizer": inner}
         return cls(**arguments)
+
+
+def _with_scalars(own: State, inner: State) -> State:
+    """Return the state of `LossScaled`: the inner state, with the scalars of the wrapper.
+
+    Both may have a counter of skipped calls. Then the inner one counts.
+    """
+    return inner._replace(scalars=own.scalars | inner.scalars)
+
+
+def _without_scalars(own: State, state: State, inner: Any) -> tuple[State, State]:
+    """Split a state of `LossScaled`; `inner` has the names of the inner scalars. The inverse of `_with_scalars`."""
+    scalars = {n: x if n in inner else state.scalars[n] for n, x in own.scalars.items()}
+    return own._replace(scalars=scalars), state._replace(scalars={n: state.scalars[n] for n in inner})
 
 
 def scaled(loss: Any, scale: Any) -> Any:

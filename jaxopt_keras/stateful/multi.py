@@ -8,12 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.programs.multi import Multi
+from jaxopt_keras.engine.programs.partitioned import STEP
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options, check_pattern
+from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer
 from jaxopt_keras.stateful.optimizer import Call, Optimizer
+from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
+from jaxopt_keras.stateful.state_views import slots_of, with_slots
 from jaxopt_keras.stateful.wrappers import Wrapper
 
 
@@ -132,7 +136,7 @@ class MultiOptimizer(Wrapper):
             inner = list(dict.fromkeys([*optimizer_map.values(), optimizer_map.default_optimizer]))
         for optimizer in inner:
             optimizer.loss_scale_factor = options.loss_scale_factor
-        self._wrap(options, inner, {}, _map=optimizer_map)
+        self._wrap(options, inner, _map=optimizer_map)
 
     _map: Any
 
@@ -161,34 +165,55 @@ class MultiOptimizer(Wrapper):
             optimizer.loss_scale_factor = options.loss_scale_factor
         object.__setattr__(self, "_options", options)
 
-    def _choose_owner(self, path: str, variable: Any) -> int:
+    def _choose_group(self, path: str, variable: Any) -> int:
         optimizer = self._map[path] if isinstance(self._map, OptimizerMap) else self._map(variable)
         if optimizer not in self._inner:
             _checked_inner("optimizer_map", optimizer).loss_scale_factor = self._options.loss_scale_factor
             self._inner.append(optimizer)
         return self._inner.index(optimizer)
 
+    def _must_unpack(self, buffer: Buffer) -> bool:
+        return True  # its variables may belong to several groups
+
+    def _groups(self) -> dict[str, Optimizer]:
+        return {str(i): optimizer for i, optimizer in enumerate(self._inner)}
+
     @property
-    def _guards(self) -> bool:
-        """Whether an inner optimizer skips steps."""
-        return any(optimizer.skip_nonfinite for optimizer in self._inner)
+    def _state(self) -> State:
+        """The state, with a counter of skipped calls if an inner optimizer has a guard."""
+        if SKIPPED not in self._kept.scalars and self._kernel().options.skip_nonfinite:
+            scalars = self._kept.scalars | {SKIPPED: jnp.zeros((), jnp.int32)}
+            object.__setattr__(self, "_kept", self._kept._replace(scalars=scalars))
+        return super()._state
 
-    def _own_places(self) -> Any:
-        if self._guards and SKIPPED not in self._state.scalars:
-            self._set_state(self._state._replace(scalars={SKIPPED: jnp.zeros((), jnp.int32)}))
-        return super()._own_places()
+    def _program(self, programs: list[Any], guards: bool) -> Multi:
+        return Multi(tuple(programs), guards)
 
-    def _combined_program(self, calls: dict[int, Call]) -> Multi:
-        guards = any(self._inner[i].skip_nonfinite for i in calls)
-        return Multi(tuple(call.program for call in calls.values()), guards)
-
-    def _step_state(self, own: State, calls: dict[int, Call]) -> State:
-        guards = any(self._inner[i].skip_nonfinite for i in calls)
+    def _call(self, kernel: Kernel, own: State, calls: dict[int, Call]) -> Call:
+        guards = kernel.options.skip_nonfinite
         scalars = {SKIPPED: own.scalars.get(SKIPPED, jnp.zeros((), jnp.int32))} if guards else {}
-        return State(own.count, {}, scalars, [call.state for call in calls.values()])
+        params, states, grads, hyper = ([*x] for x in zip(*(call[1:5] for call in calls.values()), strict=True))
+        return Call(kernel, params, State(own.count, {}, scalars, states), grads, hyper, calls)
 
-    def _split_state(self, call: Call, own: State, result: State) -> tuple[State, list[State]]:
-        return own._replace(count=result.count, scalars=own.scalars | result.scalars), result.slots
+    def _split(self, call: Call, own: State, params: Any, result: State) -> tuple[State, list[Any], list[State]]:
+        return own._replace(count=result.count, scalars=own.scalars | result.scalars), params, result.slots
+
+    def _joined(self, state: State) -> State:
+        parts = dict(zip(self._groups(), state.slots, strict=True))
+        hyper = {name: part.hyperparams for name, part in parts.items()}
+        scalars = state.scalars | {name: part.scalars | {STEP: part.count} for name, part in parts.items()}
+        slots = {path: slots_of(state.slots[i], inside) for path, (i, inside) in self._owners.items()}
+        return with_slots(State(state.count, hyper, scalars, {}), slots)
+
+    def _separated(self, state: State) -> State:
+        parts = []
+        for i, (name, optimizer) in enumerate(self._groups().items()):
+            scalars = dict(state.scalars[name])
+            part = optimizer._state._replace(count=scalars.pop(STEP), hyperparams=state.hyperparams[name])
+            slots = {inside: slots_of(state, path) for path, (owner, inside) in self._owners.items() if owner == i}
+            parts.append(with_slots(part._replace(scalars=scalars), slots))
+        own = {name: state.scalars[name] for name in self._kept.scalars}
+        return self._kept._replace(count=state.count, scalars=own, slots=parts)
 
     def get_config(self) -> dict[str, Any]:
         if not isinstance(self._map, OptimizerMap):

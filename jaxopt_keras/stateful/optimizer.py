@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.compiled import Compiled
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.slot_packing import LOOSE, should_pack_slots
 from jaxopt_keras.engine.state import State
@@ -19,6 +18,7 @@ from jaxopt_keras.language.options import Options, refuse_unknown
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.configs import Configs
 from jaxopt_keras.stateful.custom.api import HOOKS
 from jaxopt_keras.stateful.custom.hooks import Hooks
@@ -33,10 +33,9 @@ from jaxopt_keras.stateful.weight_lists import Weights
 
 
 class Call(NamedTuple):
-    """A prepared step: the compiled program and its arguments."""
+    """A prepared step: the kernel and its arguments."""
 
-    program: Any
-    compiled: Compiled
+    kernel: Kernel
     params: Any
     state: Any  # with slots of `params` only, and without hyperparameters
     grads: Any
@@ -147,17 +146,29 @@ class Optimizer(Registry, Configs, Weights, Losses):
 
     @property
     def state(self) -> State:
-        """Copy of the state. The next step donates the arrays of the state itself."""
-        return jax.tree.map(jnp.copy, self._state)
+        """Copy of the state, in the layout of the pure face. The next step donates the arrays of the state itself."""
+        return jax.tree.map(jnp.copy, self._joined(self._state))
 
     @state.setter
     def state(self, state: State) -> None:
-        if jax.tree.map(_shape_and_dtype, state) != jax.tree.map(_shape_and_dtype, self._state):
+        if jax.tree.map(_shape_and_dtype, state) != jax.tree.map(_shape_and_dtype, self._joined(self._state)):
             raise ValueError(
                 "`state` must be a state of this optimizer, with the same slots, shapes and dtypes. Received: "
                 f"{str(jax.tree.map(_shape_and_dtype, state))[:300]}"
             )
-        self._set_state(jax.tree.map(jnp.copy, state))
+        self._set_state(self._separated(jax.tree.map(jnp.copy, state)))
+
+    def _joined(self, state: State) -> State:
+        """Return `state` in the layout of the pure face; that of a wrapper has the states of its groups as `slots`."""
+        return state
+
+    def _separated(self, state: State) -> State:
+        """Return `state`, in the layout of the pure face, as this optimizer keeps it: the inverse of `_joined`."""
+        return state
+
+    def _groups(self) -> "dict[str, Optimizer]":
+        """Return the plain optimizers by the names that their groups have in the state; "" without groups."""
+        return {"": self}
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +240,7 @@ class Optimizer(Registry, Configs, Weights, Losses):
         call = self._prepare_step(given)
         # Without an axis the argument is left out, so that both faces share one program.
         reduce = {} if self._options.axis_name is None else {"reduce": False}
-        params, state = call.compiled.step_donating(call.params, call.state, call.grads, call.hyper, **reduce)
+        params, state = call.kernel.compiled.step_donating(call.params, call.state, call.grads, call.hyper, **reduce)
         refuse_traced(state.count)
         self._accept_results(call, params, state)
 
@@ -254,17 +265,18 @@ class Optimizer(Registry, Configs, Weights, Losses):
         slots = state.slots if isinstance(state.slots, Packed) else masked(state.slots, params)
         used = state._replace(slots=pack_slots_eagerly(slots, LOOSE) if packs else slots, hyperparams={})
         grads = {k: given.get(k) for k in params}
-        return Call(kernel.skeleton, kernel.compiled, params, used, grads, self._hyper(state))
+        return Call(kernel, params, used, grads, self._hyper(state))
 
-    def _state_after(self, call: Call, state: Any, result: Any) -> Any:
-        """Return `state` after a step; `result` is the state that `call` returned."""
+    def _results(self, call: Call, state: State, params: Any, result: State) -> tuple[dict[str, Any], State]:
+        """Return new parameters by path, and `state` after the step: `call` returned `params` and `result`."""
         if not isinstance(result.slots, Packed):
             result = result._replace(slots=updated(state.slots, result.slots))
-        return result._replace(hyperparams=state.hyperparams)
+        return params, result._replace(hyperparams=state.hyperparams)
 
-    def _accept_results(self, call: Call, params: dict[str, Any], result: Any) -> None:
+    def _accept_results(self, call: Call, params: Any, result: State) -> None:
         """Set the state and the variables to the results of `call`."""
-        self._set_state(self._state_after(call, self._kept, result))
+        params, state = self._results(call, self._kept, params, result)
+        self._put(state)
         for k, p in params.items():
             self._handles[k].write(p)
 
@@ -321,12 +333,8 @@ class Optimizer(Registry, Configs, Weights, Losses):
     def _pure_step(self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool) -> tuple[Any, Any]:
         """Return parameters and state after a step from `params` and `state`, as a pure function. All are by path."""
         call = self._prepare_step(given, state, params)
-        new, result = call.compiled.step(call.params, call.state, call.grads, call.hyper, reduce=reduce)
-        return self._params_by_path(call, new), self._state_after(call, state, result)
-
-    def _params_by_path(self, call: Call, params: Any) -> dict[str, Any]:
-        """Return the new parameters by path, from those that `call` returned."""
-        return params
+        new, result = call.kernel.compiled.step(call.params, call.state, call.grads, call.hyper, reduce=reduce)
+        return self._results(call, state, new, result)
 
     def view(self, place: Place) -> View:
         """Return the array at `place` of the state as an assignable variable (`state_views`)."""

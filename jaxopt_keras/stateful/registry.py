@@ -88,45 +88,55 @@ class Registry(Settings, Custom, Copies):
 
     def _register(self, variables: list[Any]) -> list[str]:
         """Give each new variable a path and slots. Return the paths of those that had no restored slots."""
-        new = {id(v): handle(v) for v in variables if id(v) not in self._keys}
+        new = self._new_handles(variables)
         if not new:
             return []
         self._check_outside_hooks()
-        for h in new.values():
+        for h in new:
             buffer = getattr(h.variable, "buffer", None)
             if buffer is not None and id(buffer) in self._keys:
                 raise ValueError(
                     f"{self.name} updates the buffer `{buffer.path}` that contains `{h.path}`. Pass the gradient of "
                     "the buffer: `value_and_grad(loss, packed)`, where `pack_variables` returned `packed`."
                 )
+        registry, fresh = self._registry_with(new)
+        foreign, state = isinstance(self._rule, Foreign), self._state
+        if foreign and self._paths and (fresh or registry["_unbound"]):
+            raise ValueError(
+                f"{self.name} runs an optax transformation, which needs all its variables at once. Registered: "
+                f"{self._paths}. Received: {[h.path for h in new]}"
+            )
+        kernel = Kernel(self._rule, self._effective(self._options, registry["_handles"]))
+        added = {registry["_keys"][id(h.variable)]: h for h in new}
+        initial = kernel.init({key: h.read() for key, h in added.items()})
+        refuse_traced(initial.count)
+        initial = initial._replace(slots=without_masked(initial.slots))
+        slots = {key: self._merged(slots_of(initial, key), slots_of(state, key)) for key in added}
+        state = with_slots(state, slots, {**initial.slots, **state.slots})
+        scalars = initial.scalars if foreign and not self._paths else initial.scalars | state.scalars
+        self._set_registry(registry)
+        self._set_state(state._replace(scalars=scalars))
+        return fresh
+
+    def _new_handles(self, variables: list[Any]) -> list[Handle]:
+        """Return handles of those variables that are not registered."""
+        return list({id(v): handle(v) for v in variables if id(v) not in self._keys}.values())
+
+    def _registry_with(self, new: list[Handle]) -> tuple[dict[str, Any], list[str]]:
+        """Return the registry with new variables, as attributes, and the paths of those without restored slots."""
         handles, keys, unbound, paths = dict(self._handles), dict(self._keys), dict(self._unbound), [*self._paths]
-        bound, fresh = match_unbound(list(new.values()), unbound), []
-        for h in new.values():
+        bound, fresh = match_unbound(new, unbound), []
+        for h in new:
             key = bound.get(id(h.variable)) or deduplicated(h.path, paths)
             handles[key], keys[id(h.variable)] = h, key
             if unbound.pop(key, None) is None:
                 fresh.append(key)
                 paths.append(key)
-        foreign, state = isinstance(self._rule, Foreign), self._state
-        if foreign and self._paths and (fresh or unbound):
-            raise ValueError(
-                f"{self.name} runs an optax transformation, which needs all its variables at once. Registered: "
-                f"{self._paths}. Received: {[h.path for h in new.values()]}"
-            )
-        kernel = Kernel(self._rule, self._effective(self._options, handles))
-        initial = kernel.init({k: h.read() for k, h in handles.items() if id(h.variable) in new})
-        refuse_traced(initial.count)
-        initial = initial._replace(slots=without_masked(initial.slots))
-        added = [k for k, h in handles.items() if id(h.variable) in new]
-        slots = {key: self._merged(slots_of(initial, key), slots_of(state, key)) for key in added}
-        state = with_slots(state, slots, {**initial.slots, **state.slots})
-        scalars = initial.scalars if foreign and not self._paths else initial.scalars | state.scalars
-        for name, value in dict(
-            _handles=handles, _keys=keys, _unbound=unbound, _paths=paths, _kernel_cache=None
-        ).items():
+        return dict(_handles=handles, _keys=keys, _unbound=unbound, _paths=paths, _kernel_cache=None), fresh
+
+    def _set_registry(self, registry: dict[str, Any]) -> None:
+        for name, value in registry.items():
             object.__setattr__(self, name, value)
-        self._set_state(state._replace(scalars=scalars))
-        return fresh
 
     def _unpacked_buffers(self, grads: list[Any], variables: list[Any]) -> tuple[list[Any], list[Any]]:
         """Replace buffers that must be unpacked by their variables, and split their gradients accordingly."""

@@ -66,7 +66,7 @@ class Settings(Transactions):
     _custom_names: list[str]
     _views: dict[Any, Any]
     _stand_ins: dict[str, Any]
-    _kernel_cache: Kernel | None
+    _kernel_cache: Any  # the kernel, or None; of a wrapper the kernels by those of its groups
     view: Callable[[Place], View]
     _handle: Callable[[Any], Handle]
     _key: Callable[[Any], str]

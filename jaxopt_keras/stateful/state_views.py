@@ -17,7 +17,8 @@ from jaxopt_keras.storage.masters import MASTER
 Place = tuple[Any, ...]
 """Address of an array: ("count",), ("hyperparams", name), ("scalars", name[, leaf]) or ("slots", path, name[, slice]).
 
-The `slice` is the `Slice` of a packed variable: its range of the slot.
+The `slice` is the `Slice` of a packed variable: its range of the slot. The address of an array of an inner optimizer is
+(the number of that optimizer, the address in its state).
 """
 
 STEP: Place = ("count",)
@@ -84,6 +85,8 @@ def view(optimizer: Any, place: Place) -> View:
 def read(state: Any, place: Place) -> Any:
     """Return the array at `place`."""
     kind, *rest = place
+    if isinstance(kind, int):
+        return read(state.slots[kind], rest[0])
     if len(rest) == 3:
         return rest[2].read(read(state, place[:3]))
     value = getattr(state, kind)
@@ -252,15 +255,20 @@ def _scalars(state: Any, custom_names: list[str]) -> list[Place]:
 
 def with_values(state: Any, places: list[Place], values: list[Any]) -> Any:
     """Return `state` with `values` at `places`."""
-    slots = {name: dict(tree) for name, tree in state.slots.items()}
-    others: list[tuple[Place, Any]] = []
+    if isinstance(state.slots, list):  # of the states of inner optimizers
+        slots: Any = [with_values(s, *_inside(i, places, values)) for i, s in enumerate(state.slots)]
+    else:
+        slots = {name: dict(tree) for name, tree in state.slots.items()}
     for place, value in zip(places, values, strict=True):
         if place[0] == "slots":
             tree = slots.setdefault(place[2], {})
             tree[place[1]] = quantized_like(value, tree.get(place[1]))
-        else:
-            others.append((place, value))
-    state = state._replace(slots=slots)
-    for place, value in others:
-        state = with_value(state, place, value)
-    return state
+        elif not isinstance(place[0], int):
+            state = with_value(state, place, value)
+    return state._replace(slots=slots)
+
+
+def _inside(i: int, places: list[Place], values: list[Any]) -> tuple[list[Place], list[Any]]:
+    """Return those places that are in the state of the inner optimizer `i`, as it has them, and their values."""
+    chosen = [n for n, place in enumerate(places) if place[0] == i]
+    return [places[n][1] for n in chosen], [values[n] for n in chosen]

@@ -32,6 +32,10 @@ class Transactions:
 
     def _set_state(self, state: State) -> None:
         self._check_outside_hooks()
+        self._put(state)
+
+    def _put(self, state: State) -> None:
+        """Replace the state."""
         object.__setattr__(self, "_kept", state)
 
     def _check_outside_hooks(self) -> None:

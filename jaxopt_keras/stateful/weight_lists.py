@@ -33,7 +33,7 @@ class Weights:
 
     name: str
     _state: Any
-    _state_for: Callable[[Place], Any]
+    _put: Callable[[Any], None]
     _rule: Any
     _rate_source: Any
     _paths: list[str]
@@ -125,12 +125,8 @@ class Weights:
                 raise ValueError(f"The weight `{name}` must be of dtype {have.dtype}. Received: dtype {value.dtype}")
         self._put(self._state_with(places, values))
 
-    def _put(self, state: Any) -> None:
-        """Replace the state."""
-        object.__setattr__(self, "_kept", state)
-
     def _read(self, place: Place) -> Any:
-        return read(self._state_for(place), place)
+        return self.view(place)._raw_value()
 
     def _values_at(self, state: Any, places: list[Place]) -> list[Any]:
         return [read(state, place) for place in places]

@@ -1,24 +1,25 @@
-"""The base of optimizers around other optimizers. Each keeps its own state; a step is one compiled call.
+"""The base of optimizers around other optimizers.
+
+A wrapper is an optimizer like any other: it has one kernel, one state and one registry of variables. Its kernel runs
+the kernels of its groups, and a step is one compiled call. Its state consists of a few numbers of its own and, as
+`slots`, of the states of its groups; `state` converts that to the layout of the pure face. An inner optimizer is a
+group: its state is that element of the wrapper's state, which both read and set. It can also be used alone.
 
 An address (`state_views.Place`) in a wrapper's state is one of its own, or (number of an inner optimizer, its address).
 """
 
-import copy
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.compiled import Compiled, shared
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.stateful.copies import deduplicated, match_unbound
+from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Call, Optimizer
-from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View, read
+from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View
 from jaxopt_keras.stateful.variable import check_iterable
-from jaxopt_keras.stateful.variable_kinds import handle
 
 INNER = "Set it on the inner optimizer."
 
@@ -28,104 +29,95 @@ class Wrapper(Optimizer):
 
     _listed_scalars: ClassVar[tuple[str, ...]] = ()  # the wrapper's own, in Keras's order
     _inner: list[Optimizer]
-    _owners: dict[str, int]
+    _owners: dict[str, tuple[int, str]]  # path -> the number of its inner optimizer, and its path there
 
-    def _wrap(self, options: Options, inner: list[Optimizer], scalars: dict[str, Any], **own: Any) -> None:
+    def _wrap(self, options: Options, inner: list[Optimizer], **own: Any) -> None:
         """Set all attributes to their values before the first variable."""
-        state = State(jnp.zeros((), jnp.int32), {"learning_rate": jnp.zeros((), jnp.float32)}, scalars, {})
-        # _owners: path -> number of its inner optimizer; _programs: the cache of `_cached_program`
-        self._init_attributes(options, type(self).__name__, _inner=inner, _kept=state, _owners={}, _programs={}, **own)
+        self._init_attributes(options, type(self).__name__, _inner=inner, _owners={}, **own)
+        object.__setattr__(self, "_kept", self._first_state())
+
+    def _first_state(self) -> State:
+        """Return the wrapper's own numbers before the first step. Its count and rate are those that Keras lists."""
+        return State(jnp.zeros((), jnp.int32), {"learning_rate": jnp.zeros((), jnp.float32)}, self._first_scalars(), {})
 
     # --- implemented by each wrapper --------------------------------------------------------------------------------
 
-    def _choose_owner(self, path: str, variable: Any) -> int:
-        """Return the number of the inner optimizer of a new variable."""
+    def _first_scalars(self) -> dict[str, Any]:
+        return {}
+
+    def _choose_group(self, path: str, variable: Any) -> int:
+        """Return the number of the inner optimizer of a new variable: the first, unless a wrapper has several."""
+        return 0
+
+    def _program(self, programs: list[Any], guards: bool) -> Any:
+        """Return one program that runs those of the groups; `guards`: one of them skips steps."""
         raise NotImplementedError
 
-    def _combined_program(self, calls: dict[int, Call]) -> Any:
-        """Return one program that runs the programs of the inner optimizers' calls."""
+    def _call(self, kernel: Kernel, own: State, calls: dict[int, Call]) -> Call:
+        """Return the call of `kernel` that makes the steps of `calls`, from a state with the wrapper's numbers."""
         raise NotImplementedError
 
-    def _step_state(self, own: Any, calls: dict[int, Call]) -> Any:
-        """Return the state that this program takes, from the wrapper's own and those of the calls."""
-        raise NotImplementedError
-
-    def _split_state(self, call: Call, own: Any, result: Any) -> tuple[Any, list[Any]]:
-        """Split the state that the program returned into the wrapper's own and those of the calls `call.inner`."""
+    def _split(self, call: Call, own: State, params: Any, result: State) -> tuple[State, list[Any], list[State]]:
+        """Return the results of `call`: `own` with new numbers, and the parameters and states of `call.inner`."""
         raise NotImplementedError
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
+    def _kernel(self) -> Kernel:
+        return self._kernel_of({i: optimizer._kernel() for i, optimizer in enumerate(self._inner)})
+
+    def _kernel_of(self, kernels: dict[int, Kernel]) -> Kernel:
+        """Return the kernel that runs those of some groups. It is cached, since making and comparing one is slow."""
+        key, cached = tuple(kernels.items()), self._kernel_cache or {}
+        if key not in cached:
+            programs = [kernel.skeleton for kernel in kernels.values()]
+            guards = any(kernel.options.skip_nonfinite for kernel in kernels.values())
+            kept = cached if len(cached) < 32 else {}  # else settings have changed many times
+            cached = kept | {key: Kernel(self._program(programs, guards))}
+            object.__setattr__(self, "_kernel_cache", cached)
+        return cached[key]
+
     def _prepare_step(self, given: dict[str, Any], state: Any = None, params: Any = None) -> Call:
-        own, inner = (self._state, [None] * len(self._inner)) if state is None else state
-        grads, arrays = self._by_owner(given), None if params is None else self._by_owner(params)
-        calls = {
-            i: self._inner[i]._prepare_step(grads[i], inner[i], None if arrays is None else arrays[i]) for i in grads
-        }
-        program, compiled = self._cached_program(calls)
-        lists = [[getattr(call, name) for call in calls.values()] for name in ("params", "grads", "hyper")]
-        return Call(program, compiled, lists[0], self._step_state(own, calls), *lists[1:], inner=calls)
+        grads = self._by_group(given)
+        states = dict.fromkeys(grads) if state is None else state.slots
+        arrays = dict.fromkeys(grads) if params is None else self._by_group(params)
+        calls = {i: self._inner[i]._prepare_step(grads[i], states[i], arrays[i]) for i in grads}
+        kernel = self._kernel_of({i: call.kernel for i, call in calls.items()})
+        return self._call(kernel, self._kept if state is None else state, calls)
 
-    def _cached_program(self, calls: dict[int, Call]) -> tuple[Any, Compiled]:
-        """Return the program of the calls, cached by the identity of the calls' programs: comparing them is slow."""
-        key = tuple((i, id(call.program)) for i, call in calls.items())
-        if key not in self._programs:
-            if len(self._programs) > 32:  # settings have changed many times
-                self._programs.clear()
-            program = self._combined_program(calls)
-            kept_alive = [call.program for call in calls.values()]  # so that no other program gets one of these ids
-            self._programs[key] = program, shared(program), kept_alive
-        return self._programs[key][:2]
-
-    _programs: dict[Any, Any]
-
-    def _by_owner(self, by_path: dict[str, Any]) -> dict[int, dict[str, Any]]:
-        """Split a dict by path into one for each inner optimizer that has some of the variables, by its own paths."""
+    def _by_group(self, by_path: dict[str, Any]) -> dict[int, dict[str, Any]]:
+        """Split a dict by path into one for each group that has some of the variables, by the paths there."""
         parts: dict[int, dict[str, Any]] = {}
         for path, x in by_path.items():
-            parts.setdefault(self._owners[path], {})[self._key_inside(path)] = x
+            i, inside = self._owners[path]
+            parts.setdefault(i, {})[inside] = x
         return dict(sorted(parts.items()))
 
-    def _state_after(self, call: Call, state: Any, result: Any) -> Any:
-        own, inner = state
-        own, states = self._split_state(call, own, result)
-        inner = list(inner)
-        for (i, part), new in zip(call.inner.items(), states, strict=True):
-            inner[i] = self._inner[i]._state_after(part, inner[i], new)
-        return own, inner
+    def _results(self, call: Call, state: State, params: Any, result: State) -> tuple[dict[str, Any], State]:
+        own, *parts = self._split(call, state, params, result)
+        new, slots = {}, [*state.slots]
+        for i, p, r in zip(call.inner, *parts, strict=True):
+            new[i], slots[i] = self._inner[i]._results(call.inner[i], slots[i], p, r)
+        by_path = {path: new[i][inside] for path, (i, inside) in self._owners.items() if i in new}
+        return by_path, own._replace(slots=slots)
 
-    def _accept_results(self, call: Call, params: Any, result: Any) -> None:
-        own, states = self._split_state(call, self._state, result)
-        self._set_state(own)
-        for (i, part), p, new in zip(call.inner.items(), params, states, strict=True):
-            self._inner[i]._accept_results(part, p, new)
+    def _accept_results(self, call: Call, params: Any, result: State) -> None:
+        own, *parts = self._split(call, self._kept, params, result)
+        object.__setattr__(self, "_kept", own)
+        for i, p, r in zip(call.inner, *parts, strict=True):
+            self._inner[i]._accept_results(call.inner[i], p, r)
 
-    def _params_by_path(self, call: Call, params: Any) -> dict[str, Any]:
-        new = {
-            i: self._inner[i]._params_by_path(part, p) for (i, part), p in zip(call.inner.items(), params, strict=True)
-        }
-        return {path: new[owner][self._key_inside(path)] for path, owner in self._owners.items() if owner in new}
+    # --- state ------------------------------------------------------------------------------------------------------
 
-    def _key_inside(self, path: str) -> str:
-        """Return the path under which the inner optimizer has the variable at `path`."""
-        return self._inner[self._owners[path]]._keys[id(self._handles[path].variable)]
+    @property
+    def _state(self) -> State:
+        """State with the states of the groups as `slots`. `_kept` has the wrapper's own numbers only."""
+        return self._kept._replace(slots=[optimizer._state for optimizer in self._inner])
 
-    # --- variables --------------------------------------------------------------------------------------------------
-
-    def _register(self, variables: list[Any]) -> list[str]:
-        new = {id(v): handle(v) for v in variables if id(v) not in self._keys}
-        bound = match_unbound(list(new.values()), self._unbound)
-        by_owner: dict[int, list[Any]] = {}
-        for h in new.values():
-            key = bound.get(id(h.variable)) or deduplicated(h.path, self._paths)
-            if self._unbound.pop(key, None) is None:
-                self._paths.append(key)
-                self._owners[key] = self._choose_owner(h.path, h.variable)
-            self._handles[key], self._keys[id(h.variable)] = h, key
-            by_owner.setdefault(self._owners[key], []).append(h.variable)
-        for owner, owned in by_owner.items():
-            self._inner[owner]._ensure(owned)
-        return []
+    def _put(self, state: State) -> None:
+        super()._put(state._replace(slots={}))
+        for optimizer, part in zip(self._inner, state.slots, strict=True):
+            optimizer._put(part)
 
     def _snapshot(self) -> dict[str, Any]:
         return {"own": super()._snapshot(), "inner": [(o, o._snapshot()) for o in self._inner]}
@@ -136,8 +128,42 @@ class Wrapper(Optimizer):
             for optimizer, before in snapshot["inner"]:
                 optimizer._restore(before)
 
+    def view(self, place: Place) -> View:
+        return self._inner[place[0]].view(place[1]) if isinstance(place[0], int) else super().view(place)
+
+    def places(self) -> list[Place]:
+        return self._listed([STEP, RATE], [optimizer.places() for optimizer in self._inner])
+
+    def _legacy_places(self) -> list[Place]:
+        return self._listed([STEP], [optimizer._legacy_places() for optimizer in self._inner])
+
+    def _listed(self, first: list[Place], inner: list[list[Place]]) -> list[Place]:
+        """Return the addresses of the wrapper's own numbers, with those of the inner optimizers between them."""
+        scalars: list[Place] = [("scalars", name) for name in self._listed_scalars]
+        counter: list[Place] = [("scalars", SKIPPED)] if SKIPPED in self._state.scalars else []
+        return [*first, *scalars, *((i, place) for i, places in enumerate(inner) for place in places), *counter]
+
+    # --- variables --------------------------------------------------------------------------------------------------
+
+    def _register(self, variables: list[Any]) -> list[str]:
+        new = self._new_handles(variables)
+        registry, fresh = self._registry_with(new)
+        self._set_registry(registry)
+        groups: dict[int, list[Any]] = {}
+        for h in new:
+            path = self._keys[id(h.variable)]
+            i = self._choose_group(h.path, h.variable) if path in fresh else self._owners[path][0]
+            groups.setdefault(i, []).append(h.variable)
+            self._owners[path] = i, path
+        for i, owned in groups.items():
+            self._inner[i]._ensure(owned)
+            self._owners.update({self._keys[id(v)]: (i, self._inner[i]._keys[id(v)]) for v in owned})
+        return []
+
     def _inner_of(self, variable: Any) -> Optimizer:
-        return self._inner[self._owners[self._key(variable)]]
+        buffer = getattr(variable, "buffer", None)
+        known = variable if buffer is None or id(variable) in self._keys else buffer
+        return self._inner[self._owners[self._key(known)][0]]
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Set variables to their averages, if their optimizer keeps averages."""
@@ -157,86 +183,18 @@ class Wrapper(Optimizer):
         """Return the names of all inner optimizers' slots."""
         return [*dict.fromkeys(name for o in self._inner for name in o.get_slot_names())]
 
-    # --- lists of state ---------------------------------------------------------------------------------------------
-
-    def _own_places(self) -> tuple[list[Place], list[Place]]:
-        """Return the wrapper's own addresses, those before the inner optimizers' and those after them."""
-        first: list[Place] = [STEP, RATE, *(("scalars", name) for name in self._listed_scalars)]
-        return first, [("scalars", SKIPPED)] if SKIPPED in self._state.scalars else []
-
-    def places(self) -> list[Place]:
-        first, last = self._own_places()
-        return [*first, *((i, place) for i, o in enumerate(self._inner) for place in o.places()), *last]
-
-    def _legacy_places(self) -> list[Place]:
-        first, last = self._own_places()
-        inner = ((i, place) for i, o in enumerate(self._inner) for place in o._legacy_places())
-        return [*(place for place in first if place != RATE), *inner, *last]
-
-    def view(self, place: Place) -> View:
-        return self._inner[place[0]].view(place[1]) if isinstance(place[0], int) else super().view(place)
-
-    def _read(self, place: Place) -> Any:
-        return self._inner[place[0]]._read(place[1]) if isinstance(place[0], int) else super()._read(place)
-
-    def _state_with(self, places: list[Place], values: list[Any]) -> tuple[Any, list[Any]]:
-        by_owner: dict[Any, list[tuple[Place, Any]]] = {None: []} | {i: [] for i in range(len(self._inner))}
-        for place, value in zip(places, values, strict=True):
-            is_inner = isinstance(place[0], int)
-            by_owner[place[0] if is_inner else None].append((place[1] if is_inner else place, value))
-        lists = {i: tuple(map(list, zip(*pairs, strict=True))) for i, pairs in by_owner.items()}
-        own = super()._state_with(*lists.pop(None))
-        return own, [self._inner[i]._state_with(*x) for i, x in lists.items()]
-
-    def _put(self, state: tuple[Any, list[Any]]) -> None:
-        own, inner = state
-        super()._put(own)
-        for optimizer, inner_state in zip(self._inner, inner, strict=True):
-            optimizer._put(inner_state)
-
-    def _values_at(self, state: Any, places: list[Place]) -> list[Any]:
-        own, inner = state
-        return [
-            self._inner[p[0]]._values_at(inner[p[0]], [p[1]])[0] if isinstance(p[0], int) else read(own, p)
-            for p in places
-        ]
-
-    @property
-    def state(self) -> Any:
-        """Copies of the wrapper's own state and of the inner optimizers' states."""
-        return jax.tree.map(jnp.copy, self._state), [o.state for o in self._inner]
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        own, inner = state
-        for optimizer, value in zip(self._inner, inner, strict=True):
-            optimizer.state = value
-        self._set_state(jax.tree.map(jnp.copy, own))
-
     # --- settings ---------------------------------------------------------------------------------------------------
 
     @property
     def skipped(self) -> int:
         """Number of calls that guards skipped, the wrapper's and the inner optimizers'."""
-        return int(self._state.scalars.get(SKIPPED, 0)) + sum(int(o.skipped) for o in self._inner)
+        return int(self._kept.scalars.get(SKIPPED, 0)) + sum(int(o.skipped) for o in self._inner)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         raise AttributeError(f"{type(self).__name__} has no weight decay of its own. {INNER}")
 
     def _configure(self, rule: Any, options: Options) -> None:
         raise AttributeError(f"{type(self).__name__} has no options of its own. {INNER}")
-
-    def __copy__(self) -> Self:
-        new = object.__new__(type(self))
-        variables = {id(h.variable): h.variable for h in self._handles.values()}
-        inner = {id(o): copy.copy(o) for o in self._inner}
-        new.__setstate__(copy.deepcopy(self.__getstate__(), {id(self): new} | variables | inner))
-        new.__dict__.update(_handles=dict(self._handles), _unbound=dict(self._unbound))
-        new.__dict__["_keys"].update({id(h.variable): key for key, h in self._handles.items()})
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_programs": {}}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name!r} of {self._inner}>"

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import jaxopt_keras as jk
+from jaxopt_keras import checkpoint
+from jaxopt_keras.stateful.state_views import masked
 from tests.stateful.facade import close, same, some_grads, two, values
 
 
@@ -229,9 +231,194 @@ def test_nothing_compiles_anew():
     optimizer = jk.LossScaleOptimizer(jk.MultiOptimizer(jk.OptimizerMap(jk.Adam(), {"bias": jk.SGD(0.1)})))
     variables = two()
     optimizer.apply(some_grads(), variables)
-    program = next(iter(optimizer._programs.values()))[1].step_donating
+    program = optimizer._kernel().compiled.step_donating
     count = program._cache_size()
     optimizer.inner_optimizer.optimizers[0].learning_rate = 0.5
     for i in range(3):
         optimizer.apply(some_grads(i), variables)
-    assert len(optimizer._programs) == 1 and program._cache_size() == count
+    assert optimizer._kernel().compiled.step_donating is program and program._cache_size() == count > 0
+
+
+# --- an inner optimizer is a group of the wrapper's state --------------------------------------------------------
+
+
+def groups():
+    """A wrapper of two groups, and the variables, whose paths begin with the name of their group."""
+    optimizer = jk.MultiOptimizer(jk.OptimizerMap(jk.Adam(0.125), {"0.*": jk.SGD(0.25, momentum=0.5)}))
+    return optimizer, [jk.Variable(jnp.full(3, 1.0 + i), name=f"{i}/w") for i in range(2)]
+
+
+def drawn(i):
+    return [jnp.arange(3.0) + i, 1.0 - jnp.arange(3.0) * i]
+
+
+def pure_state(optimizer):
+    """The optimizer's state as a kernel has it: with placeholders for missing slots, without hyperparameters."""
+    state = optimizer.state
+    return state._replace(slots=masked(state.slots, dict.fromkeys(optimizer._paths)), hyperparams={})
+
+
+def restored(optimizer, saved, tmp_path):
+    checkpoint.save(tmp_path / "x.safetensors", saved)
+    checkpoint.load(tmp_path / "x.safetensors", optimizer)
+
+
+PURE = {
+    "multi": (lambda o: o, lambda k: k),
+    "both": (lambda o: jk.LossScaleOptimizer(o, 4.0, 2), lambda k: jk.loss_scaled(k, 4.0, 2)),
+}
+
+
+@pytest.mark.parametrize("around", PURE)
+def test_the_state_is_one_of_the_pure_face(around):
+    """A kernel continues from the optimizer's state, and the optimizer from the kernel's."""
+    wrap, pure = PURE[around]
+    inner, variables = groups()
+    optimizer, paths = wrap(inner), [v.path for v in variables]
+    kernel = pure(jk.partition({"0": jk.sgd(0.25, momentum=0.5), "1": jk.adam(0.125)}))
+    params = dict(zip(paths, [jnp.array(v) for v in variables], strict=True))
+    fresh = kernel.init(params)
+    optimizer.build(variables)
+    same(pure_state(optimizer), fresh)
+    for i in range(3):
+        grads = [4.0 * g for g in drawn(i)]
+        params, state = kernel.step(params, pure_state(optimizer), dict(zip(paths, grads, strict=True)), donate=False)
+        optimizer.apply(grads, variables)
+        same(pure_state(optimizer), state)
+        same(values(variables), [np.array(params[path]) for path in paths])
+    present = optimizer.state
+    optimizer.state = present._replace(slots=jax.tree.map(lambda x: x + 1, present.slots))
+    same(optimizer.get_slot(variables[0], "momentum").numpy(), np.array(state.slots["momentum"]["0/w"] + 1))
+    with pytest.raises(ValueError, match="must be a state of this optimizer"):
+        optimizer.state = fresh._replace(scalars={})
+
+
+@pytest.mark.parametrize("outer", OUTER)
+def test_both_sides_see_what_the_other_writes(outer):
+    inner, variables = jk.Adam(0.1), two()
+    optimizer = OUTER[outer](inner)
+    optimizer.build(variables)
+    assert [v for v in optimizer.variables if v.optimizer is inner] == [*inner.variables]
+    place = [v.optimizer is inner and v.name == "kernel_momentum" for v in optimizer.weights].index(True)
+    weights = optimizer.get_weights()
+    weights[place] += 3.0
+    optimizer.set_weights(weights)
+    assert np.all(inner.get_slot(variables[0], "momentum").numpy() == 3.0)
+    inner.get_slot(variables[0], "momentum").assign(jnp.full((2, 3), 5.0))
+    assert np.all(optimizer.get_weights()[place] == 5.0)
+    assert np.all(optimizer.state.slots["momentum"][variables[0].path] == 5.0)
+    inner.learning_rate, inner.iterations = 0.0, 7
+    start = values(variables)
+    optimizer.apply(scaled(optimizer, some_grads()), variables)
+    same(values(variables), start)
+    assert int(inner.iterations) == int(optimizer.iterations) == 8
+    inner.apply(some_grads(), variables)  # alone
+    assert any(v.optimizer is inner and int(v) == 9 for v in optimizer.variables if v.name == "iteration")
+
+
+@pytest.mark.parametrize("outer", OUTER)
+def test_an_inner_optimizer_that_was_trained_before_continues(outer):
+    plain, inner, ours, theirs = jk.Adam(0.1), jk.Adam(0.1), two(), two()
+    for optimizer, variables in ((plain, ours), (inner, theirs)):
+        optimizer.apply(some_grads(), variables)
+    wrapped = OUTER[outer](inner)
+    for i in range(1, 3):
+        plain.apply(some_grads(i), ours)
+        wrapped.apply(scaled(wrapped, some_grads(i)), theirs)
+    close(values(theirs), values(ours))
+    close(wrapped.state.slots, plain.state.slots)
+
+
+def test_restoring_keeps_the_slots_of_variables_that_only_the_inner_optimizer_has(tmp_path):
+    inner, (kernel, bias) = jk.Adam(0.1), two()
+    inner.apply(some_grads(), [kernel, bias])
+    optimizer = jk.MultiOptimizer(jk.OptimizerMap(inner))
+    optimizer.apply(some_grads()[:1], [kernel])
+    before = inner.state
+    restored(optimizer, optimizer, tmp_path)
+    optimizer.state = optimizer.state
+    same(inner.state, before)
+    inner.apply(some_grads(), [kernel, bias])
+
+
+@pytest.mark.parametrize("outer", OUTER)
+def test_two_wrappers_around_one_optimizer_share_its_state(outer):
+    inner, variables = jk.Adam(0.1), two()
+    first, second = OUTER[outer](inner), jk.LossScaleOptimizer(inner, 1.0)
+    plain, others = jk.Adam(0.1), two()
+    for i, optimizer in enumerate((first, second, first)):
+        optimizer.apply(scaled(optimizer, some_grads(i)), variables)
+        plain.apply(some_grads(i), others)
+    close(values(variables), values(others))
+    assert int(inner.iterations) == int(second.iterations) == 3
+
+
+@pytest.mark.parametrize("copied", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy], ids=["pickle", "deepcopy"])
+@pytest.mark.parametrize("outer", OUTER)
+def test_copies_of_a_pair_keep_the_tie_and_one_of_the_inner_is_alone(outer, copied):
+    inner, variables = jk.Adam(0.1), two()
+    optimizer = OUTER[outer](inner)
+    optimizer.apply(scaled(optimizer, some_grads()), variables)
+    for reverse in (False, True):
+        pair = copied((inner, optimizer) if reverse else (optimizer, inner))
+        new, within = pair[::-1] if reverse else pair
+        new.apply(scaled(new, some_grads(1)), two())
+        assert int(within.iterations) == int(new.iterations) == 2
+        assert within in (new._inner[0], *new._inner[0].__dict__.get("_inner", ()))
+    alone = copied(inner)
+    optimizer.apply(scaled(optimizer, some_grads(1)), variables)
+    assert int(alone.iterations) == 1 and int(inner.iterations) == 2
+
+
+def test_a_pickle_has_each_array_once():
+    """The wrapper's own pickle has numbers only: its groups have their states."""
+    optimizer = OUTER["both"](jk.Adam(0.1))
+    optimizer.apply(scaled(optimizer, some_grads()), two())
+    for wrapper in (optimizer, optimizer.inner_optimizer):
+        assert wrapper.__getstate__()["_kept"].slots == {}
+    assert set(optimizer.inner_optimizer.optimizers[0].__getstate__()["_kept"].slots) == {"momentum", "velocity"}
+
+
+def test_two_groups_may_have_variables_of_one_name(tmp_path):
+    def made():
+        variables, inner = [jk.Variable(jnp.ones(3), name="w") for _ in range(2)], iter((jk.Adam(0.1), jk.Adam(0.2)))
+        return jk.MultiOptimizer(lambda v: next(inner)), variables
+
+    (optimizer, variables), (other, others) = made(), made()
+    optimizer.apply(drawn(1), variables)
+    other.build(others)
+    flat = checkpoint.to_dict(optimizer)
+    assert {name for name in flat if name.startswith("slots/")} == {
+        f"slots/{path}/{slot}" for path in ("w", "w_1") for slot in ("momentum", "velocity")
+    }
+    assert [o._paths for o in optimizer.optimizers] == [["w"], ["w"]]
+    same(checkpoint.to_dict(copy.deepcopy(optimizer)), flat)  # which has no variables yet
+    restored(other, optimizer, tmp_path)
+    same(checkpoint.to_dict(other), flat)
+    for start in others, variables:
+        start[0].assign(jnp.ones(3))
+        start[1].assign(jnp.ones(3))
+    optimizer.apply(drawn(2), variables)
+    other.apply(drawn(2), others)
+    same(values(others), values(variables))
+
+
+@pytest.mark.parametrize("outer", OUTER)
+def test_packed_variables(outer, tmp_path):
+    """Loss scaling steps over the buffer; groups unpack it, since it may hold variables of several."""
+    plain, wrapped, ours, theirs = jk.Adam(0.1), OUTER[outer](jk.Adam(0.1)), two(), two()
+    packed = jk.pack_variables(theirs)
+    for i in range(3):
+        grads = some_grads(i)
+        plain.apply(grads, ours)
+        wrapped.apply(scaled(wrapped, [jnp.concatenate([g.ravel() for g in grads])]), packed)
+    close(values(theirs), values(ours))
+    assert wrapped._paths == (["packed/float32"] if outer == "loss scale" else [v.path for v in theirs])
+    close(wrapped.get_slot(theirs[1], "momentum").numpy(), plain.get_slot(ours[1], "momentum").numpy())
+    flat, other = checkpoint.to_dict(wrapped), OUTER[outer](jk.Adam(0.1))
+    assert {n for n in flat if n.startswith("slots/")} == {
+        n for n in checkpoint.to_dict(plain) if n.startswith("slots/")
+    }
+    other.build(two())  # not packed
+    restored(other, wrapped, tmp_path)
+    same(checkpoint.to_dict(other), flat)

@@ -26,7 +26,7 @@ class Multi:
     programs: tuple[Program, ...]
     skip_nonfinite: bool = False
 
-    @property
+    @functools.cached_property
     def options(self) -> Options:
         """The options of the whole; each program also has its own."""
         return Options(skip_nonfinite=self.skip_nonfinite)

@@ -18,7 +18,6 @@ from jax.sharding import NamedSharding
 
 from jaxopt_keras.stateful.state_views import Place
 from jaxopt_keras.stateful.variable_kinds import Handle
-from jaxopt_keras.stateful.wrappers import Wrapper
 from jaxopt_keras.storage.blockwise import Blocks
 
 
@@ -96,7 +95,7 @@ class Layout:
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
         places = optimizer.places()
-        leaves, treedef = jax.tree.flatten(_whole(optimizer))
+        leaves, treedef = jax.tree.flatten(optimizer._state)
         numbers = jax.tree.unflatten(treedef, range(len(leaves)))
         self.addresses: list[tuple[Address, str]] = []
         self._order: list[int] = []
@@ -108,7 +107,7 @@ class Layout:
 
     def assemble(self, values: Sequence[Any]) -> Any:
         """The state with `values` as its arrays. Hyperparameters that are not listed keep their current values."""
-        leaves, treedef = jax.tree.flatten(_whole(self._optimizer))
+        leaves, treedef = jax.tree.flatten(self._optimizer._state)
         for i, value in zip(self._order, values, strict=True):
             leaves[i] = _with_key_type(value, leaves[i])
         return jax.tree.unflatten(treedef, leaves)
@@ -119,23 +118,15 @@ class Layout:
         return [jax.random.key_data(x) if _is_key(x) else x for x in (leaves[i] for i in self._order)]
 
 
-def _whole(optimizer: Any) -> Any:
-    """The state of the optimizer and of its inner ones, as a step takes it."""
-    if isinstance(optimizer, Wrapper):
-        return optimizer._state, [_whole(inner) for inner in optimizer._inner]
-    return optimizer._state
-
-
-def _inside(whole: Any, address: Address) -> Any:
+def _inside(state: Any, address: Address) -> Any:
     for i in address.inner:
-        whole = whole[1][i]
-    own = whole[0] if type(whole) is tuple else whole  # a wrapper's own state
-    return _at(own, address.keys)
+        state = state.slots[i]
+    return _at(state, address.keys)
 
 
 def _leaves(optimizer: Any, address: Address) -> Iterator[tuple[Address, str]]:
     """The arrays at a place from `Optimizer.places`, with the suffixes of their names."""
-    if isinstance(_inside(_whole(optimizer), address), Blocks):
+    if isinstance(_inside(optimizer._state, address), Blocks):
         yield from ((address._replace(leaf=i), f"_{part}") for i, part in enumerate(("codes", "scales")))
     else:
         yield address, ""
