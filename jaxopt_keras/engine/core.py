@@ -1,7 +1,7 @@
-"""The protocols of the engine, `Core` and `Program`, the static layout of a tree, and the time of an update."""
+"""The base classes `Core` and `Program`, the static layout of a tree, and the time of an update."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,19 +31,21 @@ class Layout(NamedTuple):
     leaves: tuple[Leaf, ...]
 
     @classmethod
-    def read(cls, params: Any, options: Options, *, of_gradients: bool = False) -> tuple["Layout", list[Any]]:
+    def read(cls, params: Any, options: Options, grads: Any = None) -> tuple["Layout", list[Any]]:
         """Return the layout of `params`, and a list of its arrays.
 
         Args:
-            of_gradients: `params` are gradients. Each None in them is a leaf.
+            grads: the gradients, whose layout is returned if `params` is None. Each None in them is a leaf, and every
+                parameter is None.
 
         Raises:
             TypeError: for a leaf that is not a float or complex array.
         """
-        is_leaf = (lambda x: x is None) if of_gradients else None
-        options = options.for_params(params)
-        keyed, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
-        parts = params.parts if isinstance(params, Packed) else ()  # all of them decay, or none
+        of_gradients = params is None and grads is not None
+        tree, is_leaf = (grads, lambda x: x is None) if of_gradients else (params, None)
+        options = options.for_params(tree)
+        keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+        parts = tree.parts if isinstance(tree, Packed) else ()  # all of them decay, or none
         leaves = []
         for key, p in keyed:
             path = path_of(key)
@@ -58,7 +60,7 @@ class Layout(NamedTuple):
                     "`eqx.filter(model, eqx.is_inexact_array)`."
                 )
             leaves.append(Leaf(path, options.decays(parts[0].path, parts[0]) if parts else options.decays(path, p)))
-        return cls(treedef, tuple(leaves)), [p for _, p in keyed]
+        return cls(treedef, tuple(leaves)), [None if of_gradients else p for _, p in keyed]
 
     def flatten(self, tree: Any, name: str) -> list[Any]:
         """Return the subtrees of `tree` at the leaves of the parameters; None stays None.
@@ -116,107 +118,117 @@ class Now(NamedTuple):
         return jax.tree.map(lambda x: x.astype(dtype), self)
 
 
-class Core(Protocol):
-    """Runs one update over a list of parameters. A skeleton has no numbers: they are arguments, in `Now.hyper`."""
+class Core:
+    """Runs one update over a list of parameters. A skeleton has no numbers: they are arguments, in `Now.hyper`.
 
-    whole: ClassVar[bool]  # every update needs all parameters, including those without gradient
-    takes_rows: ClassVar[bool]  # `update` accepts sparse gradients as `Rows`
+    The defaults are those of a core without hyperparameters and slots of its own.
+    """
+
+    whole: ClassVar[bool] = False  # every update needs all parameters, including those without gradient
+    takes_rows: ClassVar[bool] = False  # `update` accepts sparse gradients as `Rows`
 
     def arrays(self) -> dict[str, Any]:
         """Return the run-time hyperparameters, as arrays by name."""
-        ...
+        return {}
 
-    def skeleton(self) -> "Core":
+    def skeleton(self) -> Self:
         """Return the core without its numbers."""
-        ...
+        return self
 
-    def replaced(self, **numbers: Any) -> "Core":
+    def replaced(self, **numbers: Any) -> Self:
         """Return the core with other hyperparameters."""
-        ...
+        return self
 
     @property
     def schedule(self) -> Any:
         """The learning rate as a function of the step; None if it is a number in `Now.hyper`."""
-        ...
+        return None
 
     @property
     def elementwise(self) -> bool:
         """Whether each element is updated independently, in the same way for every parameter."""
-        ...
+        return False
 
     def slot_names(self) -> tuple[str, ...]:
         """Return the names of all slots that a parameter can have, in order."""
-        ...
+        return ()
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         """Return the slots of every parameter, and the scalars."""
-        ...
+        return [{} for _ in params], {}
 
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
         """Return the declarations of the slots of a parameter, for storage and sharding."""
-        ...
+        return {}
 
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
         """Return the coefficient of the decay that the pipeline applies before the update, or None."""
-        ...
+        return now.weight_decay
 
     def update(
         self, layout: Layout, grads: list[Any], params: list[Any], slots: list[Slots], scalars: Slots, now: Now
     ) -> tuple[list[Any], list[Slots], Slots]:
         """Return the amounts to add to the parameters (None without gradient), the new slots and the new scalars."""
-        ...
+        raise NotImplementedError
 
     def averaged(self, leaf: Leaf, p: Array, slots: Slots, hyper: dict[str, Any]) -> Array:
         """Return the parameter to evaluate."""
-        ...
+        return p
 
 
-class Program(Protocol):
+class Program:
     """An optimizer as pure functions of trees of arrays.
 
     The argument `hyper` is the result of `hyper()`, or the same with other numbers. Nothing else of a program changes
-    from step to step, so that equal skeletons share compiled code.
+    from step to step, so that equal skeletons share compiled code. The defaults are those of a program without
+    hyperparameters that runs no other program.
     """
 
-    @property
-    def options(self) -> Options: ...
-
-    @property
-    def children(self) -> tuple["Program", ...]:
-        """The programs that this one runs."""
-        ...
+    options: Any  # `Options`
+    children: Any = ()  # the programs that this one runs
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         """Return the state of fresh parameters, without injected hyperparameters."""
-        ...
+        raise NotImplementedError
+
+    def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        """Return the result of one call, and the state after it.
+
+        Args:
+            params: the parameters. Without `write` they may be None.
+            reduce: sum gradients over `axis_name`, if any.
+            write: the result is the new parameters; otherwise the amounts to add to them, in the dtype of the
+                arithmetic.
+        """
+        raise NotImplementedError
 
     def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        """Return the parameters and the state after one call. `reduce`: sum gradients over `axis_name`, if any."""
-        ...
+        """Return the parameters and the state after one call."""
+        return self.call(params, state, grads, hyper, reduce, write=True)
 
     def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        """Return the amounts to add to the parameters, in the dtype of the arithmetic, and the state after one call."""
-        ...
+        """Return the amounts to add to the parameters, and the state after one call."""
+        return self.call(params, state, grads, hyper, reduce, write=False)
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         """Return the parameters to evaluate, in their own dtypes."""
-        ...
+        return params
 
     def summed(self, params: Any, grads: Any) -> Any:
         """Sum gradients over `axis_name`, if any: for decisions on all of them before a step."""
-        ...
+        return grads
 
-    def hyper(self) -> dict[str, Any]:
+    def hyper(self) -> Any:
         """Return the hyperparameters by name as scalar arrays; of groups, a dict for each group."""
-        ...
+        return {}
 
     def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
         """Return the part of `hyper` that `inject_hyperparams` keeps in the state."""
-        ...
+        return {}
 
     def skeleton(self) -> Self:
         """Return the program without its numbers."""
-        ...
+        return self
 
     def replaced(self, **numbers: Any) -> Self:
         """Return the program with other hyperparameters.
@@ -224,12 +236,12 @@ class Program(Protocol):
         Raises:
             ValueError: for an unknown name, or a value out of its range.
         """
-        ...
+        raise NotImplementedError
 
     def describe(self, params: Any) -> Any:
         """Return the plan of a step over `params` (`engine.plan.Plan`)."""
-        ...
+        raise NotImplementedError
 
     def loss_scale(self, state: State) -> Any:
         """Return the factor of the loss whose gradients the program expects; None: 1."""
-        ...
+        return None

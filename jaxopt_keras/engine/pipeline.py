@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.engine import rows, slot_storage
+from jaxopt_keras.engine import core, rows, slot_storage
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.gradients import divide_gradient, read_gradient
 from jaxopt_keras.engine.native import native, unavailable
@@ -36,15 +36,11 @@ from jaxopt_keras.storage.masters import MASTER
 
 
 @dataclass(frozen=True)
-class Program:
+class Program(core.Program):
     """Runs a core within the stages of `options`."""
 
     core: Core
     options: Options
-
-    @property
-    def children(self) -> tuple[Any, ...]:
-        return ()
 
     def hyper(self) -> dict[str, Any]:
         return self.core.arrays() | self.options.arrays()
@@ -103,10 +99,9 @@ class Program:
         possible = [*self.core.slot_names(), *(name for name, is_on in around.items() if is_on)]
         return [*dict.fromkeys([*possible, *(name for each in slots for name in each)])]
 
-    def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        return self.on_engine(self.bare_step)(params, state, grads, hyper, reduce=reduce)
-
-    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+    def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        if write:
+            return self.on_engine(self.bare_step)(params, state, grads, hyper, reduce=reduce)
         return self.on_engine(self.bare_update)(grads, state, params, hyper, reduce=reduce)
 
     def on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,54 +114,44 @@ class Program:
         """Whether the native engine is faster: with a C compiler, or for quantized slots, which it fuses on a GPU."""
         return not unavailable() or self.options.state_dtype is not None
 
+    # Two functions, since the k-th result of a native one takes the memory of its k-th argument.
     def bare_step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """Compute `step` in plain JAX operations."""
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
-        if self._must_unpack(params):
-            new, state = self.bare_step(params.unpack(), state, grads.unpack(), hyper, reduce)
-            return params.like(new), state
-        layout, stored = Layout.read(params, self.options)
-        new, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=True)
-        return layout.unflatten(new), state
+        return self._bare(params, state, grads, hyper, reduce, write=True)
 
     def bare_update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        """Compute `update` in plain JAX operations."""
-        if self._must_unpack(grads):
-            tree = params.unpack() if isinstance(params, Packed) else params
-            deltas, state = self.bare_update(grads.unpack(), state, tree, hyper, reduce)
-            return grads.like(deltas), state
-        if params is None:
-            layout, _ = Layout.read(grads, self.options, of_gradients=True)
-            return self._update_without_params(layout, grads, state, hyper, reduce)
-        layout, stored = Layout.read(params, self.options)
-        deltas, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=False)
-        return layout.unflatten(deltas), state
-
-    def _update_without_params(
-        self, layout: Layout, grads: Any, state: State, hyper: dict[str, Any], reduce: bool
-    ) -> Any:
-        """Compute `update` if neither the options nor the rule read the parameters.
+        """Compute `update` in plain JAX operations.
 
         Raises:
-            ValueError: if one of them does.
+            ValueError: without `params`, if the options or the rule read them.
         """
+        if params is not None:
+            return self._bare(params, state, grads, hyper, reduce, write=False)
         for name, off in _READ_PARAMS.items():
             if getattr(self.options, name) not in off:
                 raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
         try:
-            nothing = [None] * len(layout.leaves)
-            deltas, state = self._call(layout, nothing, state, grads, hyper, reduce=reduce, write=False)
+            return self._bare(None, state, grads, hyper, reduce, write=False)
         except (TypeError, AttributeError) as error:  # arithmetic with None
             raise ValueError("This optimizer needs the parameters: call `update(grads, state, params)`.") from error
-        return layout.unflatten(deltas), state
+
+    def _bare(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        like = params if write else grads
+        if self._must_unpack(like):
+            out, state = self._bare(unpacked(params), state, unpacked(grads), hyper, reduce, write)
+            return like.like(out), state
+        layout, stored = Layout.read(params, self.options, grads)
+        out, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=write)
+        return layout.unflatten(out), state
 
     def summed(self, params: Any, grads: Any) -> Any:
         if self.options.axis_name is None:
             return grads
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
-        layout, stored = Layout.read(grads if params is None else params, self.options, of_gradients=params is None)
+        layout, stored = Layout.read(params, self.options, grads)
         return layout.unflatten(jax.lax.psum(self._gradients(layout, stored, grads), self.options.axis_name))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:

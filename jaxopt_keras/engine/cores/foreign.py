@@ -9,19 +9,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
-from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
-from jaxopt_keras.language.rule import Slot
+from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 
 STATE = "transformation"  # the name of the transformation's state among the scalars
 EXTRA = "extra"  # the name of its keyword arguments among the hyperparameters
 
 
 @dataclass(frozen=True)
-class Foreign:
+class Foreign(Core):
     """Runs `tx` on the whole tree. Its learning rate and state are its own."""
 
     whole: ClassVar[bool] = True
-    takes_rows: ClassVar[bool] = False
 
     tx: Any
 
@@ -32,9 +30,6 @@ class Foreign:
                 f"`optax.GradientTransformation`. Received: tx={self.tx!r} ({type(self.tx).__name__})"
             )
 
-    def arrays(self) -> dict[str, Any]:
-        return {}
-
     def extra(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments that `tx.update` accepts, as part of the hyperparameters of a call."""
         known = inspect.signature(self.tx.update).parameters.values()
@@ -43,28 +38,8 @@ class Foreign:
         # `Partial` makes a function static for `jit`.
         return {EXTRA: jax.tree.map(lambda x: Partial(x) if callable(x) else x, given)}
 
-    def skeleton(self) -> "Foreign":
-        return self
-
-    def replaced(self, **numbers: Any) -> "Foreign":
-        return self
-
-    def slot_names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def schedule(self) -> Any:
-        return None
-
-    @property
-    def elementwise(self) -> bool:
-        return False
-
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         return [{} for _ in params], {STATE: self.tx.init(layout.unflatten(params))}
-
-    def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
-        return {}
 
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
         if now.weight_decay is None:
@@ -91,6 +66,3 @@ class Foreign:
         state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), state, scalars[STATE])
         steps = [None if g is None else u for g, u in zip(grads, jax.tree.leaves(updates), strict=True)]
         return steps, slots, {STATE: state}
-
-    def averaged(self, leaf: Leaf, p: Any, slots: Slots, hyper: dict[str, Any]) -> Any:
-        return p

@@ -3,32 +3,30 @@
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
+from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.cores.stacked import map_matrices
 from jaxopt_keras.language import numerics
 from jaxopt_keras.language.numerics import Complemented, real_dtype
 from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar, fields_of
 
 
-class At:
+class At(NamedTuple):
     """The clock of a rule that runs on one whole array."""
 
-    def __init__(self, t: Array, lr: Any, weight_decay: Any, scalars: Any) -> None:
-        self.t, self.lr, self.weight_decay, self.scalars = t, lr, weight_decay, scalars
+    t: Array
+    lr: Any
+    weight_decay: Any
+    scalars: Any
 
     @classmethod
     def of(cls, now: Now, scalars: Any) -> "At":
         return cls(now.t, now.lr, now.weight_decay, scalars)
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        return self.t, self.lr, self.weight_decay, self.scalars
 
     def norm(self, x: Array) -> Array:
         return numerics.norm(x)
@@ -56,9 +54,9 @@ def first_scalars(rule: Rule) -> Any:
     return jax.tree.map(start, rule.scalars(), is_leaf=lambda x: isinstance(x, Complemented))
 
 
-def _update(skeleton: Rule, g: Array, p: Any, slots: Slots, numbers: dict[str, Any], clock: Any) -> tuple[Any, Slots]:
+def _update(skeleton: Rule, g: Array, p: Any, slots: Slots, numbers: dict[str, Any], at: At) -> tuple[Any, Slots]:
     """Return the step and the new slots of one array; for a rule with `whole`, the argument of `whole` as the step."""
-    rule, at = skeleton.bind(numbers), At(*clock)
+    rule = skeleton.bind(numbers)
     state = rule.State(**{name: slots.get(name) for name in rule.State._fields})
     step, state = (rule.update if rule.whole is None else rule.lead)(g, p, state, at)
     return step, present(state)
@@ -78,11 +76,8 @@ def cast(numbers: Any, dtype: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Leafwise:
+class Leafwise(Core):
     """Runs `rule` on each parameter independently."""
-
-    whole: ClassVar[bool] = False
-    takes_rows: ClassVar[bool] = False
 
     rule: Rule
 
@@ -147,7 +142,7 @@ class Leafwise:
                 skeleton = rule.skeleton()
                 # `jit` traces it once for all arrays of a shape; the compiler inlines the calls.
                 run = jitted if _is_hashable(skeleton) else _update
-                steps[i], new[i] = run(skeleton, g, p, s, rule.traced(), at.arguments)
+                steps[i], new[i] = run(skeleton, g, p, s, rule.traced(), at)
                 if rule.whole is not None:
                     u = steps[i]
                     matrices.setdefault((type(rule), u.shape, u.dtype), []).append((i, u, rule, at))

@@ -9,7 +9,7 @@ from jaxopt_keras.engine.state import State
 
 
 @dataclass(frozen=True)
-class Around:
+class Around(Program):
     """Runs `inner`."""
 
     inner: Program
@@ -25,11 +25,8 @@ class Around:
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         return self.inner.init(params, hyper)
 
-    def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        return self.inner.step(params, state, grads, hyper, reduce)
-
-    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        return self.inner.update(grads, state, params, hyper, reduce)
+    def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        return self.inner.call(params, state, grads, hyper, reduce, write)
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         return self.inner.averaged(params, state, hyper)

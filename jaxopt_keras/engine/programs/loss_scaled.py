@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
+from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import compute_dtype
@@ -38,43 +39,25 @@ class LossScaled(Around):
         }
         return state._replace(scalars=own | state.scalars)
 
-    def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        def proceed(state: State, grads: Any) -> Any:
-            return self.inner.step(params, state, grads, hyper, reduce=False)
-
-        return self._call(params, state, grads, reduce, proceed, lambda state: (params, state))
-
-    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        def proceed(state: State, grads: Any) -> Any:
-            return self.inner.update(grads, state, params, hyper, reduce=False)
-
-        def idle(state: State) -> Any:
-            shapes, _ = jax.eval_shape(lambda *x: self.inner.update(*x, reduce=False), grads, state, params, hyper)
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), state
-
-        return self._call(params, state, grads, reduce, proceed, idle)
-
-    def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
-        return self.inner.averaged(params, self._split(state)[1], hyper)
-
-    def loss_scale(self, state: State) -> Any:
-        return state.scalars[SCALE]
-
-    def _split(self, state: State) -> tuple[dict[str, Any], State]:
-        """Split `state` into the scalars of loss scaling and the state of the inner program."""
-        own = {n: x for n, x in state.scalars.items() if n in (SCALE, GOOD)}
-        return own, state._replace(scalars={n: x for n, x in state.scalars.items() if n not in own})
-
-    def _call(self, params: Any, state: State, grads: Any, reduce: bool, proceed: Any, idle: Any) -> Any:
-        own, state = self._split(state)
-        scale, good = own[SCALE], own[GOOD]
-        grads = self.inner.summed(params, grads) if reduce else grads
-        grads = unscaled(grads, scale)
+    def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        scale, good = state.scalars[SCALE], state.scalars[GOOD]
+        grads = unscaled(self.inner.summed(params, grads) if reduce else grads, scale)
         finite = guard.is_finite(grads)
         skipped = state.scalars[SKIPPED] + (~finite).astype(jnp.int32)
         # The inner program may count skipped calls too, with the same counter: its guard decides after this one.
-        state = self._inner_state(state._replace(scalars=state.scalars | {SKIPPED: skipped}))
-        out, moved = jax.lax.cond(finite, lambda: proceed(state, grads), lambda: idle(state))
+        counter = {SKIPPED: skipped} if guard.is_on(self.inner.options) else {}
+        state = state._replace(scalars=without(state.scalars, SCALE, GOOD, SKIPPED) | counter)
+
+        def proceed(grads: Any = grads) -> Any:
+            return self.inner.call(params, state, grads, hyper, reduce=False, write=write)
+
+        def idle() -> Any:
+            if write:
+                return params, state
+            amounts, _ = jax.eval_shape(proceed, grads)
+            return jax.tree.map(jnp.zeros_like, amounts), state
+
+        out, moved = jax.lax.cond(finite, proceed, idle)
         grows = finite & (good + 1 >= self.growth)
         doubled, halved = jnp.minimum(2 * scale, self.highest), jnp.maximum(scale / 2, self.lowest)
         new = {
@@ -83,13 +66,8 @@ class LossScaled(Around):
         }
         return out, moved._replace(scalars={SKIPPED: skipped} | moved.scalars | new)
 
-    def _inner_state(self, state: State) -> State:
-        """Return the state of the inner program, which has the counter of skipped calls only if it has a guard."""
-        return state if self.counts else state._replace(scalars=guard.without_counter(state.scalars))
-
-    @property
-    def counts(self) -> bool:
-        return guard.is_on(self.inner.options)
+    def loss_scale(self, state: State) -> Any:
+        return state.scalars[SCALE]
 
 
 def unscaled(grads: Any, scale: Any) -> Any:

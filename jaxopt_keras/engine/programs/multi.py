@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ from jaxopt_keras.language.options import Options
 
 
 @dataclass(frozen=True)
-class Multi:
+class Multi(Program):
     """Runs `programs` on lists of parameters, gradients and hyperparameters, with an element for each program.
 
     The state's `slots` is the list of the programs' states, and its `count` the greatest of their counts.
@@ -35,58 +34,22 @@ class Multi:
     def children(self) -> tuple[Program, ...]:
         return self.programs
 
-    def init(self, params: list[Any], hyper: list[Any]) -> State:
+    def init(self, params: list[Any], hyper: Any) -> State:
         states = [program.init(p, h) for program, p, h in zip(self.programs, params, hyper, strict=True)]
         scalars: dict[str, Any] = {}
         guard.init(self.options, scalars)
         return State(_latest(states), {}, scalars, states)
 
-    def step(self, params: list[Any], state: State, grads: list[Any], hyper: list[Any], reduce: bool = True) -> Any:
-        def run(program: Program, p: Any, state: State, g: Any, h: Any, reduce: bool) -> Any:
-            return program.step(p, state, g, h, reduce)
-
-        return self._call(params, state, grads, hyper, reduce, run, params)
-
-    def update(self, grads: list[Any], state: State, params: Any, hyper: list[Any], reduce: bool = True) -> Any:
-        def run(program: Program, p: Any, state: State, g: Any, h: Any, reduce: bool) -> Any:
-            return program.update(g, state, p, h, reduce)
-
-        zeros, _ = Frozen().update(grads, state, params, {})
-        return self._call([None] * len(grads) if params is None else params, state, grads, hyper, reduce, run, zeros)
-
-    def averaged(self, params: list[Any], state: State, hyper: list[Any]) -> list[Any]:
-        everything = zip(self.programs, params, state.slots, hyper, strict=True)
-        return [program.averaged(p, s, h) for program, p, s, h in everything]
-
-    def summed(self, params: Any, grads: list[Any]) -> list[Any]:
-        """Sum each program's gradients over its mapped axis."""
-        like = [None] * len(grads) if params is None else params
-        return [program.summed(p, g) for program, p, g in zip(self.programs, like, grads, strict=True)]
-
-    def hyper(self) -> list[Any]:
-        return [program.hyper() for program in self.programs]
-
-    def skeleton(self) -> Self:
-        return dataclasses.replace(self, programs=tuple(program.skeleton() for program in self.programs))
-
-    def _call(
-        self,
-        params: list[Any],
-        state: State,
-        grads: list[Any],
-        hyper: list[Any],
-        reduce: bool,
-        run: Callable[..., Any],
-        skipped: Any,
-    ) -> tuple[Any, State]:
-        """Return the results of every program's `run`, or `skipped` if the guard rejects the gradients."""
+    def call(self, params: list[Any], state: State, grads: list[Any], hyper: Any, reduce: bool, write: bool) -> Any:
+        """Run every program, or none if the guard rejects the gradients."""
         if self.skip_nonfinite and reduce:  # the guard decides on the sums
             grads, reduce = self.summed(params, grads), False
+        skipped = [Frozen().call(p, state, g, {}, reduce, write)[0] for p, g in zip(params, grads, strict=True)]
         moving = [g for g, program in zip(grads, self.programs, strict=True) if not isinstance(program, Frozen)]
 
         def proceed(states: list[State], scalars: Any) -> Any:
             everything = zip(self.programs, params, states, grads, hyper, strict=True)
-            ran = [run(*x, reduce) for x in everything]
+            ran = [program.call(p, s, g, h, reduce, write) for program, p, s, g, h in everything]
             moved = [s for _, s in ran]
             return ([out for out, _ in ran], jnp.maximum(state.count, _latest(moved))), moved, scalars
 
@@ -96,6 +59,20 @@ class Multi:
         everything = self.options, {}, jax.tree.leaves(moving), list(state.slots), state.scalars, state.count
         (out, count), states, scalars = guard.guarded(*everything, proceed, idle)
         return out, State(count, {}, scalars, states)
+
+    def averaged(self, params: list[Any], state: State, hyper: Any) -> list[Any]:
+        everything = zip(self.programs, params, state.slots, hyper, strict=True)
+        return [program.averaged(p, s, h) for program, p, s, h in everything]
+
+    def summed(self, params: Any, grads: list[Any]) -> list[Any]:
+        """Sum each program's gradients over its mapped axis."""
+        return [program.summed(p, g) for program, p, g in zip(self.programs, params, grads, strict=True)]
+
+    def hyper(self) -> list[Any]:
+        return [program.hyper() for program in self.programs]
+
+    def skeleton(self) -> Self:
+        return dataclasses.replace(self, programs=tuple(program.skeleton() for program in self.programs))
 
 
 def _latest(states: list[State]) -> Any:

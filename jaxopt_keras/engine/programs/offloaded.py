@@ -27,13 +27,9 @@ class Offloaded(Around):
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         return self._to_host(self.inner.init(params, hyper))
 
-    def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        new, state = self.inner.step(params, self._to_device(state), grads, hyper, reduce)
-        return new, self._to_host(state)
-
-    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        deltas, state = self.inner.update(grads, self._to_device(state), params, hyper, reduce)
-        return deltas, self._to_host(state)
+    def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        out, state = self.inner.call(params, self._to_device(state), grads, hyper, reduce, write)
+        return out, self._to_host(state)
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         return self.inner.averaged(params, self._to_device(state), hyper)

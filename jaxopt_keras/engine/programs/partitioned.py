@@ -24,7 +24,7 @@ STEP = "step"
 
 
 @dataclass(frozen=True)
-class Partitioned:
+class Partitioned(Program):
     """Runs each program of `multi` on the parameters to whose path `router` assigns the program's name."""
 
     names: tuple[str, ...]
@@ -49,25 +49,19 @@ class Partitioned:
         absent = [dict.fromkeys(part, optax.MaskedNode()) for part in tree.split(params)]
         return tree.joined(state, {name: absent for s in state.slots for name in s.slots})
 
-    def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        tree = Tree(self, params)
+    def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        tree = Tree(self, params, grads)
         parts = tree.split(params), tree.separated(state), tree.split(grads)
-        new, moved = self.multi.step(*parts, self._listed(hyper), reduce)
-        return tree.merged(new), tree.joined(moved, tree.parts(state))
-
-    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        tree = Tree(self, grads, of_gradients=True) if params is None else Tree(self, params)
-        parts = tree.split(grads), tree.separated(state), None if params is None else tree.split(params)
-        deltas, moved = self.multi.update(*parts, self._listed(hyper), reduce)
-        return tree.merged(deltas), tree.joined(moved, tree.parts(state))
+        out, moved = self.multi.call(*parts, self._listed(hyper), reduce, write)
+        return tree.merged(out), tree.joined(moved, tree.parts(state))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         tree = Tree(self, params)
         return tree.merged(self.multi.averaged(tree.split(params), tree.separated(state), self._listed(hyper)))
 
     def summed(self, params: Any, grads: Any) -> Any:
-        tree = Tree(self, grads, of_gradients=True) if params is None else Tree(self, params)
-        return tree.merged(self.multi.summed(None if params is None else tree.split(params), tree.split(grads)))
+        tree = Tree(self, params, grads)
+        return tree.merged(self.multi.summed(tree.split(params), tree.split(grads)))
 
     def hyper(self) -> dict[str, Any]:
         return {name: program.hyper() for name, program in self.groups.items()}
@@ -100,9 +94,6 @@ class Partitioned:
             ]
         return Plan(groups, scalars)
 
-    def loss_scale(self, state: State) -> Any:
-        return None
-
     def _listed(self, hyper: dict[str, Any]) -> list[Any]:
         return [hyper[name] for name in self.names]
 
@@ -114,17 +105,19 @@ class Tree:
         ValueError: if two parameters have the same path.
     """
 
-    def __init__(self, program: Partitioned, params: Any, *, of_gradients: bool = False) -> None:
-        self.names, self.like = program.names, params if isinstance(params, Packed) else None
-        self.layout, _ = Layout.read(unpacked(params), Options(), of_gradients=of_gradients)
+    def __init__(self, program: Partitioned, params: Any, grads: Any = None) -> None:
+        self.names, self.like = program.names, grads if params is None else params
+        self.layout, _ = Layout.read(unpacked(params), Options(), unpacked(grads))
         paths = [leaf.path for leaf in self.layout.leaves]
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
             raise ValueError(f"A partition needs a distinct path for each parameter. Received: `{twice}` twice")
         self.group = dict(zip(paths, program.router(tuple(paths)), strict=True))
 
-    def split(self, tree: Any) -> list[dict[str, Any]]:
-        """Split a tree like the parameters into the parts of the groups, each {path: leaf}."""
+    def split(self, tree: Any) -> list[Any]:
+        """Split a tree like the parameters into the parts of the groups, each {path: leaf}, or None for None."""
+        if tree is None:
+            return [None] * len(self.names)
         parts: dict[str, dict[str, Any]] = {name: {} for name in self.names}
         for path, x in zip(self.group, self.layout.flatten(unpacked(tree), "grads or params"), strict=True):
             parts[self.group[path]][path] = x
@@ -133,7 +126,7 @@ class Tree:
     def merged(self, parts: list[dict[str, Any]]) -> Any:
         """Join the parts of all groups to a tree like the parameters, packed if they are."""
         tree = self.unpacked(parts)
-        return tree if self.like is None else self.like.like(tree)
+        return self.like.like(tree) if isinstance(self.like, Packed) else tree
 
     def parts(self, state: State) -> dict[str, list[dict[str, Any]]]:
         """Split each tree of slots into the parts of the groups."""

@@ -33,16 +33,11 @@ class Zero1(Around):
             state = self.inner.init(self._shard(params), hyper)
             return state._replace(slots=self._slots(params, state.slots))
 
-    def step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
+    def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            new, moved = self.inner.step(self._shard(params), state, self._shard(grads), hyper, reduce=reduce)
-            return self._unshard(new), moved._replace(slots=self._slots(params, moved.slots))
-
-    def update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
-        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            like = None if params is None else self._shard(params)
-            deltas, moved = self.inner.update(self._shard(grads), state, like, hyper, reduce)
-            return self._unshard(deltas), moved._replace(slots=self._slots(grads, moved.slots))
+            out, moved = self.inner.call(self._shard(params), state, self._shard(grads), hyper, reduce, write)
+            slots = self._slots(grads if params is None else params, moved.slots)
+            return self._unshard(out), moved._replace(slots=slots)
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):

@@ -51,6 +51,6 @@ def run_every(
     return out, slots, scalars | {MICRO_STEP: jnp.where(last, 0, micro + 1)}
 
 
-def without(slots: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a copy of the dict without one entry."""
-    return {key: x for key, x in slots.items() if key != name}
+def without(slots: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return a copy of the dict without some entries."""
+    return {key: x for key, x in slots.items() if key not in names}

@@ -30,10 +30,6 @@ def init(options: Any, scalars: dict[str, Any]) -> None:
         scalars[USUAL] = jnp.zeros((), jnp.result_type(float))
 
 
-def without_counter(scalars: dict[str, Any]) -> dict[str, Any]:
-    return {name: x for name, x in scalars.items() if name != SKIPPED}
-
-
 def is_finite(grads: Any) -> Array:
     """Whether all floats in a tree are finite. The sum of x - x, 0 or NaN, is fused better than `isfinite`."""
     dtype = jnp.result_type(float)

@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
+from jaxopt_keras.engine.core import Core, Layout, Now, Slots
 from jaxopt_keras.engine.rows import Rows
-from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.stateful.scope import Scope
 
 
-class Hooks:
+class Hooks(Core):
     """A core that runs the hooks of `optimizer` while its variables and state are mapped to traced values.
 
     `optimizer` provides `hook_variables(paths)`, `view(place)`, `hooks_running()` and the hooks. Slots and scalars are
@@ -26,7 +25,6 @@ class Hooks:
 
     whole: ClassVar[bool] = True  # hooks may read every variable
     takes_rows: ClassVar[bool] = True
-    schedule = None
 
     __hash__ = None  # type: ignore[assignment]  # unhashable, so that its programs are not cached for other optimizers
 
@@ -36,28 +34,6 @@ class Hooks:
     def arrays(self) -> dict[str, Any]:
         rate = jnp.asarray(self.rate, jnp.result_type(float))
         return {"learning_rate": rate} | self.optimizer.hook_hyper()
-
-    def skeleton(self) -> "Hooks":
-        return self
-
-    def replaced(self, **numbers: Any) -> "Hooks":
-        return self
-
-    def slot_names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def elementwise(self) -> bool:
-        return False
-
-    def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
-        return [{} for _ in params], {}
-
-    def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
-        return {}
-
-    def decoupled(self, leaf: Leaf, p: Any, now: Now) -> Any:
-        return now.weight_decay
 
     def update(
         self, layout: Layout, grads: list[Any], params: list[Any], slots: list[Slots], scalars: Slots, now: Now
@@ -90,9 +66,6 @@ class Hooks:
         ]
         slots = [{name: new["slots", k, name] for name in s} for k, s in zip(paths, slots, strict=True)]
         return amounts, slots, {name: new["scalars", name] for name in scalars}
-
-    def averaged(self, leaf: Leaf, p: Any, slots: Slots, hyper: dict[str, Any]) -> Any:
-        return p
 
     def _call(self, g: Any, variable: Any, rate: Any) -> None:
         """Call the hook of the optimizer's generation for one variable."""
