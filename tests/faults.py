@@ -164,7 +164,7 @@ FAULTS = [
           "stateful/test_optimizer.py -k 'axis_name_sums and False-shard_map'"),
     Fault("engine/gradients.py", "return g / scale.astype", "return g * scale.astype",
           "scaled once more in the place of back", oracle("sgd-keras")),
-    Fault("engine/slot_storage.py", "return new.astype(dtype), new, {}", "return new, new, {}",
+    Fault("engine/write_back.py", "stored.astype(dtype), move.touched", "stored, move.touched",
           "bfloat16 parameters become float32", law("types_are_a_fixed_point", "SGD-keras")),
     Fault("engine/cores/leafwise.py", "decaying if leaf.decays else plain", "decaying",
           "what is excluded decays inside the rule", oracle("lamb-optax")),

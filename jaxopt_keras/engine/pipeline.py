@@ -27,7 +27,7 @@ from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.engine.write_back import Move, apply_constraint, put_rows, write_back, zero_amount
+from jaxopt_keras.engine.write_back import Move, apply_constraint, write_back, zero_amount
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.packing.slots import pack_slots
@@ -119,7 +119,7 @@ class Program(core.Program):
         """Compute `step` in plain JAX operations."""
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
-        return self._bare(params, state, grads, hyper, reduce, write=True)
+        return self._call(params, state, grads, hyper, reduce, write=True)
 
     def bare_update(self, grads: Any, state: State, params: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
         """Compute `update` in plain JAX operations.
@@ -128,23 +128,54 @@ class Program(core.Program):
             ValueError: without `params`, if the options or the rule read them.
         """
         if params is not None:
-            return self._bare(params, state, grads, hyper, reduce, write=False)
+            return self._call(params, state, grads, hyper, reduce, write=False)
+        Layout.read(None, self.options, grads)  # refuses leaves that are not arrays of floats
         for name, off in _READ_PARAMS.items():
             if getattr(self.options, name) not in off:
                 raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
         try:
-            return self._bare(None, state, grads, hyper, reduce, write=False)
+            return self._call(None, state, grads, hyper, reduce, write=False)
         except (TypeError, AttributeError) as error:  # arithmetic with None
             raise ValueError("This optimizer needs the parameters: call `update(grads, state, params)`.") from error
 
-    def _bare(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+    def _call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        """Compute `call` in plain JAX operations."""
         like = params if write else grads
         if self._must_unpack(like):
-            out, state = self._bare(unpacked(params), state, unpacked(grads), hyper, reduce, write)
+            out, state = self._call(unpacked(params), state, unpacked(grads), hyper, reduce, write)
             return like.like(out), state
-        layout, stored = Layout.read(params, self.options, grads)
-        out, state = self._call(layout, stored, state, grads, hyper, reduce=reduce, write=write)
-        return layout.unflatten(out), state
+        layout, stored = Layout.read(params, self.options, None if write else grads)
+        trees, scalars = unpacked(state.slots), state.scalars
+        if missing := [name for name in self._slot_names([]) if name not in trees]:
+            raise ValueError(
+                "`state` must come from this optimizer: from its `init`, or from an earlier step. Received: one "
+                f"without the slots {missing}. It has {[*trees]}"
+            )
+        slots = layout.by_leaf(trees)
+        gradients = self._gradients(layout, stored, grads)
+        if self.options.axis_name is not None and reduce:
+            gradients = jax.lax.psum(gradients, self.options.axis_name)
+        if "loss_scale_factor" in hyper:
+            gradients = [divide_gradient(g, hyper["loss_scale_factor"]) for g in gradients]
+
+        def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
+            out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.count, hyper, write)
+            return (out, state.count + 1), slots, scalars
+
+        def idle(slots: list[Slots], scalars: Slots) -> Any:
+            amounts = [zero_amount(g, p) for g, p in zip(gradients, stored, strict=True)]
+            return (stored if write else amounts, state.count), slots, scalars
+
+        def proceed(slots: list[Slots], scalars: Slots) -> Any:
+            if k := self.options.gradient_accumulation_steps:
+                return accumulate.run_every(k, gradients, slots, scalars, update, idle)
+            return update(gradients, slots, scalars)
+
+        everything = self.options, hyper, gradients, slots, scalars, state.count
+        (out, count), slots, scalars = guard.guarded(*everything, proceed, idle)
+        trees = layout.updated(trees, slots)
+        moved = State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Packed) else trees)
+        return layout.unflatten(out), moved
 
     def summed(self, params: Any, grads: Any) -> Any:
         if self.options.axis_name is None:
@@ -181,41 +212,6 @@ class Program(core.Program):
         if len({options.decays(part.path, part) for part in packed.parts}) > 1:
             return "some are in `exclude_from_weight_decay`"
         return None
-
-    def _call(
-        self, layout: Layout, stored: list[Any], state: State, grads: Any, hyper: Any, *, reduce: bool, write: bool
-    ) -> tuple[list[Any], State]:
-        """Run one call. With `write`, return the new parameters as stored, else the amounts to add to them."""
-        trees, scalars = unpacked(state.slots), state.scalars
-        if missing := [name for name in self._slot_names([]) if name not in trees]:
-            raise ValueError(
-                "`state` must come from this optimizer: from its `init`, or from an earlier step. Received: one "
-                f"without the slots {missing}. It has {[*trees]}"
-            )
-        slots = layout.by_leaf(trees)
-        gradients = self._gradients(layout, stored, grads)
-        if self.options.axis_name is not None and reduce:
-            gradients = jax.lax.psum(gradients, self.options.axis_name)
-        if "loss_scale_factor" in hyper:
-            gradients = [divide_gradient(g, hyper["loss_scale_factor"]) for g in gradients]
-
-        def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
-            out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.count, hyper, write)
-            return (out, state.count + 1), slots, scalars
-
-        def idle(slots: list[Slots], scalars: Slots) -> Any:
-            amounts = [zero_amount(g, p) for g, p in zip(gradients, stored, strict=True)]
-            return (stored if write else amounts, state.count), slots, scalars
-
-        def proceed(slots: list[Slots], scalars: Slots) -> Any:
-            if k := self.options.gradient_accumulation_steps:
-                return accumulate.run_every(k, gradients, slots, scalars, update, idle)
-            return update(gradients, slots, scalars)
-
-        everything = self.options, hyper, gradients, slots, scalars, state.count
-        (out, count), slots, scalars = guard.guarded(*everything, proceed, idle)
-        trees = layout.updated(trees, slots)
-        return out, State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Packed) else trees)
 
     def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
         """Return the gradients of `layout`'s parameters in the dtype of the arithmetic."""
@@ -258,7 +254,7 @@ class Program(core.Program):
         deltas, after, scalars = self.core.update(layout, grads, decayed, before, scalars, now)
         deltas = [x if d is None else x - d for x, d in zip(deltas, decays, strict=True)]
         new = [d if d is None or p is None else p + d for p, d in zip(params, deltas, strict=True)]
-        seeds = slot_storage.Seeds(self.options, layout.leaves, slots, step)
+        seeds = slot_storage.draw_seeds(self.options, layout.leaves, slots, step)
         for i, leaf in enumerate(layout.leaves):
             if grads[i] is not None:
                 quantized = slot_storage.quantize_slots(leaf, after[i], old[i].slots, seeds)
@@ -268,8 +264,14 @@ class Program(core.Program):
 
         if self.options.use_ema or self.options.constraints:
             wholes = [Stored(p, s) for p, s in zip(stored, slots, strict=True)]
-            new = [put_rows(self._dequantize(k)[0], x.new, x.touched) for k, x in zip(wholes, moves, strict=True)]
-            new, averages = self._rewritten(layout, new, grads, averages, step, hyper)
+            current = [self._dequantize(k)[0] for k in wholes]
+            new = [
+                p if x.new is None else rows.scatter(p, x.new, x.touched) for p, x in zip(current, moves, strict=True)
+            ]
+            if self.options.use_ema:
+                frequency = self.options.ema_overwrite_frequency
+                new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
+            new = [apply_constraint(self.options, *x) for x in zip(layout.leaves, new, grads, strict=True)]
             moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
 
         everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
@@ -278,15 +280,6 @@ class Program(core.Program):
         if self.options.use_ema:
             slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
         return out, slots, scalars
-
-    def _rewritten(
-        self, layout: Layout, new: list[Any], grads: list[Any], averages: list[Any], step: Array, hyper: dict[str, Any]
-    ) -> tuple[list[Any], list[Any]]:
-        """Run the stages on whole parameters after the rule; return the new parameters and their averages."""
-        if self.options.use_ema:
-            frequency = self.options.ema_overwrite_frequency
-            new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
-        return [apply_constraint(self.options, *x) for x in zip(layout.leaves, new, grads, strict=True)], averages
 
     def _dequantize(self, stored: Stored, g: Any = None) -> tuple[Any, Slots]:
         like = g if stored.p is None else stored.p

@@ -1,5 +1,6 @@
 """The plan of a step: the parameters, grouped by rule, storage and engine, as a table with reasons."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +11,6 @@ from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.cores.leafwise import Leafwise, route
 from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.language.numerics import compute_dtype
-from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.blockwise import Blocks
@@ -88,25 +88,29 @@ def plan(program: Any, params: Any) -> Plan:
     if isinstance(params, Packed) and program.why_unpack(params):
         params = jax.eval_shape(Packed.unpack, params)
     layout, stored = Layout.read(params, program.options)
-    groups: dict[Kind, Group] = {}
-    everything = zip(
-        layout.leaves,
-        stored,
-        layout.by_leaf(jax.eval_shape(unpacked, state.slots)),
-        engines(program, params, state),
-        strict=True,
-    )
-    for leaf, p, slots, engine in everything:
-        rule, grain, kinds = type(program.core).__name__, "tree", {}
+    slots = layout.by_leaf(jax.eval_shape(unpacked, state.slots))
+    entries = []
+    for leaf, p, own, engine in zip(layout.leaves, stored, slots, engines(program, params, state), strict=True):
+        rule, grain, kinds = program.core, "tree", {}
         if isinstance(program.core, Leafwise):
-            own = route(program.core.rule, leaf.path, p)
-            rule, grain, kinds = type(own).__name__, own.grain, own.slots()
-        names = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p)}" for name, x in slots.items())
-        group = groups.setdefault(kind := Kind(rule, grain, str(p.dtype), names, engine), Group(kind, []))
-        group.paths.append(leaf.path)
-        group.elements += p.size
-        group.bytes += nbytes(slots)
-    return Plan(list(groups.values()), nbytes((state.count, state.scalars)), notes)
+            rule = route(program.core.rule, leaf.path, p)
+            grain, kinds = rule.grain, rule.slots()
+        formats = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p)}" for name, x in own.items())
+        entries.append(
+            (Kind(type(rule).__name__, grain, str(p.dtype), formats, engine), leaf.path, p.size, nbytes(own))
+        )
+    return Plan(grouped(entries), nbytes((state.count, state.scalars)), notes)
+
+
+def grouped(entries: Iterable[tuple[Kind, str, int, int]]) -> list[Group]:
+    """Group parameters by kind; an entry is a parameter's kind, path, number of elements, and bytes of state."""
+    groups: dict[Kind, Group] = {}
+    for kind, path, elements, size in entries:
+        group = groups.setdefault(kind, Group(kind, []))
+        group.paths.append(path)
+        group.elements += elements
+        group.bytes += size
+    return [*groups.values()]
 
 
 # Dispatch costs more than arithmetic with more arrays than this, of fewer elements each on average.
@@ -142,17 +146,6 @@ def engines(program: Any, params: Any, state: Any) -> list[str]:
     sharded = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in leaves]
     why = ["on several devices" if many else reason for reason, many in zip(why, sharded, strict=True)]
     return [f"xla ({reason})" if reason else "native" for reason in why]
-
-
-def frozen_plan(params: Any) -> Plan:
-    """Return the plan of frozen parameters."""
-    layout, leaves = Layout.read(params, Options())
-    groups: dict[Kind, Group] = {}
-    for leaf, p in zip(layout.leaves, leaves, strict=True):
-        group = groups.setdefault(kind := Kind("frozen", "none", str(p.dtype), (), "none"), Group(kind, []))
-        group.paths.append(leaf.path)
-        group.elements += p.size
-    return Plan(list(groups.values()), 0)
 
 
 def format_of(program: Any, name: str, x: Any, kind: Slot | None, p: Any) -> str:

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.engine import rows, slot_storage
+from jaxopt_keras.engine import rows
 from jaxopt_keras.engine.core import Leaf, Slots
 from jaxopt_keras.engine.rows import Rows
-from jaxopt_keras.engine.slot_storage import Stored, upcast
+from jaxopt_keras.engine.slot_storage import Seeds, Stored, upcast
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.storage.masters import MASTER, split_master
+from jaxopt_keras.storage.rounding import stochastic
 
 
 class Move(NamedTuple):
@@ -22,18 +24,25 @@ class Move(NamedTuple):
 
 
 def write_back(
-    options: Options, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, seeds: slot_storage.Seeds, write: bool
-) -> Any:
+    options: Options, leaf: Leaf, g: Any, p: Any, slots: Slots, move: Move, seeds: Seeds, write: bool
+) -> tuple[Any, Slots]:
     """Return the parameter as stored, or without `write` the amount to add to it, and its slots with its master."""
     if move.new is None or (g is None and not write):
         return p if write else zero_amount(g, p), slots
-    if not write and move.delta is not None and slot_storage.is_plain_cast(options, move.old):
+    stored = represented = move.new
+    dtype = stored.dtype if p is None else p.dtype
+    seed = (lambda: seeds(leaf, "")) if options.rounding == "stochastic" else None
+    if MASTER in move.old.slots:
+        stored, master = split_master(move.new, str(options.master_weights), dtype, seed)
+        slots = slots | {MASTER: rows.scatter(slots[MASTER], master, move.touched)}
+    elif seed and jnp.finfo(dtype).bits < 32:
+        stored = stochastic(move.new, dtype, seed())
+        represented = upcast(stored)
+    elif not write and move.delta is not None:
         return rows.scatter(zero_amount(g, p), move.delta, move.touched), slots
-    q, reached, master = slot_storage.store_parameter(options, leaf, move.new, move.old, seeds)
-    slots = slots | {n: rows.scatter(slots[n], x, move.touched) for n, x in master.items()}
     if write:
-        return rows.scatter(p, q, move.touched), slots
-    return rows.scatter(zero_amount(g, p), reached - upcast(move.old.p), move.touched), slots
+        return rows.scatter(p, stored.astype(dtype), move.touched), slots
+    return rows.scatter(zero_amount(g, p), represented - upcast(move.old.p), move.touched), slots
 
 
 def apply_constraint(options: Options, leaf: Leaf, p: Array, g: Any) -> Array:
@@ -52,11 +61,6 @@ def apply_constraint(options: Options, leaf: Leaf, p: Array, g: Any) -> Array:
             f"shape {getattr(q, 'shape', None)}"
         )
     return jnp.asarray(q, p.dtype)
-
-
-def put_rows(old: Array, new: Any, touched: Any) -> Array:
-    """Replace the touched rows of `old` by `new`; None leaves it as it is."""
-    return old if new is None else rows.scatter(old, new, touched)
 
 
 def zero_amount(g: Any, p: Any) -> Any:

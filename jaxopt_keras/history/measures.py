@@ -153,7 +153,7 @@ def _raw_gradients(program: Any, params: Any, state: Any, grads: Any, hyper: dic
     if isinstance(program, Partitioned):
         tree = Tree(program, params)
         states, hypers = tree.separated(state).slots, [hyper[name] for name in program.names]
-        trees = program.multi.programs, tree.split(params), states, tree.split(grads), hypers
+        trees = program.children, tree.split(params), states, tree.split(grads), hypers
         return tree.unpacked([_raw_gradients(*x) for x in zip(*trees, strict=True)])
     if isinstance(program, LossScaled):
         grads = unscaled(grads, state.scalars[SCALE])

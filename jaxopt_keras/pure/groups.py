@@ -109,4 +109,4 @@ def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> K
     guards = any(kernel.options.skip_nonfinite for kernel in everything.values())
     programs = tuple(_unguarded(kernel.program) for kernel in everything.values())
     router = Router(tuple(kernels), default is not None)
-    return Kernel(Partitioned(tuple(everything), Multi(programs, guards), router))
+    return Kernel(Partitioned(Multi(programs, guards), tuple(everything), router))

@@ -15,11 +15,6 @@ SMALL = 4096  # elements: smaller slots stay float32, which is exact and costs l
 SHORT = 16  # last axis: with fewer elements for each scale, the scales would cost more than the codes save
 
 
-def requested_format(state_dtype: Any, slot: str) -> str | None:
-    """Return the format that the option `state_dtype` names for a slot."""
-    return dict(state_dtype).get(slot) if isinstance(state_dtype, tuple) else state_dtype
-
-
 class Choice(NamedTuple):
     """A format, or None to keep the slot's own dtype; and why it differs from the requested format."""
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Layout, Program
-from jaxopt_keras.engine.plan import frozen_plan
+from jaxopt_keras.engine.plan import Kind, Plan, grouped
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.write_back import zero_amount
 from jaxopt_keras.language.options import Options
@@ -16,7 +16,7 @@ from jaxopt_keras.language.options import Options
 class Frozen(Program):
     """Returns parameters unchanged."""
 
-    options: Options = Options()
+    options = Options()
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         Layout.read(params, self.options)
@@ -34,4 +34,7 @@ class Frozen(Program):
         return self
 
     def describe(self, params: Any) -> Any:
-        return frozen_plan(params)
+        layout, leaves = Layout.read(params, self.options)
+        kinds = [Kind("frozen", "none", str(p.dtype), (), "none") for p in leaves]
+        everything = zip(kinds, layout.leaves, leaves, strict=True)
+        return Plan(grouped((kind, leaf.path, p.size, 0) for kind, leaf, p in everything), 0)

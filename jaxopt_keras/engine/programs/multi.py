@@ -23,7 +23,7 @@ class Multi(Program):
     """
 
     programs: tuple[Program, ...]
-    skip_nonfinite: bool = False
+    skip_nonfinite: bool
 
     @functools.cached_property
     def options(self) -> Options:
@@ -68,7 +68,7 @@ class Multi(Program):
         """Sum each program's gradients over its mapped axis."""
         return [program.summed(p, g) for program, p, g in zip(self.programs, params, grads, strict=True)]
 
-    def hyper(self) -> list[Any]:
+    def hyper(self) -> Any:
         return [program.hyper() for program in self.programs]
 
     def skeleton(self) -> Self:

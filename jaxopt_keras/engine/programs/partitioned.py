@@ -15,6 +15,7 @@ import optax
 
 from jaxopt_keras.engine.core import Layout, Program
 from jaxopt_keras.engine.plan import Plan
+from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
@@ -24,44 +25,40 @@ STEP = "step"
 
 
 @dataclass(frozen=True)
-class Partitioned(Program):
-    """Runs each program of `multi` on the parameters to whose path `router` assigns the program's name."""
+class Partitioned(Around):
+    """Runs each program of `inner` on the parameters to whose path `router` assigns the program's name."""
 
+    inner: Multi
     names: tuple[str, ...]
-    multi: Multi
     router: Any
 
     @property
-    def options(self) -> Options:
-        return self.multi.options
-
-    @property
     def children(self) -> tuple[Program, ...]:
-        return self.multi.programs
+        return self.inner.children
 
     @property
     def groups(self) -> dict[str, Program]:
-        return dict(zip(self.names, self.multi.programs, strict=True))
+        return dict(zip(self.names, self.children, strict=True))
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         tree = Tree(self, params)
-        state = self.multi.init(tree.split(params), self._listed(hyper))
+        state = self.inner.init(tree.split(params), self._listed(hyper))
         absent = [dict.fromkeys(part, optax.MaskedNode()) for part in tree.split(params)]
         return tree.joined(state, {name: absent for s in state.slots for name in s.slots})
 
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
         tree = Tree(self, params, grads)
         parts = tree.split(params), tree.separated(state), tree.split(grads)
-        out, moved = self.multi.call(*parts, self._listed(hyper), reduce, write)
+        out, moved = self.inner.call(*parts, self._listed(hyper), reduce, write)
         return tree.merged(out), tree.joined(moved, tree.parts(state))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         tree = Tree(self, params)
-        return tree.merged(self.multi.averaged(tree.split(params), tree.separated(state), self._listed(hyper)))
+        return tree.merged(self.inner.averaged(tree.split(params), tree.separated(state), self._listed(hyper)))
 
     def summed(self, params: Any, grads: Any) -> Any:
         tree = Tree(self, params, grads)
-        return tree.merged(self.multi.summed(tree.split(params), tree.split(grads)))
+        return tree.merged(self.inner.summed(tree.split(params), tree.split(grads)))
 
     def hyper(self) -> dict[str, Any]:
         return {name: program.hyper() for name, program in self.groups.items()}
@@ -70,9 +67,6 @@ class Partitioned(Program):
         found = {name: program.injected(hyper[name]) for name, program in self.groups.items()}
         return {name: values for name, values in found.items() if values}
 
-    def skeleton(self) -> Self:
-        return dataclasses.replace(self, multi=self.multi.skeleton())
-
     def replaced(self, **numbers: Any) -> Self:
         """Return the program with other hyperparameters in every group that has them all."""
         having = {name for name, program in self.groups.items() if numbers.keys() <= program.hyper().keys()}
@@ -80,7 +74,7 @@ class Partitioned(Program):
             known = {name: sorted(program.hyper()) for name, program in self.groups.items()}
             raise ValueError(f"No group has the hyperparameters {sorted(numbers)}. There are {known}")
         programs = [p.replaced(**numbers) if name in having else p for name, p in self.groups.items()]
-        return dataclasses.replace(self, multi=dataclasses.replace(self.multi, programs=tuple(programs)))
+        return dataclasses.replace(self, inner=dataclasses.replace(self.inner, programs=tuple(programs)))
 
     def describe(self, params: Any) -> Plan:
         """Return the plans of the groups as one; the pattern of a group precedes its rule."""

@@ -36,8 +36,8 @@ class Zero1(Around):
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             out, moved = self.inner.call(self._shard(params), state, self._shard(grads), hyper, reduce, write)
-            slots = self._slots(grads if params is None else params, moved.slots)
-            return self._unshard(out), moved._replace(slots=slots)
+            like = grads if params is None else params
+            return self._unshard(out), moved._replace(slots=self._slots(like, moved.slots))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):

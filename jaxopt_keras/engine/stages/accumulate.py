@@ -3,7 +3,6 @@
 The update runs inside a `lax.cond`, so that the other k - 1 calls cost one addition each.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,12 +21,7 @@ def init(slots: list[dict[str, Any]], scalars: dict[str, Any], params: list[Arra
 
 
 def run_every(
-    k: int,
-    grads: list[Any],
-    slots: list[dict[str, Any]],
-    scalars: dict[str, Any],
-    update: Callable[..., Any],
-    idle: Callable[..., Any],
+    k: int, grads: list[Any], slots: list[dict[str, Any]], scalars: dict[str, Any], update: Any, idle: Any
 ) -> Any:
     """Run `update(means, slots, scalars)` on every k-th call, and `idle(slots, scalars)` on the others.
 

@@ -4,13 +4,13 @@ It decides once for all gradients, after the sum over devices and before accumul
 to the sum of gradients, and the update waits for one more call.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.clip import global_norm
 
 SKIPPED = "skipped"
@@ -52,14 +52,7 @@ def check_norm(factor: Any, grads: list[Any], usual: Array, step: Array) -> tupl
 
 
 def guarded(
-    options: Any,
-    hyper: dict[str, Any],
-    grads: list[Any],
-    slots: Any,
-    scalars: dict[str, Any],
-    step: Array,
-    proceed: Callable[..., Any],
-    idle: Callable[..., Any],
+    options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any, step: Array, proceed: Any, idle: Any
 ) -> Any:
     """Run `proceed(slots, scalars)` if the gradients are good, else `idle(slots, scalars)`; update the guard's scalars.
 
@@ -68,7 +61,7 @@ def guarded(
     if not is_on(options):
         return proceed(slots, scalars)
     own = {name: x for name, x in scalars.items() if name in (SKIPPED, USUAL)}
-    others = {name: x for name, x in scalars.items() if name not in own}
+    others = without(scalars, *own)
     good = is_finite(grads)
     if USUAL in own:
         is_usual, own[USUAL] = check_norm(hyper["skip_spikes"], grads, own[USUAL], step)
