@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.slot_sharding import on_one_device
+from jaxopt_keras.engine.slot_sharding import ON_ONE_DEVICE
 from jaxopt_keras.language.sparse import is_sparse
 from jaxopt_keras.packing.trees import Packed
 
@@ -38,8 +38,11 @@ def compiled(program: Any) -> Compiled:
 
 
 def _init_on_one_device(program: Any, params: Any, hyper: Any) -> Any:
-    with on_one_device():
+    token = ON_ONE_DEVICE.set(True)
+    try:
         return program.init(params, hyper)
+    finally:
+        ON_ONE_DEVICE.reset(token)
 
 
 def narrow_update(program: Any, grads: Any, state: Any, params: Any, hyper: Any) -> Any:
@@ -57,9 +60,7 @@ def _cast(delta: Any, g: Any) -> Any:
     return delta.astype(dtype) if delta is not None and is_float else delta
 
 
-@functools.lru_cache(maxsize=4096)
-def _interned(program: Any) -> Compiled:
-    return compiled(program)
+_interned = functools.lru_cache(maxsize=4096)(compiled)
 
 
 def shared(program: Any) -> Compiled:

@@ -113,9 +113,10 @@ class Now(NamedTuple):
     weight_decay: Any  # None: off
     hyper: dict[str, Any]
 
-    def cast(self, dtype: Any) -> "Now":
-        """Cast all numbers, each an array or a `Complemented`, to the dtype of one parameter's arithmetic."""
-        return jax.tree.map(lambda x: x.astype(dtype), self)
+
+def cast(numbers: Any, dtype: Any) -> Any:
+    """Cast all numbers of a tree, each an array or a `Complemented`, to the dtype of one parameter's arithmetic."""
+    return jax.tree.map(lambda x: x.astype(dtype), numbers)
 
 
 class Core:

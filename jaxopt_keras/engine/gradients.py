@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxopt_keras.engine import rows
 from jaxopt_keras.engine.core import Leaf
@@ -42,9 +41,13 @@ def read_gradient(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
     return Rows(g.values.astype(dtype), g.indices) if isinstance(g, Rows) else g.astype(dtype)
 
 
-def divide_gradient(g: Any, scale: Array) -> Any:
-    if g is None:
-        return None
-    if isinstance(g, Rows):
-        return Rows(divide_gradient(g.values, scale), g.indices)
+def unscaled(grads: Any, scale: Any) -> Any:
+    """Divide the gradients of a scaled loss by `scale`, in the dtype of the arithmetic."""
+    return jax.tree.map(lambda g: _divide(g, scale), grads)
+
+
+def _divide(g: Any, scale: Any) -> Any:
+    if not jnp.issubdtype(getattr(g, "dtype", int), jnp.inexact):  # indices of a sparse gradient, or float0
+        return g
+    g = g.astype(compute_dtype(g.dtype))
     return g / scale.astype(g.real.dtype)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.engine import core, rows, slot_storage
-from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
-from jaxopt_keras.engine.gradients import divide_gradient, read_gradient
+from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
+from jaxopt_keras.engine.gradients import read_gradient, unscaled
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.engine.rows import Rows
@@ -88,9 +88,8 @@ class Program(core.Program):
         slots = [shard_like(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         guard.init(self.options, scalars)
         trees = layout.by_slot(self._slot_names(slots), slots)
-        return State(
-            jnp.zeros((), jnp.int32), {}, scalars, pack_slots(trees, LOOSE) if self.options.flat_state else trees
-        )
+        packed = pack_slots(trees, LOOSE) if self.options.flat_state else trees
+        return State(jnp.zeros((), jnp.int32), {}, scalars, packed)
 
     def _slot_names(self, slots: list[Slots]) -> list[str]:
         """Return the names of all possible slots, whatever the parameters are, and of any others in `slots`."""
@@ -106,13 +105,11 @@ class Program(core.Program):
 
     def on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Run `function` on the engine of the options. Applied here, so that each program in a tree has its own."""
-        if self.options.engine == "xla" or (self.options.engine == "auto" and not self._gains()):
+        engine = self.options.engine
+        # Without a C compiler it is faster only for quantized slots, which it fuses on a GPU.
+        if engine == "xla" or (engine == "auto" and unavailable() and self.options.state_dtype is None):
             return function
-        return native(function, strict=self.options.engine == "native")
-
-    def _gains(self) -> bool:
-        """Whether the native engine is faster: with a C compiler, or for quantized slots, which it fuses on a GPU."""
-        return not unavailable() or self.options.state_dtype is not None
+        return native(function, strict=engine == "native")
 
     # Two functions, since the k-th result of a native one takes the memory of its k-th argument.
     def bare_step(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> Any:
@@ -156,7 +153,7 @@ class Program(core.Program):
         if self.options.axis_name is not None and reduce:
             gradients = jax.lax.psum(gradients, self.options.axis_name)
         if "loss_scale_factor" in hyper:
-            gradients = [divide_gradient(g, hyper["loss_scale_factor"]) for g in gradients]
+            gradients = unscaled(gradients, hyper["loss_scale_factor"])
 
         def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
             out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.count, hyper, write)
@@ -215,14 +212,11 @@ class Program(core.Program):
 
     def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
         """Return the gradients of `layout`'s parameters in the dtype of the arithmetic."""
-        everything = zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
-        return [read_gradient(*x, as_rows=self._keeps_rows) for x in everything]
-
-    @property
-    def _keeps_rows(self) -> bool:
-        """Whether sparse gradients stay rows: sums over calls or devices make them dense."""
+        # Sums over calls or devices make sparse gradients dense.
         summed = self.options.gradient_accumulation_steps or self.options.axis_name is not None
-        return self.options.sparse == "lazy" or (self.core.takes_rows and not summed)
+        as_rows = self.options.sparse == "lazy" or (self.core.takes_rows and not summed)
+        everything = zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
+        return [read_gradient(*x, as_rows=as_rows) for x in everything]
 
     def _update(
         self,
@@ -248,7 +242,7 @@ class Program(core.Program):
         old = [Stored(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
         dequantized = [self._dequantize(x, g) for x, g in zip(old, grads, strict=True)]
         params, before = [p for p, _ in dequantized], [s for _, s in dequantized]
-        clocks = {d: now.cast(d) for d in {real_dtype(jax.tree.leaves(g)[0].dtype) for g in grads if g is not None}}
+        clocks = {d: cast(now, d) for d in {real_dtype(jax.tree.leaves(g)[0].dtype) for g in grads if g is not None}}
         decays = [self._decay(*x, clocks) for x in zip(layout.leaves, grads, params, strict=True)]
         decayed = [p if d is None else p - d for p, d in zip(params, decays, strict=True)]
         deltas, after, scalars = self.core.update(layout, grads, decayed, before, scalars, now)

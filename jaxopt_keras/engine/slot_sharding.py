@@ -1,8 +1,6 @@
 """Sharding of fresh slots like their parameter, of which `zeros_like` tells the compiler nothing."""
 
-import contextlib
 import contextvars
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,23 +11,14 @@ from jaxopt_keras.engine.core import Slots
 from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.storage.blockwise import Blocks
 
-_on_one_device = contextvars.ContextVar("on_one_device", default=False)
-
-
-@contextlib.contextmanager
-def on_one_device() -> Iterator[None]:
-    """Trace a program for arrays that are on one device each: `shard_like` does nothing."""
-    token = _on_one_device.set(True)
-    try:
-        yield
-    finally:
-        _on_one_device.reset(token)
+# Whether a program is traced for arrays that are on one device each: `shard_like` then does nothing.
+ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=False)
 
 
 def shard_like(slots: Slots, p: Array, kinds: dict[str, Slot]) -> Slots:
     """Shard each slot like the axes of `p` that it keeps. Without a mesh the slots do not change."""
     # With explicit axes the sharding is part of the types, and `zeros_like` has copied it.
-    if _on_one_device.get() or any(jax.typeof(p).sharding.spec):
+    if ON_ONE_DEVICE.get() or any(jax.typeof(p).sharding.spec):
         return slots
     return {name: _shard_slot_like(x, p, kinds.get(name, Slot())) for name, x in slots.items()}
 

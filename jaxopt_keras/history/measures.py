@@ -11,8 +11,9 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine import rows
+from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.pipeline import Program
-from jaxopt_keras.engine.programs.loss_scaled import SCALE, LossScaled, unscaled
+from jaxopt_keras.engine.programs.loss_scaled import SCALE, LossScaled
 from jaxopt_keras.engine.programs.partitioned import STEP, Partitioned, Tree
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.language.numerics import compute_dtype, square

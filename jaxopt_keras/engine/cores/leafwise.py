@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
+from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
 from jaxopt_keras.engine.cores.stacked import map_matrices
 from jaxopt_keras.language import numerics
 from jaxopt_keras.language.numerics import Complemented, real_dtype
@@ -68,11 +68,6 @@ def _is_hashable(rule: Rule) -> bool:
     except TypeError:
         return False
     return True
-
-
-def cast(numbers: Any, dtype: Any) -> Any:
-    """Cast scalars and `Complemented`s to the dtype of an array's arithmetic."""
-    return jax.tree.map(lambda x: x.astype(dtype), numbers)
 
 
 @dataclass(frozen=True)
@@ -154,7 +149,7 @@ class Leafwise(Core):
 
     def _clock(self, now: Now, shared: Any, dtype: Any) -> tuple[Rule, At, At]:
         """Return the rule with its numbers in `dtype`, and its clocks for parameters with and without weight decay."""
-        local, scalars = now.cast(dtype), cast(shared, dtype)
+        local, scalars = cast(now, dtype), cast(shared, dtype)
         return self.rule.bind(local.hyper), At.of(local, scalars), At.of(local._replace(weight_decay=None), scalars)
 
     def averaged(self, leaf: Leaf, p: Array, slots: Slots, hyper: dict[str, Any]) -> Array:

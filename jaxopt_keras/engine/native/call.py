@@ -4,7 +4,6 @@ XLA cannot split an opaque call over several devices and would gather the arrays
 loop of the batched or differentiated form. An exported program must run elsewhere.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jaxopt_keras.engine.native import build
 from jaxopt_keras.engine.native.c_ops import type_of
-from jaxopt_keras.engine.native.ir import Value, evaluated, is_scalar
+from jaxopt_keras.engine.native.ir import Value, evaluate, is_scalar
 from jaxopt_keras.engine.native.loop import Leaf
 from jaxopt_keras.engine.native.render_c import render_c
 from jaxopt_keras.packing.trees import Primitive, concatenate
@@ -53,7 +52,7 @@ class Call:
         """The results by the equations, through XLA."""
         known = self._known(operands)
         for leaf in self.leaves:
-            evaluated(leaf.equations, known)
+            evaluate(leaf.equations, known)
         return self._results(known)
 
     def in_two_passes(self, *operands: Any) -> list[Any]:
@@ -73,9 +72,9 @@ class Call:
             if scales:
                 # The scalars too: one of them may be a norm, from an earlier pass.
                 hold(*leaf.inputs, *(x for x in leaf.scalars if jnp.issubdtype(x.dtype, jnp.floating)))
-                evaluated(leaf.equations, known)
+                evaluate(leaf.equations, known)
                 hold(*leaf.inputs, *(e.outputs[0] for e in scales))
-            evaluated([e for e in leaf.equations if e not in scales], known)
+            evaluate([e for e in leaf.equations if e not in scales], known)
         return self._results(known)
 
     def _known(self, operands: Any) -> dict[Value, Any]:
@@ -123,11 +122,8 @@ class Call:
 
     def _table(self) -> Any:
         """For each leaf its number of elements, and where its arrays start in the packed buffers."""
-        rows = []
-        for leaf in self.leaves:
-            starts = [leaf.places[x].start for x in (*leaf.inputs, *leaf.outputs) if x in leaf.places]
-            rows.append([leaf.count, *starts])
-        return np.array(rows, np.uint32)
+        starts = [[f.places[x].start for x in (*f.inputs, *f.outputs) if x in f.places] for f in self.leaves]
+        return np.array([[f.count, *own] for f, own in zip(self.leaves, starts, strict=True)], np.uint32)
 
     def _words(self, scalars: dict[Value, Any]) -> Any:
         """The scalars as words: one row if they are the same for all leaves, otherwise a row for each leaf."""
@@ -198,23 +194,12 @@ def _lowered(context: Any, *operands: Any, call: Call) -> Any:
     if reason and call.strict:
         raise build.Unavailable(f'`engine="native"` cannot run here: {reason}. Use `engine="auto"`.')
     on_gpu = set(context.module_context.platforms) <= {"cuda", "rocm"}
-    xla = call.in_two_passes if on_gpu else call.reference
-    function: Callable[..., Any] = xla if reason else call.native
+    function = call.native if not reason else call.in_two_passes if on_gpu else call.reference
     return mlir.lower_fun(function, multiple_results=True)(context, *operands)
 
 
 def against(module: Any, source: str) -> str:
     """Why a program cannot call the compiled `source`; "" where it can."""
-    reason = _against(module)
-    if not reason:
-        try:
-            build.target(source)
-        except build.Unavailable as error:
-            reason = build.fallback(error)
-    return reason
-
-
-def _against(module: Any) -> str:
     if tuple(module.platforms) != ("cpu",):
         return f"it is for {', '.join(module.platforms)}"
     if module.lowering_parameters.for_export:
@@ -222,8 +207,14 @@ def _against(module: Any) -> str:
     where = module.axis_context
     devices = getattr(where, "num_devices", None)
     if devices is None and set(where.manual_axes) == set(where.mesh.axis_names):  # `shard_map`: each runs its own part
-        return ""
-    return "" if devices == 1 else "it is for several devices"
+        devices = 1
+    if devices != 1:
+        return "it is for several devices"
+    try:
+        build.target(source)
+    except build.Unavailable as error:
+        return build.fallback(error)
+    return ""
 
 
 mlir.register_lowering(loops_p, _lowered)

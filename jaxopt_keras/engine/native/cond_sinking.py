@@ -20,7 +20,7 @@ def sink(trace: Trace, partners: dict[Any, Value]) -> None:
     unpacks = {e.values[0]: e for e in trace.equations if e.name == UNPACK}
     for pack in [e for e in trace.equations if e.name == PACK]:
         buffer = partners.get(pack.outputs[0])
-        if buffer is not None and buffer in unpacks:
+        if buffer in unpacks:
             _sink(trace, unpacks[buffer], pack)
 
 

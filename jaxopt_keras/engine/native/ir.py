@@ -3,14 +3,11 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-if TYPE_CHECKING:  # it brings Pallas: 0.1 s
-    from jax.extend.core import ClosedJaxpr
 
 # Jitted helpers that the engine knows by name and does not inline. In loops: the index of each element
 # (storage/hash_rng.py), and four-bit values packed in bytes (storage/blockwise.py).
@@ -107,7 +104,7 @@ class Trace:
     constants: dict[Value, Any] = field(default_factory=dict)
 
 
-def traced(closed: "ClosedJaxpr") -> Trace:
+def traced(closed: Any) -> Trace:
     """A closed jaxpr as a `Trace`."""
     trace = Trace([Value(v.aval) for v in closed.jaxpr.invars])
     known: dict[Any, list[Value]] = {}
@@ -131,7 +128,7 @@ def needed(equations: Iterable[Equation], results: Iterable[Atom]) -> list[Equat
     return kept[::-1]
 
 
-def _inline(closed: "ClosedJaxpr", inputs: list[Atom], trace: Trace, known: dict[Any, list[Value]]) -> list[Atom]:
+def _inline(closed: Any, inputs: list[Atom], trace: Trace, known: dict[Any, list[Value]]) -> list[Atom]:
     """Appends the equations of `closed` to the trace. Returns its outputs."""
     atoms: dict[Any, Atom] = dict(zip(closed.jaxpr.invars, inputs, strict=True))
     for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
@@ -148,39 +145,33 @@ def _inline(closed: "ClosedJaxpr", inputs: list[Atom], trace: Trace, known: dict
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
             inner = inner if isinstance(inner, type(closed)) else type(closed)(inner, ())
             results = _inline(inner, arguments, trace, known)
+        elif name == "convert_element_type" and isinstance(arguments[0], Constant):
+            results = [Constant.of(arguments[0].value.astype(equation.params["new_dtype"]))]
         else:
-            if name == "convert_element_type" and isinstance(arguments[0], Constant):
-                arguments[0] = Constant.of(arguments[0].value.astype(equation.params["new_dtype"]))
-                atoms[equation.outvars[0]] = arguments[0]
-                continue
             key = _key(equation, arguments)
-            results = known.get(key) if key is not None else None
-            if results is None:
-                results = [Value(v.aval) for v in equation.outvars]
-                made = (equation.primitive, equation.params, arguments, results, equation.effects, equation.ctx)
+            if key not in known:
+                known[key] = [Value(v.aval) for v in equation.outvars]
+                made = (equation.primitive, equation.params, arguments, known[key], equation.effects, equation.ctx)
                 trace.equations.append(Equation(*made))
-                if key is not None:
-                    known[key] = results
+            results = known[key]
         atoms.update(zip(equation.outvars, results, strict=True))
     return [atom(x) for x in closed.jaxpr.outvars]
 
 
 def _key(equation: Any, arguments: list[Atom]) -> Any:
-    """A key that is equal for two equations that compute the same; None if an equation must not be shared.
+    """A key that is equal for two equations that compute the same; equal to no other if an equation must not be shared.
 
     The indices of elements are not shared: arrays of one shape would otherwise become one region with one loop.
     """
     if equation.effects or equation.params.get("name") == INDEX:
-        return None
+        return object()
     inputs = tuple(x if isinstance(x, Constant) else id(x) for x in arguments)
-    params = tuple(sorted((k, v) for k, v in equation.params.items() if k != "jaxpr"))
-    inner = id(equation.params.get("jaxpr"))
-    avals = tuple(str(v.aval) for v in equation.outvars)
-    key = (equation.primitive, params if params else (), inner, inputs, avals)
+    params = tuple(sorted((k, id(v) if k == "jaxpr" else v) for k, v in equation.params.items()))
+    key = (equation.primitive, params, inputs, *(str(v.aval) for v in equation.outvars))
     try:
         hash(key)
     except TypeError:
-        return None
+        return object()
     return key
 
 
@@ -198,12 +189,11 @@ def renamed(equations: list[Equation], names: dict[Any, Atom]) -> list[Equation]
     return new
 
 
-def evaluated(equations: list[Equation], known: dict[Value, Any]) -> dict[Value, Any]:
+def evaluate(equations: list[Equation], known: dict[Value, Any]) -> None:
     """Runs `equations` one by one, and adds their results to `known`."""
     for equation in equations:
         inputs = [x.value if isinstance(x, Constant) else known[x] for x in equation.inputs]
         known.update(zip(equation.outputs, equation.run(inputs), strict=True))
-    return known
 
 
 def trace_of(function: Callable[..., Any], *args: Any) -> tuple[Trace, Any]:

@@ -11,7 +11,7 @@ from jaxopt_keras.engine.native.build import Unavailable
 from jaxopt_keras.engine.native.call import Call, run
 from jaxopt_keras.engine.native.cond_sinking import sink
 from jaxopt_keras.engine.native.fusion import Fusion, Region, remaining
-from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value, evaluated, is_scalar, trace_of, traced
+from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value, evaluate, is_scalar, trace_of, traced
 from jaxopt_keras.engine.native.loop import Leaf
 from jaxopt_keras.engine.native.packed_operands import PackedOperands, Repacked
 
@@ -33,7 +33,7 @@ def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., 
     def lowered(*args: Any, **static: Any) -> Any:
         trace, structure = trace_of(functools.partial(function, **static), *args)
         partners = dict(zip(trace.outputs, trace.inputs, strict=False))
-        return jax.tree.unflatten(structure, evaluate(trace, jax.tree.leaves(args), partners, strict))
+        return jax.tree.unflatten(structure, results_of(trace, jax.tree.leaves(args), partners, strict))
 
     return lowered
 
@@ -45,7 +45,7 @@ def reasons(function: Callable[..., Any], *args: Any) -> list[str]:
     return ["one element" if is_scalar(x) else found.get(x, "") for x in trace.inputs]
 
 
-def evaluate(trace: Trace, args: list[Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
+def results_of(trace: Trace, args: list[Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
     """The results of a trace.
 
     Args:
@@ -72,7 +72,7 @@ def evaluate(trace: Trace, args: list[Any], partners: dict[Any, Value], strict: 
         elif step.name == "cond":
             known.update(zip(step.outputs, conditional(step, known, partners, strict), strict=True))
         else:
-            evaluated([step], known)
+            evaluate([step], known)
     return [x.value if isinstance(x, Constant) else known[x] for x in trace.outputs]
 
 
@@ -124,7 +124,7 @@ def conditional(equation: Equation, known: dict[Value, Any], partners: dict[Any,
                 for x, y in zip(trace.outputs, equation.outputs, strict=True)
                 if partners.get(y) in outer
             }
-            return evaluate(trace, list(args), mine, strict)
+            return results_of(trace, list(args), mine, strict)
 
         return lowered
 

@@ -6,7 +6,7 @@ before the loops, and written into it after them.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jax import lax
@@ -30,7 +30,6 @@ class Repacked(NamedTuple):
         return whole
 
 
-@dataclass
 class PackedOperands:
     """The packed buffers of a trace. Rewrites the loops of its regions to work within them.
 
@@ -38,25 +37,15 @@ class PackedOperands:
         partners: the input whose memory a result may take.
     """
 
-    fusion: Fusion
-    partners: dict[Any, Value]
-    places: dict[Value, Place] = field(default_factory=dict)
-    repacked: list[Repacked] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        fusion = self.fusion
+    def __init__(self, fusion: Fusion, partners: dict[Any, Value]) -> None:
+        self.fusion, self.places, self.repacked = fusion, dict[Value, Place](), list[Repacked]()
         self._regions = {id(e): r for r in fusion.regions if not r.reason for e in r.equations}
         unpacks = {e.values[0]: e for e in fusion.trace.equations if e.name == UNPACK}
         for buffer, e in unpacks.items():
             self.places |= {x: Place(buffer, start) for start, x in spans(e.outputs) if self._reader(x)}
         for e in fusion.trace.equations:
-            buffer = self.partners.get(e.outputs[0])
-            if (
-                e.name == PACK
-                and buffer is not None
-                and buffer in unpacks
-                and fusion.users[buffer] == [unpacks[buffer]]
-            ):
+            buffer = partners.get(e.outputs[0])
+            if e.name == PACK and buffer in unpacks and fusion.users[buffer] == [unpacks[buffer]]:
                 self._repack(e, buffer, unpacks[buffer])
         for region in fusion.regions:
             region.leaves = {level: self._packed(leaf) for level, leaf in region.leaves.items()}

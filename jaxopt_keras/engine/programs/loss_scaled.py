@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.numerics import compute_dtype
 
 SCALE = "dynamic_scale"
 GOOD = "step_counter"  # finite calls since the scale last changed; both are Keras's names
@@ -68,15 +68,3 @@ class LossScaled(Around):
 
     def loss_scale(self, state: State) -> Any:
         return state.scalars[SCALE]
-
-
-def unscaled(grads: Any, scale: Any) -> Any:
-    """Divide the gradients of a scaled loss by `scale`, in the dtype of the arithmetic."""
-    return jax.tree.map(lambda g: _divide(g, scale), grads)
-
-
-def _divide(g: Any, scale: Any) -> Any:
-    if not jnp.issubdtype(getattr(g, "dtype", int), jnp.inexact):  # indices of a sparse gradient, or float0
-        return g
-    g = g.astype(compute_dtype(g.dtype))
-    return g / scale.astype(g.real.dtype)

@@ -65,17 +65,14 @@ class Zero1(Around):
 
         def one(key: Any, x: Any) -> Any:
             path = next((p for p in parents(path_of(key)) if p in shapes), "")
-            if isinstance(x, Blocks):
-                return jax.tree.map(lambda part: self._put(part, self._of_blocks(path, x)), x)
+            if isinstance(x, Blocks):  # codes and scales are sharded alike: the last axis is split only between blocks
+                spec = self.shard_spec(path, (*x.shape[:-1], x.scales.shape[-1]))
+                return jax.tree.map(lambda part: self._put(part, spec), x)
             spec = self.spec(path) if x.shape == shapes.get(path) else PartitionSpec()
             return self._put(x, split(spec, x.shape, self.axis, self.mesh))
 
         is_leaf = lambda x: isinstance(x, Blocks)
         return {n: jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_leaf) for n, tree in slots.items()}
-
-    def _of_blocks(self, path: str, x: Blocks) -> PartitionSpec:
-        """Return one sharding for codes and scales: the last axis is split only between blocks."""
-        return split(self.spec(path), (*x.shape[:-1], x.scales.shape[-1]), self.axis, self.mesh)
 
     def _put(self, x: Any, spec: PartitionSpec) -> Any:
         if not hasattr(x, "ndim") or x.ndim < len(spec):
