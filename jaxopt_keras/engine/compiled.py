@@ -1,7 +1,7 @@
 """The jitted functions of programs, cached: programs with equal skeletons share compiled code."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,30 +11,18 @@ from jaxopt_keras.language.sparse import is_sparse
 from jaxopt_keras.packing.trees import Packed
 
 
-class Compiled(NamedTuple):
+class Compiled:
     """The jitted functions of one program."""
 
-    init: Any
-    init_on_one_device: Any
-    update: Any
-    update_wide: Any
-    step: Any
-    step_donating: Any
-    averaged: Any
-
-
-def compiled(program: Any) -> Compiled:
-    """Jit the functions of a program, without a cache."""
-    # Donated arguments have the order of the outputs: `jit` pairs buffers in that order, and would copy otherwise.
-    return Compiled(
-        init=jax.jit(program.init),
-        init_on_one_device=jax.jit(functools.partial(_init_on_one_device, program)),
-        update=jax.jit(functools.partial(narrow_update, program)),
-        update_wide=jax.jit(program.update),
-        step=jax.jit(program.step, static_argnames="reduce"),
-        step_donating=jax.jit(program.step, static_argnames="reduce", donate_argnums=(0, 1)),
-        averaged=jax.jit(program.averaged),
-    )
+    def __init__(self, program: Any) -> None:
+        self.init = jax.jit(program.init)
+        self.init_on_one_device = jax.jit(functools.partial(_init_on_one_device, program))
+        self.update = jax.jit(functools.partial(narrow_update, program))
+        self.update_wide = jax.jit(program.update)
+        # Donated arguments have the order of the outputs: `jit` pairs buffers in that order, and would copy otherwise.
+        self.step = jax.jit(program.step, static_argnames="reduce")
+        self.step_donating = jax.jit(program.step, static_argnames="reduce", donate_argnums=(0, 1))
+        self.averaged = jax.jit(program.averaged)
 
 
 def _init_on_one_device(program: Any, params: Any, hyper: Any) -> Any:
@@ -60,7 +48,7 @@ def _cast(delta: Any, g: Any) -> Any:
     return delta.astype(dtype) if delta is not None and is_float else delta
 
 
-_interned = functools.lru_cache(maxsize=4096)(compiled)
+_interned = functools.lru_cache(maxsize=4096)(Compiled)
 
 
 def shared(program: Any) -> Compiled:
@@ -68,4 +56,4 @@ def shared(program: Any) -> Compiled:
     try:
         return _interned(program)
     except TypeError:  # a rule with an unhashable field shares nothing
-        return compiled(program)
+        return Compiled(program)

@@ -86,7 +86,7 @@ class Program(core.Program):
             accumulate.init(slots, scalars, work)
         everything = zip(slots, stored, layout.leaves, strict=True)
         slots = [shard_like(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
-        guard.init(self.options, scalars)
+        scalars |= guard.init(self.options)
         trees = layout.by_slot(self._slot_names(slots), slots)
         packed = pack_slots(trees, LOOSE) if self.options.flat_state else trees
         return State(jnp.zeros((), jnp.int32), {}, scalars, packed)

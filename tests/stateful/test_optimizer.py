@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from jax.sharding import PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras import rules, schedules
-from jaxopt_keras.engine.compiled import Compiled
 from jaxopt_keras.stateful.state_views import without_masked
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 from tests.laws.cases import RULES, switched
@@ -381,7 +381,7 @@ def counted(optimizer):
         return lambda *args, **kwargs: (calls.append(name), function(*args, **kwargs))[1]
 
     original = kernel.compiled
-    kernel.__dict__["compiled"] = Compiled(*(count(n, f) for n, f in original._asdict().items()))
+    kernel.__dict__["compiled"] = SimpleNamespace(**{n: count(n, f) for n, f in vars(original).items()})
     try:
         yield calls
     finally:

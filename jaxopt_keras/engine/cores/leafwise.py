@@ -95,7 +95,7 @@ class Leafwise(Core):
 
     def slot_names(self) -> tuple[str, ...]:
         rule = self.rule.skeleton()
-        return (_cached_slot_names if _is_hashable(rule) else _slot_names)(rule)
+        return (_slot_names if _is_hashable(rule) else _slot_names.__wrapped__)(rule)
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         slots = []
@@ -157,6 +157,7 @@ class Leafwise(Core):
         return rule.averaged(p, rule.State(**{name: slots.get(name) for name in rule.State._fields}))
 
 
+@functools.cache
 def _slot_names(rule: Rule) -> tuple[str, ...]:
     """Return the names of all slots that the rule, or one of its fallbacks, creates for some shape."""
     params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (2,), (256, 256))]
@@ -171,6 +172,3 @@ def _slot_names(rule: Rule) -> tuple[str, ...]:
 def _with_numbers(rule: Rule) -> Rule:
     """Return a skeleton with a number for each placeholder."""
     return rule.bind({n: as_scalar(f, 0.5) for n, f in fields_of(type(rule)).items() if getattr(rule, n) is TRACED})
-
-
-_cached_slot_names = functools.cache(_slot_names)

@@ -9,6 +9,7 @@ logged once. With `JAXOPT_KERAS_FALLBACK=error` it is an error.
 """
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -113,11 +114,9 @@ def version(command: tuple[str, ...]) -> str:
 def identity(command: tuple[str, ...]) -> str:
     """Return what a library depends on besides its source: compiler, flags, processor and XLA's interface."""
     processor = platform.processor() + platform.machine()
-    try:
+    with contextlib.suppress(OSError):
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         processor += next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    except OSError:
-        pass
     header = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_bytes()
     ours = [FFI.read_text(), RUNTIME.read_text()]
     said = [*command, version(command), processor, hashlib.sha256(header).hexdigest(), *ours]

@@ -4,7 +4,6 @@ XLA cannot split an opaque call over several devices and would gather the arrays
 loop of the batched or differentiated form. An exported program must run elsewhere.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,32 +20,28 @@ from jaxopt_keras.engine.native.render_c import render_c
 from jaxopt_keras.packing.trees import Primitive, concatenate
 
 
-@dataclass(eq=False)
 class Call:
     """One loop over several leaves, each with its own arrays.
 
     Operands: the scalars, the packed buffers, then the other inputs of each leaf. Results: the outputs of each leaf
     that are not in packed buffers, the packed buffers that are written, then the totals of each leaf.
+
+    Args:
+        aliases: for each leaf: input -> output that may take its memory.
+        writes: packed buffers that some loop writes. They pass through each call that reads them, uncopied.
+        strict: raise an error where the loop cannot be native.
     """
 
-    leaves: list[Leaf]
-    aliases: list[dict[int, int]]  # for each leaf: input -> output that may take its memory
-    writes: set[Value]  # packed buffers that some loop writes. They pass through each call that reads them, uncopied
-    strict: bool  # raise an error where the loop cannot be native
-
-    def __post_init__(self) -> None:
-        self.loop = self.leaves[0].loop
+    def __init__(self, leaves: list[Leaf], aliases: list[dict[int, int]], writes: set[Value], strict: bool) -> None:
+        self.leaves, self.aliases, self.strict = leaves, aliases, strict
+        self.source = render_c(leaves[0].loop)
         self.scalars = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.scalars)]
         self.buffers = self.leaves[0].buffers
-        self.written = [buffer for buffer in self.buffers if buffer in self.writes]
+        self.written = [buffer for buffer in self.buffers if buffer in writes]
         self.operands = [*self.scalars, *self.buffers, *(x for f in self.leaves for x in f.unpacked(f.inputs))]
         self.outputs = [x for f in self.leaves for x in f.unpacked(f.outputs)]
         self.totals = [x for leaf in self.leaves for x in leaf.totals]
         self.results = [*self.outputs, *self.written, *self.totals]
-
-    @property
-    def source(self) -> str:
-        return render_c(self.loop)
 
     def reference(self, *operands: Any) -> list[Any]:
         """The results by the equations, through XLA."""

@@ -45,8 +45,8 @@ def _sink(trace: Trace, unpack: Equation, pack: Equation) -> None:
                 return
             after.append(e)
             wanted = (wanted | {*e.inputs}) - {*e.outputs} - known
-    ids = {id(e) for e in after}
-    elsewhere = {*trace.outputs, *(x for e in trace.equations if id(e) not in ids for x in e.values)}
+    moved = {*after}
+    elsewhere = {*trace.outputs, *(x for e in trace.equations if e not in moved for x in e.values)}
     kept = [x for x in cond.outputs if x in elsewhere]
     branches = [_within(branch, cond, before, after[::-1], kept) for branch in cond.params["branches"]]
     inputs = [cond.inputs[0], *unpack.inputs, *(x for x in cond.inputs[1:] if x not in arrays)]

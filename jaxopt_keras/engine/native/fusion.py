@@ -56,7 +56,7 @@ class Fusion:
         self.trace = trace
         self.makers = {x: e for e in trace.equations for x in e.outputs}
         self.moments: dict[Value, Moment] = {}
-        self.starts = {id(e): self._moment(e) for e in trace.equations}
+        self.starts = {e: self._moment(e) for e in trace.equations}
         self.filled: dict[Value, Equation] = {}  # arrays of which all elements are one scalar
         for e in trace.equations:
             if is_same(e) and not is_scalar(e.outputs[0]) and all(x in self.filled for x in e.arrays):
@@ -69,7 +69,7 @@ class Fusion:
             except Unsupported as error:
                 region.reason = str(error)
         native = [r for r in self.regions if not r.reason]
-        self.owned = {id(e) for r in native for e in (*r.equations, *r.scatters)}
+        self.owned = {e for r in native for e in (*r.equations, *r.scatters)}
 
     def _moment(self, equation: Equation) -> Moment:
         """When `equation` can run. Records when its results are known."""
@@ -106,7 +106,7 @@ class Fusion:
             ]
             if is_barrier(e) or not arrays or e.outputs[0] in self.filled:
                 continue
-            depth = self.starts[id(e)].depth
+            depth = self.starts[e].depth
             nodes = [(x, depth) for x in arrays]
             for node in nodes[1:]:
                 parent[root(node)] = root(nodes[0])
@@ -133,16 +133,16 @@ class Fusion:
         """
         alias, block = checked(region)
         alias |= {x: e.inputs[0] for x, e in self.filled.items()}
-        members = {id(e) for e in region.equations}
+        members = {*region.equations}
         made = [x for e in region.equations for x in e.outputs if not is_scalar(x)]
-        outside = {x: [u for u in self.users.get(x, []) if u is None or id(u) not in members] for x in made}
+        outside = {x: [u for u in self.users.get(x, []) if u is None or u not in members] for x in made}
         outputs = [x for x in made if outside[x]]
         totals: dict[int, list[Equation]] = {}
         for e in region.equations:
             if is_total(e):
-                totals.setdefault(self.starts[id(e)].level, []).append(e)
+                totals.setdefault(self.starts[e].level, []).append(e)
         equations = [*self.filled.values(), *(e for e in region.equations if not is_total(e))]
-        last = max(self.starts[id(e)].level for e in region.equations)
+        last = max(self.starts[e].level for e in region.equations)
         for level in sorted({*totals, last} if outputs else {*totals}):
             wanted, reduced = outputs if level == last else [], totals.get(level, [])
             computed = needed([*equations, *reduced], [*wanted, *(e.outputs[0] for e in reduced)])
@@ -243,4 +243,4 @@ def remaining(fusion: Fusion, besides: Iterable[Value]) -> list[Equation]:
     made = {x for leaf in leaves for x in (*leaf.outputs, *leaf.totals)}
     wanted: set[Any] = {x for x in (*fusion.trace.outputs, *besides) if x not in made}
     wanted |= {x for leaf in leaves for x in (*leaf.unpacked(leaf.inputs), *leaf.buffers, *leaf.scalars)}
-    return needed((e for e in fusion.trace.equations if id(e) not in fusion.owned), wanted)
+    return needed((e for e in fusion.trace.equations if e not in fusion.owned), wanted)

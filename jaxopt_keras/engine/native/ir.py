@@ -165,9 +165,8 @@ def _key(equation: Any, arguments: list[Atom]) -> Any:
     """
     if equation.effects or equation.params.get("name") == INDEX:
         return object()
-    inputs = tuple(x if isinstance(x, Constant) else id(x) for x in arguments)
     params = tuple(sorted((k, id(v) if k == "jaxpr" else v) for k, v in equation.params.items()))
-    key = (equation.primitive, params, inputs, *(str(v.aval) for v in equation.outvars))
+    key = (equation.primitive, params, *arguments, *(str(v.aval) for v in equation.outvars))
     try:
         hash(key)
     except TypeError:

@@ -60,9 +60,9 @@ def results_of(trace: Trace, args: list[Any], partners: dict[Any, Value], strict
     repacked = PackedOperands(fusion, partners).repacked
     rest = [x for each in repacked for x in each.rest.values()]
     written = {each.buffer for each in repacked}
-    steps: list[tuple[Any, Any]] = [((*fusion.starts[id(e)], 0), e) for e in remaining(fusion, rest)]
-    steps += [((*fusion.starts[id(each.equation)], 0), each) for each in repacked]
-    steps += [((depth, level, 1), call) for depth, level, call in calls(fusion.regions, partners, written, strict)]
+    steps: list[tuple[Any, Any]] = [((*fusion.starts[e], 0), e) for e in remaining(fusion, rest)]
+    steps += [((*fusion.starts[each.equation], 0), each) for each in repacked]
+    steps += calls(fusion.regions, partners, written, strict)
     for _, step in sorted(steps, key=lambda x: x[0]):
         if isinstance(step, Call):
             results = run(step, *(known[x] for x in step.operands))
@@ -76,10 +76,8 @@ def results_of(trace: Trace, args: list[Any], partners: dict[Any, Value], strict
     return [x.value if isinstance(x, Constant) else known[x] for x in trace.outputs]
 
 
-def calls(
-    regions: Iterable[Region], partners: dict[Any, Value], written: set[Value], strict: bool
-) -> Iterable[tuple[int, int, Call]]:
-    """The calls of all loops, equal ones together, with the depth and the level at which they run.
+def calls(regions: list[Region], partners: dict[Any, Value], written: set[Value], strict: bool) -> Iterable[Any]:
+    """The calls of all loops, equal ones together, after the depth and the level at which they run.
 
     Args:
         written: the packed buffers that loops write into.
@@ -92,7 +90,7 @@ def calls(
         for i in range(0, len(members), AT_ONCE):
             leaves = members[i : i + AT_ONCE]
             aliases = [aliases_of(leaf, partners) for leaf in leaves]
-            yield depth, level, Call(leaves, aliases, written & {*leaves[0].buffers}, strict)
+            yield (depth, level, 1), Call(leaves, aliases, written, strict)
 
 
 def aliases_of(leaf: Leaf, partners: dict[Any, Value]) -> dict[int, int]:

@@ -39,7 +39,7 @@ class PackedOperands:
 
     def __init__(self, fusion: Fusion, partners: dict[Any, Value]) -> None:
         self.fusion, self.places, self.repacked = fusion, dict[Value, Place](), list[Repacked]()
-        self._regions = {id(e): r for r in fusion.regions if not r.reason for e in r.equations}
+        self._regions: dict[Any, Region] = {e: r for r in fusion.regions if not r.reason for e in r.equations}
         unpacks = {e.values[0]: e for e in fusion.trace.equations if e.name == UNPACK}
         for buffer, e in unpacks.items():
             self.places |= {x: Place(buffer, start) for start, x in spans(e.outputs) if self._reader(x)}
@@ -57,14 +57,14 @@ class PackedOperands:
         written, rest = {}, {}
         for (start, old), new in zip(spans(unpack.outputs), pack.values, strict=True):
             region = self._writer(new)
-            outside = [u for u in self.fusion.users[new] if self._regions.get(id(u)) is not region]
+            outside = [u for u in self.fusion.users[new] if self._regions.get(u) is not region]
             if region is not None and self._reader(old) is region and outside == [pack]:
                 written[new] = Place(buffer, start)
             elif self._origin(new) is not old and 0 not in new.shape:
                 rest[start] = new
         self.places |= written
         self.repacked.append(Repacked(pack, buffer, rest))
-        self.fusion.owned.add(id(pack))
+        self.fusion.owned.add(pack)
 
     def _origin(self, x: Value) -> Value:
         """The array that `x` is a reshape of."""
@@ -74,7 +74,7 @@ class PackedOperands:
 
     def _reader(self, x: Value) -> Region | None:
         """The region whose loops are all that reads `x`; None if there is no such region."""
-        readers = [self._regions.get(id(u)) for u in self.fusion.users.get(x, [None])]
+        readers = [self._regions.get(u) for u in self.fusion.users.get(x, [None])]
         region = readers[0]
         if region is None or any(r is not region for r in readers) or region.scatters:
             return None
@@ -82,7 +82,7 @@ class PackedOperands:
 
     def _writer(self, x: Any) -> Region | None:
         """The region whose last loop writes `x`."""
-        region = self._regions.get(id(self.fusion.makers.get(x)))
+        region = self._regions.get(self.fusion.makers.get(x))
         return region if region and x in region.leaves[max(region.leaves)].outputs else None
 
     def _packed(self, leaf: Leaf) -> Leaf:

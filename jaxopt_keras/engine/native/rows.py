@@ -15,31 +15,30 @@ from jaxopt_keras.engine.native.loop import Leaf, verified
 
 def is_gather(e: Equation) -> bool:
     """Whether it takes whole rows by their numbers, which are clipped to the rows that exist."""
-    if e.name != "gather" or e.params["mode"] != lax.GatherScatterMode.CLIP:
-        return False
-    x, at = e.inputs[0].shape, e.params["dimension_numbers"]
-    axes = at.offset_dims, at.collapsed_slice_dims, at.start_index_map, at.operand_batching_dims
+    axes = "offset_dims", "collapsed_slice_dims", "start_index_map", "operand_batching_dims"
     return (
-        axes == _axes_of_rows(x)
-        and tuple(e.params["slice_sizes"]) == (1, *x[1:])
+        _moves_rows(e, "gather", lax.GatherScatterMode.CLIP, axes)
+        and tuple(e.params["slice_sizes"]) == (1, *e.inputs[0].shape[1:])
         and e.inputs[1].shape == (e.outputs[0].shape[0], 1)
     )
 
 
 def is_scatter(e: Equation) -> bool:
     """Whether it writes whole rows, each number at most once, and drops numbers of rows that do not exist."""
-    if e.name != "scatter" or e.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
-        return False
-    x, at = e.inputs[0].shape, e.params["dimension_numbers"]
-    axes = at.update_window_dims, at.inserted_window_dims, at.scatter_dims_to_operand_dims, at.operand_batching_dims
+    axes = "update_window_dims", "inserted_window_dims", "scatter_dims_to_operand_dims", "operand_batching_dims"
     return (
-        axes == _axes_of_rows(x) and e.params["unique_indices"] and e.inputs[2].shape == (e.inputs[1].shape[0], *x[1:])
+        _moves_rows(e, "scatter", lax.GatherScatterMode.FILL_OR_DROP, axes)
+        and e.params["unique_indices"]
+        and e.inputs[2].shape == (e.inputs[1].shape[0], *e.inputs[0].shape[1:])
     )
 
 
-def _axes_of_rows(shape: tuple[int, ...]) -> Any:
-    """The axes of a gather or scatter of whole rows: within a row, collapsed, indexed, and those of batches (none)."""
-    return (*range(1, len(shape)),), (0,), (0,), ()
+def _moves_rows(e: Equation, name: str, mode: Any, axes: tuple[str, ...]) -> bool:
+    """Whether `axes` are those of whole rows: within a row, collapsed, indexed, and those of batches (none)."""
+    if e.name != name or e.params["mode"] != mode:
+        return False
+    found = [getattr(e.params["dimension_numbers"], axis) for axis in axes]
+    return found == [(*range(1, len(e.inputs[0].shape)),), (0,), (0,), ()]
 
 
 def in_place(leaf: Leaf, makers: dict[Value, Equation], readers: list[list[Equation | None]]) -> Leaf | None:

@@ -36,9 +36,7 @@ class Multi(Program):
 
     def init(self, params: list[Any], hyper: Any) -> State:
         states = [program.init(p, h) for program, p, h in zip(self.programs, params, hyper, strict=True)]
-        scalars: dict[str, Any] = {}
-        guard.init(self.options, scalars)
-        return State(_latest(states), {}, scalars, states)
+        return State(_latest(states), {}, guard.init(self.options), states)
 
     def call(self, params: list[Any], state: State, grads: list[Any], hyper: Any, reduce: bool, write: bool) -> Any:
         """Run every program, or none if the guard rejects the gradients."""

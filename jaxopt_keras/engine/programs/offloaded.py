@@ -5,7 +5,6 @@ so that they overlap with computation. It must be the outermost program: not eve
 memory.
 """
 
-import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,15 +40,11 @@ class Offloaded(Around):
         return self._moved(state, jax.memory.Space.Host)
 
     def _moved(self, state: State, space: Any) -> State:
-        def one(name: str, key: Any, x: Any) -> Any:
-            path = f"{path_of(key)}/{name}"
+        def one(key: Any, x: Any) -> Any:
+            path = f"{path_of(key[1:])}/{key[0].key}"
             return jax.device_put(x, space) if any(re.search(pattern, path) for pattern in self.patterns) else x
 
-        slots = {
-            name: jax.tree_util.tree_map_with_path(functools.partial(one, name), tree)
-            for name, tree in state.slots.items()
-        }
-        return state._replace(slots=slots)
+        return state._replace(slots=jax.tree_util.tree_map_with_path(one, state.slots))
 
 
 def outermost(program: Any, around: Callable[[Any], Any]) -> Any:

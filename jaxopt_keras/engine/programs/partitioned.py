@@ -42,15 +42,13 @@ class Partitioned(Around):
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         tree = Tree(self, params)
-        state = self.inner.init(tree.split(params), self._listed(hyper))
-        absent = [dict.fromkeys(part, optax.MaskedNode()) for part in tree.split(params)]
-        return tree.joined(state, {name: absent for s in state.slots for name in s.slots})
+        return tree.joined(self.inner.init(tree.split(params), self._listed(hyper)))
 
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
         tree = Tree(self, params, grads)
         parts = tree.split(params), tree.separated(state), tree.split(grads)
         out, moved = self.inner.call(*parts, self._listed(hyper), reduce, write)
-        return tree.merged(out), tree.joined(moved, tree.parts(state))
+        return tree.merged(out), tree.joined(moved)
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         tree = Tree(self, params)
@@ -122,25 +120,24 @@ class Tree:
         tree = self.unpacked(parts)
         return self.like.like(tree) if isinstance(self.like, Packed) else tree
 
-    def parts(self, state: State) -> dict[str, list[dict[str, Any]]]:
-        """Split each tree of slots into the parts of the groups."""
-        return {name: self.split(tree) for name, tree in state.slots.items()}
-
     def separated(self, state: State) -> State:
         """Convert a state of the whole to one of `Multi`."""
-        states, others, trees = [], dict(state.scalars), self.parts(state)
+        states, others = [], dict(state.scalars)
+        parts = {name: self.split(tree) for name, tree in state.slots.items()}
         for i, group in enumerate(self.names):
             scalars = dict(others.pop(group))
-            slots = {name: parts[i] for name, parts in trees.items()}  # slots of other groups are masked
+            slots = {name: part[i] for name, part in parts.items()}  # slots of other groups are masked
             states.append(State(scalars.pop(STEP), {}, scalars, slots))
         return State(state.count, {}, others, states)
 
-    def joined(self, state: State, parts: dict[str, list[dict[str, Any]]]) -> State:
-        """Convert a state of `Multi` to one of the whole; `parts` are the entries for slots that a group lacks."""
+    def joined(self, state: State) -> State:
+        """Convert a state of `Multi` to one of the whole."""
         scalars = {name: s.scalars | {STEP: s.count} for name, s in zip(self.names, state.slots, strict=True)}
+        absent = self.split(self.layout.unflatten([optax.MaskedNode()] * len(self.group)))
+        names = dict.fromkeys(name for s in state.slots for name in s.slots)
         slots = {
             name: self.unpacked([s.slots.get(name, x) for s, x in zip(state.slots, absent, strict=True)])
-            for name, absent in parts.items()
+            for name in names
         }
         return State(state.count, {}, scalars | state.scalars, slots)
 

@@ -51,13 +51,11 @@ class Zero1(Around):
         return split(self.spec(path), shape, self.axis, self.mesh)
 
     def _shard(self, tree: Any) -> Any:
-        return self._mapped(tree, self.shard_spec)
+        put = lambda key, x: self._put(x, self.shard_spec(path_of(key), x.shape))
+        return jax.tree_util.tree_map_with_path(put, tree)
 
     def _unshard(self, tree: Any) -> Any:
-        return self._mapped(tree, lambda path, shape: self.spec(path))
-
-    def _mapped(self, tree: Any, spec: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda key, x: self._put(x, spec(path_of(key), x.shape)), tree)
+        return jax.tree_util.tree_map_with_path(lambda key, x: self._put(x, self.spec(path_of(key))), tree)
 
     def _slots(self, params: Any, slots: Any) -> Any:
         """Shard slots: those of the parameter's shape like its shards, others along their first divisible axis."""

@@ -22,12 +22,10 @@ def is_on(options: Any) -> bool:
     return options.skip_nonfinite or options.skip_spikes is not None
 
 
-def init(options: Any, scalars: dict[str, Any]) -> None:
-    """Add the counter of skipped calls, and the running mean of norms if there is a limit."""
-    if is_on(options):
-        scalars[SKIPPED] = jnp.zeros((), jnp.int32)
-    if options.skip_spikes is not None:
-        scalars[USUAL] = jnp.zeros((), jnp.result_type(float))
+def init(options: Any) -> dict[str, Any]:
+    """Return the counter of skipped calls, and the running mean of norms if there is a limit."""
+    counter = {SKIPPED: jnp.zeros((), jnp.int32)} if is_on(options) else {}
+    return counter if options.skip_spikes is None else counter | {USUAL: jnp.zeros((), jnp.result_type(float))}
 
 
 def is_finite(grads: Any) -> Array:
