@@ -136,11 +136,8 @@ def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
         parts.append(Part(path, str(leaf.dtype) if is_packed(key, leaf) else "", tuple(leaf.shape)))
     leaves = [leaf for _, leaf in keyed]
     inside = [leaf for leaf, part in zip(leaves, parts, strict=True) if part.buffer]
-    return _pack_leaves(
-        leaves,
-        arrangement_of(tuple(parts), treedef),
-        _join_by_numpy if all(map(_is_on_host_cpu, inside)) else _join_by_jax,
-    )
+    join = _join_by_numpy if all(map(_is_on_host_cpu, inside)) else _join_by_jax
+    return _pack_leaves(leaves, arrangement_of(tuple(parts), treedef), join)
 
 
 def _join_by_jax(arrays: list[Any]) -> Array:
@@ -160,9 +157,7 @@ def _is_on_host_cpu(x: Any) -> bool:
     return first.platform == "cpu" and x.sharding.device_set == {first} and not is_key
 
 
-def _pack_leaves(
-    leaves: list[Any], arrangement: Arrangement, join: Callable[[list[Any]], Array] = _join_by_jax
-) -> Packed:
+def _pack_leaves(leaves: list[Any], arrangement: Arrangement, join: Any = _join_by_jax) -> Packed:
     flat: dict[str, list[Any]] = {"": []}
     for part, leaf in zip(arrangement.parts, leaves, strict=True):
         if tuple(leaf.shape) != part.shape:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec, get_abstract_mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec, get_abstract_mesh
 
 FREE = PartitionSpec.UNCONSTRAINED
 
@@ -23,21 +23,21 @@ def map_matrices(whole: Any, us: list[Array]) -> list[Array]:
         return [whole(u) for u in us]
     own = jax.typeof(us[0]).sharding.spec  # empty, unless axes are explicit
     if any(jax.typeof(u).sharding.spec != own for u in us):
-        us = [_reshard(u, mesh, own) for u in us]
+        us = [reshard(u, mesh, own) for u in us]
     padded = us + [jnp.zeros_like(us[0])] * (-len(us) % mesh.size)
     # One axis of the mesh at a time: XLA has an exchange for that, and would gather everything otherwise.
     specs = [_stack_spec(mesh, own, mesh.axis_names[:n]) for n in range(len(mesh.axis_names) + 1)]
     stack = jnp.stack(padded)
     for spec in specs:
-        stack = _reshard(stack, mesh, spec)
+        stack = reshard(stack, mesh, spec)
     with jax.named_scope("whole"):
         stack = jax.vmap(whole)(stack)
     for spec in reversed(specs):
-        stack = _reshard(stack, mesh, spec)
+        stack = reshard(stack, mesh, spec)
     return [stack[i] for i in range(len(us))]
 
 
-def _is_explicit(mesh: AbstractMesh) -> bool:
+def _is_explicit(mesh: Mesh | AbstractMesh) -> bool:
     return all(t == AxisType.Explicit for t in mesh.axis_types)
 
 
@@ -54,5 +54,6 @@ def _stack_spec(mesh: AbstractMesh, own: Any, moved: tuple[str, ...]) -> Partiti
     return PartitionSpec(moved or None, *of_matrix)
 
 
-def _reshard(x: Array, mesh: AbstractMesh, spec: PartitionSpec) -> Array:
+def reshard(x: Array, mesh: Mesh | AbstractMesh, spec: Any) -> Array:
+    """Return `x` with another sharding over `mesh`, whose axes are all explicit, or not."""
     return jax.sharding.reshard(x, spec) if _is_explicit(mesh) else jax.lax.with_sharding_constraint(x, spec)

@@ -101,9 +101,7 @@ class Fusion:
 
         placed = []
         for e in self.trace.equations:
-            arrays = [
-                x for x in (*e.inputs, *e.outputs) if isinstance(x, Value) and not is_scalar(x) and x not in self.filled
-            ]
+            arrays = [x for x in (*e.arrays, *e.outputs) if not is_scalar(x) and x not in self.filled]
             if is_barrier(e) or not arrays or e.outputs[0] in self.filled:
                 continue
             depth = self.starts[e].depth

@@ -117,11 +117,8 @@ def conditional(equation: Equation, known: dict[Value, Any], partners: dict[Any,
         def lowered(*args: Any) -> list[Any]:
             trace = closed if isinstance(closed, Trace) else traced(closed)
             outer = dict(zip(equation.inputs[1:], trace.inputs, strict=True))
-            mine = {
-                x: outer[partners[y]]
-                for x, y in zip(trace.outputs, equation.outputs, strict=True)
-                if partners.get(y) in outer
-            }
+            pairs = zip(trace.outputs, equation.outputs, strict=True)
+            mine = {x: outer[partners[y]] for x, y in pairs if partners.get(y) in outer}
             return results_of(trace, list(args), mine, strict)
 
         return lowered

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from jaxopt_keras.engine.cores.stacked import reshard
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
@@ -75,10 +76,7 @@ class Zero1(Around):
     def _put(self, x: Any, spec: PartitionSpec) -> Any:
         if not hasattr(x, "ndim") or x.ndim < len(spec):
             return x
-        sharding = NamedSharding(self.mesh, spec)
-        if all(t == AxisType.Explicit for t in self.mesh.axis_types):
-            return jax.sharding.reshard(x, sharding)
-        return jax.lax.with_sharding_constraint(x, sharding)
+        return reshard(x, self.mesh, NamedSharding(self.mesh, spec))
 
 
 def split(spec: PartitionSpec, shape: tuple[int, ...], axis: str, mesh: Mesh | AbstractMesh) -> PartitionSpec:
