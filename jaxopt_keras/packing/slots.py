@@ -1,6 +1,5 @@
 """Packed slots: the small slots of a state in one buffer for each dtype, so that a step dispatches fewer arrays."""
 
-import functools
 from typing import Any
 
 import jax
@@ -13,12 +12,12 @@ LARGE = 65536  # elements: the dispatch of a larger array costs little compared 
 
 def pack_slots(slots: Any, loose: tuple[str, ...] = ()) -> Packed:
     """Pack trees of slots. Large arrays, arrays of one element, empty ones and the slots named `loose` stay arrays."""
-    return pack_some(slots, functools.partial(_is_packed, loose))
 
+    def is_packed(key: Any, x: Any) -> bool:
+        is_small = 1 < x.size <= LARGE and jnp.issubdtype(x.dtype, jnp.number)
+        return is_small and not {getattr(k, "key", None) for k in key} & {*loose}
 
-def _is_packed(loose: tuple[str, ...], key: Any, x: Any) -> bool:
-    is_small = 1 < x.size <= LARGE and jnp.issubdtype(x.dtype, jnp.number)
-    return is_small and not {getattr(k, "key", None) for k in key} & {*loose}
+    return pack_some(slots, is_packed)
 
 
 def pack_slots_eagerly(slots: Any, loose: tuple[str, ...] = ()) -> Packed:

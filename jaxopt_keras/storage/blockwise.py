@@ -68,7 +68,8 @@ class Code(NamedTuple):
     @property
     def span(self) -> float:
         """The difference between the values y of the last code and of code 0."""
-        return _float_of(_bits_of(self.least) + (self.levels << self.shift)) - self.least
+        greatest = np.int32(_bits_of(self.least) + (self.levels << self.shift)).view(np.float32)
+        return float(greatest) - self.least
 
     @property
     def block(self) -> int:
@@ -153,10 +154,6 @@ def _greatest(code: Code) -> float:
 
 def _bits_of(x: float) -> int:
     return int(np.float32(x).view(np.int32))
-
-
-def _float_of(bits: int) -> float:
-    return float(np.int32(bits).view(np.float32))
 
 
 def block_length(n: int, greatest: int) -> int:

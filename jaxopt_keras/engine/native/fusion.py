@@ -62,7 +62,10 @@ class Fusion:
             if is_same(e) and not is_scalar(e.outputs[0]) and all(x in self.filled for x in e.arrays):
                 self.filled[e.outputs[0]] = e
         self.regions = self._connected()
-        self.users = self._users()
+        self.users: dict[Value, list[Equation | None]] = {x: [None] for x in trace.outputs if isinstance(x, Value)}
+        for e in trace.equations:
+            for x in e.values:
+                self.users.setdefault(x, []).append(e)
         for region in self.regions:
             try:
                 self._fuse(region)
@@ -115,13 +118,6 @@ class Fusion:
             region.equations.append(e)
             region.values |= dict.fromkeys(x for x, _ in nodes)
         return [r for r in regions.values() if not all(map(is_same, r.equations))]  # a reshape costs XLA nothing
-
-    def _users(self) -> dict[Value, list[Equation | None]]:
-        users: dict[Value, list[Equation | None]] = {x: [None] for x in self.trace.outputs if isinstance(x, Value)}
-        for e in self.trace.equations:
-            for x in e.values:
-                users.setdefault(x, []).append(e)
-        return users
 
     def _fuse(self, region: Region) -> None:
         """Makes the loops of a region.

@@ -32,12 +32,9 @@ class LossScaled(Around):
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         state = self.inner.init(params, hyper)
-        own = {
-            SCALE: jnp.full((), self.initial, jnp.float32),
-            GOOD: jnp.zeros((), jnp.int32),
-            SKIPPED: jnp.zeros((), jnp.int32),
-        }
-        return state._replace(scalars=own | state.scalars)
+        counters = {name: jnp.zeros((), jnp.int32) for name in (GOOD, SKIPPED)}
+        scale = jnp.full((), self.initial, jnp.float32)
+        return state._replace(scalars={SCALE: scale} | counters | state.scalars)
 
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
         scale, good = state.scalars[SCALE], state.scalars[GOOD]
