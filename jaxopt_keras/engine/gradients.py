@@ -1,4 +1,4 @@
-"""Validation of gradients, and their conversion to the dtype of the arithmetic."""
+"""Validation of gradients, their conversion to the dtype of the arithmetic, and their division by a loss scale."""
 
 from typing import Any
 
