@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.checkpoint.names import Decay, Quantized
+from jaxopt_keras.checkpoint.names import Quantized
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.stateful.state_views import device_put_like
 from jaxopt_keras.storage import formats, masters
@@ -25,9 +25,9 @@ def convert(name: str, saved: Any, like: Any, p: Any = None) -> Any:
         ValueError: if the shapes differ. TypeError: if the kinds differ, such as complex and float.
     """
     if isinstance(like, (Complemented, Complements)):
-        value, complement = saved if isinstance(saved, Decay) else (saved, 1 - np.asarray(saved))
+        value, complement = saved if isinstance(saved, Complements) else (saved, 1 - np.asarray(saved))
         return type(like)(convert(name, value, like.value), convert(name, complement, like.complement))
-    if isinstance(saved, Decay):
+    if isinstance(saved, Complements):
         saved = saved.value
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         data = convert(name, saved, jax.random.key_data(like))

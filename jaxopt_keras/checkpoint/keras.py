@@ -1,7 +1,8 @@
 """Conversion to and from Keras 3: the `variables` of an optimizer, as a list or in a `.weights.h5` file."""
 
+import contextlib
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library, kind_of
 from jaxopt_keras.checkpoint.kernels import groups, of_group, rule_of
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, flatten, leaves, slot_name, transposed
+from jaxopt_keras.checkpoint.names import STEP, by_parameter, flatten, leaves, rule_slots, slot_name, transposed
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
@@ -18,7 +19,7 @@ from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.optimizers import RULES
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.state_views import OPTION_SLOTS, slot_groups
+from jaxopt_keras.stateful.state_views import slot_groups
 
 TABLE = {rule.__name__: {slot: slot for slot in rule.State._fields} for rule in RULES.values()}
 TABLE |= {"AdamPart": TABLE["Adam"]}  # the parameters that Muon leaves to Adam
@@ -58,7 +59,7 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
     """
     arrays, values = by_path(params), _values_of(variables)
     order, plain = _checked_order(order, arrays), _plain(kernel)
-    own = by_parameter(flatten(leaves(kernel.init(params)), portable=True))
+    own = rule_slots(flatten(leaves(kernel.init(params)), portable=True))
     layouts = [
         _layout(plain, own, {path: arrays[path].shape for path in order}, rate, averages)
         for rate in (True, False)
@@ -75,15 +76,10 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
     rate = flat.pop(RATE, None)
     every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, a kernel counts updates
     step, micro = divmod(int(flat[STEP]), every)
-    flat[STEP] = np.asarray(step, np.int32)
     if every > 1:
         flat[f"scalars/{MICRO_STEP}"] = np.asarray(micro, np.int32)
-    library = Library("keras", TABLE, kernel, kernel.hyper(), flat[STEP], None if rate is None else float(rate))
-    for path in order:
-        for slot in library.slots(path, arrays[path]):
-            name = slot_name(path, slot.ours)
-            flat[name] = flat[name] * flat[name].dtype.type(slot.factor)
-    return from_dict(kernel, params, flat | {FORMAT: np.asarray(VERSION, np.int32)})
+    library = Library("keras", TABLE, kernel, kernel.hyper(), step, None if rate is None else float(rate))
+    return from_dict(kernel, params, flat | library.ours(arrays, by_parameter(flat)))
 
 
 def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | None = None, path: Any = None) -> list:
@@ -105,23 +101,17 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
     """
     arrays, plain = by_path(params), _plain(kernel)
     order, flat = _checked_order(order, arrays), flatten(leaves(state), portable=True)
-    own = by_parameter(flat)
+    own = rule_slots(flat)
     shapes = {p: tuple(arrays[p].shape) for p in order}
     layout = _layout(plain, own, shapes, plain.core.schedule is None, plain.options.use_ema)
-    every = plain.options.gradient_accumulation_steps or 1
-    calls = np.asarray(state.count) * every + np.asarray(flat.get(f"scalars/{MICRO_STEP}", 0))
-    hyper = kernel.current(state)
-    own_hyper = of_group(hyper, next(iter(groups(kernel))))
-    values = {f"hyper/{name}": np.asarray(getattr(x, "value", x)) for name, x in own_hyper.items()}
-    values |= {STEP: np.asarray(calls, np.int32)}
+    every, hyper = plain.options.gradient_accumulation_steps or 1, kernel.current(state)
+    flat[STEP] = np.asarray(state.count * every + flat.get(f"scalars/{MICRO_STEP}", 0), np.int32)
+    flat |= {f"hyper/{name}": x for name, x in of_group(hyper, next(iter(groups(kernel)))).items()}
     library = Library("keras", TABLE, kernel, hyper, state.count)
     for p in order:
-        for slot in library.slots(p, arrays[p]):
-            x = np.array(flat[slot_name(p, slot.ours)])
-            values[slot_name(p, slot.ours)] = x / x.dtype.type(slot.factor)
-    found = [
-        values.get(e.name, np.array(flat[e.name]) if e.name in flat else np.zeros(e.shape, np.float32)) for e in layout
-    ]
+        slots = {name: np.array(x) for name, x in own.get(p, {}).items()}
+        flat |= {slot_name(p, name): x for name, x in library.theirs(p, arrays[p], slots).items()}
+    found = [np.array(flat[e.name]) if e.name in flat else np.zeros(e.shape, np.float32) for e in layout]
     if path is not None:
         _replace(path, found)
     return found
@@ -132,7 +122,7 @@ def _layout(
 ) -> list[Entry]:
     """Keras's variables in order: iteration, rate, averages, sums of gradients, slots group by group, scalars."""
     rule: Any = plain.rule
-    slots = {p: {n: x for n, x in own.get(p, {}).items() if n not in OPTION_SLOTS} for p in shapes}
+    slots = {p: own.get(p, {}) for p in shapes}
     around = [name for name, is_on in ((AVERAGE, averages), (SUM, plain.options.gradient_accumulation_steps)) if is_on]
     entries = [Entry(STEP, ()), *([Entry(RATE, ())] if rate else [])]
     entries += [Entry(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
@@ -163,13 +153,8 @@ def _checked_order(order: Any, arrays: dict[str, Any]) -> list[str]:
 
 def _values_of(variables: Any) -> list[np.ndarray]:
     if isinstance(variables, (str, Path)):
-        with importlib.import_module("h5py").File(variables, "r") as file:
-            if VARIABLES not in file:
-                raise ValueError(
-                    f"{variables} must contain an optimizer's variables. Received: a file without `{VARIABLES}`"
-                )
-            stored = file[VARIABLES]
-            return [_read(stored[str(i)]) for i in range(len(stored))]
+        with _stored(variables, "r") as stored:
+            return [_read(x) for x in stored]
     variables = getattr(variables, "variables", variables)
     if not isinstance(variables, Iterable):
         raise TypeError(f"`variables` must be a list, an optimizer or a path. Received: {type(variables).__name__}")
@@ -177,13 +162,22 @@ def _values_of(variables: Any) -> list[np.ndarray]:
 
 
 def _replace(path: Any, values: list[np.ndarray]) -> None:
-    with importlib.import_module("h5py").File(path, "r+") as file:
-        stored = file[VARIABLES]
-        shapes = [tuple(stored[str(i)].shape) for i in range(len(stored))]
+    with _stored(path, "r+") as stored:
+        shapes = [tuple(x.shape) for x in stored]
         if shapes != [x.shape for x in values]:
             raise ValueError(f"{path} must have variables of shapes {[x.shape for x in values]}. Received: {shapes}")
-        for i, x in enumerate(values):
-            stored[str(i)][...] = x.astype(_read(stored[str(i)]).dtype).view(stored[str(i)].dtype)
+        for old, x in zip(stored, values, strict=True):
+            old[...] = x.astype(_read(old).dtype).view(old.dtype)
+
+
+@contextlib.contextmanager
+def _stored(path: Any, mode: str) -> Iterator[list[Any]]:
+    """The optimizer's variables in a `.weights.h5` file, as HDF5 datasets."""
+    with importlib.import_module("h5py").File(path, mode) as file:
+        if VARIABLES not in file:
+            raise ValueError(f"{path} must contain an optimizer's variables. Received: a file without `{VARIABLES}`")
+        stored = file[VARIABLES]
+        yield [stored[str(i)] for i in range(len(stored))]
 
 
 def _read(dataset: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The parts of a kernel: its plain kernels by group, and the rule of each parameter."""
+"""The parts of a kernel: its plain kernels by group, their rules and scalars."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Now
-from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present, route
+from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present
 from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.partitioned import partition_of
 from jaxopt_keras.language.rule import Rule
@@ -19,27 +19,10 @@ def groups(kernel: Kernel) -> dict[str, Kernel]:
     return {"": kernel} if found is None else {name: Kernel(program) for name, program in found.groups.items()}
 
 
-def plain(kernel: Kernel, path: str) -> Kernel:
-    """The plain kernel that updates the parameter at `path`."""
-    return groups(kernel)[group_of(kernel, path)]
-
-
 def group_of(kernel: Kernel, path: str) -> str:
     """The group name of the parameter at `path`; "" without groups."""
     found = partition_of(kernel.program)
     return "" if found is None else found.router.of(path)
-
-
-def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
-    """The rule that updates the parameter `p` at `path`.
-
-    Raises:
-        TypeError: if its optimizer is no `Rule`.
-    """
-    rule = rule_of(plain(kernel, path))
-    if not isinstance(rule, Rule):
-        raise TypeError(f"Only a `Rule` can be converted. Received: {type(rule).__name__} for `{path}`")
-    return route(rule, path, p)
 
 
 def rule_of(kernel: Kernel) -> Any:

@@ -15,7 +15,7 @@ kernels that inject none ignore them.
 Packed parameters have the same names as unpacked ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import Packed, Part, concatenate, unpacked
-from jaxopt_keras.stateful.state_views import device_put_like
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS, device_put_like
 from jaxopt_keras.storage import formats
 from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize
 
@@ -48,18 +48,15 @@ class Quantized(NamedTuple):
     code: Code
 
 
-class Decay(NamedTuple):
-    """A decay and its complement as they were saved."""
-
-    value: Any
-    complement: Any
-
-
 def slot_name(path: str, slot: str) -> str:
     return f"slots/{path}/{slot}" if path else f"slots/{slot}"
 
 
-def by_parameter(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def scalar_name(group: str, name: str) -> str:
+    return f"scalars/{group}/{name}" if group else f"scalars/{name}"
+
+
+def by_parameter(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The slots in a flat dict, by path and slot name."""
     found: dict[str, dict[str, Any]] = {}
     for name, x in flat.items():
@@ -67,6 +64,12 @@ def by_parameter(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
             path, _, slot = name.removeprefix("slots/").rpartition("/")
             found.setdefault(path, {})[slot] = x
     return found
+
+
+def rule_slots(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The slots of rules in a flat dict, by path and slot name; without those of options, such as averages."""
+    found = by_parameter(flat)
+    return {path: {name: x for name, x in own.items() if name not in OPTION_SLOTS} for path, own in found.items()}
 
 
 def leaves(state: State) -> dict[str, Any]:
@@ -97,9 +100,8 @@ def replace_leaves(state: State, new: dict[str, Any]) -> State:
     tree = jax.tree.unflatten(treedef, [_replacement(name, x, new) for name, x in keyed])
     slots = tree["slots"]
     if packed := _packed(state.slots):
-        by_path = transposed({slot: {"": x} if _is_bare(packed) else x for slot, x in slots.items()})
-        like = {slot: tree.buffers for slot, tree in state.slots.items()}
-        buffers = transposed(pack(by_path, transposed(like), packed.parts))
+        like = transposed({slot: tree.buffers for slot, tree in state.slots.items()})
+        buffers = transposed(pack(transposed(slots), like, packed.parts))
         masked: dict[str, Any] = dict.fromkeys(packed.buffers, optax.MaskedNode())
         slots = {slot: Packed(masked | buffers.get(slot, {}), [], packed.arrangement) for slot in state.slots}
     return State(tree[STEP], tree["hyper"], tree["scalars"], slots)
@@ -130,8 +132,7 @@ def transposed(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _named_leaves(state: State) -> tuple[list[tuple[str, Any]], Any]:
     slots = unpacked(state.slots)
     if packed := _packed(slots):
-        by_path = unpack(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts)
-        slots = {slot: x[""] if _is_bare(packed) else x for slot, x in transposed(by_path).items()}
+        slots = transposed(unpack(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts))
     tree = {STEP: state.count, "hyper": state.hyperparams, "scalars": state.scalars, "slots": slots}
     # A nested `State` belongs to a kernel inside an optax transformation.
     is_leaf = lambda x: isinstance(x, (Blocks, Complemented, Complements, State))
@@ -143,11 +144,6 @@ def _name(key: Any) -> str:
     """The name of a leaf. The slot name follows the path of the parameter."""
     kind, *rest = key
     return slot_name(path_of(rest[1:]), rest[0].key) if kind.key == "slots" else path_of(key)
-
-
-def _is_bare(packed: Packed) -> bool:
-    """Whether the packed parameters are one bare array, whose path is empty."""
-    return [part.path for part in packed.parts] == [""]
 
 
 def unpack(buffers: dict[str, Any], parts: Iterable[Part]) -> dict[str, dict[str, Any]]:
@@ -177,10 +173,11 @@ def flatten(found: dict[str, Any], portable: bool) -> dict[str, Any]:
     """Plain arrays by name. Quantized slots become codes and scales, or are dequantized if `portable`."""
     flat: dict[str, Any] = {}
     for name, x in found.items():
-        if isinstance(x, Blocks) and not portable:
-            flat[f"{name}.{_code_name(x.code)}"], flat[name + SCALES] = x.codes, x.scales
-        elif isinstance(x, (Complemented, Complements)):
+        if isinstance(x, (Complemented, Complements)):
             flat[name], flat[name + COMPLEMENT] = x.value, x.complement
+        elif isinstance(x, Blocks) and not portable:
+            code = next(code for code, known in CODES.items() if known == x.code)
+            flat[f"{name}.{code}"], flat[name + SCALES] = x.codes, x.scales
         elif isinstance(x, Blocks):
             flat[name] = dequantize(x)
         else:
@@ -188,18 +185,15 @@ def flatten(found: dict[str, Any], portable: bool) -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """Arrays, `Quantized`s and `Decay`s by name; the inverse of `flatten`."""
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays, `Quantized`s and `Complements` by name; the inverse of `flatten`."""
     found = dict(flat)
     for name in flat:
-        if name.endswith(SCALES):
-            base = name.removesuffix(SCALES)
-            for kind, code in CODES.items():
-                if f"{base}.{kind}" in found:
-                    found[base] = Quantized(found.pop(f"{base}.{kind}"), found.pop(name), code)
-                    break
-        elif is_complement(name) and (base := name.removesuffix(COMPLEMENT)) in found:
-            found[base] = Decay(found[base], found.pop(name))
+        base, _, kind = name.rpartition(".")
+        if kind in CODES and base + SCALES in found:
+            found[base] = Quantized(found.pop(name), found.pop(base + SCALES), CODES[kind])
+        elif is_complement(name) and base in found:
+            found[base] = Complements(found[base], found.pop(name))
     return found
 
 
@@ -211,7 +205,3 @@ def is_hyper(name: str) -> bool:
     """Whether this names a hyperparameter, also one of a kernel inside an optax transformation."""
     inside = name.partition(f"/{FOREIGN}/")[2] if name.startswith("scalars/") else ""
     return name.startswith("hyper/") or "/hyper/" in f"/{inside}"
-
-
-def _code_name(code: Code) -> str:
-    return next(name for name, known in CODES.items() if known == code)

@@ -21,6 +21,7 @@ from jaxopt_keras.checkpoint.names import (
     is_hyper,
     leaves,
     replace_leaves,
+    scalar_name,
     unflatten,
 )
 from jaxopt_keras.checkpoint.renumbered_names import renamed
@@ -28,7 +29,7 @@ from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.trees import unpacked
 from jaxopt_keras.pure.injection import merged
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS
@@ -45,9 +46,7 @@ class Place(NamedTuple):
 
 def by_path(params: Any) -> dict[str, Any]:
     """The arrays of `params` by path; packed ones are unpacked."""
-    tree = params.unpack() if isinstance(params, Packed) else params
-    keyed = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(key): p for key, p in keyed}
+    return {path_of(key): p for key, p in jax.tree_util.tree_leaves_with_path(unpacked(params))}
 
 
 def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
@@ -74,7 +73,7 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
             "automatic counters (`dense_1`) only. Give the model the names that were saved."
         )
     state = replace_leaves(place.fresh, new)
-    state = replace_leaves(state, _advanced(place, state, new) | _restarted_windows(place, leaves(state)))
+    state = replace_leaves(state, _adjusted(place, state, new))
     _warn_of_differences(like, saved, new, used, hyper, int(np.asarray(state.count)))
     return state
 
@@ -118,30 +117,23 @@ def _slots(found: Mapping[str, Any]) -> set[str]:
     return names | {name for name, x in found.items() if f"/{FOREIGN}/" in name and getattr(x, "shape", None) != ()}
 
 
-def _scalar_name(group: str, name: str) -> str:
-    return f"scalars/{group}/{name}" if group else f"scalars/{name}"
+def _adjusted(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]:
+    """The scalars that follow from others.
 
-
-def _advanced(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]:
-    """The rules' scalars that were not saved, computed for `state.count` updates."""
+    Those of rules that were not saved are computed for `state.count` updates. Micro-steps start at 0 if more were saved
+    than the kernel accumulates.
+    """
     found = {}
     for group, kernel in place.kernels.items():
-        own = of_group(state.scalars, group)
-        if any(_scalar_name(group, n) not in new for n in own):
+        own, every = of_group(state.scalars, group), kernel.options.gradient_accumulation_steps
+        names = {n: scalar_name(group, n) for n in own}
+        if missing := [n for n in own if names[n] not in new]:
             hyper = merged(kernel.hyper(), of_group(state.hyperparams, group))
             scalars = advanced(kernel, hyper, own[STEP] if group else state.count)
-            found |= {_scalar_name(group, n): x for n, x in scalars.items() if _scalar_name(group, n) not in new}
+            found |= {names[n]: scalars[n] for n in missing if n in scalars}
+        if every and MICRO_STEP in own and int(own[MICRO_STEP]) >= every:
+            found[names[MICRO_STEP]] = jnp.zeros_like(own[MICRO_STEP])
     return found
-
-
-def _restarted_windows(place: Place, found: dict[str, Any]) -> dict[str, Any]:
-    """Micro-steps reset to 0 where more were saved than the kernel accumulates."""
-    restarted = {}
-    for group, kernel in place.kernels.items():
-        name, k = _scalar_name(group, MICRO_STEP), kernel.options.gradient_accumulation_steps
-        if name in found and k and int(np.asarray(found[name])) >= k:
-            restarted[name] = jnp.zeros_like(found[name])
-    return restarted
 
 
 def _warn_of_differences(like: Any, saved: dict[str, Any], new: Any, used: set[str], hyper: bool, step: int) -> None:

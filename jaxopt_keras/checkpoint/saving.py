@@ -14,7 +14,7 @@ from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, VERSION, flatten, leaves
 from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Optimizer
 
@@ -146,9 +146,8 @@ def load_params(path: Any, params: Any) -> Any:
     if lacking := [p for p in like if _param(p) not in flat and like[p].size]:
         raise ValueError(f"{path} must contain the parameters {[*like]}. Received: a checkpoint without {lacking}")
     found = {p: convert(_param(p), flat[_param(p)], x) if _param(p) in flat else x for p, x in like.items()}
-    if not isinstance(params, Packed):
-        return jax.tree.unflatten(jax.tree.structure(params), list(found.values()))
-    return params.like(jax.tree.unflatten(params.treedef, list(found.values())))
+    tree = jax.tree.unflatten(jax.tree.structure(unpacked(params)), list(found.values()))
+    return params.like(tree) if isinstance(params, Packed) else tree
 
 
 def _param(path: str) -> str:

@@ -19,7 +19,7 @@ from jaxopt_keras.language.numerics import compute_dtype, square
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.language.rule import Count, Field
 from jaxopt_keras.language.sparse import densify, is_sparse, rows_of
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.pure.kernel import Kernel
 
 Measures = dict[str, Array]
@@ -56,15 +56,19 @@ def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | No
     {'gradient_norm': 2.0, 'update_norm': 0.5, 'weight_norm': 5.0, 'update_ratio': 0.1}
     """
     groups = checked_groups(groups)
-    if groups and isinstance(old_params, Packed):
-        grads = grads.unpack() if isinstance(grads, Packed) else grads
-        old_params, new_params = old_params.unpack(), new_params.unpack()
-    paths, leaves = _leaves(old_params, new_params, grads)
-    members = {"": paths} | {f"/{name}": matching(name, pattern, paths) for name, pattern in groups.items()}
+    if isinstance(old_params, Packed) and groups:
+        old_params, new_params, grads = map(unpacked, (old_params, new_params, grads))
+    elif isinstance(old_params, Packed) and not isinstance(grads, Packed):
+        grads = old_params.like(grads)
+    keyed, structure = jax.tree_util.tree_flatten_with_path(old_params)
+    others = map(structure.flatten_up_to, (new_params, grads))
     squares = {
-        path: [_sum_of_squares(g), _sum_of_squares(_difference(old, new)), _sum_of_squares(old)]
-        for path, (old, new, g) in leaves.items()
+        path_of(key): [_sum_of_squares(_dense(g, p)), _sum_of_squares(_widened(q) - _widened(p)), _sum_of_squares(p)]
+        for (key, p), q, g in zip(keyed, *others, strict=True)
+        if jnp.issubdtype(jnp.result_type(p), jnp.inexact)
     }
+    paths = [*squares]
+    members = {"": paths} | {f"/{name}": matching(name, pattern, paths) for name, pattern in groups.items()}
     found = {}
     for suffix, group in members.items():
         zero = jnp.zeros((), jnp.result_type(float))
@@ -128,13 +132,12 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
 
     def measured(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
         new, moved = (program.bare_step if plain else program.step)(params, state, grads, hyper)
+        if not norms:
+            return new, moved, {}
         raw = _raw_gradients(program, params, state, grads, hyper)
         return new, moved, measure(params, new, raw, groups=dict(groups))
 
-    def unmeasured(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
-        return *program.step(params, state, grads, hyper), {}
-
-    step = unmeasured if not norms else program.on_engine(measured) if plain else measured
+    step = program.on_engine(measured) if plain else measured
 
     def run(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
         rates = _rates(program, state, hyper)
@@ -171,24 +174,11 @@ def _rates(program: Any, state: Any, hyper: dict[str, Any]) -> Measures:
             own = state._replace(count=state.scalars[name][STEP])  # a group that accumulates has made fewer updates
             found |= {f"{RATE}/{name}": x for x in _rates(part, own, hyper[name]).values()}
         return found
-    if not isinstance(program, Program):
-        return _rates(program.inner, state, hyper) if hasattr(program, "inner") else {}
-    if program.core.schedule is not None:
+    if hasattr(program, "inner"):
+        return _rates(program.inner, state, hyper)
+    if isinstance(program, Program) and program.core.schedule is not None:
         return {RATE: jnp.asarray(program.core.schedule(state.count), jnp.result_type(float))}
     return {RATE: hyper[RATE]} if RATE in hyper else {}
-
-
-def _leaves(old_params: Any, new_params: Any, grads: Any) -> tuple[list[str], dict[str, tuple[Any, Any, Any]]]:
-    """The paths of the float leaves, and by path: the old value, the new value and the gradient."""
-    if isinstance(old_params, Packed) and not isinstance(grads, Packed):
-        grads = old_params.like(grads)
-    keyed, structure = jax.tree_util.tree_flatten_with_path(old_params)
-    new, given = structure.flatten_up_to(new_params), structure.flatten_up_to(grads)
-    leaves = {}
-    for (key, p), q, g in zip(keyed, new, given, strict=True):
-        if jnp.issubdtype(jnp.result_type(p), jnp.inexact):
-            leaves[path_of(key)] = p, q, _dense(g, p)
-    return [*leaves], leaves
 
 
 def _dense(g: Any, p: Any) -> Any:
@@ -223,10 +213,6 @@ def matching(name: str, pattern: str, paths: list[str]) -> list[str]:
 def _widened(x: Any) -> Array:
     x = jnp.asarray(x)
     return x.astype(compute_dtype(x.dtype))
-
-
-def _difference(old: Any, new: Any) -> Array:
-    return _widened(new) - _widened(old)
 
 
 def _sum_of_squares(x: Any) -> Array:

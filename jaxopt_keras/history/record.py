@@ -1,5 +1,6 @@
 """`History`: collects the measures of a run without waiting for the device, and writes them."""
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -134,10 +135,8 @@ class History:
 
     def line(self) -> str:
         """The newest row that is computed, as one line for a progress bar. Does not wait for the device."""
-        ready = 0
-        while ready < len(self._waiting) and all(_is_ready(x) for x in self._waiting[ready].values()):
-            ready += 1
-        self._fetch(ready)
+        ready = itertools.takewhile(lambda row: all(map(_is_ready, row.values())), self._waiting)
+        self._fetch(sum(1 for _ in ready))
         return writers.line(self._rows[-1]) if self._rows else ""
 
     # --- writing ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Path = str | os.PathLike[str]
+PANELS = {
+    "Learning rate": RATE,
+    "Norm of the gradient": "gradient_norm",
+    "Update by weight, |Δw| / |w|": "update_ratio",
+    "Skipped steps": "skipped",
+}
+LINEAR = ("Learning rate", "Skipped steps")
 SHORT = {RATE: "rate", "gradient_norm": "|g|", "update_ratio": "|Δw|/|w|", "skipped": "skipped"}
 
 
@@ -56,18 +63,16 @@ def plot(history: Any, path: Path | None) -> "Figure":
     if not len(history):
         raise ValueError("There is nothing to plot: the history has no rows. `append` rows first.")
     steps = history["step"] if "step" in history.names else np.arange(len(history))
-    panels = {title: [n for n in history.names if belongs(n)] for title, belongs in PANELS.items()}
-    panels = {title: names for title, names in panels.items() if names}
+    named = {title: [n for n in history.names if n.split("/")[0] == measure] for title, measure in PANELS.items()}
+    own = {"": [n for n in history.names if _is_own(n)]}  # the title lists the names
+    panels = {title: names for title, names in (own | named).items() if names}
     if not panels:
         raise ValueError(f"There is nothing to plot among the columns {history.names}")
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(5.5 * columns, 3.2 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for ax in axes[len(panels) :]:
-        ax.remove()
-    for ax, (title, names) in zip(axes, panels.items(), strict=False):
-        _panel(ax, title, names, steps, history)
+    for i, (title, names) in enumerate(panels.items(), 1):
+        _panel(figure.add_subplot(lines, columns, i), title, names, steps, history)
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
@@ -93,13 +98,3 @@ def _panel(ax: Any, title: str, names: list[str], steps: np.ndarray, history: An
 def _is_own(name: str) -> bool:
     """Whether a column contains the user's own numbers."""
     return name.split("/")[0] not in (*NORMS, RATE, "step", "skipped")
-
-
-PANELS = {
-    "": _is_own,  # the title lists the names
-    "Learning rate": lambda name: name.split("/")[0] == RATE,
-    "Norm of the gradient": lambda name: name.split("/")[0] == "gradient_norm",
-    "Update by weight, |Δw| / |w|": lambda name: name.split("/")[0] == "update_ratio",
-    "Skipped steps": lambda name: name == "skipped",
-}
-LINEAR = ("Learning rate", "Skipped steps")
