@@ -38,8 +38,7 @@ def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
 def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
     """The rule's scalars after `step` updates. They depend only on the step and on the hyperparameters."""
     rule = rule_of(kernel)
-    start = first_scalars(rule.bind(hyper)) if isinstance(rule, Rule) else None
-    if not isinstance(rule, Rule) or start is None:
+    if not isinstance(rule, Rule) or (start := first_scalars(rule.bind(hyper))) is None:
         return {}
     dtype, schedule = jnp.result_type(float), kernel.core.schedule
 

@@ -181,11 +181,8 @@ def _by_path(handles: list[Any]) -> dict[str, Any]:
     """The values of variables by path. Repeated paths get a number, to be unique."""
     values: dict[str, Any] = {}
     for h in handles:
-        path, i = h.path, 0
-        while path in values:
-            i += 1
-            path = f"{h.path}_{i}"
-        values[path] = h.read()
+        paths = itertools.chain([h.path], (f"{h.path}_{i}" for i in itertools.count(1)))
+        values[next(path for path in paths if path not in values)] = h.read()
     return values
 
 

@@ -4,14 +4,11 @@ import csv as tables
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxopt_keras.history.measures import NORMS, RATE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Path = str | os.PathLike[str]
 PANELS = {
@@ -26,9 +23,8 @@ SHORT = {RATE: "rate", "gradient_norm": "|g|", "update_ratio": "|Δw|/|w|", "ski
 
 def line(row: Mapping[str, float]) -> str:
     """One line with the step, the user's own numbers, and the main measures."""
-    own = [name for name in row if _is_own(name)]
     parts = [f"step {row['step']:.0f}"] if "step" in row else []
-    parts += [f"{name} {row[name]:.4g}" for name in own]
+    parts += [f"{name} {x:.4g}" for name, x in row.items() if _is_own(name)]
     parts += [f"{short} {row[name]:.2g}" for name, short in SHORT.items() if name in row and row[name] != 0]
     return "  ".join(parts)
 
@@ -55,7 +51,8 @@ def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int
                     writer.add_scalar(name, x, int(row.get("step", i)))
 
 
-def plot(history: Any, path: Path | None) -> "Figure":
+def plot(history: Any, path: Path | None) -> Any:
+    """Plots the columns of a `History` in panels; returns matplotlib's `Figure`."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
