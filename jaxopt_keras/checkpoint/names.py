@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
@@ -91,10 +92,10 @@ def leaves(state: State) -> dict[str, Any]:
     return found
 
 
-def replace_leaves(state: State, new: dict[str, Any]) -> State:
+def replaced(state: State, new: dict[str, Any]) -> State:
     """`state` with the leaves in `new`, which are named as by `leaves`."""
     if isinstance(state.slots, Packed):
-        new_state = replace_leaves(state._replace(slots=state.slots.unpack()), new)
+        new_state = replaced(state._replace(slots=state.slots.unpack()), new)
         return new_state._replace(slots=state.slots.like(new_state.slots))
     keyed, treedef = _named_leaves(state)
     tree = jax.tree.unflatten(treedef, [_replacement(name, x, new) for name, x in keyed])
@@ -111,7 +112,7 @@ def _replacement(name: str, x: Any, new: dict[str, Any]) -> Any:
     """The replacement of the leaf `x`, which may be a whole state."""
     if not isinstance(x, State):
         return new.get(name, x)
-    return replace_leaves(x, {n.removeprefix(f"{name}/"): y for n, y in new.items() if n.startswith(f"{name}/")})
+    return replaced(x, {n.removeprefix(f"{name}/"): y for n, y in new.items() if n.startswith(f"{name}/")})
 
 
 def _packed(slots: dict[str, Any]) -> Packed | None:
@@ -185,9 +186,29 @@ def flatten(found: dict[str, Any], portable: bool) -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays, `Quantized`s and `Complements` by name; the inverse of `flatten`."""
-    found = dict(flat)
+def unflatten(flat: Any) -> dict[str, Any]:
+    """Arrays, `Quantized`s and `Complements` by name, of a checkpoint: the inverse of `flatten`.
+
+    Raises:
+        TypeError: if `flat` is no mapping from names to arrays. ValueError: if it has no version, or a later one.
+    """
+    if not isinstance(flat, Mapping):
+        raise TypeError(f"A checkpoint must be a mapping from names to arrays. Received: {type(flat).__name__}")
+    if FORMAT not in flat:
+        raise ValueError(
+            f"A checkpoint must have an entry `{FORMAT}`, as `to_dict` writes it. Received: {listed(flat)}"
+        )
+    if not 1 <= (version := int(np.asarray(flat[FORMAT]))) <= VERSION:
+        raise ValueError(
+            f"The layout's version must be at most {VERSION}. Received: {FORMAT}={version}. Read it with a newer "
+            "jaxopt_keras."
+        )
+    found: dict[str, Any] = {}
+    for name, x in flat.items():
+        found[name] = x if isinstance(x, (jax.Array, np.ndarray)) else np.asarray(x)
+        if found[name].dtype.kind in "OSU":
+            raise TypeError(f"`{name}` must be an array. Received: {found[name]!r}")
+    del found[FORMAT]
     for name in flat:
         base, _, kind = name.rpartition(".")
         if kind in CODES and base + SCALES in found:
@@ -205,3 +226,9 @@ def is_hyper(name: str) -> bool:
     """Whether this names a hyperparameter, also one of a kernel inside an optax transformation."""
     inside = name.partition(f"/{FOREIGN}/")[2] if name.startswith("scalars/") else ""
     return name.startswith("hyper/") or "/hyper/" in f"/{inside}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error message: the first eight, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(f"`{name}`" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,11 +1,11 @@
 """Conversion to and from optax: the states of its optimizers, inside any chain."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import tree_map_with_path
+from jax.tree_util import all_leaves, tree_map_with_path
 
 from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.kernels import groups
@@ -120,7 +120,7 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
         if isinstance(node, State):  # a kernel inside an optax wrapper
             return restored(Place(node, groups(kernel), {}), to_dict(state, on_host=False), hyper=False)
         if not hasattr(node, "_fields"):
-            return node if jax.tree_util.all_leaves([node]) else jax.tree.map(fill, node, is_leaf=_inside(node))
+            return node if all_leaves([node]) else jax.tree.map(fill, node, is_leaf=lambda x: x is not node)
         new = {}
         for field in node._fields:
             x = getattr(node, field)
@@ -137,11 +137,6 @@ def _nodes(tree: Any) -> Iterator[Any]:
     """The named tuples in a state, outer ones first."""
     if hasattr(tree, "_fields"):
         yield tree
-    if type(tree).__name__ not in FIELDS and not jax.tree_util.all_leaves([tree]):
-        for child in jax.tree.leaves(tree, is_leaf=_inside(tree)):
+    if type(tree).__name__ not in FIELDS and not all_leaves([tree]):
+        for child in jax.tree.leaves(tree, is_leaf=lambda x: x is not tree):
             yield from _nodes(child)
-
-
-def _inside(node: Any) -> Callable[[Any], bool]:
-    """For `is_leaf`: traverses the children of `node` only."""
-    return lambda x: x is not node

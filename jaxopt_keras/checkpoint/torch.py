@@ -103,14 +103,14 @@ def to_torch(
     """
     torch: Any = importlib.import_module("torch")
     slots = rule_slots(flatten(leaves(state), portable=True))
-    numbers, known = _numbers(state_dict), {path: next(iter(own.values()), None) for path, own in slots.items()}
+    numbers = _numbers(state_dict)
     _check_order(order, numbers, dict.fromkeys(order))
-    if left := known.keys() - set(order):
+    if left := slots.keys() - set(order):
         raise ValueError(f"`order` must name all parameters with slots. Received: order={order!r} without {left}")
     library, states = Library("torch", TABLE, kernel, kernel.current(state), state.count), {}
     for path, i in zip(order, numbers, strict=True):
         own = {name: _torchable(x) for name, x in slots.get(path, {}).items()}
-        new = library.theirs(path, known[path], own) if own else {}
+        new = library.theirs(path, next(iter(own.values())), own) if own else {}
         for name, x in new.items():
             x = np.transpose(x, np.argsort(_axes(transpose, path, x.ndim)))
             new[name] = torch.tensor(np.array(x, order="C"))

@@ -115,13 +115,11 @@ class Adapter(keras.optimizers.Optimizer):
         if not in_stateless_scope():
             self._check_present()
         value = array_of(value_of(learning_rate))
-        if callable(value):
-            self.wrapped.learning_rate = value
-            self._list_variables()
-        elif self.wrapped._rate_source is not None:
+        if self.wrapped._rate_source is not None and not callable(value):
             raise TypeError(SCHEDULED.format(value))
-        elif self._learning_rate is None:
-            self.wrapped.learning_rate = value  # raises an error that says why
+        if callable(value) or self._learning_rate is None:
+            self.wrapped.learning_rate = value  # for a number it raises an error that says why
+            self._list_variables()
         else:
             self._learning_rate.assign(RATE_FIELD.check("learning_rate", value))
 
@@ -162,15 +160,11 @@ class Adapter(keras.optimizers.Optimizer):
         self.built = True
 
     def _slots(self, name: str) -> list[Any]:
-        keys = [self.wrapped._keys.get(id(v)) for v in self._trainable_variables]
-        found = {
-            address.keys[1]: v
-            for address, v in self._known.items()
-            if address.keys[0] == "slots" and address.keys[2] == name
-        }
-        if not found:
+        known = {address.keys: v for address, v in self._known.items()}
+        found = [known.get(("slots", self.wrapped._keys.get(id(v)), name)) for v in self._trainable_variables]
+        if all(v is None for v in found):
             raise AttributeError(f"{self.name} has no slot {name!r}")
-        return [found.get(key) for key in keys]
+        return found
 
     @property
     def _model_variables_moving_average(self) -> list[Any]:  # SwapEMAWeights reads this attribute
