@@ -41,10 +41,7 @@ def convert(name: str, saved: Any, like: Any, p: Any = None) -> Any:
     if name.endswith(f"/{masters.MASTER}") and saved.dtype != like.dtype:
         whole = masters.join_master(p, jnp.asarray(saved), MASTERS[str(saved.dtype)])
         return _placed_like(masters.split_master(whole, MASTERS[str(like.dtype)], p.dtype)[1], like)
-    if isinstance(like, Blocks):
-        quantized = formats.quantize_like(jnp.asarray(saved).astype(jnp.float32), like)
-        return jax.tree.map(_placed_like, quantized, like)
-    return _placed_like(saved.astype(like.dtype), like)
+    return jax.tree.map(_placed_like, formats.quantize_like(saved, like), like)
 
 
 def _as_blocks(name: str, saved: Quantized, shape: tuple[int, ...]) -> Blocks:

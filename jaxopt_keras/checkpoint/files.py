@@ -6,17 +6,18 @@ The format has no checksum, so the metadata store a digest of all names, dtypes,
 import contextlib
 import glob
 import hashlib
-import importlib
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from jaxopt_keras.language.optional import optional
 
 DTYPES = {
     "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
@@ -25,6 +26,7 @@ DTYPES = {
 }  # fmt: skip
 MAKER, DIGEST, PAIRS = "made_by", "digest", "complex128"
 OURS = "jaxopt_keras"
+HINT = "Files need the package safetensors: pip install 'jaxopt_keras[checkpoint]'. Or save to a folder."
 ABANDONED = 3600.0  # seconds since the last write after which the writing process must have died
 
 
@@ -43,12 +45,9 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
     metadata = {MAKER: OURS, PAIRS: "\n".join(pairs)}
     metadata[DIGEST] = digest(flat, metadata)
     # `save_file` would rename a temporary file of its own without synchronising it.
-    data = _library("safetensors.numpy").save(flat, metadata=metadata)
+    data = optional("safetensors.numpy", HINT).save(flat, metadata=metadata)
     _remove_leftovers(path)
-    with _replacing(path) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    _replace(path, data)
 
 
 def read(path: Any) -> dict[str, np.ndarray]:
@@ -57,7 +56,7 @@ def read(path: Any) -> dict[str, np.ndarray]:
     Raises:
         OSError: if the file cannot be opened. ValueError: if it is empty, truncated, damaged, or not made by `write`.
     """
-    library = _library("safetensors")
+    library = optional("safetensors", HINT)
     data = Path(path).read_bytes()
     if not data:
         raise ValueError(f"{path} is empty: no checkpoint.")
@@ -109,13 +108,14 @@ def on_host(name: str, x: Any, copy: bool | None = True) -> np.ndarray:
     return np.array(x, order="C", copy=copy)
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file in the folder of `path`, renamed to `path` at the end; removed after an error."""
+def _replace(path: Path, data: bytes) -> None:
+    """Writes `data` to a temporary file in the folder of `path`, and renames it; removes it after an error."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            yield file
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -135,12 +135,3 @@ def _remove_leftovers(path: Path) -> None:
         with contextlib.suppress(OSError):  # another process may have removed it
             if time.time() - leftover.stat().st_mtime > ABANDONED:
                 os.unlink(leftover)
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            "Files need the package safetensors: pip install 'jaxopt_keras[checkpoint]'. Or save to a folder."
-        ) from error

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +27,7 @@ RATE = "hyper/learning_rate"
 VARIABLES = "optimizer/vars"  # the group in a .weights.h5 file
 
 
-class Entry(NamedTuple):
-    """One of Keras's variables, by our name; "" for a variable without a counterpart here."""
-
-    name: str
-    shape: tuple[int, ...]
+Layout = list[tuple[str, tuple[int, ...]]]  # our name of each variable, "" without a counterpart here; and its shape
 
 
 def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str] | None = None) -> State:
@@ -66,13 +62,13 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
         for averages in (plain.options.use_ema, not plain.options.use_ema)
     ]
     shapes = [x.shape for x in values]
-    layout = next((entries for entries in layouts if [entry.shape for entry in entries] == shapes), None)
+    layout = next((layout for layout in layouts if [shape for _, shape in layout] == shapes), None)
     if layout is None:
         raise ValueError(
             f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {_shown(layouts[0])}; the rate and "
             f"the averages may be missing. Received: {shapes}. Check the order and the settings of both optimizers."
         )
-    flat: dict[str, Any] = {entry.name: x for entry, x in zip(layout, values, strict=True) if entry.name}
+    flat: dict[str, Any] = {name: x for (name, _), x in zip(layout, values, strict=True) if name}
     rate = flat.pop(RATE, None)
     every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, a kernel counts updates
     step, micro = divmod(int(flat[STEP]), every)
@@ -111,7 +107,7 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
     for p in order:
         slots = {name: np.array(x) for name, x in own.get(p, {}).items()}
         flat |= {slot_name(p, name): x for name, x in library.theirs(p, arrays[p], slots).items()}
-    found = [np.array(flat[e.name]) if e.name in flat else np.zeros(e.shape, np.float32) for e in layout]
+    found = [np.array(flat[name]) if name in flat else np.zeros(shape, np.float32) for name, shape in layout]
     if path is not None:
         _replace(path, found)
     return found
@@ -119,23 +115,23 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
 
 def _layout(
     plain: Kernel, own: dict[str, Any], shapes: dict[str, tuple[int, ...]], rate: bool, averages: bool
-) -> list[Entry]:
+) -> Layout:
     """Keras's variables in order: iteration, rate, averages, sums of gradients, slots group by group, scalars."""
     rule: Any = plain.rule
     slots = {p: own.get(p, {}) for p in shapes}
     around = [name for name, is_on in ((AVERAGE, averages), (SUM, plain.options.gradient_accumulation_steps)) if is_on]
-    entries = [Entry(STEP, ()), *([Entry(RATE, ())] if rate else [])]
-    entries += [Entry(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
+    layout: Layout = [(STEP, ()), *([(RATE, ())] if rate else [])]
+    layout += [(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
     factored = kind_of(rule, TABLE) == "Adafactor"  # Keras keeps all three slots for every parameter
     for group in [rule.State._fields] if factored else slot_groups(State(0, {}, {}, transposed(slots)), rule, []):
         for p, shape in shapes.items():
             for slot in group:
                 if slot in slots[p]:
-                    entries.append(Entry(slot_name(p, slot), tuple(slots[p][slot].shape)))
+                    layout.append((slot_name(p, slot), tuple(slots[p][slot].shape)))
                 elif factored:
-                    entries.append(Entry("", tuple(shape) if slot == "velocity" else ()))
+                    layout.append(("", tuple(shape) if slot == "velocity" else ()))
     scalars = rule.scalars()
-    return entries + [Entry(f"scalars/{name}", ()) for name in (scalars._fields if scalars else ())]
+    return layout + [(f"scalars/{name}", ()) for name in (scalars._fields if scalars else ())]
 
 
 def _plain(kernel: Kernel) -> Kernel:
@@ -185,5 +181,5 @@ def _read(dataset: Any) -> np.ndarray:
     return np.array(dataset).view(jnp.bfloat16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype)
 
 
-def _shown(layout: list[Entry]) -> str:
-    return ", ".join(f"`{entry.name or 'unused'}` {entry.shape}" for entry in layout)
+def _shown(layout: Layout) -> str:
+    return ", ".join(f"`{name or 'unused'}` {shape}" for name, shape in layout)

@@ -5,11 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.checkpoint.names import STEP, scalar_name
 from jaxopt_keras.engine.core import Now
 from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present
 from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.partitioned import partition_of
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.pure.injection import merged
 from jaxopt_keras.pure.kernel import Kernel
 
 
@@ -35,7 +39,26 @@ def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
     return x.get(group, {}) if group else x
 
 
-def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
+def adjusted_scalars(kernels: dict[str, Kernel], state: State, new: dict[str, Any]) -> dict[str, Any]:
+    """The scalars of a restored `state` that follow from others; `new` has those that were saved.
+
+    Those of rules that were not saved are computed for `state.count` updates. Micro-steps start at 0 if more were saved
+    than the kernel accumulates.
+    """
+    found = {}
+    for group, kernel in kernels.items():
+        own, every = of_group(state.scalars, group), kernel.options.gradient_accumulation_steps
+        names = {n: scalar_name(group, n) for n in own}
+        if missing := [n for n in own if names[n] not in new]:
+            hyper = merged(kernel.hyper(), of_group(state.hyperparams, group))
+            scalars = _advanced(kernel, hyper, own[STEP] if group else state.count)
+            found |= {names[n]: scalars[n] for n in missing if n in scalars}
+        if every and MICRO_STEP in own and int(own[MICRO_STEP]) >= every:
+            found[names[MICRO_STEP]] = jnp.zeros_like(own[MICRO_STEP])
+    return found
+
+
+def _advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
     """The rule's scalars after `step` updates. They depend only on the step and on the hyperparameters."""
     rule = rule_of(kernel)
     if not isinstance(rule, Rule) or (start := first_scalars(rule.bind(hyper))) is None:

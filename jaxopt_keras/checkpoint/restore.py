@@ -8,28 +8,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.convert import convert
-from jaxopt_keras.checkpoint.kernels import advanced, of_group
-from jaxopt_keras.checkpoint.names import (
-    STEP,
-    is_complement,
-    is_hyper,
-    leaves,
-    listed,
-    replaced,
-    scalar_name,
-    unflatten,
-)
+from jaxopt_keras.checkpoint.kernels import adjusted_scalars
+from jaxopt_keras.checkpoint.names import STEP, is_complement, is_hyper, leaves, listed, replaced, unflatten
 from jaxopt_keras.checkpoint.renumbered_names import renamed
 from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import unpacked
-from jaxopt_keras.pure.injection import merged
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS
 
@@ -70,7 +59,7 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
             "automatic counters (`dense_1`) only. Give the model the names that were saved."
         )
     state = replaced(place.fresh, new)
-    state = replaced(state, _adjusted(place, state, new))
+    state = replaced(state, adjusted_scalars(place.kernels, state, new))
     _warn_of_differences(like, saved, new, used, hyper, int(np.asarray(state.count)))
     return state
 
@@ -90,42 +79,23 @@ def _slots(found: Mapping[str, Any]) -> set[str]:
     return names | {name for name, x in found.items() if f"/{FOREIGN}/" in name and getattr(x, "shape", None) != ()}
 
 
-def _adjusted(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]:
-    """The scalars that follow from others.
-
-    Those of rules that were not saved are computed for `state.count` updates. Micro-steps start at 0 if more were saved
-    than the kernel accumulates.
-    """
-    found = {}
-    for group, kernel in place.kernels.items():
-        own, every = of_group(state.scalars, group), kernel.options.gradient_accumulation_steps
-        names = {n: scalar_name(group, n) for n in own}
-        if missing := [n for n in own if names[n] not in new]:
-            hyper = merged(kernel.hyper(), of_group(state.hyperparams, group))
-            scalars = advanced(kernel, hyper, own[STEP] if group else state.count)
-            found |= {names[n]: scalars[n] for n in missing if n in scalars}
-        if every and MICRO_STEP in own and int(own[MICRO_STEP]) >= every:
-            found[names[MICRO_STEP]] = jnp.zeros_like(own[MICRO_STEP])
-    return found
-
-
 def _warn_of_differences(like: Any, saved: dict[str, Any], new: Any, used: set[str], hyper: bool, step: int) -> None:
     """Warns of unused entries, of slots that start fresh, and of hyperparameters that were not saved."""
     idle = all(np.all(np.asarray(x) == 0) for n, x in saved.items() if n.rpartition("/")[2] == MICRO_STEP)
 
     def matters(name: str) -> bool:
-        if is_complement(name):  # without its value: with it, the two are one entry
-            return True
         own = name.rpartition("/")[2]
-        if name in used or is_hyper(name) or name.startswith("params/") or (idle and own in (SUM, MICRO_STEP)):
+        if is_hyper(name):
+            return is_complement(name)  # without its value: with it, the two are one entry
+        if own == STEP and int(np.asarray(saved[name])) == step:
             return False
-        return not (own == STEP and int(np.asarray(saved[name])) == step)
+        return not (name in used or name.startswith("params/") or (idle and own in (SUM, MICRO_STEP)))
 
     extra = [name for name in saved if matters(name)]
     fresh = [name for name in _slots(like) if name not in new and 0 not in like[name].shape]
+    kept = [name for name in like if hyper and name.startswith("hyper/") and name not in new]
     warned = [f"this optimizer does not use {listed(extra)}"] if extra else []
     warned += [f"these slots were not saved and start fresh: {listed(fresh)}"] if fresh else []
-    kept = [name for name in like if hyper and name.startswith("hyper/") and name not in new]
     warned += [f"these hyperparameters were not saved and keep their values: {listed(kept)}"] if kept else []
     if warned:
         warnings.warn("The checkpoint differs from this optimizer: " + "; ".join(warned), stacklevel=4)

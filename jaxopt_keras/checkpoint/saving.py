@@ -101,8 +101,7 @@ def save(path: Any, state: Any, params: Any = None, *, portable: bool = False) -
     """
     flat = to_dict(state, portable=portable, on_host=False)
     given = {_param(p): x for p, x in by_path(params).items()}
-    write = files.write if _is_file(path) else folders.write
-    write(path, flat | given)
+    (files if _is_file(path) else folders).write(path, flat | given)
 
 
 def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> Any:

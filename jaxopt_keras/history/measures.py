@@ -17,7 +17,6 @@ from jaxopt_keras.engine.programs.partitioned import STEP, Partitioned, Tree
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.language.numerics import compute_dtype, square
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.language.rule import Count, Field
 from jaxopt_keras.language.sparse import densify, is_sparse, rows_of
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.pure.kernel import Kernel
@@ -28,7 +27,6 @@ Groups = Mapping[str, str]  # name of a group -> regular expression, searched fo
 RATE = "learning_rate"
 GRADIENT = "gradient_norm"
 NORMS = (GRADIENT, "update_norm", "weight_norm", "update_ratio")
-COUNT = Field.read(Count)
 
 
 def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | None = None) -> Measures:

@@ -11,15 +11,14 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxopt_keras.history import writers
-from jaxopt_keras.history.measures import COUNT, GRADIENT, RATE, Groups, checked_groups, matching, measure
+from jaxopt_keras.history.measures import GRADIENT, RATE, Groups, checked_groups, matching, measure
+from jaxopt_keras.stateful.settings import COUNT
 from jaxopt_keras.stateful.validation import pairs
 from jaxopt_keras.stateful.variable import value_of
 from jaxopt_keras.stateful.variable_kinds import handle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from jaxopt_keras.stateful.optimizer import Optimizer
 
 Row = dict[str, float]
 WAITING = 512  # rows that may stay on the device
@@ -76,7 +75,7 @@ class History:
         if len(self._waiting) > WAITING:
             self._fetch(WAITING // 2)
 
-    def apply_gradients(self, optimizer: "Optimizer", grads_and_vars: Iterable[tuple[Any, Any]], **more: Any) -> None:
+    def apply_gradients(self, optimizer: Any, grads_and_vars: Iterable[tuple[Any, Any]], **more: Any) -> None:
         """Calls `optimizer.apply_gradients(grads_and_vars)`, and adds a row with its measures.
 
         Args:
@@ -122,7 +121,7 @@ class History:
     def names(self) -> list[str]:
         """The names of the columns: the step, then all others in the order in which they appeared."""
         found = dict.fromkeys(name for row in self.rows for name in row)
-        return [*(["step"] if "step" in found else []), *(name for name in found if name != "step")]
+        return sorted(found, key=lambda name: name != "step")
 
     def __len__(self) -> int:
         return len(self._rows) + len(self._waiting)

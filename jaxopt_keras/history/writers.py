@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxopt_keras.history.measures import NORMS, RATE
+from jaxopt_keras.language.optional import optional
 
 Path = str | os.PathLike[str]
 PANELS = {
@@ -38,12 +39,9 @@ def csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -
 
 def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int) -> None:
     """Writes `rows`. Without a step, rows are numbered from `first`."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ImportError("`tensorboard` needs tensorboardX: `pip install 'jaxopt_keras[tensorboard]'`.") from error
+    library = optional("tensorboardX", "`tensorboard` needs tensorboardX: `pip install 'jaxopt_keras[tensorboard]'`.")
     # Two files that are made in the same second need different names.
-    with SummaryWriter(str(directory), filename_suffix=f".{first}") as writer:
+    with library.SummaryWriter(str(directory), filename_suffix=f".{first}") as writer:
         for i, row in enumerate(rows, first):
             for name, x in row.items():
                 undefined = name.startswith("update_ratio") and math.isnan(x)  # all weights are zero
@@ -53,10 +51,7 @@ def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int
 
 def plot(history: Any, path: Path | None) -> Any:
     """Plots the columns of a `History` in panels; returns matplotlib's `Figure`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("`plot` needs matplotlib: `pip install 'jaxopt_keras[plots]'`.") from error
+    matplotlib = optional("matplotlib.figure", "`plot` needs matplotlib: `pip install 'jaxopt_keras[plots]'`.")
     if not len(history):
         raise ValueError("There is nothing to plot: the history has no rows. `append` rows first.")
     steps = history["step"] if "step" in history.names else np.arange(len(history))
@@ -67,7 +62,7 @@ def plot(history: Any, path: Path | None) -> Any:
         raise ValueError(f"There is nothing to plot among the columns {history.names}")
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(5.5 * columns, 3.2 * lines), layout="constrained")
+    figure = matplotlib.Figure(figsize=(5.5 * columns, 3.2 * lines), layout="constrained")
     for i, (title, names) in enumerate(panels.items(), 1):
         _panel(figure.add_subplot(lines, columns, i), title, names, steps, history)
     if path is not None:
