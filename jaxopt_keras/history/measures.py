@@ -1,6 +1,5 @@
 """Measures of one step, computed inside the compiled step; with native loops, in the same pass over memory."""
 
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -114,18 +113,17 @@ def measured_step(
             "`jit`, make it a static argument."
         )
     hyper = kernel.given(state, extra)
-    settings = kernel.skeleton, bool(norms), tuple(checked_groups(groups).items()), donate
-    try:
-        run = _compiled(*settings)
-    except TypeError:  # a rule with an unhashable field
-        run = _compiled.__wrapped__(*settings)
-    new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper)
+    settings = Kernel(kernel.skeleton), bool(norms), tuple(checked_groups(groups).items())
+    run = _run_donating if donate else _run
+    new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper, *settings)
     return new, moved._replace(hyperparams=state.hyperparams), found
 
 
-@functools.lru_cache(maxsize=1024)
-def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], donate: bool) -> Any:
-    """Compiles the step and its measures into one program; with native loops, one pass over memory."""
+def _step(
+    params: Any, state: Any, grads: Any, hyper: Any, kernel: Kernel, norms: bool, groups: tuple[tuple[str, str], ...]
+) -> Any:
+    """The step and its measures as one program; with native loops, one pass over memory."""
+    program: Any = kernel.program
     plain = isinstance(program, Program)
 
     def measured(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
@@ -135,18 +133,15 @@ def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], do
         raw = _raw_gradients(program, params, state, grads, hyper)
         return new, moved, measure(params, new, raw, groups=dict(groups))
 
-    step = program.on_engine(measured) if plain else measured
+    rates = _rates(program, state, hyper)
+    params, state, found = (program.on_engine(measured) if plain else measured)(params, state, grads, hyper)
+    found |= rates | {"step": state.count} | {n: x for n, x in state.scalars.items() if n == SKIPPED}
+    # Copies, because the next step donates the state.
+    return params, state, jax.tree.map(jnp.copy, found)
 
-    def run(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
-        rates = _rates(program, state, hyper)
-        params, state, found = step(params, state, grads, hyper)
-        found |= rates | {"step": state.count}
-        if SKIPPED in state.scalars:
-            found[SKIPPED] = state.scalars[SKIPPED]
-        # Copies, because the next step donates the state.
-        return params, state, jax.tree.map(jnp.copy, found)
 
-    return jax.jit(run, donate_argnums=(0, 1) if donate else ())
+_run = jax.jit(_step, static_argnames=("kernel", "norms", "groups"))
+_run_donating = jax.jit(_step, static_argnames=("kernel", "norms", "groups"), donate_argnums=(0, 1))
 
 
 def _raw_gradients(program: Any, params: Any, state: Any, grads: Any, hyper: dict[str, Any]) -> Any:
