@@ -53,20 +53,20 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
         OSError: if there is no such file. TypeError: for a kernel with several rules. ValueError: if the number or the
         shapes of `variables` do not match (the message lists them), or if `order` does not name every parameter.
     """
-    arrays, values = by_path(params), _values_of(variables)
-    order, plain = _checked_order(order, arrays), _plain(kernel)
+    values, arrays, plain = _values_of(variables), _ordered(params, order), _plain(kernel)
     own = rule_slots(flatten(leaves(kernel.init(params)), portable=True))
     layouts = [
-        _layout(plain, own, {path: arrays[path].shape for path in order}, rate, averages)
+        _layout(plain, own, arrays, rate, averages)
         for rate in (True, False)
         for averages in (plain.options.use_ema, not plain.options.use_ema)
     ]
     shapes = [x.shape for x in values]
     layout = next((layout for layout in layouts if [shape for _, shape in layout] == shapes), None)
     if layout is None:
+        shown = ", ".join(f"`{name or 'unused'}` {shape}" for name, shape in layouts[0])
         raise ValueError(
-            f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {_shown(layouts[0])}; the rate and "
-            f"the averages may be missing. Received: {shapes}. Check the order and the settings of both optimizers."
+            f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {shown}; the rate and the averages "
+            f"may be missing. Received: {shapes}. Check the order and the settings of both optimizers."
         )
     flat: dict[str, Any] = {name: x for (name, _), x in zip(layout, values, strict=True) if name}
     rate = flat.pop(RATE, None)
@@ -95,41 +95,36 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
     Raises:
         OSError: if there is no such file. TypeError, ValueError: as in `from_keras`.
     """
-    arrays, plain = by_path(params), _plain(kernel)
-    order, flat = _checked_order(order, arrays), flatten(leaves(state), portable=True)
+    arrays, plain, flat = _ordered(params, order), _plain(kernel), flatten(leaves(state), portable=True)
     own = rule_slots(flat)
-    shapes = {p: tuple(arrays[p].shape) for p in order}
-    layout = _layout(plain, own, shapes, plain.core.schedule is None, plain.options.use_ema)
+    layout = _layout(plain, own, arrays, plain.core.schedule is None, plain.options.use_ema)
     every, hyper = plain.options.gradient_accumulation_steps or 1, kernel.current(state)
     flat[STEP] = np.asarray(state.count * every + flat.get(f"scalars/{MICRO_STEP}", 0), np.int32)
     flat |= {f"hyper/{name}": x for name, x in of_group(hyper, next(iter(groups(kernel)))).items()}
     library = Library("keras", TABLE, kernel, hyper, state.count)
-    for p in order:
-        slots = {name: np.array(x) for name, x in own.get(p, {}).items()}
-        flat |= {slot_name(p, name): x for name, x in library.theirs(p, arrays[p], slots).items()}
+    for name, p in arrays.items():
+        slots = {slot: np.array(x) for slot, x in own.get(name, {}).items()}
+        flat |= {slot_name(name, slot): x for slot, x in library.theirs(name, p, slots).items()}
     found = [np.array(flat[name]) if name in flat else np.zeros(shape, np.float32) for name, shape in layout]
     if path is not None:
         _replace(path, found)
     return found
 
 
-def _layout(
-    plain: Kernel, own: dict[str, Any], shapes: dict[str, tuple[int, ...]], rate: bool, averages: bool
-) -> Layout:
+def _layout(plain: Kernel, slots: dict[str, Any], params: dict[str, Any], rate: bool, averages: bool) -> Layout:
     """Keras's variables in order: iteration, rate, averages, sums of gradients, slots group by group, scalars."""
     rule: Any = plain.rule
-    slots = {p: own.get(p, {}) for p in shapes}
     around = [name for name, is_on in ((AVERAGE, averages), (SUM, plain.options.gradient_accumulation_steps)) if is_on]
     layout: Layout = [(STEP, ()), *([(RATE, ())] if rate else [])]
-    layout += [(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
+    layout += [(slot_name(path, name), p.shape) for name in around for path, p in params.items()]
     factored = kind_of(rule, TABLE) == "Adafactor"  # Keras keeps all three slots for every parameter
     for group in [rule.State._fields] if factored else slot_groups(State(0, {}, {}, transposed(slots)), rule, []):
-        for p, shape in shapes.items():
+        for path, p in params.items():
             for slot in group:
-                if slot in slots[p]:
-                    layout.append((slot_name(p, slot), tuple(slots[p][slot].shape)))
+                if slot in slots.get(path, ()):
+                    layout.append((slot_name(path, slot), slots[path][slot].shape))
                 elif factored:
-                    layout.append(("", tuple(shape) if slot == "velocity" else ()))
+                    layout.append(("", p.shape if slot == "velocity" else ()))
     scalars = rule.scalars()
     return layout + [(f"scalars/{name}", ()) for name in (scalars._fields if scalars else ())]
 
@@ -141,10 +136,12 @@ def _plain(kernel: Kernel) -> Kernel:
     return found[0]
 
 
-def _checked_order(order: Any, arrays: dict[str, Any]) -> list[str]:
+def _ordered(params: Any, order: Any) -> dict[str, Any]:
+    """The parameters by path, in the order of Keras's."""
+    arrays = by_path(params)
     if order is not None and (isinstance(order, str) or sorted(order) != sorted(arrays)):
         raise ValueError(f"`order` must name each of {[*arrays]} once. Received: order={order!r}")
-    return list(arrays if order is None else order)
+    return {path: arrays[path] for path in order or arrays}
 
 
 def _values_of(variables: Any) -> list[np.ndarray]:
@@ -179,7 +176,3 @@ def _stored(path: Any, mode: str) -> Iterator[list[Any]]:
 def _read(dataset: Any) -> np.ndarray:
     """HDF5 has no bfloat16: Keras stores two bytes per number, and the dtype in an attribute."""
     return np.array(dataset).view(jnp.bfloat16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype)
-
-
-def _shown(layout: Layout) -> str:
-    return ", ".join(f"`{name or 'unused'}` {shape}" for name, shape in layout)

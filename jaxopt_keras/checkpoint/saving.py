@@ -101,7 +101,7 @@ def save(path: Any, state: Any, params: Any = None, *, portable: bool = False) -
     """
     flat = to_dict(state, portable=portable, on_host=False)
     given = {_param(p): x for p, x in by_path(params).items()}
-    (files if _is_file(path) else folders).write(path, flat | given)
+    (files if Path(path).suffix == SUFFIX else folders).write(path, flat | given)
 
 
 def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> Any:
@@ -153,12 +153,9 @@ def _param(path: str) -> str:
     return f"params/{path}"
 
 
-def _is_file(path: Any) -> bool:
-    return Path(path).suffix == SUFFIX
-
-
 def _read(path: Any, like: Mapping[str, Any]) -> Mapping[str, Any]:
-    return files.read(path) if _is_file(path) or Path(path).is_file() else folders.read(path, like)
+    is_file = Path(path).suffix == SUFFIX or Path(path).is_file()
+    return files.read(path) if is_file else folders.read(path, like)
 
 
 def _place(kernel: Any, params: Any, hyper: bool) -> Place:

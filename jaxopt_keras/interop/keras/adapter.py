@@ -84,36 +84,35 @@ class Adapter(keras.optimizers.Optimizer):
         elif name in self.__dict__ or hasattr(type(self), name) or name.startswith("_") or not hasattr(wrapped, name):
             object.__setattr__(self, name, value)
         else:
-            self._check_present()
+            if self._iterations.in_trainer:
+                raise RuntimeError(IN_TRAINER)
             setattr(wrapped, name, value)
             self._list_variables()  # an option may have added slots
 
     # --- settings ---------------------------------------------------------------------------------------------------
 
     def _check_present(self) -> None:
-        if self._iterations.in_trainer:
+        """Raises a RuntimeError if Keras's trainer holds the state, and this is not inside its compiled loop."""
+        if not in_stateless_scope() and self._iterations.in_trainer:
             raise RuntimeError(IN_TRAINER)
 
     @property
     def iterations(self) -> Any:
         """The number of updates. With gradient accumulation, calls are not counted."""
-        if not in_stateless_scope():
-            self._check_present()
+        self._check_present()
         return self._iterations
 
     @property
     def learning_rate(self) -> Any:
         """The learning rate: a variable, or the current value of the schedule or function."""
-        if not in_stateless_scope():
-            self._check_present()
+        self._check_present()
         if self.wrapped._rate_source is None:
             return self._learning_rate if self._learning_rate is not None else self.wrapped.learning_rate
         return self.wrapped._rate_now(self._iterations.value)
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        if not in_stateless_scope():
-            self._check_present()
+        self._check_present()
         value = array_of(value_of(learning_rate))
         if self.wrapped._rate_source is not None and not callable(value):
             raise TypeError(SCHEDULED.format(value))
