@@ -1,7 +1,6 @@
 """Conversion to and from Keras 3: the `variables` of an optimizer, as a list or in a `.weights.h5` file."""
 
 import contextlib
-import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.optional import optional
 from jaxopt_keras.optimizers import RULES
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.state_views import slot_groups
@@ -166,7 +166,7 @@ def _replace(path: Any, values: list[np.ndarray]) -> None:
 @contextlib.contextmanager
 def _stored(path: Any, mode: str) -> Iterator[list[Any]]:
     """The optimizer's variables in a `.weights.h5` file, as HDF5 datasets."""
-    with importlib.import_module("h5py").File(path, mode) as file:
+    with optional("h5py", "`.weights.h5` files need h5py: `pip install h5py`.").File(path, mode) as file:
         if VARIABLES not in file:
             raise ValueError(f"{path} must contain an optimizer's variables. Received: a file without `{VARIABLES}`")
         stored = file[VARIABLES]

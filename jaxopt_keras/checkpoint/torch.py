@@ -1,6 +1,5 @@
 """Conversion to and from torch: the `state_dict`s of `torch.optim`'s optimizers."""
 
-import importlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from jaxopt_keras.checkpoint.names import STEP, flatten, leaves, rule_slots, sca
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.optional import optional
 from jaxopt_keras.pure.kernel import Kernel
 
 ADAM = {"momentum": "exp_avg", "velocity": "exp_avg_sq", "velocity_hat": "max_exp_avg_sq"}
@@ -101,7 +101,7 @@ def to_torch(
     Raises:
         ImportError: if torch is not installed. TypeError, ValueError: as in `from_torch`.
     """
-    torch: Any = importlib.import_module("torch")
+    torch = optional("torch", "`to_torch` needs torch: `pip install torch`.")
     slots = rule_slots(flatten(leaves(state), portable=True))
     numbers = _numbers(state_dict)
     _check_order(order, numbers, dict.fromkeys(order))
