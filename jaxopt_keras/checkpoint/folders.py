@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxopt_keras.language.optional import optional
 
@@ -48,10 +49,9 @@ def read(path: Any, like: Mapping[str, Any]) -> dict[str, Any]:
 
 def _replicated(arrays: Mapping[str, Any]) -> Any:
     """The sharding that replicates over the mesh of `arrays`; without a mesh, the first local device."""
-    for x in arrays.values():
-        if isinstance(x.sharding, jax.sharding.NamedSharding):
-            return jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = (x.sharding for x in arrays.values())
+    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+    return SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def _absolute(path: Any) -> Any:

@@ -48,15 +48,11 @@ _MODELS = (
     "`jaxopt_keras.interop.keras`."
 )
 _INSTEAD = {
-    "GradientTape": _TAPE,
-    "gradients": _TAPE,
+    **dict.fromkeys(("GradientTape", "gradients"), _TAPE),
+    **dict.fromkeys(("keras.Model", "keras.Sequential", "keras.layers", "keras.models"), _MODELS),
     "function": "`jax.jit` compiles a pure function. An optimizer and `value_and_grad(loss_fn, variables, *batch)` are "
     "compiled anyway.",
     "data": "Use any iterable of batches as a dataset.",
-    "keras.Model": _MODELS,
-    "keras.Sequential": _MODELS,
-    "keras.layers": _MODELS,
-    "keras.models": _MODELS,
 }
 
 
