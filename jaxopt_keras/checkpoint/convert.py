@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.checkpoint.names import Decay, Quantized
+from jaxopt_keras.checkpoint.names import Quantized
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.stateful.state_views import device_put_like
 from jaxopt_keras.storage import formats, masters
@@ -25,9 +25,9 @@ def convert(name: str, saved: Any, like: Any, p: Any = None) -> Any:
         ValueError: if the shapes differ. TypeError: if the kinds differ, such as complex and float.
     """
     if isinstance(like, (Complemented, Complements)):
-        value, complement = saved if isinstance(saved, Decay) else (saved, 1 - np.asarray(saved))
+        value, complement = saved if isinstance(saved, Complements) else (saved, 1 - np.asarray(saved))
         return type(like)(convert(name, value, like.value), convert(name, complement, like.complement))
-    if isinstance(saved, Decay):
+    if isinstance(saved, Complements):
         saved = saved.value
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         data = convert(name, saved, jax.random.key_data(like))
@@ -41,10 +41,7 @@ def convert(name: str, saved: Any, like: Any, p: Any = None) -> Any:
     if name.endswith(f"/{masters.MASTER}") and saved.dtype != like.dtype:
         whole = masters.join_master(p, jnp.asarray(saved), MASTERS[str(saved.dtype)])
         return _placed_like(masters.split_master(whole, MASTERS[str(like.dtype)], p.dtype)[1], like)
-    if isinstance(like, Blocks):
-        quantized = formats.quantize_like(jnp.asarray(saved).astype(jnp.float32), like)
-        return jax.tree.map(_placed_like, quantized, like)
-    return _placed_like(saved.astype(like.dtype), like)
+    return jax.tree.map(_placed_like, formats.quantize_like(saved, like), like)
 
 
 def _as_blocks(name: str, saved: Quantized, shape: tuple[int, ...]) -> Blocks:

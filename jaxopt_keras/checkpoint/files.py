@@ -4,26 +4,29 @@ The format has no checksum, so the metadata store a digest of all names, dtypes,
 """
 
 import contextlib
+import glob
 import hashlib
-import importlib
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-EXTENSION_DTYPES = {"BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}  # not in NumPy
-NUMPY_DTYPES = {
+from jaxopt_keras.language.optional import optional
+
+DTYPES = {
+    "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "F64": "float64", "F32": "float32", "F16": "float16", "C64": "complex64", "BOOL": "bool", "I64": "int64",
     "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
 }  # fmt: skip
 MAKER, DIGEST, PAIRS = "made_by", "digest", "complex128"
 OURS = "jaxopt_keras"
+HINT = "Files need the package safetensors: pip install 'jaxopt_keras[checkpoint]'. Or save to a folder."
 ABANDONED = 3600.0  # seconds since the last write after which the writing process must have died
 
 
@@ -42,12 +45,9 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
     metadata = {MAKER: OURS, PAIRS: "\n".join(pairs)}
     metadata[DIGEST] = digest(flat, metadata)
     # `save_file` would rename a temporary file of its own without synchronising it.
-    data = _library("safetensors.numpy").save(flat, metadata=metadata)
+    data = optional("safetensors.numpy", HINT).save(flat, metadata=metadata)
     _remove_leftovers(path)
-    with _replacing(path) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    _replace(path, data)
 
 
 def read(path: Any) -> dict[str, np.ndarray]:
@@ -56,12 +56,15 @@ def read(path: Any) -> dict[str, np.ndarray]:
     Raises:
         OSError: if the file cannot be opened. ValueError: if it is empty, truncated, damaged, or not made by `write`.
     """
-    library = _library("safetensors")
+    library = optional("safetensors", HINT)
     data = Path(path).read_bytes()
     if not data:
         raise ValueError(f"{path} is empty: no checkpoint.")
     try:
-        flat = {name: _array(x) for name, x in library.deserialize(data)}
+        flat = {
+            name: np.frombuffer(x["data"], jnp.dtype(DTYPES[x["dtype"]])).reshape(x["shape"])
+            for name, x in library.deserialize(data)
+        }
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         metadata = dict(header.get("__metadata__", {}))
     except Exception as error:  # safetensors raises a class of its own; a malformed header raises others
@@ -105,53 +108,30 @@ def on_host(name: str, x: Any, copy: bool | None = True) -> np.ndarray:
     return np.array(x, order="C", copy=copy)
 
 
-def _array(x: dict[str, Any]) -> np.ndarray:
-    kind = x["dtype"]
-    return np.frombuffer(x["data"], np.dtype(EXTENSION_DTYPES.get(kind) or NUMPY_DTYPES[kind])).reshape(x["shape"])
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file in the folder of `path`, renamed to `path` at the end; removed after an error."""
+def _replace(path: Path, data: bytes) -> None:
+    """Writes `data` to a temporary file in the folder of `path`, and renames it; removes it after an error."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            yield file
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _synchronise(path.parent)
-
-
-def _synchronise(folder: Path) -> None:
-    """Synchronises the folder, so that the new name is on the disk too."""
-    if os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if os.name != "nt":  # Windows cannot open a folder
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # so that the new name is on the disk too
+        finally:
+            os.close(descriptor)
 
 
 def _remove_leftovers(path: Path) -> None:
     """Removes temporary files of processes that died while they wrote `path`. Younger ones may still be written."""
-    for leftover in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):  # another process may have removed it
             if time.time() - leftover.stat().st_mtime > ABANDONED:
                 os.unlink(leftover)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            "Files need the package safetensors: pip install 'jaxopt_keras[checkpoint]'. Or save to a folder."
-        ) from error

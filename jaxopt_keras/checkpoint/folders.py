@@ -1,19 +1,21 @@
 """Checkpoints in an Orbax folder: every process writes its own shards, and any number of devices can read them."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from jaxopt_keras.language.optional import optional
 
 
 def write(path: Any, arrays: Mapping[str, Any]) -> None:
     """Writes arrays, which may be sharded over processes, and waits until they are written."""
     found = {name: x if isinstance(x, jax.Array) else np.asarray(x) for name, x in arrays.items()}
     kept = {name: x for name, x in found.items() if x.size}  # Orbax refuses empty arrays
-    with _orbax().StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(_absolute(path), kept, force=True)
 
 
@@ -28,7 +30,7 @@ def read(path: Any, like: Mapping[str, Any]) -> dict[str, Any]:
     path = _absolute(path)
     if isinstance(path, Path) and not path.exists():
         raise FileNotFoundError(f"There is no folder {path}")
-    with _orbax().StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         tree = getattr(checkpointer.metadata(path), "item_metadata", None)
         saved = getattr(tree, "tree", tree)
         if not isinstance(saved, Mapping):
@@ -47,10 +49,9 @@ def read(path: Any, like: Mapping[str, Any]) -> dict[str, Any]:
 
 def _replicated(arrays: Mapping[str, Any]) -> Any:
     """The sharding that replicates over the mesh of `arrays`; without a mesh, the first local device."""
-    for x in arrays.values():
-        if isinstance(x.sharding, jax.sharding.NamedSharding):
-            return jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = (x.sharding for x in arrays.values())
+    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
+    return SingleDeviceSharding(jax.local_devices()[0]) if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def _absolute(path: Any) -> Any:
@@ -58,10 +59,6 @@ def _absolute(path: Any) -> Any:
     return path if "://" in str(path) else Path(path).absolute()
 
 
-def _orbax() -> Any:
-    try:
-        return importlib.import_module("orbax.checkpoint")
-    except ImportError as error:
-        raise ImportError(
-            "Folders need Orbax: pip install 'jaxopt_keras[orbax]'. Or save to a .safetensors file."
-        ) from error
+def _checkpointer() -> Any:
+    hint = "Folders need Orbax: pip install 'jaxopt_keras[orbax]'. Or save to a .safetensors file."
+    return optional("orbax.checkpoint", hint).StandardCheckpointer()

@@ -1,24 +1,25 @@
 """Conversion to and from Keras 3: the `variables` of an optimizer, as a list or in a `.weights.h5` file."""
 
-import importlib
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library, kind_of
 from jaxopt_keras.checkpoint.kernels import groups, of_group, rule_of
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, flatten, leaves, slot_name, transposed
+from jaxopt_keras.checkpoint.names import STEP, by_parameter, flatten, leaves, rule_slots, slot_name, transposed
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.optional import optional
 from jaxopt_keras.optimizers import RULES
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.state_views import OPTION_SLOTS, slot_groups
+from jaxopt_keras.stateful.state_views import slot_groups
 
 TABLE = {rule.__name__: {slot: slot for slot in rule.State._fields} for rule in RULES.values()}
 TABLE |= {"AdamPart": TABLE["Adam"]}  # the parameters that Muon leaves to Adam
@@ -26,11 +27,7 @@ RATE = "hyper/learning_rate"
 VARIABLES = "optimizer/vars"  # the group in a .weights.h5 file
 
 
-class Entry(NamedTuple):
-    """One of Keras's variables, by our name; "" for a variable without a counterpart here."""
-
-    name: str
-    shape: tuple[int, ...]
+Layout = list[tuple[str, tuple[int, ...]]]  # our name of each variable, "" without a counterpart here; and its shape
 
 
 def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str] | None = None) -> State:
@@ -56,34 +53,29 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
         OSError: if there is no such file. TypeError: for a kernel with several rules. ValueError: if the number or the
         shapes of `variables` do not match (the message lists them), or if `order` does not name every parameter.
     """
-    arrays, values = by_path(params), _values_of(variables)
-    order, plain = _checked_order(order, arrays), _plain(kernel)
-    own = by_parameter(flatten(leaves(kernel.init(params)), portable=True))
+    values, arrays, plain = _values_of(variables), _ordered(params, order), _plain(kernel)
+    own = rule_slots(flatten(leaves(kernel.init(params)), portable=True))
     layouts = [
-        _layout(plain, own, {path: arrays[path].shape for path in order}, rate, averages)
+        _layout(plain, own, arrays, rate, averages)
         for rate in (True, False)
         for averages in (plain.options.use_ema, not plain.options.use_ema)
     ]
     shapes = [x.shape for x in values]
-    layout = next((entries for entries in layouts if [entry.shape for entry in entries] == shapes), None)
+    layout = next((layout for layout in layouts if [shape for _, shape in layout] == shapes), None)
     if layout is None:
+        shown = ", ".join(f"`{name or 'unused'}` {shape}" for name, shape in layouts[0])
         raise ValueError(
-            f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {_shown(layouts[0])}; the rate and "
-            f"the averages may be missing. Received: {shapes}. Check the order and the settings of both optimizers."
+            f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {shown}; the rate and the averages "
+            f"may be missing. Received: {shapes}. Check the order and the settings of both optimizers."
         )
-    flat: dict[str, Any] = {entry.name: x for entry, x in zip(layout, values, strict=True) if entry.name}
+    flat: dict[str, Any] = {name: x for (name, _), x in zip(layout, values, strict=True) if name}
     rate = flat.pop(RATE, None)
     every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, a kernel counts updates
     step, micro = divmod(int(flat[STEP]), every)
-    flat[STEP] = np.asarray(step, np.int32)
     if every > 1:
         flat[f"scalars/{MICRO_STEP}"] = np.asarray(micro, np.int32)
-    library = Library("keras", TABLE, kernel, kernel.hyper(), flat[STEP], None if rate is None else float(rate))
-    for path in order:
-        for slot in library.slots(path, arrays[path]):
-            name = slot_name(path, slot.ours)
-            flat[name] = flat[name] * flat[name].dtype.type(slot.factor)
-    return from_dict(kernel, params, flat | {FORMAT: np.asarray(VERSION, np.int32)})
+    library = Library("keras", TABLE, kernel, kernel.hyper(), step, None if rate is None else float(rate))
+    return from_dict(kernel, params, flat | library.ours(arrays, by_parameter(flat)))
 
 
 def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | None = None, path: Any = None) -> list:
@@ -103,49 +95,38 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
     Raises:
         OSError: if there is no such file. TypeError, ValueError: as in `from_keras`.
     """
-    arrays, plain = by_path(params), _plain(kernel)
-    order, flat = _checked_order(order, arrays), flatten(leaves(state), portable=True)
-    own = by_parameter(flat)
-    shapes = {p: tuple(arrays[p].shape) for p in order}
-    layout = _layout(plain, own, shapes, plain.core.schedule is None, plain.options.use_ema)
-    every = plain.options.gradient_accumulation_steps or 1
-    calls = np.asarray(state.count) * every + np.asarray(flat.get(f"scalars/{MICRO_STEP}", 0))
-    hyper = kernel.current(state)
-    own_hyper = of_group(hyper, next(iter(groups(kernel))))
-    values = {f"hyper/{name}": np.asarray(getattr(x, "value", x)) for name, x in own_hyper.items()}
-    values |= {STEP: np.asarray(calls, np.int32)}
+    arrays, plain, flat = _ordered(params, order), _plain(kernel), flatten(leaves(state), portable=True)
+    own = rule_slots(flat)
+    layout = _layout(plain, own, arrays, plain.core.schedule is None, plain.options.use_ema)
+    every, hyper = plain.options.gradient_accumulation_steps or 1, kernel.current(state)
+    flat[STEP] = np.asarray(state.count * every + flat.get(f"scalars/{MICRO_STEP}", 0), np.int32)
+    flat |= {f"hyper/{name}": x for name, x in of_group(hyper, next(iter(groups(kernel)))).items()}
     library = Library("keras", TABLE, kernel, hyper, state.count)
-    for p in order:
-        for slot in library.slots(p, arrays[p]):
-            x = np.array(flat[slot_name(p, slot.ours)])
-            values[slot_name(p, slot.ours)] = x / x.dtype.type(slot.factor)
-    found = [
-        values.get(e.name, np.array(flat[e.name]) if e.name in flat else np.zeros(e.shape, np.float32)) for e in layout
-    ]
+    for name, p in arrays.items():
+        slots = {slot: np.array(x) for slot, x in own.get(name, {}).items()}
+        flat |= {slot_name(name, slot): x for slot, x in library.theirs(name, p, slots).items()}
+    found = [np.array(flat[name]) if name in flat else np.zeros(shape, np.float32) for name, shape in layout]
     if path is not None:
         _replace(path, found)
     return found
 
 
-def _layout(
-    plain: Kernel, own: dict[str, Any], shapes: dict[str, tuple[int, ...]], rate: bool, averages: bool
-) -> list[Entry]:
+def _layout(plain: Kernel, slots: dict[str, Any], params: dict[str, Any], rate: bool, averages: bool) -> Layout:
     """Keras's variables in order: iteration, rate, averages, sums of gradients, slots group by group, scalars."""
     rule: Any = plain.rule
-    slots = {p: {n: x for n, x in own.get(p, {}).items() if n not in OPTION_SLOTS} for p in shapes}
     around = [name for name, is_on in ((AVERAGE, averages), (SUM, plain.options.gradient_accumulation_steps)) if is_on]
-    entries = [Entry(STEP, ()), *([Entry(RATE, ())] if rate else [])]
-    entries += [Entry(slot_name(p, name), tuple(shape)) for name in around for p, shape in shapes.items()]
+    layout: Layout = [(STEP, ()), *([(RATE, ())] if rate else [])]
+    layout += [(slot_name(path, name), p.shape) for name in around for path, p in params.items()]
     factored = kind_of(rule, TABLE) == "Adafactor"  # Keras keeps all three slots for every parameter
     for group in [rule.State._fields] if factored else slot_groups(State(0, {}, {}, transposed(slots)), rule, []):
-        for p, shape in shapes.items():
+        for path, p in params.items():
             for slot in group:
-                if slot in slots[p]:
-                    entries.append(Entry(slot_name(p, slot), tuple(slots[p][slot].shape)))
+                if slot in slots.get(path, ()):
+                    layout.append((slot_name(path, slot), slots[path][slot].shape))
                 elif factored:
-                    entries.append(Entry("", tuple(shape) if slot == "velocity" else ()))
+                    layout.append(("", p.shape if slot == "velocity" else ()))
     scalars = rule.scalars()
-    return entries + [Entry(f"scalars/{name}", ()) for name in (scalars._fields if scalars else ())]
+    return layout + [(f"scalars/{name}", ()) for name in (scalars._fields if scalars else ())]
 
 
 def _plain(kernel: Kernel) -> Kernel:
@@ -155,21 +136,18 @@ def _plain(kernel: Kernel) -> Kernel:
     return found[0]
 
 
-def _checked_order(order: Any, arrays: dict[str, Any]) -> list[str]:
+def _ordered(params: Any, order: Any) -> dict[str, Any]:
+    """The parameters by path, in the order of Keras's."""
+    arrays = by_path(params)
     if order is not None and (isinstance(order, str) or sorted(order) != sorted(arrays)):
         raise ValueError(f"`order` must name each of {[*arrays]} once. Received: order={order!r}")
-    return list(arrays if order is None else order)
+    return {path: arrays[path] for path in order or arrays}
 
 
 def _values_of(variables: Any) -> list[np.ndarray]:
     if isinstance(variables, (str, Path)):
-        with importlib.import_module("h5py").File(variables, "r") as file:
-            if VARIABLES not in file:
-                raise ValueError(
-                    f"{variables} must contain an optimizer's variables. Received: a file without `{VARIABLES}`"
-                )
-            stored = file[VARIABLES]
-            return [_read(stored[str(i)]) for i in range(len(stored))]
+        with _stored(variables, "r") as stored:
+            return [_read(x) for x in stored]
     variables = getattr(variables, "variables", variables)
     if not isinstance(variables, Iterable):
         raise TypeError(f"`variables` must be a list, an optimizer or a path. Received: {type(variables).__name__}")
@@ -177,19 +155,24 @@ def _values_of(variables: Any) -> list[np.ndarray]:
 
 
 def _replace(path: Any, values: list[np.ndarray]) -> None:
-    with importlib.import_module("h5py").File(path, "r+") as file:
-        stored = file[VARIABLES]
-        shapes = [tuple(stored[str(i)].shape) for i in range(len(stored))]
+    with _stored(path, "r+") as stored:
+        shapes = [tuple(x.shape) for x in stored]
         if shapes != [x.shape for x in values]:
             raise ValueError(f"{path} must have variables of shapes {[x.shape for x in values]}. Received: {shapes}")
-        for i, x in enumerate(values):
-            stored[str(i)][...] = x.astype(_read(stored[str(i)]).dtype).view(stored[str(i)].dtype)
+        for old, x in zip(stored, values, strict=True):
+            old[...] = x.astype(_read(old).dtype).view(old.dtype)
+
+
+@contextlib.contextmanager
+def _stored(path: Any, mode: str) -> Iterator[list[Any]]:
+    """The optimizer's variables in a `.weights.h5` file, as HDF5 datasets."""
+    with optional("h5py", "`.weights.h5` files need h5py: `pip install h5py`.").File(path, mode) as file:
+        if VARIABLES not in file:
+            raise ValueError(f"{path} must contain an optimizer's variables. Received: a file without `{VARIABLES}`")
+        stored = file[VARIABLES]
+        yield [stored[str(i)] for i in range(len(stored))]
 
 
 def _read(dataset: Any) -> np.ndarray:
     """HDF5 has no bfloat16: Keras stores two bytes per number, and the dtype in an attribute."""
     return np.array(dataset).view(jnp.bfloat16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype)
-
-
-def _shown(layout: list[Entry]) -> str:
-    return ", ".join(f"`{entry.name or 'unused'}` {entry.shape}" for entry in layout)

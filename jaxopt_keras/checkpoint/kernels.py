@@ -1,15 +1,19 @@
-"""The parts of a kernel: its plain kernels by group, and the rule of each parameter."""
+"""The parts of a kernel: its plain kernels by group, their rules and scalars."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.checkpoint.names import STEP, scalar_name
 from jaxopt_keras.engine.core import Now
-from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present, route
+from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present
 from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.partitioned import partition_of
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.pure.injection import merged
 from jaxopt_keras.pure.kernel import Kernel
 
 
@@ -19,27 +23,10 @@ def groups(kernel: Kernel) -> dict[str, Kernel]:
     return {"": kernel} if found is None else {name: Kernel(program) for name, program in found.groups.items()}
 
 
-def plain(kernel: Kernel, path: str) -> Kernel:
-    """The plain kernel that updates the parameter at `path`."""
-    return groups(kernel)[group_of(kernel, path)]
-
-
 def group_of(kernel: Kernel, path: str) -> str:
     """The group name of the parameter at `path`; "" without groups."""
     found = partition_of(kernel.program)
     return "" if found is None else found.router.of(path)
-
-
-def rule_at(kernel: Kernel, path: str, p: Any) -> Rule:
-    """The rule that updates the parameter `p` at `path`.
-
-    Raises:
-        TypeError: if its optimizer is no `Rule`.
-    """
-    rule = rule_of(plain(kernel, path))
-    if not isinstance(rule, Rule):
-        raise TypeError(f"Only a `Rule` can be converted. Received: {type(rule).__name__} for `{path}`")
-    return route(rule, path, p)
 
 
 def rule_of(kernel: Kernel) -> Any:
@@ -52,11 +39,29 @@ def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
     return x.get(group, {}) if group else x
 
 
-def advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
+def adjusted_scalars(kernels: dict[str, Kernel], state: State, new: dict[str, Any]) -> dict[str, Any]:
+    """The scalars of a restored `state` that follow from others; `new` has those that were saved.
+
+    Those of rules that were not saved are computed for `state.count` updates. Micro-steps start at 0 if more were saved
+    than the kernel accumulates.
+    """
+    found = {}
+    for group, kernel in kernels.items():
+        own, every = of_group(state.scalars, group), kernel.options.gradient_accumulation_steps
+        names = {n: scalar_name(group, n) for n in own}
+        if missing := [n for n in own if names[n] not in new]:
+            hyper = merged(kernel.hyper(), of_group(state.hyperparams, group))
+            scalars = _advanced(kernel, hyper, own[STEP] if group else state.count)
+            found |= {names[n]: scalars[n] for n in missing if n in scalars}
+        if every and MICRO_STEP in own and int(own[MICRO_STEP]) >= every:
+            found[names[MICRO_STEP]] = jnp.zeros_like(own[MICRO_STEP])
+    return found
+
+
+def _advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
     """The rule's scalars after `step` updates. They depend only on the step and on the hyperparameters."""
     rule = rule_of(kernel)
-    start = first_scalars(rule.bind(hyper)) if isinstance(rule, Rule) else None
-    if not isinstance(rule, Rule) or start is None:
+    if not isinstance(rule, Rule) or (start := first_scalars(rule.bind(hyper))) is None:
         return {}
     dtype, schedule = jnp.result_type(float), kernel.core.schedule
 

@@ -15,11 +15,12 @@ kernels that inject none ignore them.
 Packed parameters have the same names as unpacked ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
@@ -27,7 +28,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import Packed, Part, concatenate, unpacked
-from jaxopt_keras.stateful.state_views import device_put_like
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS, device_put_like
 from jaxopt_keras.storage import formats
 from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize
 
@@ -48,18 +49,15 @@ class Quantized(NamedTuple):
     code: Code
 
 
-class Decay(NamedTuple):
-    """A decay and its complement as they were saved."""
-
-    value: Any
-    complement: Any
-
-
 def slot_name(path: str, slot: str) -> str:
     return f"slots/{path}/{slot}" if path else f"slots/{slot}"
 
 
-def by_parameter(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def scalar_name(group: str, name: str) -> str:
+    return f"scalars/{group}/{name}" if group else f"scalars/{name}"
+
+
+def by_parameter(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The slots in a flat dict, by path and slot name."""
     found: dict[str, dict[str, Any]] = {}
     for name, x in flat.items():
@@ -67,6 +65,12 @@ def by_parameter(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
             path, _, slot = name.removeprefix("slots/").rpartition("/")
             found.setdefault(path, {})[slot] = x
     return found
+
+
+def rule_slots(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The slots of rules in a flat dict, by path and slot name; without those of options, such as averages."""
+    found = by_parameter(flat)
+    return {path: {name: x for name, x in own.items() if name not in OPTION_SLOTS} for path, own in found.items()}
 
 
 def leaves(state: State) -> dict[str, Any]:
@@ -88,18 +92,17 @@ def leaves(state: State) -> dict[str, Any]:
     return found
 
 
-def replace_leaves(state: State, new: dict[str, Any]) -> State:
+def replaced(state: State, new: dict[str, Any]) -> State:
     """`state` with the leaves in `new`, which are named as by `leaves`."""
     if isinstance(state.slots, Packed):
-        new_state = replace_leaves(state._replace(slots=state.slots.unpack()), new)
+        new_state = replaced(state._replace(slots=state.slots.unpack()), new)
         return new_state._replace(slots=state.slots.like(new_state.slots))
     keyed, treedef = _named_leaves(state)
     tree = jax.tree.unflatten(treedef, [_replacement(name, x, new) for name, x in keyed])
     slots = tree["slots"]
     if packed := _packed(state.slots):
-        by_path = transposed({slot: {"": x} if _is_bare(packed) else x for slot, x in slots.items()})
-        like = {slot: tree.buffers for slot, tree in state.slots.items()}
-        buffers = transposed(pack(by_path, transposed(like), packed.parts))
+        like = transposed({slot: tree.buffers for slot, tree in state.slots.items()})
+        buffers = transposed(pack(transposed(slots), like, packed.parts))
         masked: dict[str, Any] = dict.fromkeys(packed.buffers, optax.MaskedNode())
         slots = {slot: Packed(masked | buffers.get(slot, {}), [], packed.arrangement) for slot in state.slots}
     return State(tree[STEP], tree["hyper"], tree["scalars"], slots)
@@ -109,7 +112,7 @@ def _replacement(name: str, x: Any, new: dict[str, Any]) -> Any:
     """The replacement of the leaf `x`, which may be a whole state."""
     if not isinstance(x, State):
         return new.get(name, x)
-    return replace_leaves(x, {n.removeprefix(f"{name}/"): y for n, y in new.items() if n.startswith(f"{name}/")})
+    return replaced(x, {n.removeprefix(f"{name}/"): y for n, y in new.items() if n.startswith(f"{name}/")})
 
 
 def _packed(slots: dict[str, Any]) -> Packed | None:
@@ -130,8 +133,7 @@ def transposed(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _named_leaves(state: State) -> tuple[list[tuple[str, Any]], Any]:
     slots = unpacked(state.slots)
     if packed := _packed(slots):
-        by_path = unpack(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts)
-        slots = {slot: x[""] if _is_bare(packed) else x for slot, x in transposed(by_path).items()}
+        slots = transposed(unpack(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts))
     tree = {STEP: state.count, "hyper": state.hyperparams, "scalars": state.scalars, "slots": slots}
     # A nested `State` belongs to a kernel inside an optax transformation.
     is_leaf = lambda x: isinstance(x, (Blocks, Complemented, Complements, State))
@@ -143,11 +145,6 @@ def _name(key: Any) -> str:
     """The name of a leaf. The slot name follows the path of the parameter."""
     kind, *rest = key
     return slot_name(path_of(rest[1:]), rest[0].key) if kind.key == "slots" else path_of(key)
-
-
-def _is_bare(packed: Packed) -> bool:
-    """Whether the packed parameters are one bare array, whose path is empty."""
-    return [part.path for part in packed.parts] == [""]
 
 
 def unpack(buffers: dict[str, Any], parts: Iterable[Part]) -> dict[str, dict[str, Any]]:
@@ -177,10 +174,11 @@ def flatten(found: dict[str, Any], portable: bool) -> dict[str, Any]:
     """Plain arrays by name. Quantized slots become codes and scales, or are dequantized if `portable`."""
     flat: dict[str, Any] = {}
     for name, x in found.items():
-        if isinstance(x, Blocks) and not portable:
-            flat[f"{name}.{_code_name(x.code)}"], flat[name + SCALES] = x.codes, x.scales
-        elif isinstance(x, (Complemented, Complements)):
+        if isinstance(x, (Complemented, Complements)):
             flat[name], flat[name + COMPLEMENT] = x.value, x.complement
+        elif isinstance(x, Blocks) and not portable:
+            code = next(code for code, known in CODES.items() if known == x.code)
+            flat[f"{name}.{code}"], flat[name + SCALES] = x.codes, x.scales
         elif isinstance(x, Blocks):
             flat[name] = dequantize(x)
         else:
@@ -188,18 +186,35 @@ def flatten(found: dict[str, Any], portable: bool) -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """Arrays, `Quantized`s and `Decay`s by name; the inverse of `flatten`."""
-    found = dict(flat)
+def unflatten(flat: Any) -> dict[str, Any]:
+    """Arrays, `Quantized`s and `Complements` by name, of a checkpoint: the inverse of `flatten`.
+
+    Raises:
+        TypeError: if `flat` is no mapping from names to arrays. ValueError: if it has no version, or a later one.
+    """
+    if not isinstance(flat, Mapping):
+        raise TypeError(f"A checkpoint must be a mapping from names to arrays. Received: {type(flat).__name__}")
+    if FORMAT not in flat:
+        raise ValueError(
+            f"A checkpoint must have an entry `{FORMAT}`, as `to_dict` writes it. Received: {listed(flat)}"
+        )
+    if not 1 <= (version := int(np.asarray(flat[FORMAT]))) <= VERSION:
+        raise ValueError(
+            f"The layout's version must be at most {VERSION}. Received: {FORMAT}={version}. Read it with a newer "
+            "jaxopt_keras."
+        )
+    found: dict[str, Any] = {}
+    for name, x in flat.items():
+        found[name] = x if isinstance(x, (jax.Array, np.ndarray)) else np.asarray(x)
+        if found[name].dtype.kind in "OSU":
+            raise TypeError(f"`{name}` must be an array. Received: {found[name]!r}")
+    del found[FORMAT]
     for name in flat:
-        if name.endswith(SCALES):
-            base = name.removesuffix(SCALES)
-            for kind, code in CODES.items():
-                if f"{base}.{kind}" in found:
-                    found[base] = Quantized(found.pop(f"{base}.{kind}"), found.pop(name), code)
-                    break
-        elif is_complement(name) and (base := name.removesuffix(COMPLEMENT)) in found:
-            found[base] = Decay(found[base], found.pop(name))
+        base, _, kind = name.rpartition(".")
+        if kind in CODES and base + SCALES in found:
+            found[base] = Quantized(found.pop(name), found.pop(base + SCALES), CODES[kind])
+        elif is_complement(name) and base in found:
+            found[base] = Complements(found[base], found.pop(name))
     return found
 
 
@@ -213,5 +228,7 @@ def is_hyper(name: str) -> bool:
     return name.startswith("hyper/") or "/hyper/" in f"/{inside}"
 
 
-def _code_name(code: Code) -> str:
-    return next(name for name, known in CODES.items() if known == code)
+def listed(names: Iterable[str]) -> str:
+    """Names for an error message: the first eight, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(f"`{name}`" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

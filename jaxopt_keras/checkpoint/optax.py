@@ -5,18 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.tree_util import all_leaves, tree_map_with_path
 
 from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.kernels import groups
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, flatten, leaves, slot_name
+from jaxopt_keras.checkpoint.names import flatten, leaves, rule_slots, slot_name, transposed
 from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.checkpoint.saving import from_dict, to_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.state_views import OPTION_SLOTS
 
 MOMENTS = {"momentum": "mu", "velocity": "nu"}
 TABLE = {  # docs/from_optax.md has it too
@@ -38,8 +37,9 @@ FIELDS = {
     "ScaleByRssState": ("sum_of_squares",), "ScaleByAdaDeltaState": ("e_g", "e_x"),
     "FactoredState": ("v_row", "v_col", "v"), "MuonState": ("mu",),
 }  # fmt: skip
-COUNT, WINDOW = "count", "MultiStepsState"
-PLACEHOLDERS = ("v", "v_row", "v_col", "trace")  # optax fills them with dummies where it keeps no slot
+COUNTS = ("count", "gradient_step")
+WINDOW, ACCUMULATED = "MultiStepsState", "acc_grads"
+PLACEHOLDERS = ("v", "v_row", "v_col", "trace", ACCUMULATED)  # optax fills them with dummies where it keeps no slot
 
 
 def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
@@ -63,28 +63,23 @@ def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
     Raises:
         ValueError: if `opt_state` contains no state of a known optimizer, or if the rule has no counterpart in optax.
     """
-    if ours := [node for node in _nodes(opt_state) if isinstance(node, State)]:  # a kernel inside an optax wrapper
+    nodes = [*_nodes(opt_state)]
+    if not nodes:
+        raise ValueError(f"`opt_state` must be a state of an optax optimizer. Received: {type(opt_state).__name__}")
+    if ours := [node for node in nodes if isinstance(node, State)]:  # a kernel inside an optax wrapper
         return from_dict(kernel, params, to_dict(ours[0]))
     found: dict[str, dict[str, Any]] = {}
-    counts, flat = [0], dict[str, Any]({FORMAT: np.asarray(VERSION, np.int32)})
-    for node in _nodes(opt_state):
+    counts, window = [0], dict[str, Any]()
+    for node in nodes:
         for field in FIELDS.get(type(node).__name__, ()):
             found.setdefault(field, {}).update(by_path(getattr(node, field)))
-        counts += [int(np.asarray(getattr(node, COUNT)))] if COUNT in node._fields else []
+        counts += [int(getattr(node, field)) for field in COUNTS if field in node._fields]
         if type(node).__name__ == WINDOW:
-            counts.append(int(np.asarray(node.gradient_step)))
-            flat[f"scalars/{MICRO_STEP}"] = node.mini_step
+            window[f"scalars/{MICRO_STEP}"] = node.mini_step
             accumulated = by_path(node.acc_grads).items()
-            flat |= {slot_name(path, SUM): x * float(node.mini_step) for path, x in accumulated}
-    if not any(True for _ in _nodes(opt_state)):
-        raise ValueError(f"`opt_state` must be a state of an optax optimizer. Received: {type(opt_state).__name__}")
-    flat[STEP] = np.asarray(max(counts), np.int32)
-    library = Library("optax", TABLE, kernel, kernel.hyper(), flat[STEP])
-    for path, p in by_path(params).items():
-        for slot in library.slots(path, p):
-            if (x := found.get(slot.theirs, {}).get(path)) is not None:
-                flat[slot_name(path, slot.ours)] = x * slot.factor
-    return from_dict(kernel, params, flat)
+            window |= {slot_name(path, SUM): x * float(node.mini_step) for path, x in accumulated}
+    library = Library("optax", TABLE, kernel, kernel.hyper(), max(counts))
+    return from_dict(kernel, params, library.ours(by_path(params), transposed(found)) | window)
 
 
 def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
@@ -99,43 +94,40 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
         ValueError: if the template has a slot that the rule lacks, or an array of another shape.
     """
     flat = flatten(leaves(state), portable=True)
-    step = np.asarray(state.count)
-    micro = flat.get(f"scalars/{MICRO_STEP}", jnp.zeros((), jnp.int32))
-    library = Library("optax", TABLE, kernel, kernel.current(state), step)
-    kept = by_parameter(flat)
+    micro, slots = flat.get(f"scalars/{MICRO_STEP}", 0), rule_slots(flat)
+    numbers = dict.fromkeys(COUNTS, state.count) | {"mini_step": micro}
+    library = Library("optax", TABLE, kernel, kernel.current(state), state.count)
 
-    def slot(field: str, path: str, old: Any) -> Any:
-        own = {name: x for name, x in kept.get(path, {}).items() if name not in OPTION_SLOTS}
-        match = next((s for s in library.slots(path, old, own) if s.theirs == field), None)
-        if match is None and field not in PLACEHOLDERS:
+    def array(field: str, path: str, old: Any) -> Any:
+        own, total = slots.get(path, {}), flat.get(slot_name(path, SUM))
+        if field != ACCUMULATED:
+            found = library.theirs(path, old, own)
+        else:
+            found = {} if total is None else {field: total / max(int(micro), 1)}
+        if field not in found and field not in PLACEHOLDERS:
             raise ValueError(
                 f"The kernel has no slot for optax's `{field}` of `{path}`: it keeps {[*own]}. Pass as `template` "
                 "the state of the optax optimizer that computes the same."
             )
-        return old if match is None else _checked_cast(f"{field} of {path}", own[match.ours] / match.factor, old)
-
-    def accumulated(path: str, old: Any) -> Any:
-        total = kept.get(path, {}).get(SUM)
-        return old if total is None else _checked_cast(f"acc_grads of {path}", total / max(int(micro), 1), old)
+        x = found.get(field, old)
+        if x.shape != old.shape:
+            raise ValueError(
+                f"`{field} of {path}` must have the shape {old.shape}, as in the template. Received: shape {x.shape}"
+            )
+        return jnp.asarray(x, old.dtype)
 
     def fill(node: Any) -> Any:
         if isinstance(node, State):  # a kernel inside an optax wrapper
             return restored(Place(node, groups(kernel), {}), to_dict(state, on_host=False), hyper=False)
         if not hasattr(node, "_fields"):
-            return _map_children(node, fill)
-        kind, new = type(node).__name__, {}
+            return node if all_leaves([node]) else jax.tree.map(fill, node, is_leaf=lambda x: x is not node)
+        new = {}
         for field in node._fields:
             x = getattr(node, field)
-            if field in FIELDS.get(kind, ()):
-                new[field] = _map_with_paths(lambda path, old, field=field: slot(field, path, old), x)
-            elif field in (COUNT, "gradient_step"):
-                new[field] = jnp.asarray(step, x.dtype)
-            elif kind == WINDOW and field == "mini_step":
-                new[field] = jnp.asarray(micro, x.dtype)
-            elif kind == WINDOW and field == "acc_grads":
-                new[field] = _map_with_paths(accumulated, x)
+            if field in FIELDS.get(type(node).__name__, ()) or field == ACCUMULATED:
+                new[field] = tree_map_with_path(lambda key, old, field=field: array(field, path_of(key), old), x)
             else:
-                new[field] = fill(x)
+                new[field] = jnp.asarray(numbers[field], x.dtype) if field in numbers else fill(x)
         return type(node)(**new)
 
     return fill(template)
@@ -145,23 +137,6 @@ def _nodes(tree: Any) -> Iterator[Any]:
     """The named tuples in a state, outer ones first."""
     if hasattr(tree, "_fields"):
         yield tree
-        if type(tree).__name__ in FIELDS:
-            return
-    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ():
-        yield from _nodes(child)
-
-
-def _map_children(node: Any, function: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: function(x) for key, x in node.items()}
-    return type(node)(map(function, node)) if isinstance(node, (tuple, list)) else node
-
-
-def _map_with_paths(function: Any, tree: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda key, x: function(path_of(key), x), tree)
-
-
-def _checked_cast(name: str, x: Any, old: Any) -> Any:
-    if x.shape != old.shape:
-        raise ValueError(f"`{name}` must have the shape {old.shape}, as in the template. Received: shape {x.shape}")
-    return jnp.asarray(x, old.dtype)
+    if type(tree).__name__ not in FIELDS and not all_leaves([tree]):
+        for child in jax.tree.leaves(tree, is_leaf=lambda x: x is not tree):
+            yield from _nodes(child)

@@ -8,28 +8,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.convert import convert
-from jaxopt_keras.checkpoint.kernels import advanced, of_group
-from jaxopt_keras.checkpoint.names import (
-    FORMAT,
-    STEP,
-    VERSION,
-    is_complement,
-    is_hyper,
-    leaves,
-    replace_leaves,
-    unflatten,
-)
+from jaxopt_keras.checkpoint.kernels import adjusted_scalars
+from jaxopt_keras.checkpoint.names import STEP, is_complement, is_hyper, leaves, listed, replaced, unflatten
 from jaxopt_keras.checkpoint.renumbered_names import renamed
 from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.packing.trees import Packed
-from jaxopt_keras.pure.injection import merged
+from jaxopt_keras.packing.trees import unpacked
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS
 
@@ -45,9 +34,7 @@ class Place(NamedTuple):
 
 def by_path(params: Any) -> dict[str, Any]:
     """The arrays of `params` by path; packed ones are unpacked."""
-    tree = params.unpack() if isinstance(params, Packed) else params
-    keyed = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(key): p for key, p in keyed}
+    return {path_of(key): p for key, p in jax.tree_util.tree_leaves_with_path(unpacked(params))}
 
 
 def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
@@ -57,10 +44,8 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
         TypeError: if `flat` is no mapping, or an array has a wrong kind. ValueError: for another version, for a shape
         that does not match, or if no entry matches.
     """
-    check_version(flat)
-    flat = renamed(flat, place.params) if place.counted else flat
-    saved = unflatten({name: _array(name, x) for name, x in flat.items()})
-    like, new, used = leaves(place.fresh), {}, {FORMAT}
+    saved = unflatten(renamed(flat, place.params) if place.counted else flat)
+    like, new, used = leaves(place.fresh), {}, set()
     for name, leaf in like.items():
         source = next((n for n in _sources(name) if n in saved), None)
         if source is not None and (hyper or not name.startswith("hyper/")):
@@ -69,38 +54,14 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
             used.add(source)
     if not new.keys() & _slots(like) and _slots(like) and _slots(saved):
         raise ValueError(
-            f"Nothing in this checkpoint fits these parameters. It has {_listed(_slots(saved))}; needed are "
-            f"{_listed(_slots(like))}. Entries are matched by path. In the stateful face, paths may differ in "
+            f"Nothing in this checkpoint fits these parameters. It has {listed(_slots(saved))}; needed are "
+            f"{listed(_slots(like))}. Entries are matched by path. In the stateful face, paths may differ in "
             "automatic counters (`dense_1`) only. Give the model the names that were saved."
         )
-    state = replace_leaves(place.fresh, new)
-    state = replace_leaves(state, _advanced(place, state, new) | _restarted_windows(place, leaves(state)))
+    state = replaced(place.fresh, new)
+    state = replaced(state, adjusted_scalars(place.kernels, state, new))
     _warn_of_differences(like, saved, new, used, hyper, int(np.asarray(state.count)))
     return state
-
-
-def check_version(flat: Any) -> None:
-    """Raises a TypeError or a ValueError if `flat` is no checkpoint, or has a later version."""
-    if not isinstance(flat, Mapping):
-        raise TypeError(f"A checkpoint must be a mapping from names to arrays. Received: {type(flat).__name__}")
-    if FORMAT not in flat:
-        raise ValueError(
-            f"A checkpoint must have an entry `{FORMAT}`, as `to_dict` writes it. Received: {_listed(flat)}"
-        )
-    version = int(np.asarray(flat[FORMAT]))
-    if not 1 <= version <= VERSION:
-        raise ValueError(
-            f"The layout's version must be at most {VERSION}. Received: {FORMAT}={version}. Read it with a newer "
-            "jaxopt_keras."
-        )
-
-
-def _array(name: str, x: Any) -> Any:
-    if not isinstance(x, (jax.Array, np.ndarray)):
-        x = np.asarray(x)
-    if x.dtype.kind in "OSU":
-        raise TypeError(f"`{name}` must be an array. Received: {x!r}")
-    return x
 
 
 def _sources(name: str) -> list[str]:
@@ -118,54 +79,23 @@ def _slots(found: Mapping[str, Any]) -> set[str]:
     return names | {name for name, x in found.items() if f"/{FOREIGN}/" in name and getattr(x, "shape", None) != ()}
 
 
-def _scalar_name(group: str, name: str) -> str:
-    return f"scalars/{group}/{name}" if group else f"scalars/{name}"
-
-
-def _advanced(place: Place, state: State, new: dict[str, Any]) -> dict[str, Any]:
-    """The rules' scalars that were not saved, computed for `state.count` updates."""
-    found = {}
-    for group, kernel in place.kernels.items():
-        own = of_group(state.scalars, group)
-        if any(_scalar_name(group, n) not in new for n in own):
-            hyper = merged(kernel.hyper(), of_group(state.hyperparams, group))
-            scalars = advanced(kernel, hyper, own[STEP] if group else state.count)
-            found |= {_scalar_name(group, n): x for n, x in scalars.items() if _scalar_name(group, n) not in new}
-    return found
-
-
-def _restarted_windows(place: Place, found: dict[str, Any]) -> dict[str, Any]:
-    """Micro-steps reset to 0 where more were saved than the kernel accumulates."""
-    restarted = {}
-    for group, kernel in place.kernels.items():
-        name, k = _scalar_name(group, MICRO_STEP), kernel.options.gradient_accumulation_steps
-        if name in found and k and int(np.asarray(found[name])) >= k:
-            restarted[name] = jnp.zeros_like(found[name])
-    return restarted
-
-
 def _warn_of_differences(like: Any, saved: dict[str, Any], new: Any, used: set[str], hyper: bool, step: int) -> None:
     """Warns of unused entries, of slots that start fresh, and of hyperparameters that were not saved."""
     idle = all(np.all(np.asarray(x) == 0) for n, x in saved.items() if n.rpartition("/")[2] == MICRO_STEP)
 
     def matters(name: str) -> bool:
-        if is_complement(name):  # without its value: with it, the two are a `Decay`
-            return True
         own = name.rpartition("/")[2]
-        if name in used or is_hyper(name) or name.startswith("params/") or (idle and own in (SUM, MICRO_STEP)):
+        if is_hyper(name):
+            return is_complement(name)  # without its value: with it, the two are one entry
+        if own == STEP and int(np.asarray(saved[name])) == step:
             return False
-        return not (own == STEP and int(np.asarray(saved[name])) == step)
+        return not (name in used or name.startswith("params/") or (idle and own in (SUM, MICRO_STEP)))
 
     extra = [name for name in saved if matters(name)]
     fresh = [name for name in _slots(like) if name not in new and 0 not in like[name].shape]
-    warned = [f"this optimizer does not use {_listed(extra)}"] if extra else []
-    warned += [f"these slots were not saved and start fresh: {_listed(fresh)}"] if fresh else []
     kept = [name for name in like if hyper and name.startswith("hyper/") and name not in new]
-    warned += [f"these hyperparameters were not saved and keep their values: {_listed(kept)}"] if kept else []
+    warned = [f"this optimizer does not use {listed(extra)}"] if extra else []
+    warned += [f"these slots were not saved and start fresh: {listed(fresh)}"] if fresh else []
+    warned += [f"these hyperparameters were not saved and keep their values: {listed(kept)}"] if kept else []
     if warned:
         warnings.warn("The checkpoint differs from this optimizer: " + "; ".join(warned), stacklevel=4)
-
-
-def _listed(names: Any) -> str:
-    names = sorted(names)
-    return ", ".join(f"`{name}`" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

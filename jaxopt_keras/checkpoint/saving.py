@@ -14,7 +14,7 @@ from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, VERSION, flatten, leaves
 from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Optimizer
 
@@ -101,8 +101,7 @@ def save(path: Any, state: Any, params: Any = None, *, portable: bool = False) -
     """
     flat = to_dict(state, portable=portable, on_host=False)
     given = {_param(p): x for p, x in by_path(params).items()}
-    write = files.write if _is_file(path) else folders.write
-    write(path, flat | given)
+    (files if Path(path).suffix == SUFFIX else folders).write(path, flat | given)
 
 
 def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> Any:
@@ -146,21 +145,17 @@ def load_params(path: Any, params: Any) -> Any:
     if lacking := [p for p in like if _param(p) not in flat and like[p].size]:
         raise ValueError(f"{path} must contain the parameters {[*like]}. Received: a checkpoint without {lacking}")
     found = {p: convert(_param(p), flat[_param(p)], x) if _param(p) in flat else x for p, x in like.items()}
-    if not isinstance(params, Packed):
-        return jax.tree.unflatten(jax.tree.structure(params), list(found.values()))
-    return params.like(jax.tree.unflatten(params.treedef, list(found.values())))
+    tree = jax.tree.unflatten(jax.tree.structure(unpacked(params)), list(found.values()))
+    return params.like(tree) if isinstance(params, Packed) else tree
 
 
 def _param(path: str) -> str:
     return f"params/{path}"
 
 
-def _is_file(path: Any) -> bool:
-    return Path(path).suffix == SUFFIX
-
-
 def _read(path: Any, like: Mapping[str, Any]) -> Mapping[str, Any]:
-    return files.read(path) if _is_file(path) or Path(path).is_file() else folders.read(path, like)
+    is_file = Path(path).suffix == SUFFIX or Path(path).is_file()
+    return files.read(path) if is_file else folders.read(path, like)
 
 
 def _place(kernel: Any, params: Any, hyper: bool) -> Place:

@@ -1,6 +1,5 @@
 """Conversion to and from torch: the `state_dict`s of `torch.optim`'s optimizers."""
 
-import importlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,12 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.kernels import group_of, of_group
-from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, by_parameter, flatten, leaves, slot_name
+from jaxopt_keras.checkpoint.names import STEP, flatten, leaves, rule_slots, scalar_name
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.optional import optional
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.state_views import OPTION_SLOTS
 
 ADAM = {"momentum": "exp_avg", "velocity": "exp_avg_sq", "velocity_hat": "max_exp_avg_sq"}
 TABLE = {
@@ -27,6 +26,7 @@ TABLE = {
     "Adadelta": {"accumulated_grad": "square_avg", "accumulated_delta_var": "acc_delta"},
     "Adamax": {"momentum": "exp_avg", "norm": "exp_inf"},
 }
+SLOTS = {theirs for names in TABLE.values() for theirs in names.values()}
 PRODUCT, U_PRODUCT = "mu_product", "u_product"
 Transposed = Mapping[str, Sequence[int]] | Sequence[str]
 
@@ -74,19 +74,14 @@ def from_torch(
             "is taken. Use `partition` to count each group by itself.",
             stacklevel=2,
         )
-    step = np.asarray(max(steps.values(), default=0), np.int32)
-    flat: dict[str, Any] = {FORMAT: np.asarray(VERSION, np.int32), STEP: step}
-    library = Library("torch", TABLE, kernel, kernel.hyper(), step)
+    library = Library("torch", TABLE, kernel, kernel.hyper(), max(steps.values(), default=0))
+    found, products = {}, {}
     for path, own in kept.items():
-        for slot in library.slots(path, arrays[path]):
-            if own.get(slot.theirs) is not None:
-                x = _numpy(own[slot.theirs])
-                axes = _axes(transpose, path, x.ndim)
-                flat[slot_name(path, slot.ours)] = (np.transpose(x, axes) if axes else x) * x.dtype.type(slot.factor)
-        if own.get(PRODUCT) is not None:
-            group = group_of(kernel, path)
-            flat[f"scalars/{group}/{U_PRODUCT}" if group else f"scalars/{U_PRODUCT}"] = _numpy(own[PRODUCT])
-    return from_dict(kernel, params, flat)
+        values = {name: _numpy(x) for name, x in own.items() if x is not None}
+        found[path] = {n: np.transpose(x, _axes(transpose, path, x.ndim)) for n, x in values.items() if n in SLOTS}
+        if PRODUCT in values:
+            products[scalar_name(group_of(kernel, path), U_PRODUCT)] = values[PRODUCT]
+    return from_dict(kernel, params, library.ours({path: arrays[path] for path in kept}, found) | products)
 
 
 def to_torch(
@@ -106,28 +101,25 @@ def to_torch(
     Raises:
         ImportError: if torch is not installed. TypeError, ValueError: as in `from_torch`.
     """
-    torch: Any = importlib.import_module("torch")
-    found = flatten(leaves(state), portable=True)
-    kept = {path: {n: x for n, x in own.items() if n not in OPTION_SLOTS} for path, own in by_parameter(found).items()}
-    numbers, step = _numbers(state_dict), np.asarray(state.count)
-    known = {path: next(iter(own.values()), None) for path, own in kept.items()}
+    torch = optional("torch", "`to_torch` needs torch: `pip install torch`.")
+    slots = rule_slots(flatten(leaves(state), portable=True))
+    numbers = _numbers(state_dict)
     _check_order(order, numbers, dict.fromkeys(order))
-    if left := known.keys() - set(order):
+    if left := slots.keys() - set(order):
         raise ValueError(f"`order` must name all parameters with slots. Received: order={order!r} without {left}")
-    library, states = Library("torch", TABLE, kernel, kernel.current(state), step), {}
+    library, states = Library("torch", TABLE, kernel, kernel.current(state), state.count), {}
     for path, i in zip(order, numbers, strict=True):
-        own, new = kept.get(path, {}), {}
-        for slot in library.slots(path, known.get(path), own) if own else []:
-            x = _torchable(own[slot.ours])
-            axes = _axes(transpose, path, x.ndim)
-            x = np.transpose(x, np.argsort(axes)) if axes else x
-            new[slot.theirs] = torch.tensor(np.array(x / x.dtype.type(slot.factor), order="C"))
+        own = {name: _torchable(x) for name, x in slots.get(path, {}).items()}
+        new = library.theirs(path, next(iter(own.values())), own) if own else {}
+        for name, x in new.items():
+            x = np.transpose(x, np.argsort(_axes(transpose, path, x.ndim)))
+            new[name] = torch.tensor(np.array(x, order="C"))
         group = group_of(kernel, path)
         scalars = of_group(state.scalars, group)
         if U_PRODUCT in scalars:
             new[PRODUCT] = torch.tensor(float(scalars[U_PRODUCT]))
         if new and "momentum_buffer" not in new or "square_avg" in new:  # SGD counts no steps
-            new["step"] = torch.tensor(float(scalars[STEP] if group else step))
+            new["step"] = torch.tensor(float(scalars[STEP] if group else state.count))
         if new:
             states[i] = new
     return {"state": states, "param_groups": state_dict["param_groups"]}
@@ -153,13 +145,13 @@ def _check_order(order: Any, numbers: list[Any], known: Mapping[str, Any]) -> No
         raise ValueError(f"`order` must contain paths of our parameters, {[*known]}. Received: also {unknown}")
 
 
-def _axes(transpose: Transposed, path: str, ndim: int) -> tuple[int, ...] | None:
-    """The axes to transpose torch's array with; None for the same order."""
+def _axes(transpose: Transposed, path: str, ndim: int) -> tuple[int, ...]:
+    """The axes to transpose torch's array with."""
     patterns = transpose if isinstance(transpose, Mapping) else dict.fromkeys(transpose)
     for pattern, axes in patterns.items():
         if re.search(pattern, path) and (axes is not None or ndim == 2):
             return tuple(axes or (1, 0))
-    return None
+    return tuple(range(ndim))
 
 
 def _torchable(x: Any) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Measures of one step, computed inside the compiled step; with native loops, in the same pass over memory."""
 
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,9 +17,8 @@ from jaxopt_keras.engine.programs.partitioned import STEP, Partitioned, Tree
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.language.numerics import compute_dtype, square
 from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.language.rule import Count, Field
 from jaxopt_keras.language.sparse import densify, is_sparse, rows_of
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.pure.kernel import Kernel
 
 Measures = dict[str, Array]
@@ -29,7 +27,6 @@ Groups = Mapping[str, str]  # name of a group -> regular expression, searched fo
 RATE = "learning_rate"
 GRADIENT = "gradient_norm"
 NORMS = (GRADIENT, "update_norm", "weight_norm", "update_ratio")
-COUNT = Field.read(Count)
 
 
 def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | None = None) -> Measures:
@@ -57,15 +54,19 @@ def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | No
     {'gradient_norm': 2.0, 'update_norm': 0.5, 'weight_norm': 5.0, 'update_ratio': 0.1}
     """
     groups = checked_groups(groups)
-    if groups and isinstance(old_params, Packed):
-        grads = grads.unpack() if isinstance(grads, Packed) else grads
-        old_params, new_params = old_params.unpack(), new_params.unpack()
-    paths, leaves = _leaves(old_params, new_params, grads)
-    members = {"": paths} | {f"/{name}": matching(name, pattern, paths) for name, pattern in groups.items()}
+    if isinstance(old_params, Packed) and groups:
+        old_params, new_params, grads = map(unpacked, (old_params, new_params, grads))
+    elif isinstance(old_params, Packed) and not isinstance(grads, Packed):
+        grads = old_params.like(grads)
+    keyed, structure = jax.tree_util.tree_flatten_with_path(old_params)
+    others = map(structure.flatten_up_to, (new_params, grads))
     squares = {
-        path: [_sum_of_squares(g), _sum_of_squares(_difference(old, new)), _sum_of_squares(old)]
-        for path, (old, new, g) in leaves.items()
+        path_of(key): [_sum_of_squares(_dense(g, p)), _sum_of_squares(_widened(q) - _widened(p)), _sum_of_squares(p)]
+        for (key, p), q, g in zip(keyed, *others, strict=True)
+        if jnp.issubdtype(jnp.result_type(p), jnp.inexact)
     }
+    paths = [*squares]
+    members = {"": paths} | {f"/{name}": matching(name, pattern, paths) for name, pattern in groups.items()}
     found = {}
     for suffix, group in members.items():
         zero = jnp.zeros((), jnp.result_type(float))
@@ -113,40 +114,35 @@ def measured_step(
             "`jit`, make it a static argument."
         )
     hyper = kernel.given(state, extra)
-    settings = kernel.skeleton, bool(norms), tuple(checked_groups(groups).items()), donate
-    try:
-        run = _compiled(*settings)
-    except TypeError:  # a rule with an unhashable field
-        run = _compiled.__wrapped__(*settings)
-    new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper)
+    settings = Kernel(kernel.skeleton), bool(norms), tuple(checked_groups(groups).items())
+    run = _run_donating if donate else _run
+    new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper, *settings)
     return new, moved._replace(hyperparams=state.hyperparams), found
 
 
-@functools.lru_cache(maxsize=1024)
-def _compiled(program: Any, norms: bool, groups: tuple[tuple[str, str], ...], donate: bool) -> Any:
-    """Compiles the step and its measures into one program; with native loops, one pass over memory."""
+def _step(
+    params: Any, state: Any, grads: Any, hyper: Any, kernel: Kernel, norms: bool, groups: tuple[tuple[str, str], ...]
+) -> Any:
+    """The step and its measures as one program; with native loops, one pass over memory."""
+    program: Any = kernel.program
     plain = isinstance(program, Program)
 
     def measured(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
         new, moved = (program.bare_step if plain else program.step)(params, state, grads, hyper)
+        if not norms:
+            return new, moved, {}
         raw = _raw_gradients(program, params, state, grads, hyper)
         return new, moved, measure(params, new, raw, groups=dict(groups))
 
-    def unmeasured(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
-        return *program.step(params, state, grads, hyper), {}
+    rates = _rates(program, state, hyper)
+    params, state, found = (program.on_engine(measured) if plain else measured)(params, state, grads, hyper)
+    found |= rates | {"step": state.count} | {n: x for n, x in state.scalars.items() if n == SKIPPED}
+    # Copies, because the next step donates the state.
+    return params, state, jax.tree.map(jnp.copy, found)
 
-    step = unmeasured if not norms else program.on_engine(measured) if plain else measured
 
-    def run(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
-        rates = _rates(program, state, hyper)
-        params, state, found = step(params, state, grads, hyper)
-        found |= rates | {"step": state.count}
-        if SKIPPED in state.scalars:
-            found[SKIPPED] = state.scalars[SKIPPED]
-        # Copies, because the next step donates the state.
-        return params, state, jax.tree.map(jnp.copy, found)
-
-    return jax.jit(run, donate_argnums=(0, 1) if donate else ())
+_run = jax.jit(_step, static_argnames=("kernel", "norms", "groups"))
+_run_donating = jax.jit(_step, static_argnames=("kernel", "norms", "groups"), donate_argnums=(0, 1))
 
 
 def _raw_gradients(program: Any, params: Any, state: Any, grads: Any, hyper: dict[str, Any]) -> Any:
@@ -172,24 +168,11 @@ def _rates(program: Any, state: Any, hyper: dict[str, Any]) -> Measures:
             own = state._replace(count=state.scalars[name][STEP])  # a group that accumulates has made fewer updates
             found |= {f"{RATE}/{name}": x for x in _rates(part, own, hyper[name]).values()}
         return found
-    if not isinstance(program, Program):
-        return _rates(program.inner, state, hyper) if hasattr(program, "inner") else {}
-    if program.core.schedule is not None:
+    if hasattr(program, "inner"):
+        return _rates(program.inner, state, hyper)
+    if isinstance(program, Program) and program.core.schedule is not None:
         return {RATE: jnp.asarray(program.core.schedule(state.count), jnp.result_type(float))}
     return {RATE: hyper[RATE]} if RATE in hyper else {}
-
-
-def _leaves(old_params: Any, new_params: Any, grads: Any) -> tuple[list[str], dict[str, tuple[Any, Any, Any]]]:
-    """The paths of the float leaves, and by path: the old value, the new value and the gradient."""
-    if isinstance(old_params, Packed) and not isinstance(grads, Packed):
-        grads = old_params.like(grads)
-    keyed, structure = jax.tree_util.tree_flatten_with_path(old_params)
-    new, given = structure.flatten_up_to(new_params), structure.flatten_up_to(grads)
-    leaves = {}
-    for (key, p), q, g in zip(keyed, new, given, strict=True):
-        if jnp.issubdtype(jnp.result_type(p), jnp.inexact):
-            leaves[path_of(key)] = p, q, _dense(g, p)
-    return [*leaves], leaves
 
 
 def _dense(g: Any, p: Any) -> Any:
@@ -224,10 +207,6 @@ def matching(name: str, pattern: str, paths: list[str]) -> list[str]:
 def _widened(x: Any) -> Array:
     x = jnp.asarray(x)
     return x.astype(compute_dtype(x.dtype))
-
-
-def _difference(old: Any, new: Any) -> Array:
-    return _widened(new) - _widened(old)
 
 
 def _sum_of_squares(x: Any) -> Array:

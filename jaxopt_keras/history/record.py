@@ -1,5 +1,6 @@
 """`History`: collects the measures of a run without waiting for the device, and writes them."""
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,15 +11,14 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxopt_keras.history import writers
-from jaxopt_keras.history.measures import COUNT, GRADIENT, RATE, Groups, checked_groups, matching, measure
+from jaxopt_keras.history.measures import GRADIENT, RATE, Groups, checked_groups, matching, measure
+from jaxopt_keras.stateful.settings import COUNT
 from jaxopt_keras.stateful.validation import pairs
 from jaxopt_keras.stateful.variable import value_of
 from jaxopt_keras.stateful.variable_kinds import handle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from jaxopt_keras.stateful.optimizer import Optimizer
 
 Row = dict[str, float]
 WAITING = 512  # rows that may stay on the device
@@ -75,7 +75,7 @@ class History:
         if len(self._waiting) > WAITING:
             self._fetch(WAITING // 2)
 
-    def apply_gradients(self, optimizer: "Optimizer", grads_and_vars: Iterable[tuple[Any, Any]], **more: Any) -> None:
+    def apply_gradients(self, optimizer: Any, grads_and_vars: Iterable[tuple[Any, Any]], **more: Any) -> None:
         """Calls `optimizer.apply_gradients(grads_and_vars)`, and adds a row with its measures.
 
         Args:
@@ -121,7 +121,7 @@ class History:
     def names(self) -> list[str]:
         """The names of the columns: the step, then all others in the order in which they appeared."""
         found = dict.fromkeys(name for row in self.rows for name in row)
-        return [*(["step"] if "step" in found else []), *(name for name in found if name != "step")]
+        return sorted(found, key=lambda name: name != "step")
 
     def __len__(self) -> int:
         return len(self._rows) + len(self._waiting)
@@ -134,10 +134,8 @@ class History:
 
     def line(self) -> str:
         """The newest row that is computed, as one line for a progress bar. Does not wait for the device."""
-        ready = 0
-        while ready < len(self._waiting) and all(_is_ready(x) for x in self._waiting[ready].values()):
-            ready += 1
-        self._fetch(ready)
+        ready = itertools.takewhile(lambda row: all(map(_is_ready, row.values())), self._waiting)
+        self._fetch(sum(1 for _ in ready))
         return writers.line(self._rows[-1]) if self._rows else ""
 
     # --- writing ----------------------------------------------------------------------------------------------------
@@ -182,11 +180,8 @@ def _by_path(handles: list[Any]) -> dict[str, Any]:
     """The values of variables by path. Repeated paths get a number, to be unique."""
     values: dict[str, Any] = {}
     for h in handles:
-        path, i = h.path, 0
-        while path in values:
-            i += 1
-            path = f"{h.path}_{i}"
-        values[path] = h.read()
+        paths = itertools.chain([h.path], (f"{h.path}_{i}" for i in itertools.count(1)))
+        values[next(path for path in paths if path not in values)] = h.read()
     return values
 
 

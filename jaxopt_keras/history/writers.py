@@ -4,24 +4,28 @@ import csv as tables
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxopt_keras.history.measures import NORMS, RATE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from jaxopt_keras.language.optional import optional
 
 Path = str | os.PathLike[str]
+PANELS = {
+    "Learning rate": RATE,
+    "Norm of the gradient": "gradient_norm",
+    "Update by weight, |Δw| / |w|": "update_ratio",
+    "Skipped steps": "skipped",
+}
+LINEAR = ("Learning rate", "Skipped steps")
 SHORT = {RATE: "rate", "gradient_norm": "|g|", "update_ratio": "|Δw|/|w|", "skipped": "skipped"}
 
 
 def line(row: Mapping[str, float]) -> str:
     """One line with the step, the user's own numbers, and the main measures."""
-    own = [name for name in row if _is_own(name)]
     parts = [f"step {row['step']:.0f}"] if "step" in row else []
-    parts += [f"{name} {row[name]:.4g}" for name in own]
+    parts += [f"{name} {x:.4g}" for name, x in row.items() if _is_own(name)]
     parts += [f"{short} {row[name]:.2g}" for name, short in SHORT.items() if name in row and row[name] != 0]
     return "  ".join(parts)
 
@@ -35,12 +39,9 @@ def csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -
 
 def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int) -> None:
     """Writes `rows`. Without a step, rows are numbered from `first`."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ImportError("`tensorboard` needs tensorboardX: `pip install 'jaxopt_keras[tensorboard]'`.") from error
+    library = optional("tensorboardX", "`tensorboard` needs tensorboardX: `pip install 'jaxopt_keras[tensorboard]'`.")
     # Two files that are made in the same second need different names.
-    with SummaryWriter(str(directory), filename_suffix=f".{first}") as writer:
+    with library.SummaryWriter(str(directory), filename_suffix=f".{first}") as writer:
         for i, row in enumerate(rows, first):
             for name, x in row.items():
                 undefined = name.startswith("update_ratio") and math.isnan(x)  # all weights are zero
@@ -48,26 +49,22 @@ def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int
                     writer.add_scalar(name, x, int(row.get("step", i)))
 
 
-def plot(history: Any, path: Path | None) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("`plot` needs matplotlib: `pip install 'jaxopt_keras[plots]'`.") from error
+def plot(history: Any, path: Path | None) -> Any:
+    """Plots the columns of a `History` in panels; returns matplotlib's `Figure`."""
+    matplotlib = optional("matplotlib.figure", "`plot` needs matplotlib: `pip install 'jaxopt_keras[plots]'`.")
     if not len(history):
         raise ValueError("There is nothing to plot: the history has no rows. `append` rows first.")
     steps = history["step"] if "step" in history.names else np.arange(len(history))
-    panels = {title: [n for n in history.names if belongs(n)] for title, belongs in PANELS.items()}
-    panels = {title: names for title, names in panels.items() if names}
+    named = {title: [n for n in history.names if n.split("/")[0] == measure] for title, measure in PANELS.items()}
+    own = {"": [n for n in history.names if _is_own(n)]}  # the title lists the names
+    panels = {title: names for title, names in (own | named).items() if names}
     if not panels:
         raise ValueError(f"There is nothing to plot among the columns {history.names}")
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(5.5 * columns, 3.2 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for ax in axes[len(panels) :]:
-        ax.remove()
-    for ax, (title, names) in zip(axes, panels.items(), strict=False):
-        _panel(ax, title, names, steps, history)
+    figure = matplotlib.Figure(figsize=(5.5 * columns, 3.2 * lines), layout="constrained")
+    for i, (title, names) in enumerate(panels.items(), 1):
+        _panel(figure.add_subplot(lines, columns, i), title, names, steps, history)
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
@@ -93,13 +90,3 @@ def _panel(ax: Any, title: str, names: list[str], steps: np.ndarray, history: An
 def _is_own(name: str) -> bool:
     """Whether a column contains the user's own numbers."""
     return name.split("/")[0] not in (*NORMS, RATE, "step", "skipped")
-
-
-PANELS = {
-    "": _is_own,  # the title lists the names
-    "Learning rate": lambda name: name.split("/")[0] == RATE,
-    "Norm of the gradient": lambda name: name.split("/")[0] == "gradient_norm",
-    "Update by weight, |Δw| / |w|": lambda name: name.split("/")[0] == "update_ratio",
-    "Skipped steps": lambda name: name == "skipped",
-}
-LINEAR = ("Learning rate", "Skipped steps")

@@ -20,6 +20,8 @@ applies master weights and stochastic rounding exactly to 16-bit parameters.
 """
 
 from collections.abc import Mapping
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import jax
@@ -66,7 +68,8 @@ class Optimizer(nnx.Optimizer[Model]):
     def __init__(self, model: Model, tx: Kernel, *, wrt: Any = nnx.Param, graph: bool | None = None) -> None:
         kernel = _kernel(tx)
         # nnx calls only `init`, although its annotation demands an optax class.
-        super().__init__(model, _WithMetadata(kernel), wrt=wrt, graph=graph)  # pyright: ignore[reportArgumentType]
+        tx_of_variables: Any = SimpleNamespace(init=partial(_init, kernel))
+        super().__init__(model, tx_of_variables, wrt=wrt, graph=graph)
         self.tx = kernel
 
     # Positional only, unlike in nnx, so that an extra argument may be named `grads` or `model`.
@@ -117,18 +120,13 @@ def _shapes(state: Any) -> set[tuple[str, tuple[int, ...]]]:
     return {(path_of(key), jnp.shape(x)) for key, x in keyed}
 
 
-class _WithMetadata:
-    """Makes a kernel's initial state for variables: plain paths, and the parameter's metadata for each slot."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-
-    def init(self, variables: Any) -> State:
-        state = self.kernel.init(nnx.as_pure(variables))
-        if isinstance(state.slots, Packed):  # on one device, so sharding names have no use
-            return state
-        with_metadata = lambda tree: jax.tree.map(_with_metadata, variables, tree, is_leaf=_is_variable)
-        return state._replace(slots={name: with_metadata(tree) for name, tree in state.slots.items()})
+def _init(kernel: Kernel, variables: Any) -> State:
+    """The initial state for variables: plain paths, and the parameter's metadata for each slot."""
+    state = kernel.init(nnx.as_pure(variables))
+    if isinstance(state.slots, Packed):  # on one device, so sharding names have no use
+        return state
+    like = dict.fromkeys(state.slots, variables)
+    return state._replace(slots=jax.tree.map(_with_metadata, like, state.slots, is_leaf=_is_variable))
 
 
 def _is_variable(x: Any) -> bool:

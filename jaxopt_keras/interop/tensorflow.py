@@ -48,15 +48,11 @@ _MODELS = (
     "`jaxopt_keras.interop.keras`."
 )
 _INSTEAD = {
-    "GradientTape": _TAPE,
-    "gradients": _TAPE,
+    **dict.fromkeys(("GradientTape", "gradients"), _TAPE),
+    **dict.fromkeys(("keras.Model", "keras.Sequential", "keras.layers", "keras.models"), _MODELS),
     "function": "`jax.jit` compiles a pure function. An optimizer and `value_and_grad(loss_fn, variables, *batch)` are "
     "compiled anyway.",
     "data": "Use any iterable of batches as a dataset.",
-    "keras.Model": _MODELS,
-    "keras.Sequential": _MODELS,
-    "keras.layers": _MODELS,
-    "keras.models": _MODELS,
 }
 
 
@@ -88,13 +84,8 @@ class _Namespace(SimpleNamespace):
 # ---------------------------------------------------------------------------------------------------------------------
 # Variables and tensors
 
-bool = jnp.dtype("bool")
-int32 = jnp.dtype("int32")
-int64 = jnp.dtype("int64")
-bfloat16 = jnp.dtype("bfloat16")
-float16 = jnp.dtype("float16")
-float32 = jnp.dtype("float32")
-float64 = jnp.dtype("float64")
+_DTYPES = ("bool", "int32", "int64", "bfloat16", "float16", "float32", "float64")
+globals().update({name: jnp.dtype(name) for name in _DTYPES})
 
 newaxis = None
 Tensor = jax.Array
@@ -157,61 +148,29 @@ def _with_variables(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-constant = convert_to_tensor
-identity = convert_to_tensor
-reshape = _with_variables(jnp.reshape)
-transpose = _with_variables(jnp.transpose)
-concat = _with_variables(jnp.concatenate)
-stack = _with_variables(jnp.stack)
-shape = _with_variables(jnp.shape)
-size = _with_variables(jnp.size)
-zeros = _with_variables(jnp.zeros)
-ones = _with_variables(jnp.ones)
-zeros_like = _with_variables(jnp.zeros_like)
-ones_like = _with_variables(jnp.ones_like)
+def _functions(same: str, **others: Callable[..., Any]) -> dict[str, Any]:
+    """Functions by TF's names: of `jax.numpy` by the names in `same`, and `others`, which have other names there."""
+    found = {name: getattr(jnp, name) for name in same.split()} | others
+    return {name: _with_variables(function) for name, function in found.items()}
 
-add = _with_variables(jnp.add)
-subtract = _with_variables(jnp.subtract)
-multiply = _with_variables(jnp.multiply)
-divide = _with_variables(jnp.divide)
-negative = _with_variables(jnp.negative)
-abs = _with_variables(jnp.abs)
-sign = _with_variables(jnp.sign)
-square = _with_variables(jnp.square)
-sqrt = _with_variables(jnp.sqrt)
-pow = _with_variables(jnp.power)
-exp = _with_variables(jnp.exp)
-maximum = _with_variables(jnp.maximum)
-minimum = _with_variables(jnp.minimum)
-clip_by_value = _with_variables(jnp.clip)
-where = _with_variables(jnp.where)
-matmul = _with_variables(jnp.matmul)
-norm = _with_variables(jnp.linalg.norm)
-reduce_sum = _with_variables(jnp.sum)
-reduce_mean = _with_variables(jnp.mean)
-reduce_max = _with_variables(jnp.max)
-reduce_min = _with_variables(jnp.min)
 
-math = _Namespace(
-    "math",
-    add=add,
-    subtract=subtract,
-    multiply=multiply,
-    divide=divide,
-    negative=negative,
-    abs=abs,
-    sign=sign,
-    square=square,
-    sqrt=sqrt,
-    rsqrt=_with_variables(jax.lax.rsqrt),
-    pow=pow,
-    exp=exp,
-    log=_with_variables(jnp.log),
-    maximum=maximum,
-    minimum=minimum,
-    reduce_sum=reduce_sum,
-    reduce_mean=reduce_mean,
+_MATH = _functions(
+    "add subtract multiply divide negative abs sign square sqrt exp maximum minimum",
+    pow=jnp.power,
+    reduce_sum=jnp.sum,
+    reduce_mean=jnp.mean,
 )
+_OTHERS = _functions(
+    "reshape transpose stack shape size zeros ones zeros_like ones_like where matmul",
+    concat=jnp.concatenate,
+    clip_by_value=jnp.clip,
+    norm=jnp.linalg.norm,
+    reduce_max=jnp.max,
+    reduce_min=jnp.min,
+)
+globals().update(_MATH | _OTHERS)
+math = _Namespace("math", **_MATH, **_functions("log", rsqrt=jax.lax.rsqrt))
+constant = identity = convert_to_tensor
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Optimizers
@@ -219,12 +178,14 @@ math = _Namespace(
 _OPTIMIZERS = {
     name: x for name, x in vars(jaxopt_keras).items() if isinstance(x, type) and issubclass(x, jaxopt_keras.Optimizer)
 }
-_FUNCTIONS = {
-    "get": jaxopt_keras.get,
-    "serialize": jaxopt_keras.serialize,
-    "deserialize": jaxopt_keras.deserialize,
-}
-optimizers = _Namespace("keras.optimizers", **_OPTIMIZERS, **_FUNCTIONS, schedules=schedules)
+optimizers = _Namespace(
+    "keras.optimizers",
+    **_OPTIMIZERS,
+    get=jaxopt_keras.get,
+    serialize=jaxopt_keras.serialize,
+    deserialize=jaxopt_keras.deserialize,
+    schedules=schedules,
+)
 optimizers.legacy = optimizers  # TF 2.11 moved the old classes there; here both are the same
 keras = _Namespace("keras", optimizers=optimizers)
 

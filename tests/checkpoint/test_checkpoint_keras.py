@@ -206,3 +206,13 @@ def test_a_model_made_anew_in_the_same_process(tmp_path):
     for v, w in zip(first, second, strict=True):
         assert v.path != w.path
         np.testing.assert_array_equal(one.get_slot(v, "momentum").numpy(), other.get_slot(w, "momentum").numpy())
+
+
+def test_a_file_without_an_optimizer(tmp_path):
+    path, params = tmp_path / "model.weights.h5", {"w": jnp.ones((3, 2))}
+    keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)]).save_weights(path)
+    kernel = jk.sgd(0.1)
+    with pytest.raises(ValueError, match="must contain an optimizer's variables. Received: a file without"):
+        checkpoint.from_keras(kernel, params, path)
+    with pytest.raises(ValueError, match="must contain an optimizer's variables. Received: a file without"):
+        checkpoint.to_keras(kernel, kernel.init(params), params, path=path)

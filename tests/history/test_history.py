@@ -1,6 +1,7 @@
 """Measures of a run: what they are, that they cost no copy and no wait, and what is written."""
 
 import csv
+import dataclasses
 import glob
 import pathlib
 
@@ -70,6 +71,19 @@ def test_the_step_is_the_same_and_the_norms_are_right(name):
     one = {"learning_rate": 0.1}
     assert rates == ({"learning_rate/bias": 0.2, "learning_rate/default": 0.1} if name == "partition" else one)
     assert ("skipped" in seen) == (name in ("guarded", "loss_scaled"))
+
+
+def test_a_rule_without_a_hash():
+    class Listing(jk.rules.SGD):
+        names: list = dataclasses.field(default_factory=lambda: ["a", "b"], kw_only=True)
+
+    kernel, params = jk.Kernel(Listing(0.5)), {"w": jnp.ones(4)}
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(kernel.skeleton)
+    state = kernel.init(params)
+    for step in (1, 2):
+        params, state, seen = measured_step(kernel, params, state, {"w": jnp.ones(4)})
+        close(seen, {"step": step, "gradient_norm": 2.0, "update_norm": 1.0})
 
 
 def test_inside_a_jit_with_a_schedule_and_a_skipped_step():

@@ -1,7 +1,7 @@
 """A `keras.optimizers.Optimizer` that runs an optimizer of this library."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -10,12 +10,12 @@ from keras.src.backend import in_stateless_scope
 from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.interop.keras.state import Address, Layout, StateVariable
-from jaxopt_keras.interop.keras.steps import Steps, array_of
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
 from jaxopt_keras.stateful.configs import arguments_of
 from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.settings import OPTIONS, RATE_FIELD
 from jaxopt_keras.stateful.state_views import RATE, STEP
+from jaxopt_keras.stateful.validation import as_gradient, pairs
 from jaxopt_keras.stateful.variable import value_of
 
 IN_TRAINER = (
@@ -29,7 +29,7 @@ SCHEDULED = (
 )
 
 
-class Adapter(Steps, keras.optimizers.Optimizer):
+class Adapter(keras.optimizers.Optimizer):
     """Base class of the classes in `jaxopt_keras.interop.keras`.
 
     `wrapped` is the optimizer of this library, which owns the state and computes the steps. Its hyperparameters,
@@ -84,44 +84,41 @@ class Adapter(Steps, keras.optimizers.Optimizer):
         elif name in self.__dict__ or hasattr(type(self), name) or name.startswith("_") or not hasattr(wrapped, name):
             object.__setattr__(self, name, value)
         else:
-            self._check_present()
+            if self._iterations.in_trainer:
+                raise RuntimeError(IN_TRAINER)
             setattr(wrapped, name, value)
             self._list_variables()  # an option may have added slots
 
     # --- settings ---------------------------------------------------------------------------------------------------
 
     def _check_present(self) -> None:
-        if self._iterations.in_trainer:
+        """Raises a RuntimeError if Keras's trainer holds the state, and this is not inside its compiled loop."""
+        if not in_stateless_scope() and self._iterations.in_trainer:
             raise RuntimeError(IN_TRAINER)
 
     @property
     def iterations(self) -> Any:
         """The number of updates. With gradient accumulation, calls are not counted."""
-        if not in_stateless_scope():
-            self._check_present()
+        self._check_present()
         return self._iterations
 
     @property
     def learning_rate(self) -> Any:
         """The learning rate: a variable, or the current value of the schedule or function."""
-        if not in_stateless_scope():
-            self._check_present()
+        self._check_present()
         if self.wrapped._rate_source is None:
             return self._learning_rate if self._learning_rate is not None else self.wrapped.learning_rate
         return self.wrapped._rate_now(self._iterations.value)
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        if not in_stateless_scope():
-            self._check_present()
+        self._check_present()
         value = array_of(value_of(learning_rate))
-        if callable(value):
-            self.wrapped.learning_rate = value
-            self._list_variables()
-        elif self.wrapped._rate_source is not None:
+        if self.wrapped._rate_source is not None and not callable(value):
             raise TypeError(SCHEDULED.format(value))
-        elif self._learning_rate is None:
-            self.wrapped.learning_rate = value  # raises an error that says why
+        if callable(value) or self._learning_rate is None:
+            self.wrapped.learning_rate = value  # for a number it raises an error that says why
+            self._list_variables()
         else:
             self._learning_rate.assign(RATE_FIELD.check("learning_rate", value))
 
@@ -162,15 +159,11 @@ class Adapter(Steps, keras.optimizers.Optimizer):
         self.built = True
 
     def _slots(self, name: str) -> list[Any]:
-        keys = [self.wrapped._keys.get(id(v)) for v in self._trainable_variables]
-        found = {
-            address.keys[1]: v
-            for address, v in self._known.items()
-            if address.keys[0] == "slots" and address.keys[2] == name
-        }
-        if not found:
+        known = {address.keys: v for address, v in self._known.items()}
+        found = [known.get(("slots", self.wrapped._keys.get(id(v)), name)) for v in self._trainable_variables]
+        if all(v is None for v in found):
             raise AttributeError(f"{self.name} has no slot {name!r}")
-        return [found.get(key) for key in keys]
+        return found
 
     @property
     def _model_variables_moving_average(self) -> list[Any]:  # SwapEMAWeights reads this attribute
@@ -186,6 +179,83 @@ class Adapter(Steps, keras.optimizers.Optimizer):
     def get_weights(self) -> list[Any]:
         """The values of `variables`, as `set_weights` takes them."""
         return [v.numpy() for v in self.variables]
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def apply_gradients(self, grads_and_vars: Iterable[Any]) -> Any:
+        self.apply(*pairs(grads_and_vars))
+        return self._iterations
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Makes one step as one compiled call, which donates the state."""
+        grads = list(grads)
+        if not grads:
+            return
+        if trainable_variables is None:
+            if not self.built:
+                raise ValueError(
+                    "`apply(grads)` without variables needs a built optimizer. Call `build(variables)` first."
+                )
+            trainable_variables = self._trainable_variables
+        variables = list(trainable_variables)
+        if len(grads) != len(variables):
+            raise ValueError(
+                f"`grads` must hold one gradient for each variable. Received: {len(grads)} gradients for "
+                f"{len(variables)} variables"
+            )
+        self.build(variables)
+        self._check_variables_are_known(variables)
+        grads, variables = self._filter_empty_gradients(grads, variables)
+        if in_stateless_scope():
+            values, params = [v.value for v in self._variables], self._trainable_variables
+            given = {id(v): g for g, v in zip(grads, variables, strict=True)}
+            new, state = self._stepped(values, [given.get(id(v)) for v in params], [v.value for v in params])
+            for v, x in [*zip(params, new, strict=True), *zip(self._variables, state, strict=True)]:
+                v.assign(x)
+            return
+        self._check_present()
+        for v in self._variables:
+            v.copy_if_referenced()
+        updated = [(g, v) for g, v in zip(grads, variables, strict=True) if id(v) in self.wrapped._keys]
+        if updated:
+            self.wrapped.apply(*pairs(updated))
+        for g, v in zip(grads, variables, strict=True):
+            if id(v) not in self.wrapped._keys:
+                v.assign(g)
+
+    def stateless_apply(
+        self, optimizer_variables: Sequence[Any], grads: Sequence[Any], trainable_variables: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Makes one step as a pure function; returns (new trainable variables, new optimizer variables).
+
+        Raises:
+            ValueError: if the optimizer is not built, a list has a wrong length, or all gradients are None.
+        """
+        if not self.built:
+            raise ValueError("`stateless_apply` needs a built optimizer. Call `build(trainable_variables)` first.")
+        for name, given, length in (
+            ("optimizer_variables", optimizer_variables, len(self._variables)),
+            ("grads", grads, len(self._trainable_variables)),
+            ("trainable_variables", trainable_variables, len(self._trainable_variables)),
+        ):
+            if len(given) != length:
+                raise ValueError(f"Argument `{name}` must be a list of {length} arrays. Received: {len(given)}")
+        if grads:  # a model may have no variables
+            self._filter_empty_gradients(grads, self._trainable_variables)
+        return self._stepped(optimizer_variables, grads, trainable_variables)
+
+    def _stepped(self, values: Sequence[Any], grads: Sequence[Any], params: Sequence[Any]) -> tuple[Any, Any]:
+        keys = [self.wrapped._keys.get(id(v)) for v in self._trainable_variables]  # None: set to its gradient
+        state = self._layout.assemble([array_of(v) for v in values])
+        arrays = {k: array_of(p) for k, p in zip(keys, params, strict=True) if k is not None}
+        given = {
+            k: as_gradient(array_of(g), k) for k, g in zip(keys, grads, strict=True) if k in arrays and g is not None
+        }
+        if given:
+            arrays, state = self.wrapped._pure_step(given, state, arrays, reduce=True)
+        overwritten = [array_of(p if g is None else g) for g, p in zip(grads, params, strict=True)]
+        new = [x if k is None else arrays[k] for k, x in zip(keys, overwritten, strict=True)]
+        return new, self._layout.arrays(state)
 
     # --- configs and copies -----------------------------------------------------------------------------------------
 
@@ -215,3 +285,8 @@ def adapter_of(cls: type[Adapter], optimizer: Optimizer) -> Any:
     adapter = cls.__new__(cls)
     adapter._wrap(optimizer, optimizer.name)
     return adapter
+
+
+def array_of(x: Any) -> Any:
+    """The value of a Keras variable, also inside a stateless scope; other objects unchanged."""
+    return x.value if isinstance(x, keras.Variable) else x
