@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import eval_context
 
 from jaxopt_keras.engine.slot_sharding import ON_ONE_DEVICE
 from jaxopt_keras.language.sparse import is_sparse
@@ -78,7 +79,7 @@ def _trace_state() -> Any:
 
 @functools.cache
 def _top_level() -> Any:
-    with jax.core.eval_context():
+    with eval_context():
         return _trace_state()
 
 
