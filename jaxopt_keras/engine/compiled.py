@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import eval_context
 
 from jaxopt_keras.engine.slot_sharding import ON_ONE_DEVICE
 from jaxopt_keras.language.sparse import is_sparse
@@ -46,6 +47,40 @@ def _cast(delta: Any, g: Any) -> Any:
     dtype = getattr(values, "dtype", None)
     is_float = dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
     return delta.astype(dtype) if delta is not None and is_float else delta
+
+
+def in_transformation() -> bool:
+    """Whether a transformation of JAX (`grad`, `vmap`, `jit`, ...) is tracing.
+
+    Arrays behind tracers belong to the caller of the transformation, so that they must not be donated.
+    """
+    return _trace_state() != _top_level()
+
+
+def call_donating(donating: Any, plain: Any, *args: Any) -> Any:
+    """Call `donating`; `plain`, the same without donation, where the caller may still read the arguments.
+
+    That is in a transformation, and where an array occurs twice: tied parameters, gradients that are the parameters.
+    """
+    if not in_transformation():
+        try:
+            return donating(*args)
+        except (jax.errors.JaxRuntimeError, ValueError) as error:  # raised before anything runs
+            if not any(part in str(error) for part in ("the same buffer twice", "donated in the same call")):
+                raise
+    return plain(*args)
+
+
+def _trace_state() -> Any:
+    from jax.extend.core import get_opaque_trace_state  # here, because its import takes long
+
+    return get_opaque_trace_state(convention="nnx")
+
+
+@functools.cache
+def _top_level() -> Any:
+    with eval_context():
+        return _trace_state()
 
 
 _interned = functools.lru_cache(maxsize=4096)(Compiled)

@@ -51,3 +51,18 @@ def _divide(g: Any, scale: Any) -> Any:
         return g
     g = g.astype(compute_dtype(g.dtype))
     return g / scale.astype(g.real.dtype)
+
+
+def sum_over(axis_name: Any, grads: list[Any]) -> list[Any]:
+    """Sum each gradient over those of the mapped axes over which it varies.
+
+    `jax.shard_map` with `check_vma=True`, its default, sums the gradients of replicated parameters itself.
+    """
+    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    tracked = {axis for axis in axes if jax.typeof(jax.lax.axis_index(axis)).manual_axis_type.varying}
+
+    def one(g: Any) -> Any:
+        over = [axis for axis in axes if axis not in tracked or axis in jax.typeof(g).manual_axis_type.varying]
+        return jax.lax.psum(g, over) if over else g
+
+    return jax.tree.map(one, grads)

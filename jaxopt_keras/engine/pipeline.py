@@ -11,11 +11,12 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from jaxopt_keras.engine import core, rows, slot_storage
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
-from jaxopt_keras.engine.gradients import read_gradient, unscaled
+from jaxopt_keras.engine.gradients import read_gradient, sum_over, unscaled
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.engine.rows import Rows
@@ -151,16 +152,19 @@ class Program(core.Program):
         slots = layout.by_leaf(trees)
         gradients = self._gradients(layout, stored, grads)
         if self.options.axis_name is not None and reduce:
-            gradients = jax.lax.psum(gradients, self.options.axis_name)
+            gradients = sum_over(self.options.axis_name, gradients)
         if "loss_scale_factor" in hyper:
             gradients = unscaled(gradients, hyper["loss_scale_factor"])
 
         def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
             out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.count, hyper, write)
-            return (out, state.count + 1), slots, scalars
+            return (out, optax.safe_increment(state.count)), slots, scalars
+
+        # Under accumulation a parameter may be updated by earlier gradients, without one in this call.
+        updated = [s.get(accumulate.SUM) if g is None else g for g, s in zip(gradients, slots, strict=True)]
 
         def idle(slots: list[Slots], scalars: Slots) -> Any:
-            amounts = [zero_amount(g, p) for g, p in zip(gradients, stored, strict=True)]
+            amounts = [zero_amount(g, p) for g, p in zip(updated, stored, strict=True)]
             return (stored if write else amounts, state.count), slots, scalars
 
         def proceed(slots: list[Slots], scalars: Slots) -> Any:
@@ -180,7 +184,7 @@ class Program(core.Program):
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
         layout, stored = Layout.read(params, self.options, grads)
-        return layout.unflatten(jax.lax.psum(self._gradients(layout, stored, grads), self.options.axis_name))
+        return layout.unflatten(sum_over(self.options.axis_name, self._gradients(layout, stored, grads)))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         if self._must_unpack(params):
@@ -284,7 +288,7 @@ class Program(core.Program):
         dtype = jnp.result_type(float)
         schedule = self.core.schedule
         lr = hyper.get("learning_rate") if schedule is None else jnp.asarray(schedule(step), dtype)
-        return Now((step + 1).astype(dtype), lr, hyper.get("weight_decay"), hyper)
+        return Now(step.astype(dtype) + 1, lr, hyper.get("weight_decay"), hyper)
 
     def _decay(self, leaf: Leaf, g: Any, p: Any, clocks: dict[Any, Now]) -> Any:
         """Return the amount that decoupled weight decay subtracts from `p` before the rule, or None."""

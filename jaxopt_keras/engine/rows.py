@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.sparse import IndexedSlices
+from jaxopt_keras.language.sparse import IndexedSlices, valid_indices
 
 
 class Rows(NamedTuple):
@@ -22,10 +22,9 @@ class Rows(NamedTuple):
 def merge(slices: IndexedSlices, shape: tuple[int, ...]) -> Rows:
     """Return the rows of `slices`, each index once, with duplicates summed."""
     values = jnp.asarray(slices.values).reshape(-1, *shape[1:])
-    indices = jnp.asarray(slices.indices).reshape(-1)
-    count, n = shape[0], len(indices)
-    indices = jnp.where(indices < 0, indices + count, indices)
-    indices = jnp.where((indices < 0) | (indices >= count), count, indices)
+    count = shape[0]
+    indices = valid_indices(slices.indices, count)
+    n = len(indices)
     # Each row is summed at the first position of its index in the sorted order. `jnp.unique` sorts positions too, which
     # takes XLA on a CPU 7 times as long.
     ordered = jax.lax.sort(indices)

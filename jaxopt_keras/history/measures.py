@@ -1,5 +1,6 @@
 """Measures of one step, computed inside the compiled step; with native loops, in the same pass over memory."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine import rows
+from jaxopt_keras.engine.compiled import call_donating
 from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.programs.loss_scaled import SCALE, LossScaled
@@ -115,7 +117,7 @@ def measured_step(
         )
     hyper = kernel.given(state, extra)
     settings = Kernel(kernel.skeleton), bool(norms), tuple(checked_groups(groups).items())
-    run = _run_donating if donate else _run
+    run = functools.partial(call_donating, _run_donating, _run) if donate else _run
     new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper, *settings)
     return new, moved._replace(hyperparams=state.hyperparams), found
 

@@ -28,14 +28,47 @@ def square(x: Array) -> Array:
     return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
 
 
-def norm(x: Array) -> Array:
-    """Compute the Euclidean norm of all elements (0 for an empty array)."""
-    return jnp.sqrt(jnp.sum(square(x)))
+def squarable(x: Array) -> Array:
+    """Limit finite numbers to those whose square is finite: to ±1.3e19 in float32.
+
+    A finite gradient of 1e20 would make an average of squares infinite, and the parameter NaN in the next step.
+    """
+    limit, size = float(jnp.finfo(x.dtype).max / 2) ** 0.5, jnp.abs(x)
+    if jnp.iscomplexobj(x):
+        limited = x * (limit / jnp.maximum(size, limit)).astype(x.dtype)
+    else:
+        limited = jnp.clip(x, -limit, limit)
+    return jnp.where(size < jnp.inf, limited, x)  # neither infinity nor NaN is hidden
+
+
+def mean(x: Array, axis: int, keepdims: bool = False) -> Array:
+    """Compute the mean over an axis. The sum is of quotients, so that it is finite if all elements are."""
+    return jnp.sum(x / x.shape[axis], axis, keepdims=keepdims)
+
+
+def norm(*arrays: Array, dtype: Any = None) -> Array:
+    """Compute the joint Euclidean norm of all elements (0 without elements), also where their squares overflow.
+
+    One pass over the elements sums their squares, and their squares scaled down, for the case that the first sum
+    overflows.
+
+    Args:
+        dtype: of the norm; None: that of `abs` of the first array.
+    """
+    dtype = real_dtype(arrays[0].dtype) if dtype is None else dtype
+
+    def total(factor: float) -> Array:
+        return sum((jnp.sum(square(x * factor)).astype(dtype) for x in arrays), jnp.zeros((), dtype))
+
+    down = min((2.0 ** -(jnp.finfo(x.dtype).maxexp * 5 // 8) for x in arrays), default=1.0)
+    plain, scaled = total(1), total(down)
+    overflows = plain > jnp.finfo(dtype).max
+    return jnp.sqrt(jnp.where(overflows, scaled, plain)) * jnp.where(overflows, 1 / down, 1).astype(dtype)
 
 
 def rms(x: Array) -> Array:
     """Compute the root of the mean square (0 for an empty array)."""
-    return jnp.sqrt(jnp.sum(square(x)) / max(x.size, 1))
+    return norm(x) / max(x.size, 1) ** 0.5
 
 
 def ema(old: Array, new: Array, beta: Any) -> Array:

@@ -81,7 +81,17 @@ def shape_of(g: Any) -> str:
 
 def scatter_sum(values: Any, indices: Any, shape: tuple[int, ...]) -> Array:
     rows = jnp.asarray(values).reshape(-1, *shape[1:])
-    return jnp.zeros(shape, rows.dtype).at[jnp.asarray(indices).reshape(-1)].add(rows)
+    at = jnp.zeros(shape, rows.dtype).at[valid_indices(indices, shape[0])]
+    return at.add(rows, mode="drop", wrap_negative_indices=False)
+
+
+def valid_indices(indices: Any, count: int) -> Array:
+    """Return the indices in one axis, as int32 or wider, with `count` in the place of those outside of [0, count)."""
+    indices = jnp.asarray(indices).reshape(-1)
+    if indices.dtype.itemsize < 4:
+        indices = indices.astype(jnp.int32)  # a narrow dtype cannot hold `count`
+    outside = (indices < 0) | (indices >= count)
+    return jnp.where(outside, count, indices).astype(jnp.int64 if indices.dtype.itemsize == 8 else jnp.int32)
 
 
 def densify(g: Any, shape: tuple[int, ...]) -> Any:

@@ -10,7 +10,7 @@ import optax
 from jax.core import Tracer
 from jax.sharding import SingleDeviceSharding
 
-from jaxopt_keras.engine.compiled import Compiled, shared
+from jaxopt_keras.engine.compiled import Compiled, call_donating, shared
 from jaxopt_keras.engine.core import Core, Program
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.cores.leafwise import Leafwise
@@ -276,6 +276,9 @@ class Kernel(optax.GradientTransformationExtraArgs):
     def step(self, params: Any, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[Any, State]:
         """Returns new `params` and `state` from one fused pass. Both arguments are donated: do not use them again.
 
+        Nothing is donated inside a transformation (`jax.grad`, `jax.vmap`, ...), whose caller still has the arrays, nor
+        in a call in which one array occurs twice, such as tied parameters.
+
         Args:
             params: a pytree of arrays.
             state: the result of `init` or of the last call.
@@ -288,7 +291,8 @@ class Kernel(optax.GradientTransformationExtraArgs):
             that the transformation does not take.
         """
         hyper = self.given(state, extra)
-        run = self.compiled.step_donating if donate else self.compiled.step
+        plain = self.compiled.step
+        run = functools.partial(call_donating, self.compiled.step_donating, plain) if donate else plain
         return _called(run, params, state, grads, hyper, params=params, grads=grads)
 
     def averaged(self, params: Any, state: State) -> Any:

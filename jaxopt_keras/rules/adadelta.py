@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, square
+from jaxopt_keras.language.numerics import ema, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule
 
 
@@ -37,6 +37,7 @@ class Adadelta(Rule):
         return None if self.variant == "optax" else weight_decay
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        g = squarable(g)
         if self.variant == "optax" and at.weight_decay is not None:
             g = g + at.weight_decay * p
         a = ema(s.accumulated_grad, square(g), self.rho)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxopt_keras.language.numerics import square
+from jaxopt_keras.language.numerics import mean, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Count, NonNegative, Number, Rate, Rule, Slot, Within
 
 Row = Annotated[Array, Slot(nonnegative=True, lacks=(-1,))]
@@ -76,6 +76,7 @@ class Adafactor(Rule):
         return None if self.variant == "optax" else weight_decay
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        g = squarable(g)
         b, q = 1 - at.t**self.beta_2_decay, square(g) + self.epsilon_1
         if s.velocity is not None:
             v = b * s.velocity + (1 - b) * q
@@ -84,11 +85,11 @@ class Adafactor(Rule):
             axes = self.factored_axes(g.shape)
             assert axes is not None and s.row is not None and s.column is not None  # as `init` made it
             rows, columns = axes
-            r = b * s.row + (1 - b) * q.mean(columns)
-            c = b * s.column + (1 - b) * q.mean(rows)
+            r = b * s.row + (1 - b) * mean(q, columns)
+            c = b * s.column + (1 - b) * mean(q, rows)
             r_full, c_full = jnp.expand_dims(r, columns), jnp.expand_dims(c, rows)
             # Divide by each factor: if a row and a column are zeros, their product underflows float32 (Keras: NaN).
-            u = g * (jnp.sqrt(r_full.mean(rows, keepdims=True)) / jnp.sqrt(r_full)) / jnp.sqrt(c_full)
+            u = g * (jnp.sqrt(mean(r_full, rows, keepdims=True)) / jnp.sqrt(r_full)) / jnp.sqrt(c_full)
             s = self.State(row=r, column=c)
         u = u / jnp.maximum(1, at.rms(u) / self.clip_threshold)
         scale = jnp.maximum(self.epsilon_2, at.rms(p))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import square
+from jaxopt_keras.language.numerics import squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Exact, Rate, Rule
 
 
@@ -29,5 +29,6 @@ class Adagrad(Rule):
         return self.State(jnp.full_like(p.real, self.initial_accumulator_value))
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        g = squarable(g)
         n = s.accumulator + square(g)
         return -at.lr * g / jnp.sqrt(n + self.epsilon), self.State(n)

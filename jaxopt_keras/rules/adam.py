@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, square
+from jaxopt_keras.language.numerics import ema, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, Exact, NonNegative, Rate, Rule, Signed
 
 
@@ -39,6 +39,7 @@ class Adam(Rule):
         return self.State(jnp.zeros_like(p), zeros, zeros if self.amsgrad else None)
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        g = squarable(g)
         m = ema(s.momentum, g, self.beta_1)
         v = ema(s.velocity, square(g), self.beta_2)
         correction = 1 - self.beta_2**at.t

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.language.numerics import squarable
 from jaxopt_keras.language.rule import Amount, Clock, Exact, Fixed, Rate, Rule, Within
 
 
@@ -39,9 +40,10 @@ class Ftrl(Rule):
         return self.State(jnp.full_like(p, self.initial_accumulator_value), jnp.zeros_like(p))
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        g = squarable(g)
         k, l1 = -self.learning_rate_power, self.l1_regularization_strength
         l2 = self.l2_regularization_strength + self.beta / (2 * at.lr)
-        n = s.accumulator + g * g
+        n = jnp.minimum(s.accumulator + g * g, jnp.finfo(g.dtype).max)  # no inf - inf of later powers
         power = n**k
         z = s.linear + g + 2 * self.l2_shrinkage_regularization_strength * p
         z = z - (power - s.accumulator**k) / at.lr * p

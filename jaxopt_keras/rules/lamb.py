@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, square
+from jaxopt_keras.language.numerics import ema, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -37,6 +37,7 @@ class Lamb(Rule):
         return None if self.variant == "optax" else weight_decay
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        g = squarable(g)
         m = ema(s.momentum, g, self.beta_1)
         v = ema(s.velocity, square(g), self.beta_2)
         u = m / (1 - self.beta_1**at.t) / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)

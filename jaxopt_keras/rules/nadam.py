@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, square
+from jaxopt_keras.language.numerics import ema, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -45,6 +45,7 @@ class Nadam(Rule):
         return self.Scalars(scalars.u_product * self.momentum_at(at.t))
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        g = squarable(g)
         m = ema(s.momentum, g, self.beta_1)
         v = ema(s.velocity, square(g), self.beta_2)
         if self.variant == "optax":

@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, square
+from jaxopt_keras.language.numerics import ema, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, Momentum, NonNegative, Rate, Rule, Signed
 
 
@@ -38,6 +38,7 @@ class RMSprop(Rule):
         return self.State(jnp.zeros_like(p.real), zeros if self.momentum else None, zeros if self.centered else None)
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        g = squarable(g)
         n, a = ema(s.velocity, square(g), self.rho), s.average_gradient
         d = n + self.epsilon
         if a is not None:

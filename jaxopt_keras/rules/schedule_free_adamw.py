@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, square
+from jaxopt_keras.language.numerics import ema, squarable, square
 from jaxopt_keras.language.rule import COMPLEMENT, Amount, Clock, Count, Decay, Exact, NonNegative, Rate, Rule, Within
 
 
@@ -65,6 +65,7 @@ class ScheduleFreeAdamW(Rule):
         return (p - (1 - self.beta_1) * s.momentum) / self.beta_1
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
+        g = squarable(g)
         v = ema(s.velocity, square(g), self.beta_2)
         u = g / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
         if self.variant == "optax":

@@ -255,7 +255,8 @@ class Optimizer(Registry, Configs, Weights, Losses):
         kernel, state, packs = self._kernel(), self._kept if state is None else state, False
         if params is None:
             is_packed = isinstance(state.slots, Packed)
-            needs_all = self._options.use_ema or kernel.core.whole or is_packed
+            whole = kernel.core.whole or self._options.use_ema or self._options.gradient_accumulation_steps
+            needs_all = whole or is_packed
             handles = self._handles if needs_all else {k: self._handles[k] for k in given}
             params = {k: h.take() for k, h in handles.items()}
             can_pack = isinstance(self._rule, Rule) and len(params) == len(self._paths)

@@ -37,13 +37,13 @@ class Exceptional(NamedTuple):
 OLD_SLOT = "the new parameter and the new slot both read the old slot: XLA copies it for the second of them"
 WIDENED = "a 16-bit array that is read twice is widened once and copied before it is overwritten"
 RULES = {
-    "adadelta": Exceptional("the step u is an array of its own, and its square the second accumulator's", extra=2),
+    "adadelta": Exceptional("the limited gradient, the step u, and its square in the second accumulator", extra=3),
     "adafactor": Exceptional("means over rows and over columns, and the roots of the rows'", extra=3),
     "ftrl": Exceptional(OLD_SLOT, extra=1, copies=1),
     "lamb": Exceptional("the step's norm has to be known before it is taken", extra=1),
     "lion": Exceptional(OLD_SLOT, copies=1),
     "muon": Exceptional("five Newton-Schulz iterations of three matrix products each", extra=31),
-    "schedule_free_adamw": Exceptional(OLD_SLOT, copies=1),
+    "schedule_free_adamw": Exceptional(OLD_SLOT + "; the limited gradient", extra=1, copies=1),
 }
 OPTIONS: dict[str, tuple[dict[str, Any], Exceptional]] = {
     "ema": ({"use_ema": True}, Exceptional("")),

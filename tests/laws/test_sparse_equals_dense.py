@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.experimental.sparse import BCOO
 
+import jaxopt_keras as jk
 from jaxopt_keras import IndexedSlices
 from tests.laws.cases import (
     ELEMENTWISE,
@@ -34,7 +35,7 @@ from tests.laws.cases import (
 
 TABLE = "kernel"
 ROWS, COLUMNS = SMALL[TABLE]
-# Of every kind: the order is free, a row may come twice, -1 is the last row, and what is outside is dropped.
+# Of every kind: the order is free, a row may come twice, and what is outside is dropped; -1 is outside.
 some_indices = st.lists(st.integers(-ROWS - 2, ROWS + 1), min_size=5, max_size=5)
 
 
@@ -47,7 +48,7 @@ def slices(indices):
 def dense(rows):
     g = np.zeros(rows.dense_shape, np.float32)
     for value, index in zip(rows.values, rows.indices.tolist(), strict=True):
-        if -ROWS <= index < ROWS:
+        if 0 <= index < ROWS:
             g[index] += value
     return jnp.asarray(g)
 
@@ -59,6 +60,19 @@ def test_sparse_means_dense(case, indices):
     kernel, (g,) = case.kernel(), gradients(1)
     sparse, full = g | {TABLE: slices(indices)}, g | {TABLE: dense(slices(indices))}
     assert_close(*(run(kernel, parameters(), [g] * 2) for g in (sparse, full)), 2)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize("sparse", ["dense", "lazy"])
+def test_indices_of_any_integer_dtype(dtype, sparse, x64):
+    """A table of as many rows as the narrow dtypes have numbers: the number of rows itself is none of them."""
+    kernel, table, outside = jk.sgd(1.0, sparse=sparse), jnp.zeros((256, 2), jnp.float32), np.array([-1]).astype(dtype)
+    indices = jnp.asarray(np.concatenate([np.array([65, 127, 65], dtype), outside]))
+    expected = np.zeros((256, 2), np.float32)
+    np.subtract.at(expected, [i for i in indices.tolist() if 0 <= i < 256], 1)
+    rows = IndexedSlices(jnp.ones((4, 2), jnp.float32), indices, (256, 2))
+    new, _ = kernel.step(table, kernel.init(table), rows)
+    assert np.array_equal(new, expected)
 
 
 @few_cases
@@ -84,7 +98,7 @@ def test_lazy_touches_its_rows(case, indices):
     p, s = run(case.kernel(sparse="lazy", engine="xla"), params, [g | {TABLE: rows}], state)
     q, t = run(case.kernel(engine="xla"), params, [g | {TABLE: dense(rows)}], state)
 
-    touched = np.isin(np.arange(ROWS), [i % ROWS for i in indices if -ROWS <= i < ROWS])
+    touched = np.isin(np.arange(ROWS), [i for i in indices if 0 <= i < ROWS])
     take = lambda p, s, which: jax.tree.map(lambda x: x[which], (p[TABLE], slots_at(s, TABLE)))
     assert_close(take(p, s, touched), take(q, t, touched), 2)
     assert_same_bits(take(p, s, ~touched), take(params, state, ~touched))

@@ -3,6 +3,7 @@
 The update runs inside a `lax.cond`, so that the other k - 1 calls cost one addition each.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -25,8 +26,8 @@ def run_every(
 ) -> Any:
     """Run `update(means, slots, scalars)` on every k-th call, and `idle(slots, scalars)` on the others.
 
-    Both return `(output, slots, scalars)` of the same types. A parameter without gradient in the k-th call is not
-    updated.
+    Both return `((outputs, count), slots, scalars)` of the same types. A parameter without gradient in the k-th call is
+    updated by the earlier gradients of the window; if there are none, or all are zeros, it does not change.
     """
     micro = scalars[MICRO_STEP]
     first, last = micro == 0, micro + 1 == k
@@ -38,7 +39,13 @@ def run_every(
     slots, scalars = [without(s, SUM) for s in slots], without(scalars, MICRO_STEP)
 
     def real() -> Any:
-        return update([None if g is None else s / k for g, s in zip(grads, sums, strict=True)], slots, scalars)
+        (out, count), new, moved = update([s / k for s in sums], slots, scalars)
+        (still, _), _, _ = idle(slots, scalars)
+        for i, g in enumerate(grads):
+            if g is None:
+                choose = functools.partial(jnp.where, jnp.any(sums[i] != 0))
+                out[i], new[i] = jax.tree.map(choose, (out[i], new[i]), (still[i], slots[i]))
+        return (out, count), new, moved
 
     out, slots, scalars = jax.lax.cond(last, real, lambda: idle(slots, scalars))
     slots = [s | {SUM: a} for s, a in zip(slots, sums, strict=True)]
