@@ -1,4 +1,4 @@
-"""A step donates only arrays that nobody else can still read."""
+"""A step donates only arrays that it alone reads."""
 
 import jax
 import jax.numpy as jnp
