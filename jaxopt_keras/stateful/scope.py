@@ -41,10 +41,10 @@ class Scope:
         key = id(variable)
         if variable.buffer is not None and key not in self.variables:
             packed = self.read(variable.buffer)
-            self._set(variable.buffer, variable.buffer.slices[key].write(packed, value))
+            self._set(variable.buffer, variable.buffer.parts[key].write(packed, value))
             self.values[key] = value
             return
-        for packed_key in getattr(variable, "slices", ()):  # values that were read from the buffer's old value
+        for packed_key in getattr(variable, "parts", ()):  # values that were read from the buffer's old value
             self.values.pop(packed_key, None)
         self._set(variable, value)
 

@@ -87,7 +87,7 @@ class Custom(Transactions):
         if slot_name not in slots:
             raise KeyError(f"`{key}` has no slot `{slot_name}`. Its slots: {sorted(slots)}")
         place = ("slots", key, slot_name)
-        return self.view(place if shared is None else (*place, shared.slices[id(var)]))
+        return self.view(place if shared is None else (*place, shared.parts[id(var)]))
 
     def get_slot_names(self) -> list[str]:
         """Return the names of all slots: the rule's and a subclass's, then those of `use_ema` and accumulation."""
