@@ -40,14 +40,21 @@ class Part(NamedTuple):
         """Return the array from its buffer."""
         return _sliced(buffer, self.offset, self.shape)
 
-    def write(self, buffer: Array, value: Array) -> Array:
-        """Return the buffer with `value` in the place of the array."""
-        return lax.dynamic_update_slice(buffer, jnp.ravel(value), (self.offset,))
+    def write(self, buffer: Array, value: Array, donate: bool = False) -> Array:
+        """Return the buffer with `value` in the place of the array. `donate`: reuse the memory of `buffer`."""
+        return (_written_in_place if donate else _written)(buffer, value, self.offset)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sliced(buffer: Array, offset: Any, shape: tuple[int, ...]) -> Array:
     return lax.dynamic_slice(buffer, (offset,), (math.prod(shape),)).reshape(shape)
+
+
+def _written(buffer: Array, value: Array, offset: Any) -> Array:
+    return lax.dynamic_update_slice(buffer, jnp.ravel(value), (offset,))
+
+
+_written_in_place = jax.jit(_written, donate_argnums=0)
 
 
 @dataclass(frozen=True, eq=False)

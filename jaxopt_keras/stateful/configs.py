@@ -8,6 +8,7 @@ from jaxopt_keras import schedules
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.language.options import EXTRAS, Options
 from jaxopt_keras.language.rule import Rule, as_scalar
+from jaxopt_keras.stateful.attributes import Attributes
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.settings import RATE_FIELD
 
@@ -19,15 +20,8 @@ KEYS = (
 )  # fmt: skip
 
 
-class Configs:
+class Configs(Attributes):
     """Configs of an optimizer: `get_config` and `from_config`."""
-
-    name: str
-    _state: Any
-    _kept: Any
-    _rule: Any
-    _rate_source: Any
-    _options: Options
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as a dict that JSON can hold; the state is not part of it.

@@ -5,7 +5,6 @@ replaced. Assigned values are kept next to the buffer and written into it when i
 buffer, does no work for single variables.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -71,7 +70,7 @@ class Buffer(ArrayLike):
         else:
             array = jnp.copy(self._array)  # writes below are in place, and callers may hold the old array
             for key in self._pending:
-                array = _written(array, self._cache[key], self.parts[key].offset)
+                array = self.parts[key].write(array, self._cache[key], donate=True)
             self._packed = self._holding(array)
         self._pending.clear()
 
@@ -135,8 +134,3 @@ def pack_variables(variables: Sequence[Variable]) -> list[Buffer]:
         seen.add(id(v))
         groups.setdefault(str(v.dtype), []).append(v)
     return [Buffer(group, f"packed/{dtype}") for dtype, group in groups.items()]
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _written(packed: Array, value: Array, offset: Any) -> Array:
-    return jax.lax.dynamic_update_slice(packed, value.reshape(-1), (offset,))
