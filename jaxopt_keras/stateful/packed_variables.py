@@ -6,7 +6,6 @@ buffer, does no work for single variables.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -25,10 +24,12 @@ class Buffer(ArrayLike):
 
     def __init__(self, variables: Sequence[Variable], path: str) -> None:
         self.path, self.name, self.variables = path, path.rsplit("/", 1)[-1], tuple(variables)
-        self._packed = pack([jnp.copy(v.value) for v in variables])  # copies: a step donates the buffer
-        self.parts = {id(v): part._replace(path=v.path) for v, part in zip(variables, self._packed.parts, strict=True)}
+        packed = pack([jnp.copy(v.value) for v in variables])  # copies: a step donates the buffer
+        ((self._dtype, self._array),) = packed.buffers.items()
+        self._arrangement = packed.arrangement
+        self.parts = {id(v): part._replace(path=v.path) for v, part in zip(variables, packed.parts, strict=True)}
         self._cache: dict[int, Array] = {}  # id of a variable -> its array: sliced from the buffer, or assigned
-        self._pending: set[int] = set()  # ids of assigned variables that the buffer does not contain yet
+        self._pending: set[int] = set()  # ids of assigned variables that `_array` does not contain yet
         for v in variables:
             v.pack_into(self)
 
@@ -47,15 +48,10 @@ class Buffer(ArrayLike):
 
     def split(self, packed: Array) -> dict[int, Array]:
         """Split the buffer's array, which may be traced, into the variables' arrays, by the variables' ids."""
-        return dict(zip(self.parts, self._holding(packed).unpack(), strict=True))
+        return dict(zip(self.parts, self._packed(packed).unpack(), strict=True))
 
-    def _holding(self, array: Array) -> Packed:
-        return replace(self._packed, buffers=dict.fromkeys(self._packed.buffers, array))
-
-    @property
-    def _array(self) -> Array:
-        (array,) = self._packed.buffers.values()
-        return array
+    def _packed(self, array: Array) -> Packed:
+        return Packed({self._dtype: array}, [], self._arrangement)
 
     def _raw_value(self) -> Array:
         if self._pending:
@@ -66,16 +62,15 @@ class Buffer(ArrayLike):
     def _write_pending(self) -> None:
         """Write assigned values into the buffer."""
         if len(self._pending) == len(self.parts):
-            self._packed = self._packed.like([self._cache[key] for key in self.parts])
+            self._array = self._packed(self._array).like([self._cache[key] for key in self.parts]).buffers[self._dtype]
         else:
-            array = jnp.copy(self._array)  # writes below are in place, and callers may hold the old array
+            self._array = jnp.copy(self._array)  # writes below are in place, and callers may hold the old array
             for key in self._pending:
-                array = self.parts[key].write(array, self._cache[key], donate=True)
-            self._packed = self._holding(array)
+                self._array = self.parts[key].write(self._array, self._cache[key], donate=True)
         self._pending.clear()
 
     def _store(self, value: Array) -> None:
-        self._packed = self._holding(value)
+        self._array = value
         self._cache.clear()
         self._pending.clear()
 
