@@ -237,6 +237,22 @@ def test_a_model_of_keras_trains():
     assert optimizer.iterations == 22
 
 
+@pytest.mark.parametrize("batch", [(), (2.0,)], ids=["closure", "batch"])
+def test_a_scope_of_keras_around_the_call(batch):
+    """It maps what the loss reads, and takes what the loss assigns."""
+    w, scale, ours = keras.Variable(np.float32(1)), keras.Variable(np.float32(2)), jk.Variable(3.0)
+
+    def loss(x=2.0):
+        scale.assign(scale.value * 2)
+        return w.value * scale.value * ours * x
+
+    with keras.StatelessScope([(scale, jnp.float32(5)), (w, jnp.float32(7))]) as scope:
+        value, (g, ours_too) = value_and_grad(loss, [w, ours], *batch)
+        assert [float(value), float(g), float(ours_too)] == [7 * 10 * 3 * 2, 10 * 3 * 2, 7 * 10 * 2]
+        assert float(scope.get_current_value(scale)) == 10
+    assert [float(x) for x in values([w, scale, ours])] == [1, 2, 3]
+
+
 def test_a_model_made_inside_the_loss_is_refused():
     w = keras.Variable(np.float32(1))
     layer = keras.layers.Dense(1)
