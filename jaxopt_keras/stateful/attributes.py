@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.stateful.variable_kinds import Handle
 
@@ -17,11 +16,8 @@ class Attributes:
     view: Callable[[Any], Any]
     build: Callable[[Any], None]
     apply_gradients: Callable[..., Any]
-    _state: Any
-    _put: Callable[[Any], None]
-    _kept: State
     _rule: Any
-    _rate_source: Any
+    _rate_source: Any  # a schedule, or a function without arguments; None: the number in state.hyperparams
     _rate_config: Callable[[], Any]
     _configure_rate: Callable[[Any], Any]
     _options: Options
@@ -31,6 +27,7 @@ class Attributes:
     _keys: dict[int, str]
     _unbound: dict[str, tuple[int, ...]]
     _custom_names: list[str]
-    _kernel_cache: Any
+    _kernel_cache: Any  # the kernel, or None; of a wrapper the kernels by those of its groups
+    _handle: Callable[[Any], Handle]
     _key: Callable[[Any], str]
     _register: Callable[[list[Any]], list[str]]

@@ -8,9 +8,9 @@ from jaxopt_keras import schedules
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.language.options import EXTRAS, Options
 from jaxopt_keras.language.rule import Rule, as_scalar
-from jaxopt_keras.stateful.attributes import Attributes
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.settings import RATE_FIELD
+from jaxopt_keras.stateful.transactions import Transactions
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
 # The keys of a Keras optimizer's config, in Keras's order.
@@ -20,7 +20,7 @@ KEYS = (
 )  # fmt: skip
 
 
-class Configs(Attributes):
+class Configs(Transactions):
     """Configs of an optimizer: `get_config` and `from_config`."""
 
     def get_config(self) -> dict[str, Any]:

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.stateful.attributes import Attributes
 from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 
 _NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_rate_now")
 
 
-class Copies(Attributes):
+class Copies(Transactions):
     """Copying and pickling of an optimizer."""
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.stateful.attributes import Attributes
 from jaxopt_keras.stateful.state_views import (
     Place,
     device_put_like,
@@ -17,6 +16,7 @@ from jaxopt_keras.stateful.state_views import (
     slot_groups,
     with_values,
 )
+from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import as_array, check_iterable
 from jaxopt_keras.storage.masters import MASTER
 
@@ -28,7 +28,7 @@ class Variables(list):
         return self
 
 
-class Weights(Attributes):
+class Weights(Transactions):
     """State of an optimizer as lists of variables and of NumPy arrays."""
 
     def places(self) -> list[Place]:

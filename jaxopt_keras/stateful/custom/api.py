@@ -12,7 +12,6 @@ from jaxopt_keras import schedules
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import EXTRAS, refuse_unknown
 from jaxopt_keras.language.rule import Field, Number, as_scalar
-from jaxopt_keras.stateful.attributes import Attributes
 from jaxopt_keras.stateful.copies import deduplicated
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.stand_ins import stand_in
@@ -25,7 +24,7 @@ NUMBER = Field.read(Number)
 HOOKS = ("update_step", "_resource_apply_dense", "_resource_apply_sparse")
 
 
-class Custom(Transactions, Attributes):
+class Custom(Transactions):
     """API for user-defined optimizers: slots, variables, hyperparameters, hooks."""
 
     # --- slots and variables ----------------------------------------------------------------------------------------
