@@ -22,7 +22,7 @@ bench: $(VENV)/.with-bench $(if $(TORCH),$(VENV)/.with-torch) ## compare step ti
 	$(RUN) benchmarks $(ARGS)
 
 parity: $(VENV)/.with-bench ## compare every optimizer with Keras, optax, torch and float64
-	$(RUN) jaxopt_keras.parity $(ARGS)
+	$(RUN) benchmarks.parity $(ARGS)
 
 docs: $(VENV)/.with-docs ## build the site, docs/_build/index.html; a warning is an error
 	$(RUN) sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build

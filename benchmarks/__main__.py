@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import limits, ours, report
 from benchmarks.measure import Effort, Tell, measure
+from benchmarks.parity.peer import default_promotion
 from benchmarks.peers import PEERS
 from benchmarks.problem import DTYPES, RULES
 from benchmarks.records import Record, Row
@@ -26,7 +27,6 @@ from benchmarks.runs import Implementation, Wish
 from benchmarks.ways import candidates
 from benchmarks.workloads import WORKLOADS
 from jaxopt_keras.language.options import FORMATS
-from jaxopt_keras.parity.peer import default_promotion
 
 ROOT = Path(__file__).parent.parent
 QUICK = {"scale": 0.01, "seconds": 0.3, "rounds": 5, "memory": False}

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from benchmarks import models
+from benchmarks.parity.oracle import Oracle
+from benchmarks.parity.peer import Absent
 from benchmarks.problem import DTYPES, Problem, Rows
 from benchmarks.runs import Implementation, short
-from jaxopt_keras.parity.oracle import Oracle
-from jaxopt_keras.parity.peer import Absent
 
 # Peers compute 1 - 0.999 in float32, which is wrong by 6e-5 of itself; an epsilon in the wrong place makes 1e-2.
 BARS = {"float32": 2e-4, "bfloat16": 0.02, "float16": 0.02, "float8": 0.2, "int8": 0.2, "int4": 0.8}
@@ -40,7 +40,7 @@ def reference(problem: Problem, variant: str, sparse: str) -> dict[str, Any]:
     """Return the parameters after all steps, in float64.
 
     Raises:
-        Absent: if the project's tests cannot be imported.
+        Absent: if there is no reference of the rule.
     """
     oracle = Oracle().optimizer(problem.case(variant))
     for given in problem.given:

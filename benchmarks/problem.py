@@ -10,13 +10,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.parity.cases import Case, Rate, decaying
+from benchmarks.parity.peer import RULES
 from benchmarks.workloads import Workload
 from jaxopt_keras import optimizers
 from jaxopt_keras.language.rule import Rule, fields_of
-from jaxopt_keras.parity.cases import Case, Rate, decaying
-from jaxopt_keras.parity.peer import name_of
 
-RULES: dict[str, type[Rule]] = {name_of(rule): rule for rule in optimizers.RULES.values()}
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 # Our defaults are Keras's. With these changes every library computes the same.
@@ -74,7 +73,7 @@ class Problem:
         return {"weight_decay": self.settings["weight_decay"]}
 
     def case(self, variant: str) -> Case:
-        """Return the case for the peers of `jaxopt_keras.parity`, which translate it for each library."""
+        """Return the case for the peers of `benchmarks.parity`, which translate it for each library."""
         return Case(self.rule, variant, self.hyper, self.options, self.rate, self.params, self.given)
 
     @functools.cached_property

@@ -1,7 +1,7 @@
 """The named optimizers, made from the rules: a class (stateful face) and a function (pure face) for each rule.
 
 Names, arguments, their order and defaults are those of `keras.optimizers`. The keyword-only arguments at the end are
-specific to this library. `python -m jaxopt_keras.tools.stubs` writes the type stubs, `optimizers.pyi`.
+specific to this library. `python -m docs.generator.stubs` writes the type stubs, `optimizers.pyi`.
 """
 
 import dataclasses

@@ -315,7 +315,7 @@ FAULTS = [
     # Keras models
     Fault("interop/keras/state.py", "leaves[i] = _with_key_type(value, leaves[i])", "pass",
           "Keras's values of the state are not taken", "interop/test_interop_keras.py -k jitted_loop"),
-    Fault("interop/keras/state.py", "self._value = _ValueHandle(self).take()", "pass",
+    Fault("interop/keras/state.py", "self._value = take(lambda: self._value)", "pass",
           "a step donates an array of the state that other code holds", "interop/test_interop_keras.py -k outlives"),
     Fault("interop/keras/state.py", "layout = value.sharding if isinstance(value.sharding, NamedSharding) else None",
           "layout = None",

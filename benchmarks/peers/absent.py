@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxopt_keras.parity.peer import Absent
+from benchmarks.parity.peer import Absent
 
 
 def absent(load: Callable[[], Any], package: str) -> str | None:

@@ -4,11 +4,11 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.parity.peer import load
 from benchmarks.peers import torch
 from benchmarks.peers.absent import absent
 from benchmarks.problem import Problem
 from benchmarks.runs import Implementation, Run, Wish
-from jaxopt_keras.parity.peer import load
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.parity.keras import Keras
+from benchmarks.parity.peer import Absent
 from benchmarks.peers.absent import absent
 from benchmarks.problem import Problem
 from benchmarks.runs import Implementation, Loop, Run, Wish
-from jaxopt_keras.parity.keras import Keras
-from jaxopt_keras.parity.peer import Absent
 
 NAME = "keras"
 

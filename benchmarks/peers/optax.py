@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import models
+from benchmarks.parity.optax import Optax
+from benchmarks.parity.peer import Absent, load
 from benchmarks.peers.absent import absent
 from benchmarks.problem import Problem, Rows
 from benchmarks.runs import Implementation, Loop, Run, Wish
-from jaxopt_keras.parity.optax import Optax
-from jaxopt_keras.parity.peer import Absent, load
 
 NAME = "optax"
 

@@ -9,10 +9,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.parity.peer import Absent, load
+from benchmarks.parity.torch import Torch
 from benchmarks.problem import Problem, Rows, device
 from benchmarks.runs import Implementation, Run, Wish
-from jaxopt_keras.parity.peer import Absent, load
-from jaxopt_keras.parity.torch import Torch
 
 NAME = "torch"
 FORMS = {"fused": {"fused": True}, "foreach": {"foreach": True}, "single": {"foreach": False}}

@@ -2,11 +2,11 @@
 
 import functools
 
+from benchmarks.parity.peer import load
 from benchmarks.peers import torch
 from benchmarks.peers.absent import absent
 from benchmarks.problem import Problem
 from benchmarks.runs import Implementation, Run, Wish
-from jaxopt_keras.parity.peer import load
 
 NAME = "torchao"
 BITS = {"int8": "8bit", "int4": "4bit", "float8": "Fp8"}

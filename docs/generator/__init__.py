@@ -1,1 +1,1 @@
-"""Generators of pages from the rules and docstrings of the library."""
+"""Generators of pages and of type stubs from the rules and docstrings of the library."""

@@ -65,11 +65,11 @@ def _unpacked_state(optimizer: Any, state: State) -> State:
 def _parts(optimizer: Any) -> list[Part]:
     """The variables that are packed in buffers."""
     return [
-        Part(span.path, path, tuple(span.shape))
+        part._replace(buffer=path)
         for plain in optimizer._groups().values()
         for path, h in plain._handles.items()
         if isinstance(h.variable, Buffer)
-        for span in h.variable.slices.values()
+        for part in h.variable.parts.values()
     ]
 
 

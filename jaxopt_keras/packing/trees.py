@@ -9,6 +9,7 @@ step unpacks the buffers and packs the results.
 import functools
 import math
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -29,10 +30,31 @@ class Part(NamedTuple):
     path: str
     buffer: str  # the name of its buffer; "" for a loose array, which is in no buffer
     shape: tuple[int, ...]
+    offset: int  # the number of elements before it in its buffer
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    def read(self, buffer: Array) -> Array:
+        """Return the array from its buffer."""
+        return _sliced(buffer, self.offset, self.shape)
+
+    def write(self, buffer: Array, value: Array, donate: bool = False) -> Array:
+        """Return the buffer with `value` in the place of the array. `donate`: reuse the memory of `buffer`."""
+        return (_written_in_place if donate else _written)(buffer, value, self.offset)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _sliced(buffer: Array, offset: Any, shape: tuple[int, ...]) -> Array:
+    return lax.dynamic_slice(buffer, (offset,), (math.prod(shape),)).reshape(shape)
+
+
+def _written(buffer: Array, value: Array, offset: Any) -> Array:
+    return lax.dynamic_update_slice(buffer, jnp.ravel(value), (offset,))
+
+
+_written_in_place = jax.jit(_written, donate_argnums=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,18 +150,21 @@ def pack(params: Any) -> Packed:
 def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
     """Pack `params`, but keep the leaves for which `is_packed(key, leaf)` is False loose."""
     keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
-    parts = []
+    parts, offsets = [], Counter[str]()
     for key, leaf in keyed:
         path = path_of(key)
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(f"`params` must be a pytree of arrays. Received: {leaf!r} at `{path}`")
-        parts.append(Part(path, str(leaf.dtype) if is_packed(key, leaf) else "", tuple(leaf.shape)))
+        buffer = str(leaf.dtype) if is_packed(key, leaf) else ""
+        parts.append(Part(path, buffer, tuple(leaf.shape), offsets[buffer]))
+        offsets[buffer] += parts[-1].size
     leaves = [leaf for _, leaf in keyed]
     inside = [leaf for leaf, part in zip(leaves, parts, strict=True) if part.buffer]
     join = _join_by_numpy if all(map(_is_on_host_cpu, inside)) else _join_by_jax
     return _pack_leaves(leaves, arrangement_of(tuple(parts), treedef), join)
 
 
+@functools.partial(jax.jit, inline=True)
 def _join_by_jax(arrays: list[Any]) -> Array:
     return pack_buffer([jnp.ravel(x) for x in arrays])
 

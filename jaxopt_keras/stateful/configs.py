@@ -10,6 +10,7 @@ from jaxopt_keras.language.options import EXTRAS, Options
 from jaxopt_keras.language.rule import Rule, as_scalar
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.settings import RATE_FIELD
+from jaxopt_keras.stateful.transactions import Transactions
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
 # The keys of a Keras optimizer's config, in Keras's order.
@@ -19,15 +20,8 @@ KEYS = (
 )  # fmt: skip
 
 
-class Configs:
+class Configs(Transactions):
     """Configs of an optimizer: `get_config` and `from_config`."""
-
-    name: str
-    _state: Any
-    _kept: Any
-    _rule: Any
-    _rate_source: Any
-    _options: Options
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as a dict that JSON can hold; the state is not part of it.

@@ -8,25 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 
 _NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_rate_now")
 
 
-class Copies:
+class Copies(Transactions):
     """Copying and pickling of an optimizer."""
-
-    _state: Any
-    _rule: Any
-    _rate_source: Any
-    _options: Any
-    _excluded: Any
-    _paths: list[str]
-    _handles: dict[str, Handle]
-    _unbound: dict[str, tuple[int, ...]]
-
-    def _configure_rate(self, value: Any) -> Any:
-        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes but the variables: a copy is matched with its own variables (`match_unbound`)."""
@@ -54,14 +43,12 @@ class Copies:
 
     def __copy__(self) -> Self:
         """Return a copy for the same variables, with a copy of the state."""
-        new = object.__new__(type(self))
         shared = [self._options, self._rate_source, *(h.variable for h in self._handles.values())]
         if not isinstance(self._rule, Hooks):
             shared.append(self._rule)
         inner = {id(o): copy.copy(o) for o in getattr(self, "_inner", ())}
         # Deep, since attributes of a custom optimizer may be views. The copy needs views of its own state.
-        kept = copy.deepcopy(self.__getstate__(), {id(self): new} | {id(x): x for x in shared} | inner)
-        new.__setstate__(kept)
+        new = copy.deepcopy(self, {id(x): x for x in shared} | inner)
         keys = {id(h.variable): key for key, h in self._handles.items()}
         new.__dict__.update(_handles=dict(self._handles), _unbound=dict(self._unbound), _excluded=self._excluded)
         new.__dict__["_keys"].update(keys)

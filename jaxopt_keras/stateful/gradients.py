@@ -1,21 +1,19 @@
 """Gradients with respect to variables, in the place of TensorFlow's `GradientTape`."""
 
-import collections
 import contextlib
 import functools
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxopt_keras.stateful.scope import Scope
-from jaxopt_keras.stateful.variable import ArrayLike, as_array, value_of
-from jaxopt_keras.stateful.variable_kinds import Handle, KerasHandle, VariableHandle, handle
+from jaxopt_keras.stateful.variable import as_array, value_of
+from jaxopt_keras.stateful.variable_kinds import handle
 
 
 def value_and_grad(loss: Callable[..., Any], variables: Sequence[Any], *args: Any, has_aux: bool = False) -> Any:
@@ -47,13 +45,17 @@ def value_and_grad(loss: Callable[..., Any], variables: Sequence[Any], *args: An
     """
     if not callable(loss):
         raise TypeError(f"`loss` must be a function. Received: {type(loss).__name__}")
-    handles = checked_handles(variables)
+    check_traceable(variables)
     if not args:
-        return Traced(loss, handles, has_aux).eager()
+        return Traced(loss, variables, has_aux).eager()
     for leaf in jax.tree.leaves(args):
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
             raise TypeError(f"`args` must be pytrees of arrays. Received: {leaf!r} ({type(leaf).__name__}) among them")
-    return _cached_trace(loss, handles, has_aux).compiled(args)
+    try:
+        traced = _cached_trace(_Key(loss, variables, has_aux))
+    except TypeError:  # an unhashable callable
+        traced = Traced(loss, variables, has_aux)
+    return traced.compiled(args)
 
 
 def pullback(loss: Callable[[], Any], variables: Sequence[Any], grad_loss: Any = None) -> tuple[Any, list[Any]]:
@@ -64,11 +66,12 @@ def pullback(loss: Callable[[], Any], variables: Sequence[Any], grad_loss: Any =
         variables: a list of variables.
         grad_loss: an array of the loss's shape, or a number; None: 1, for a scalar loss.
     """
-    return Traced(loss, checked_handles(variables), has_aux=False, grad_loss=grad_loss).eager()
+    check_traceable(variables)
+    return Traced(loss, variables, has_aux=False, grad_loss=grad_loss).eager()
 
 
-def checked_handles(variables: Sequence[Any]) -> list[Handle]:
-    """Return the handles of variables, after checking that gradients with respect to them can be computed.
+def check_traceable(variables: Sequence[Any]) -> None:
+    """Check that gradients with respect to the variables can be computed.
 
     Raises:
         TypeError: if reads of a variable cannot be traced, or its values are not floats or complex numbers. ValueError:
@@ -76,28 +79,27 @@ def checked_handles(variables: Sequence[Any]) -> list[Handle]:
     """
     if not isinstance(variables, (list, tuple)):
         raise TypeError(f"`variables` must be a list of variables. Received: {type(variables).__name__}")
-    handles = [handle(v) for v in variables]
-    for h in handles:
-        if not isinstance(h, (VariableHandle, KerasHandle)):
+    for h in map(handle, variables):
+        if h.kind:
             raise TypeError(
                 f"`value_and_grad` cannot trace reads of a {type(h.variable).__name__}. Compute the gradients with "
                 "`jax.grad` of a function of arrays (`nnx.grad` for nnx), then call `apply_gradients`."
             )
         if not jnp.issubdtype(h.read().dtype, jnp.inexact):
             raise TypeError(f"`{h.path}` must be of floats or complex numbers. Received: dtype {h.read().dtype}")
-    given = {id(v) for v in variables}
+    given = {*map(id, variables)}
     for v in variables:
         if id(getattr(v, "buffer", None)) in given:
             raise ValueError(f"`{v.path}` is packed in `{v.buffer.path}`. Received: both of them. Pass only one.")
-    return handles
 
 
 class Traced:
     """A loss that reads variables, as a pure function of their values."""
 
-    def __init__(self, loss: Callable[..., Any], handles: list[Handle], has_aux: bool, grad_loss: Any = None) -> None:
-        self.loss, self.has_aux, self.grad_loss = loss, has_aux, grad_loss
-        self.variables = [h.variable for h in handles]
+    def __init__(
+        self, loss: Callable[..., Any], variables: Sequence[Any], has_aux: bool, grad_loss: Any = None
+    ) -> None:
+        self.loss, self.variables, self.has_aux, self.grad_loss = loss, [*variables], has_aux, grad_loss
         self.others: list[Any] = []  # other variables that the loss uses
         self.jitted = jax.jit(self._pure)
 
@@ -112,7 +114,7 @@ class Traced:
                 inputs = [v.value for v in self.variables], [v.value for v in self.others]
                 return self._assigned(*self.jitted(*inputs, args))
             except _UnmappedVariables as found:
-                self.others += found.variables
+                self.others += found.args[0]
                 self.jitted = jax.jit(self._pure)
 
     def _assigned(self, out: Any, written: dict[int, Any]) -> Any:
@@ -124,24 +126,24 @@ class Traced:
 
     def _pure(self, values: list[Any], others: list[Any], args: Any) -> tuple[Any, dict[int, Any]]:
         """Return ((loss[, aux]), gradients), and assigned values by index in `variables + others`."""
-        used: list[_JointScope] = []
+        read: set[int] = set()
 
         def run(values: list[Any]) -> Any:
-            mapped = zip(self.variables + (self.others if others else []), values + others, strict=True)
-            with _JointScope(list(mapped)) as scopes:
+            with _mapped(self.variables + (self.others if others else []), values + others) as scope:
                 out = self.loss(*args)
-            used.append(scopes)
-            unmapped = scopes.unmapped()
+            read.update(scope.read_ids)
+            unmapped = [*scope.unmapped.values()]
             if args and unmapped:
                 raise _UnmappedVariables(unmapped)
             if not args:
                 self.others = unmapped
+            known = enumerate(self.variables + self.others)
+            written = {i: scope.values[id(v)] for i, v in known if id(v) in scope.written}
             out, aux = _checked_pair(out) if self.has_aux else (out, None)
-            return _checked_loss(out), (jax.tree.map(value_of, aux), scopes.written(self.variables + self.others))
+            return _checked_loss(out), (jax.tree.map(value_of, aux), written)
 
         out, vjp, (aux, written) = jax.vjp(run, values, has_aux=True)
         (grads,) = vjp(self._cotangent(out))
-        read = used[0].read()
         grads = [g if id(v) in read else None for v, g in zip(self.variables, grads, strict=True)]
         return ((out, aux) if self.has_aux else out, grads), written
 
@@ -162,81 +164,41 @@ class Traced:
 
 
 class _UnmappedVariables(BaseException):  # not an Exception, which the loss might catch
-    """Raised while a loss is traced: it uses variables that are not inputs yet."""
-
-    def __init__(self, variables: list[Any]) -> None:
-        self.variables = variables
+    """Raised while a loss is traced: it uses variables, the argument, that are not inputs yet."""
 
 
-class _JointScope:
-    """A scope for variables of both kinds: a `Scope` for ours, a Keras scope for Keras's."""
-
-    def __init__(self, mapped: list[tuple[Any, Any]]) -> None:
-        ours = [(v, x) for v, x in mapped if isinstance(v, ArrayLike)]
-        self.ours = Scope([v for v, _ in ours], [x for _, x in ours])
-        self.all: list[Any] = [self.ours]
-        if "keras" in sys.modules:
-            self.all.append(_recording_scope()([(v, x) for v, x in mapped if not isinstance(v, ArrayLike)]))
-        self.stack = contextlib.ExitStack()
-
-    def __enter__(self) -> "_JointScope":
-        self.stack.enter_context(self.ours.active())
-        for scope in self.all[1:]:
-            self.stack.enter_context(scope)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.stack.close()
-
-    def unmapped(self) -> list[Any]:
-        """Return the variables that were used, but are not mapped."""
-        return [v for scope in self.all for v in scope.unmapped.values()]
-
-    def read(self) -> set[int]:
-        """Return the ids of the variables that were read."""
-        return {i for scope in self.all for i in scope.read_ids}
-
-    def written(self, variables: list[Any]) -> dict[int, Any]:
-        """Return the assigned values, by their variable's index in `variables`."""
-        values = {i: scope.values[i] for scope in self.all for i in scope.written}
-        return {i: values[id(v)] for i, v in enumerate(variables) if id(v) in values}
+@contextlib.contextmanager
+def _mapped(variables: list[Any], values: list[Any]) -> Iterator[Scope]:
+    """Map variables to values, Keras's variables too."""
+    scope = Scope(variables, values)
+    keras_scope = _keras_scope()(scope) if "keras" in sys.modules else contextlib.nullcontext()
+    with scope.active(), keras_scope:
+        yield scope
 
 
 @functools.cache
-def _recording_scope() -> Any:
-    """Return a Keras scope class that records used variables as `Scope` does. Keras is imported only here."""
+def _keras_scope() -> Any:
+    """Return a class of Keras scopes that map Keras's variables as a `Scope` does. Keras is imported only here."""
     import keras
 
-    class Recording(keras.StatelessScope):
-        def __init__(self, mapped: list[tuple[Any, Any]]) -> None:
-            super().__init__(state_mapping=mapped, initialize_variables=False)
-            self.read_ids: set[int] = set()
-            self.written: dict[int, Any] = {}
-            self.unmapped: dict[int, Any] = {}
-
-        @property
-        def values(self) -> dict[int, Any]:
-            return self.state_mapping
+    class KerasScope(keras.StatelessScope):
+        def __init__(self, scope: Scope) -> None:
+            super().__init__(initialize_variables=False)
+            self.scope = scope
 
         def get_current_value(self, variable: Any) -> Any:
-            self.read_ids.add(id(variable))
-            value = super().get_current_value(variable)
-            if value is not None:
-                return value
+            return self.scope.read(variable, self.outside)
+
+        def outside(self, variable: Any) -> Any:
             if variable._value is None:
                 raise ValueError(f"`{variable.path}` is created inside the loss. Build the model first: call it once.")
-            self.unmapped[id(variable)] = variable
             outer = self.original_scope
             return variable._value if outer is None else outer.get_current_value(variable)
 
         def add_update(self, update: tuple[Any, Any]) -> None:
-            variable, _ = update
-            if id(variable) not in self.state_mapping:
-                self.unmapped[id(variable)] = variable
-            self.written[id(variable)] = variable
-            super().add_update(update)
+            self.scope.write(*update)
 
-    return Recording
+    return KerasScope
 
 
 def _checked_pair(out: Any) -> tuple[Any, Any]:
@@ -248,54 +210,43 @@ def _checked_pair(out: Any) -> tuple[Any, Any]:
 
 def _checked_loss(out: Any) -> Any:
     """Return the output of a loss as an array of floats."""
-    array = as_array(out, "loss") if not isinstance(out, Tracer) else out
+    array = as_array(out, "loss")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`loss` must return a float. Received: dtype {array.dtype}")
     return array
 
 
-class _ByIdentity:
-    """A tuple that compares its elements by identity."""
-
-    def __init__(self, objects: tuple[Any, ...]) -> None:
-        self.objects = objects
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _ByIdentity) and list(map(id, self.objects)) == list(map(id, other.objects))
-
-    def __hash__(self) -> int:
-        return hash(tuple(map(id, self.objects)))
-
-
-def _function_key(loss: Callable[..., Any]) -> Any:
-    """Return a key of a function's code and of all that it refers to.
+class _Key:
+    """A loss with its variables, equal to another one of the same code that refers to the same objects.
 
     A lambda expression in a loop makes a new function in each iteration; their keys are equal.
     """
-    if not isinstance(loss, types.FunctionType):
-        return loss
-    keywords = loss.__kwdefaults__ or {}
-    references = [loss.__globals__, *(loss.__defaults__ or ()), *keywords, *keywords.values()]
-    for cell in loss.__closure__ or ():
-        try:
-            references.append(cell.cell_contents)
-        except ValueError:  # empty: the name has no value yet
-            references.append(cell)
-    return loss.__code__, _ByIdentity(tuple(references))
+
+    def __init__(self, loss: Callable[..., Any], variables: Sequence[Any], has_aux: bool) -> None:
+        self.arguments = loss, variables, has_aux
+        self.objects = [*variables]  # kept alive, so that no other object gets the identity of one of them
+        code: Any = loss
+        if isinstance(loss, types.FunctionType):
+            code, keywords = loss.__code__, loss.__kwdefaults__ or {}
+            self.objects += [loss.__globals__, *(loss.__defaults__ or ()), *keywords, *keywords.values()]
+            self.objects += map(_contents, loss.__closure__ or ())
+        self.identity = code, has_aux, *map(id, self.objects)
+
+    def __eq__(self, other: Any) -> bool:
+        return self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
 
 
-_cache: collections.OrderedDict[Any, Traced] = collections.OrderedDict()
-_CACHED = 128
-
-
-def _cached_trace(loss: Callable[..., Any], handles: list[Handle], has_aux: bool) -> Traced:
-    """Return the traced loss of an earlier call with the same function and variables, or a new one."""
-    key = (_function_key(loss), tuple(id(h.variable) for h in handles), has_aux)
+def _contents(cell: types.CellType) -> Any:
     try:
-        traced = _cache.pop(key, None) or Traced(loss, handles, has_aux)
-    except TypeError:  # an unhashable callable
-        return Traced(loss, handles, has_aux)
-    _cache[key] = traced
-    while len(_cache) > _CACHED:
-        _cache.popitem(last=False)
-    return traced
+        return cell.cell_contents
+    except ValueError:  # empty: the name has no value yet
+        return cell
+
+
+@functools.lru_cache(128)
+def _cached_trace(key: _Key) -> Traced:
+    """Return the traced loss of an earlier call with an equal key, or a new one."""
+    return Traced(*key.arguments)

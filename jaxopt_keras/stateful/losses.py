@@ -4,18 +4,15 @@ from collections.abc import Callable
 from types import NoneType
 from typing import Any
 
-from jaxopt_keras.language.options import Options
+from jaxopt_keras.stateful.attributes import Attributes
 from jaxopt_keras.stateful.gradients import pullback
 from jaxopt_keras.stateful.state_views import View
 from jaxopt_keras.stateful.validation import variable_list
 from jaxopt_keras.stateful.variable_kinds import handle
 
 
-class Losses:
+class Losses(Attributes):
     """Steps down the gradient of a loss, and the gradient itself."""
-
-    _options: Options
-    apply_gradients: Callable[..., View]
 
     def minimize(self, loss: Callable[[], Any], var_list: Any, grad_loss: Any = None, name: str | None = None) -> View:
         """Take one step down the gradient of `loss`.

@@ -5,34 +5,15 @@ replaced. Assigned values are kept next to the buffer and written into it when i
 buffer, does no work for single variables.
 """
 
-import functools
-import itertools
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.packing.trees import concatenate, unpack_buffer
+from jaxopt_keras.packing.trees import Packed, pack
 from jaxopt_keras.stateful.variable import ArrayLike, Variable, check_iterable
-
-
-class Slice(NamedTuple):
-    """The range of a buffer that holds one variable."""
-
-    path: str
-    offset: int
-    shape: tuple[int, ...]
-
-    def read(self, packed: Array) -> Array:
-        """Return the variable's array from the buffer's array."""
-        return _sliced(packed, self.offset, self.shape)
-
-    def write(self, packed: Array, value: Array) -> Array:
-        """Return the buffer's array with `value` in the place of the variable."""
-        return jax.lax.dynamic_update_slice(packed, jnp.ravel(value), (self.offset,))
 
 
 class Buffer(ArrayLike):
@@ -43,14 +24,10 @@ class Buffer(ArrayLike):
 
     def __init__(self, variables: Sequence[Variable], path: str) -> None:
         self.path, self.name, self.variables = path, path.rsplit("/", 1)[-1], tuple(variables)
-        values = [v.value for v in variables]
-        sizes = [math.prod(x.shape) for x in values]
-        offsets = itertools.accumulate(sizes[:-1], initial=0)
-        self.sizes = tuple(sizes)
-        self.slices = {
-            id(v): Slice(v.path, offset, x.shape) for v, offset, x in zip(variables, offsets, values, strict=True)
-        }
-        self._array = concatenate([jnp.array(x, copy=True).reshape(-1) for x in values])
+        packed = pack([jnp.copy(v.value) for v in variables])  # copies: a step donates the buffer
+        ((self._dtype, self._array),) = packed.buffers.items()
+        self._arrangement = packed.arrangement
+        self.parts = {id(v): part._replace(path=v.path) for v, part in zip(variables, packed.parts, strict=True)}
         self._cache: dict[int, Array] = {}  # id of a variable -> its array: sliced from the buffer, or assigned
         self._pending: set[int] = set()  # ids of assigned variables that `_array` does not contain yet
         for v in variables:
@@ -61,7 +38,7 @@ class Buffer(ArrayLike):
         key = id(variable)
         if key not in self._cache:
             with jax.ensure_compile_time_eval():  # a cached array must not be traced
-                self._cache[key] = self.slices[key].read(self._array)
+                self._cache[key] = self.parts[key].read(self._array)
         return self._cache[key]
 
     def write_slice(self, variable: Any, value: Array) -> None:
@@ -71,8 +48,10 @@ class Buffer(ArrayLike):
 
     def split(self, packed: Array) -> dict[int, Array]:
         """Split the buffer's array, which may be traced, into the variables' arrays, by the variables' ids."""
-        arrays = unpack_buffer(packed, self.sizes)
-        return {key: x.reshape(span.shape) for (key, span), x in zip(self.slices.items(), arrays, strict=True)}
+        return dict(zip(self.parts, self._packed(packed).unpack(), strict=True))
+
+    def _packed(self, array: Array) -> Packed:
+        return Packed({self._dtype: array}, [], self._arrangement)
 
     def _raw_value(self) -> Array:
         if self._pending:
@@ -82,12 +61,12 @@ class Buffer(ArrayLike):
 
     def _write_pending(self) -> None:
         """Write assigned values into the buffer."""
-        if len(self._pending) == len(self.slices):
-            self._array = _concatenated([self._cache[key] for key in self.slices])
+        if len(self._pending) == len(self.parts):
+            self._array = self._packed(self._array).like([self._cache[key] for key in self.parts]).buffers[self._dtype]
         else:
             self._array = jnp.copy(self._array)  # writes below are in place, and callers may hold the old array
             for key in self._pending:
-                self._array = _written(self._array, self._cache[key], self.slices[key].offset)
+                self._array = self.parts[key].write(self._array, self._cache[key], donate=True)
         self._pending.clear()
 
     def _store(self, value: Array) -> None:
@@ -150,18 +129,3 @@ def pack_variables(variables: Sequence[Variable]) -> list[Buffer]:
         seen.add(id(v))
         groups.setdefault(str(v.dtype), []).append(v)
     return [Buffer(group, f"packed/{dtype}") for dtype, group in groups.items()]
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _sliced(packed: Array, offset: Any, shape: tuple[int, ...]) -> Array:
-    return jax.lax.dynamic_slice(packed, (offset,), (math.prod(shape),)).reshape(shape)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _written(packed: Array, value: Array, offset: Any) -> Array:
-    return jax.lax.dynamic_update_slice(packed, value.reshape(-1), (offset,))
-
-
-@jax.jit
-def _concatenated(arrays: list[Array]) -> Array:
-    return concatenate([x.reshape(-1) for x in arrays])

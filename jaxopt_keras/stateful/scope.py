@@ -2,7 +2,7 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -20,31 +20,38 @@ class Scope:
         self.unmapped: dict[int, Any] = {}  # id -> variable: used within the scope, but not in its map
         self.parent: Scope | None = None  # the scope around this one, while this one is active
 
-    def read(self, variable: Any) -> Any:
-        """Return the value of a variable; of an unmapped one, its value outside the scope."""
-        key = id(variable)
+    def read(self, variable: Any, outside: Callable[[Any], Any] | None = None) -> Any:
+        """Return the value of a variable; of an unmapped one, its value outside the scope.
+
+        Args:
+            variable: the variable.
+            outside: reads that value; None: the scope around this one does, for our variables.
+        """
+        key, buffer = id(variable), getattr(variable, "buffer", None)
         self.read_ids.add(key)
         if key in self.values:
             return self.values[key]
-        if variable.buffer is None:
+        if buffer is None:
             self.unmapped[key] = variable
         else:
-            packed = self.read(variable.buffer)
-            if id(variable.buffer) in self.values:
+            packed = self.read(buffer)
+            if id(buffer) in self.values:
                 # Split into all variables at once: their gradient is then one concatenation.
-                self.values |= variable.buffer.split(packed)
+                self.values |= buffer.split(packed)
                 return self.values[key]
+        return (outside or self._outside)(variable)
+
+    def _outside(self, variable: Any) -> Any:
         return variable._safe_value() if self.parent is None else self.parent.read(variable)
 
     def write(self, variable: Any, value: Any) -> None:
         """Map `variable` to `value`, within this scope only."""
-        key = id(variable)
-        if variable.buffer is not None and key not in self.variables:
-            packed = self.read(variable.buffer)
-            self._set(variable.buffer, variable.buffer.slices[key].write(packed, value))
+        key, buffer = id(variable), getattr(variable, "buffer", None)
+        if buffer is not None and key not in self.variables:
+            self._set(buffer, buffer.parts[key].write(self.read(buffer), value))
             self.values[key] = value
             return
-        for packed_key in getattr(variable, "slices", ()):  # values that were read from the buffer's old value
+        for packed_key in getattr(variable, "parts", ()):  # values that were read from the buffer's old value
             self.values.pop(packed_key, None)
         self._set(variable, value)
 

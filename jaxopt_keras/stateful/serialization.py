@@ -82,7 +82,7 @@ def _class(name: str, module: str | None, custom_objects: dict[str, Any]) -> Any
     if name in custom_objects:
         return custom_objects[name]
     known = {cls.lower(): value for cls, value in (CLASSES | WRAPPERS).items()}
-    known |= {f: cls for f, cls in zip(FUNCTIONS, CLASSES.values(), strict=True)}  # schedule_free_adamw
+    known |= zip(FUNCTIONS, CLASSES.values(), strict=True)  # schedule_free_adamw
     package, _, short = name.rpartition(">")  # registered with Keras as "package>name"
     ours = (module or "keras").split(".")[0] in _LIBRARIES and package in ("", "jaxopt_keras")
     if not ours or short.lower() not in known:

@@ -25,7 +25,7 @@ from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, fiel
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.packed_variables import Buffer
-from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View, slots_of, with_slots, without_masked
+from jaxopt_keras.stateful.state_views import RATE, STEP, View, slots_of, with_slots, without_masked
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import as_array, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
@@ -56,20 +56,10 @@ class Exclusion(NamedTuple):
 class Settings(Transactions):
     """Settings of an optimizer: learning rate, hyperparameters, options, exclusions from weight decay."""
 
-    name: str
-    _rule: Any
-    _rate_source: Any  # a schedule, or a function without arguments; None: the number in state.hyperparams
     _rate_now: Callable[[Any], Any]
-    _options: Options
     _excluded: Exclusion
-    _handles: dict[str, Handle]
-    _custom_names: list[str]
     _views: dict[Any, Any]
     _stand_ins: dict[str, Any]
-    _kernel_cache: Any  # the kernel, or None; of a wrapper the kernels by those of its groups
-    view: Callable[[Place], View]
-    _handle: Callable[[Any], Handle]
-    _key: Callable[[Any], str]
     _invalidate_traces: Callable[[], None]
     _get_hyper: Callable[[str], Any]
     _set_hyper: Callable[[str, Any], None]

@@ -15,10 +15,10 @@ from jaxopt_keras.storage.blockwise import Blocks, dequantize, quantize
 from jaxopt_keras.storage.masters import MASTER
 
 Place = tuple[Any, ...]
-"""Address of an array: ("count",), ("hyperparams", name), ("scalars", name[, leaf]) or ("slots", path, name[, slice]).
+"""Address of an array: ("count",), ("hyperparams", name), ("scalars", name[, leaf]) or ("slots", path, name[, part]).
 
-The `slice` is the `Slice` of a packed variable: its range of the slot. The address of an array of an inner optimizer is
-(the number of that optimizer, the address in its state).
+The `part` is the `Part` of a packed variable: its range of the slot of the buffer. The address of an array of an inner
+optimizer is (the number of that optimizer, the address in its state).
 """
 
 STEP: Place = ("count",)

@@ -8,10 +8,11 @@ from typing import Any
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.packing.slots import unpack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.stateful.attributes import Attributes
 from jaxopt_keras.stateful.state_views import Place, without_masked
 
 
-class Transactions:
+class Transactions(Attributes):
     """State of an optimizer: reading and replacing it, and undoing failed changes."""
 
     _kept: State  # after a step its slots are packed, if that is faster

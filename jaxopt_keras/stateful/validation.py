@@ -54,15 +54,9 @@ def checked_gradient(g: Any, h: Handle) -> Any:
     shape = tuple(h.shape)
     if isinstance(g, jax.Array) and not isinstance(g, Tracer) and g.shape == shape:  # the usual case
         return g
-    g = value_of(g)
-    g = as_gradient(g, h.path)
-    if sparse.is_sparse(g):
-        refuse_traced(jax.tree.leaves(g)[0])
-        fits = sparse.fits(g, shape)
-    else:
-        refuse_traced(g)
-        fits = g.shape == shape
-    if not fits:
+    g = as_gradient(value_of(g), h.path)
+    refuse_traced(jax.tree.leaves(g)[0])
+    if not (sparse.fits(g, shape) if sparse.is_sparse(g) else g.shape == shape):
         raise ValueError(
             f"The gradient of `{h.path}` must have the variable's shape {shape}. Received: {sparse.shape_of(g)}"
         )

@@ -1,6 +1,7 @@
 """Variables: named arrays that can be assigned."""
 
-from collections import Counter
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,11 @@ from jax import Array
 from jax.core import Tracer
 
 from jaxopt_keras.stateful.scope import active_scope
+
+
+def _operators(names: str) -> list[Callable[..., Any]]:
+    """Return methods that call the array's methods of these names, without their underscores."""
+    return [_operator(f"__{name}__") for name in names.split()]
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -57,12 +63,8 @@ class ArrayLike:
             ValueError: if the shape differs. TypeError: if `value` is not numeric, is complex where the variable is
                 real, or is traced (inside `jit`, for example).
         """
-        value, current = as_array(value, self.path), self._scoped_value()
-        if value.shape != current.shape:
-            raise ValueError(f"`{self.path}` has shape {current.shape}. Received: a value of shape {value.shape}")
-        _check_real(value, current.dtype, self.path)
-        value = value.astype(current.dtype)
-        scope = active_scope()
+        current, scope = self._scoped_value(), active_scope()
+        value = _fitted(value, current, self.path, (current.shape,))
         if scope is not None:
             scope.write(self, value)
         elif isinstance(value, Tracer) and not isinstance(current, Tracer):
@@ -76,11 +78,15 @@ class ArrayLike:
 
     def assign_add(self, value: Any) -> Any:
         """Add `value` in place."""
-        return self.assign(self.value + _as_increment(value, self.value, self.path))
+        return self.assign(self.value + self._amount(value))
 
     def assign_sub(self, value: Any) -> Any:
         """Subtract `value` in place."""
-        return self.assign(self.value - _as_increment(value, self.value, self.path))
+        return self.assign(self.value - self._amount(value))
+
+    def _amount(self, value: Any) -> Array:
+        current = self._scoped_value()
+        return _fitted(value, current, self.path, ((), current.shape))
 
     def numpy(self) -> np.ndarray:
         """Return a NumPy copy."""
@@ -105,48 +111,19 @@ class ArrayLike:
     def __jax_array__(self) -> Any:
         return self.value
 
-    def __getitem__(self, key: Any) -> Any:
-        return self.value[key]
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.value)
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-    def __int__(self) -> int:
-        return int(self.value)
-
-    def __index__(self) -> int:
-        return self.value.__index__()
-
-    def __bool__(self) -> bool:
-        return bool(self.value)
-
-    def __format__(self, spec: str) -> str:
-        return format(self.value, spec)
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} path={self.path!r} shape={self.shape} dtype={self.dtype} value={self.value}>"
 
-    __add__, __radd__ = _operator("__add__"), _operator("__radd__")
-    __sub__, __rsub__ = _operator("__sub__"), _operator("__rsub__")
-    __mul__, __rmul__ = _operator("__mul__"), _operator("__rmul__")
-    __truediv__, __rtruediv__ = _operator("__truediv__"), _operator("__rtruediv__")
-    __floordiv__, __rfloordiv__ = _operator("__floordiv__"), _operator("__rfloordiv__")
-    __mod__, __rmod__ = _operator("__mod__"), _operator("__rmod__")
-    __pow__, __rpow__ = _operator("__pow__"), _operator("__rpow__")
-    __matmul__, __rmatmul__ = _operator("__matmul__"), _operator("__rmatmul__")
-    __and__, __rand__ = _operator("__and__"), _operator("__rand__")
-    __or__, __ror__ = _operator("__or__"), _operator("__ror__")
-    __xor__, __rxor__ = _operator("__xor__"), _operator("__rxor__")
-    __neg__, __pos__, __abs__ = _operator("__neg__"), _operator("__pos__"), _operator("__abs__")
-    __invert__, __round__ = _operator("__invert__"), _operator("__round__")
-    __lt__, __le__, __gt__, __ge__ = (_operator(f"__{name}__") for name in ("lt", "le", "gt", "ge"))
-    __eq__, __ne__ = _operator("__eq__"), _operator("__ne__")  # elementwise
+    __add__, __sub__, __mul__, __matmul__, __pow__ = _operators("add sub mul matmul pow")
+    __radd__, __rsub__, __rmul__, __rmatmul__, __rpow__ = _operators("radd rsub rmul rmatmul rpow")
+    __truediv__, __floordiv__, __mod__, __and__, __or__, __xor__ = _operators("truediv floordiv mod and or xor")
+    __rtruediv__, __rfloordiv__, __rmod__, __rand__, __ror__, __rxor__ = _operators(
+        "rtruediv rfloordiv rmod rand ror rxor"
+    )
+    __neg__, __pos__, __abs__, __invert__, __round__ = _operators("neg pos abs invert round")
+    __lt__, __le__, __gt__, __ge__, __eq__, __ne__ = _operators("lt le gt ge eq ne")  # elementwise
+    __getitem__, __len__, __iter__ = _operators("getitem len iter")
+    __float__, __int__, __index__, __bool__, __format__ = _operators("float int index bool format")
     __hash__ = object.__hash__  # by identity
 
 
@@ -202,14 +179,15 @@ def as_array(value: Any, name: str) -> Array:
         raise TypeError(f"`{name}` takes an array of numbers. Received: {type(value).__name__} ({error})") from None
 
 
-def _as_increment(value: Any, current: Array, path: str) -> Array:
-    """Convert `value` to an amount that can be added to `current`, the array of the variable at `path`.
+def _fitted(value: Any, current: Array, path: str, shapes: tuple[Any, ...]) -> Array:
+    """Convert `value` to the dtype of `current`, the array of the variable at `path`.
 
     Raises:
-        ValueError: if the shape does not fit. TypeError: if it is not numeric, or complex where `current` is real.
+        ValueError: if its shape is not one of `shapes`. TypeError: if it is not numeric, or complex where `current` is
+            real.
     """
     value = as_array(value, path)
-    if value.shape not in ((), current.shape):
+    if value.shape not in shapes:
         raise ValueError(f"`{path}` has shape {current.shape}. Received: a value of shape {value.shape}")
     _check_real(value, current.dtype, path)
     return value.astype(current.dtype)
@@ -221,13 +199,12 @@ def _check_real(value: Array, dtype: Any, path: str) -> None:
         raise TypeError(f"`{path}` is real ({dtype}). Received: a value of dtype {value.dtype}")
 
 
-_names: Counter[str] = Counter()
+_counts: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 
 
 def unique_name(stem: str) -> str:
     """Return `stem`, then `stem_1`, `stem_2`, ... on later calls: the names that Keras gives to unnamed objects."""
-    count = _names[stem]
-    _names[stem] += 1
+    count = next(_counts[stem])
     return f"{stem}_{count}" if count else stem
 
 

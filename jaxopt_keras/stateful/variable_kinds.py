@@ -3,7 +3,10 @@
 Variables of other libraries are recognised by their methods and modules; the libraries are not imported.
 """
 
+import functools
 import sys
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,12 +17,23 @@ from jaxopt_keras.stateful.variable import Variable
 
 
 class Handle:
-    """A variable of any library: its path, and how to read and write it."""
+    """A variable of any library: its path, and how to read and write it.
 
-    def __init__(self, variable: Any) -> None:
-        self.variable = variable
-        self.path: str = str(getattr(variable, "path", None) or getattr(variable, "name", None) or "variable")
-        self.name: str = str(getattr(variable, "name", None) or self.path)
+    Args:
+        variable: the variable.
+        read: returns the array.
+        write: replaces the array by one of the same shape and dtype.
+        kind: the path of a variable without a path, a name and a constraint: an nnx variable or a `jax.Ref`. None: ours
+            or Keras's.
+    """
+
+    def __init__(
+        self, variable: Any, read: Callable[[], Any], write: Callable[[Any], Any], kind: str | None = None
+    ) -> None:
+        self.variable, self.read, self.write, self.kind = variable, read, write, kind
+        name = kind or getattr(variable, "name", None)
+        self.path = str(kind or getattr(variable, "path", None) or name or "variable")
+        self.name = str(name or self.path)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -29,76 +43,13 @@ class Handle:
     def dtype(self) -> Any:
         return jnp.dtype(self.variable.dtype)
 
-    def read(self) -> Any:
-        """Return the array."""
-        return self.variable.value
-
-    def write(self, value: Any) -> None:
-        """Replace the array by one of the same shape and dtype."""
-        self.variable.assign(value)
+    @property
+    def constraint(self) -> Any:
+        return None if self.kind else getattr(self.variable, "constraint", None)
 
     def take(self) -> Any:
         """Return the array for a call that donates it: a copy, if there are other references to it."""
-        value = self.read()
-        return value if sys.getrefcount(value) <= _SOLE_REFERENCES else jnp.copy(value)
-
-    @property
-    def constraint(self) -> Any:
-        return getattr(self.variable, "constraint", None)
-
-
-class VariableHandle(Handle):
-    """Handle of a `Variable` or a `Buffer`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.variable._raw_value().shape
-
-    def read(self) -> Any:
-        return self.variable._raw_value()
-
-    def write(self, value: Any) -> None:
-        self.variable._store(value)
-
-
-class KerasHandle(Handle):
-    def write(self, value: Any) -> None:
-        self.variable._value = value  # `assign` would copy and convert
-
-
-class NnxHandle(Handle):
-    def __init__(self, variable: Any) -> None:
-        super().__init__(variable)
-        self.path = self.name = type(variable).__name__.lower()
-
-    def read(self) -> Any:
-        return self.variable.get_value()
-
-    def write(self, value: Any) -> None:
-        self.variable.set_value(value)
-
-    @property
-    def constraint(self) -> Any:
-        return None
-
-
-class RefHandle(Handle):
-    def __init__(self, variable: Any) -> None:
-        super().__init__(variable)
-        self.path = self.name = "ref"
-
-    def read(self) -> Any:
-        return self.variable[...]
-
-    def write(self, value: Any) -> None:
-        self.variable[...] = value
-
-    def take(self) -> Any:
-        return self.read()  # reading a Ref copies it
-
-    @property
-    def constraint(self) -> Any:
-        return None
+        return take(self.read)
 
 
 def handle(variable: Any) -> Handle:
@@ -107,44 +58,35 @@ def handle(variable: Any) -> Handle:
     Raises:
         TypeError: if `variable` is not a variable of a supported kind.
     """
-    module = type(variable).__module__
+    cls = type(variable)
     if isinstance(variable, (Variable, Buffer)):
-        return VariableHandle(variable)
+        return Handle(variable, variable._raw_value, variable._store)
     if isinstance(variable, jax.Ref):
-        return RefHandle(variable)
+        return Handle(variable, lambda: variable[...], functools.partial(variable.__setitem__, ...), "ref")
     if hasattr(variable, "get_value") and hasattr(variable, "set_value"):
-        return NnxHandle(variable)
-    if module.startswith("keras.") and hasattr(variable, "assign"):
-        return KerasHandle(variable)
+        return Handle(variable, variable.get_value, variable.set_value, cls.__name__.lower())
+    if cls.__module__.startswith("keras.") and hasattr(variable, "assign"):
+        # Not by `assign`, which would copy and convert.
+        return Handle(variable, lambda: variable.value, functools.partial(setattr, variable, "_value"))
     raise TypeError(
         "A variable must be a `jaxopt_keras.Variable`, a `keras.Variable` (JAX backend), a flax `nnx.Variable` or a "
-        f"`jax.Ref`. Received: {type(variable).__module__}.{type(variable).__name__}. Wrap an array: "
-        "`jaxopt_keras.Variable(array)`; for a pytree of arrays use the pure face, e.g. `jaxopt_keras.adam(...)`."
+        f"`jax.Ref`. Received: {cls.__module__}.{cls.__name__}. Wrap an array: `jaxopt_keras.Variable(array)`; for a "
+        "pytree of arrays use the pure face, e.g. `jaxopt_keras.adam(...)`."
     )
 
 
+def take(read: Callable[[], Any]) -> Any:
+    """Return the array that `read` returns for a call that donates it: a copy, if there are other references to it."""
+    value = read()
+    return value if sys.getrefcount(value) <= _SOLE_REFERENCES else jnp.copy(value)
+
+
 def _count_sole_references() -> int:
-    """Return the reference count that `Handle.take` sees when an array is referenced by its variable only."""
-
-    class Probe(Handle):
-        references = 0
-
-        def read(self) -> Any:
-            return self.variable.value
-
-        def take(self) -> Any:
-            value = self.read()
-            type(self).references = sys.getrefcount(value)
-            return value
-
-    class Holder:
-        path = name = "probe"
-
-        def __init__(self) -> None:
-            self.value = object()
-
-    Probe(Holder()).take()
-    return Probe.references
+    """Return the reference count that `take` sees when an array is referenced by its variable only."""
+    holder = SimpleNamespace(value=object())
+    read = lambda: holder.value
+    value = read()
+    return sys.getrefcount(value)
 
 
 _SOLE_REFERENCES = _count_sole_references()

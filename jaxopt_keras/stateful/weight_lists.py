@@ -1,7 +1,7 @@
 """An optimizer's state as lists: Keras 3's `variables`; tf.keras's `weights`, `get_weights` and `set_weights`."""
 
 import warnings
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxopt_keras.stateful.state_views import (
     Place,
-    View,
     device_put_like,
     keras_order,
     legacy_order,
@@ -17,6 +16,7 @@ from jaxopt_keras.stateful.state_views import (
     slot_groups,
     with_values,
 )
+from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import as_array, check_iterable
 from jaxopt_keras.storage.masters import MASTER
 
@@ -28,19 +28,8 @@ class Variables(list):
         return self
 
 
-class Weights:
+class Weights(Transactions):
     """State of an optimizer as lists of variables and of NumPy arrays."""
-
-    name: str
-    _state: Any
-    _put: Callable[[Any], None]
-    _rule: Any
-    _rate_source: Any
-    _paths: list[str]
-    _custom_names: list[str]
-
-    def view(self, place: Place) -> View:
-        raise NotImplementedError
 
     def places(self) -> list[Place]:
         """Return the addresses in the state of all `variables`."""
@@ -78,7 +67,7 @@ class Weights:
         if not self._paths:
             raise ValueError("`set_weights` needs a built optimizer. Call `build(variables)` first.")
         weights = [np.array(w) for w in check_iterable("weights", weights)]
-        places = _match_length(self._legacy_places(), len(weights))
+        places = self._of_length(self._legacy_places(), len(weights))
         if len(weights) != len(places):
             names = [self.view(place).name for place in places]
             raise ValueError(
@@ -98,7 +87,7 @@ class Weights:
         """Read what `save_own_variables` wrote. A store of another length is skipped with a warning, as in Keras."""
         if not hasattr(store, "keys"):
             raise TypeError(f"`store` must be a mapping. Received: store={store!r}")
-        places = _match_length(self.places(), len(store.keys()))
+        places = self._of_length(self.places(), len(store.keys()))
         if len(store.keys()) != len(places):
             warnings.warn(
                 f"Skipping the variables of optimizer {self.name!r}: it has {len(places)}, and the store has "
@@ -107,6 +96,11 @@ class Weights:
             )
             return
         self._store_all(places, [np.array(store[str(i)]) for i in range(len(places))])
+
+    def _of_length(self, places: list[Place], count: int) -> list[Place]:
+        """Return `places`; without those of master weights, which other libraries lack, if that gives `count`."""
+        plain = [place for place in places if self.view(place).place[2:] != (MASTER,)]
+        return plain if len(plain) == count else places
 
     def _state_with(self, places: list[Place], values: list[Any]) -> Any:
         """Return the state with `values` at `places`, cast to the present dtypes."""
@@ -130,21 +124,6 @@ class Weights:
 
     def _values_at(self, state: Any, places: list[Place]) -> list[Any]:
         return [read(state, place) for place in places]
-
-
-def _match_length(places: list[Place], count: int) -> list[Place]:
-    """Return `places`; without those of master weights, if that gives `count` of them.
-
-    Lists of other libraries have no master weights.
-    """
-    plain = [place for place in places if not _is_master(place)]
-    return plain if len(plain) == count else places
-
-
-def _is_master(place: Place) -> bool:
-    while isinstance(place[0], int):  # in an inner optimizer
-        place = place[1]
-    return place[0] == "slots" and place[2] == MASTER
 
 
 def _number_rank(dtype: Any) -> int:

@@ -53,7 +53,7 @@ class Theirs:
 
 
 def close(a, b, bar=2e-5):
-    """Within the bar of `jaxopt_keras.parity`: a part of the way that they went."""
+    """Within the bar of `benchmarks.parity`: a part of the way that they went."""
     for n in ORDER:
         tolerance = bar * np.max(np.abs(b[n] - PARAMS[n]))
         np.testing.assert_allclose(a[n], b[n], rtol=0, atol=tolerance, err_msg=n)

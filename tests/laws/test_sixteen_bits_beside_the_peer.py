@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 import jaxopt_keras as jk
+from benchmarks.parity.cases import Case, Terms
+from benchmarks.parity.histories import to_numpy
+from benchmarks.parity.keras import Keras
+from benchmarks.parity.optax import Optax
+from benchmarks.parity.oracle import Oracle
+from benchmarks.parity.peer import RULES
 from jaxopt_keras import Kernel, Options, checkpoint
 from jaxopt_keras.language.rule import fields_of
 from jaxopt_keras.optimizers import FUNCTIONS
-from jaxopt_keras.parity.__main__ import RULES
-from jaxopt_keras.parity.cases import Case, Terms
-from jaxopt_keras.parity.histories import to_numpy
-from jaxopt_keras.parity.keras import Keras
-from jaxopt_keras.parity.optax import Optax
-from jaxopt_keras.parity.oracle import Oracle
 
 STEPS, ROWS = 60, 64
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 import jaxopt_keras as jk
+from benchmarks.parity.peer import name_of
 from jaxopt_keras import IndexedSlices, Kernel, Options, Variable, rules, schedules
 from jaxopt_keras.language.rule import fields_of
 from jaxopt_keras.optimizers import FUNCTIONS, RULES
-from jaxopt_keras.parity.peer import name_of
 from tests.stateful.facade import CLASSES, everything, values
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}

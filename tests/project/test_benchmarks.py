@@ -16,11 +16,11 @@ from rich.console import Console
 from benchmarks import agreement, limits, memory, ours, problem, records, report, roofline, timing
 from benchmarks.__main__ import main
 from benchmarks.measure import AGAIN, grouped
+from benchmarks.parity.peer import load
 from benchmarks.peers import PEERS, optax
 from benchmarks.runs import Implementation, Wish
 from benchmarks.timing import LIMIT, Spread, Times
 from benchmarks.workloads import WORKLOADS
-from jaxopt_keras.parity.peer import load
 
 TINY = ["--scale", "0.004", "--seconds", "0.01", "--rounds", "2", "--no-memory"]
 

@@ -18,7 +18,7 @@ LAYERS = [
     ["stateful", "optimizers"],
     ["checkpoint", "history"],
     [""],  # the package itself
-    ["interop", "parity", "tools"],
+    ["interop"],
 ]
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(ROOT.rglob("*.py"))
@@ -40,6 +40,19 @@ def imported(path: pathlib.Path) -> set[str]:
             names = [a.name.split(".") for a in node.names]
             found |= {layer_of(tuple(n[1:])) for n in names if n[0] == "jaxopt_keras"}
     return found
+
+
+def roots(path: pathlib.Path) -> set[str]:
+    """The packages that a file imports, also inside its functions."""
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    names = [a.name for node in nodes if isinstance(node, ast.Import) for a in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_package_imports_nothing_that_only_a_checkout_has():
+    outside = {"benchmarks", "docs", "examples", "tests"}
+    assert not {path: found for path in FILES if (found := roots(path) & outside)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 import jaxopt_keras
+from docs.generator import stubs
 from jaxopt_keras import optimizers
 from jaxopt_keras.language.rule import Decay, Rule
-from jaxopt_keras.tools import stubs
 
 ROOT = pathlib.Path(jaxopt_keras.__file__).parent.parent
 WRITERS = [(stubs.PATH, stubs.stub), (stubs.KERAS, stubs.keras_stub)]
@@ -51,7 +51,7 @@ optimizer = jk.adam()  # wrong
 
 @pytest.mark.parametrize("path, stub", WRITERS)
 def test_a_stub_is_fresh(path, stub):
-    assert path.read_text() == stub(), "run `python -m jaxopt_keras.tools.stubs`"
+    assert path.read_text() == stub(), "run `python -m docs.generator.stubs`"
 
 
 def defined(stub: str) -> dict[str, ast.arguments]:

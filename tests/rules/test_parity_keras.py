@@ -1,13 +1,13 @@
-"""Every optimizer beside the Keras class of its name, in float32. How, and what for: `jaxopt_keras.parity`."""
+"""Every optimizer beside the Keras class of its name, in float32. How, and what for: `benchmarks.parity`."""
 
 import inspect
 
 import pytest
 
+from benchmarks.parity.comparison import compare
+from benchmarks.parity.keras import Keras
+from benchmarks.parity.peer import RULES
 from jaxopt_keras import Rule
-from jaxopt_keras.parity.__main__ import RULES
-from jaxopt_keras.parity.comparison import compare
-from jaxopt_keras.parity.keras import Keras
 
 keras = pytest.importorskip("keras")
 

@@ -1,16 +1,16 @@
 """Every rule's optax variant beside the optax function of its name, in float32; and torch's optimizers, where torch is.
 
-How, and what for: `jaxopt_keras.parity`.
+How, and what for: `benchmarks.parity`.
 """
 
 import pytest
 
+from benchmarks.parity.cases import difference, draw, run
+from benchmarks.parity.comparison import BAR, compare
+from benchmarks.parity.optax import Optax
+from benchmarks.parity.peer import RULES
+from benchmarks.parity.torch import Torch
 from jaxopt_keras import rules
-from jaxopt_keras.parity.__main__ import RULES
-from jaxopt_keras.parity.cases import difference, draw, run
-from jaxopt_keras.parity.comparison import BAR, compare
-from jaxopt_keras.parity.optax import Optax
-from jaxopt_keras.parity.torch import Torch
 
 WITHOUT = {"ftrl"}  # optax has none
 

@@ -2,7 +2,7 @@
 
 Sixty-four bits leave no room for a wrong formula to pass as rounding. `test_oracles.py` holds the references to Keras
 and optax; the float32 optimizers are the affair of the other parity tests. The last tests here are of the command
-`python -m jaxopt_keras.parity` itself.
+`python -m benchmarks.parity` itself.
 """
 
 import json
@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.parity import cases, comparison
+from benchmarks.parity.__main__ import main
+from benchmarks.parity.cases import Case, Terms
+from benchmarks.parity.histories import History, distance, relative
+from benchmarks.parity.oracle import Oracle
+from benchmarks.parity.peer import RULES
 from jaxopt_keras import Options
 from jaxopt_keras.engine.core import is_absent
 from jaxopt_keras.language.rule import fields_of
-from jaxopt_keras.parity import cases, comparison
-from jaxopt_keras.parity.__main__ import RULES, main
-from jaxopt_keras.parity.cases import Case, Terms
-from jaxopt_keras.parity.histories import History, distance, relative
-from jaxopt_keras.parity.oracle import Oracle
 
 BAR = 1e-12
 ODD = {"cube": (2, 3, 4), "zero": (3,), "empty": (0, 3)}
@@ -167,7 +168,7 @@ def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     arguments = ["--optimizer", "SGD", "ftrl", *SHORT, *(str(x) for pair in files.items() for x in pair)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("python -m jaxopt_keras.parity --optimizer SGD ftrl --peer oracle --seeds 1")
+    assert printed.startswith("python -m benchmarks.parity --optimizer SGD ftrl --peer oracle --seeds 1")
     assert "within its bar" in printed
     report = json.loads(files["--json"].read_text())
     assert [cell["optimizer"] for cell in report["cells"]] == ["SGD", "Ftrl"]
@@ -179,7 +180,7 @@ def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     main(["--optimizer", "SGD", *SHORT, "--markdown", str(page)])
     lines = page.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
-    assert "`python -m jaxopt_keras.parity --optimizer SGD --peer oracle --seeds 1 --steps 3`" in lines
+    assert "`python -m benchmarks.parity --optimizer SGD --peer oracle --seeds 1 --steps 3`" in lines
 
 
 def test_the_command_fails_where_a_bar_is_exceeded(monkeypatch, capsys):
@@ -196,9 +197,7 @@ def test_the_command_says_what_it_did_not_compare(monkeypatch, capsys):
     assert main(["--optimizer", "sgd", "--peer", "torch", *SHORT[2:]]) == 1  # nothing at all
 
 
-def test_the_command_says_that_the_references_come_with_a_checkout(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tests.oracles.loop", None)
+def test_the_command_says_that_there_is_no_reference(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tests.oracles.sgd", None)
     assert main(["--optimizer", "sgd", *SHORT]) == 1
-    printed = capsys.readouterr().out
-    assert "- oracle: the float64 references (tests/oracles) are in a checkout of the project" in printed
-    assert "run this from the root of a checkout" in printed
+    assert "- oracle: there is no tests/oracles/sgd.py" in capsys.readouterr().out

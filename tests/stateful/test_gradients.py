@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 import jaxopt_keras as jk
 from jaxopt_keras import value_and_grad
-from jaxopt_keras.stateful.gradients import _CACHED, _cache
+from jaxopt_keras.stateful.gradients import _cached_trace, _Key
 from jaxopt_keras.stateful.variable import ArrayLike
 from tests.stateful.facade import close, refused, same, two, unchanged, values
 
@@ -149,11 +149,12 @@ def test_the_cache_is_bounded():
     w = jk.Variable(1.0)
     for i in range(3):
         value_and_grad(lambda x, i=i: x * w * i, [w], jnp.float32(1))
-    assert len(_cache) <= _CACHED
-    for i in range(_CACHED + 1):
-        _cache[i] = None
+    limit = _cached_trace.cache_info().maxsize
+    assert limit and _cached_trace.cache_info().currsize <= limit
+    for i in range(limit + 1):
+        _cached_trace(_Key(lambda i=i: i, [], False))
     value_and_grad(lambda x: x * w, [w], jnp.float32(1))
-    assert len(_cache) == _CACHED
+    assert _cached_trace.cache_info().currsize == limit
 
 
 def test_any_callable_will_do():
@@ -169,7 +170,14 @@ def test_any_callable_will_do():
     class Unhashable(Loss):
         __hash__ = None
 
-    for loss in (Loss(), Loss().method, functools.partial(lambda y, x: x * y * w, 1.0), Unhashable(), jax.jit(Loss())):
+    for loss in (
+        Loss(),
+        Loss().method,
+        Unhashable().method,
+        functools.partial(lambda y, x: x * y * w, 1.0),
+        Unhashable(),
+        jax.jit(Loss()),
+    ):
         for _ in range(2):
             assert float(value_and_grad(loss, [w], jnp.float32(3))[1][0]) == 3
 
@@ -227,6 +235,22 @@ def test_a_model_of_keras_trains():
         optimizer.minimize(lambda: loss(x, y), lambda: model.trainable_variables)
     concrete(*model.variables)
     assert optimizer.iterations == 22
+
+
+@pytest.mark.parametrize("batch", [(), (2.0,)], ids=["closure", "batch"])
+def test_a_scope_of_keras_around_the_call(batch):
+    """It maps what the loss reads, and takes what the loss assigns."""
+    w, scale, ours = keras.Variable(np.float32(1)), keras.Variable(np.float32(2)), jk.Variable(3.0)
+
+    def loss(x=2.0):
+        scale.assign(scale.value * 2)
+        return w.value * scale.value * ours * x
+
+    with keras.StatelessScope([(scale, jnp.float32(5)), (w, jnp.float32(7))]) as scope:
+        value, (g, ours_too) = value_and_grad(loss, [w, ours], *batch)
+        assert [float(value), float(g), float(ours_too)] == [7 * 10 * 3 * 2, 10 * 3 * 2, 7 * 10 * 2]
+        assert float(scope.get_current_value(scale)) == 10
+    assert [float(x) for x in values([w, scale, ours])] == [1, 2, 3]
 
 
 def test_a_model_made_inside_the_loss_is_refused():

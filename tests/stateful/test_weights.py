@@ -376,3 +376,18 @@ def test_a_step_warns_of_nothing():
         optimizer = jk.Optimizer.from_rule(RMSprop(momentum=0.5), use_ema=True)
         optimizer.apply(some_grads(), two())
         close(optimizer.get_weights()[0], 1)
+
+
+@pytest.mark.parametrize("outer", [lambda o: o, jk.LossScaleOptimizer], ids=["plain", "wrapped"])
+def test_lists_without_master_weights(outer):
+    """Lists of other libraries have none: all other arrays are set, and the master weights are kept."""
+    w = jk.Variable(np.ones((2, 3)), dtype="bfloat16", name="w")
+    optimizer = outer(jk.Adam(0.1, master_weights="bf16+16"))
+    optimizer.apply([jnp.full((2, 3), 0.3, jnp.bfloat16)], [w])
+    is_master = [view.name == "w_master" for view in optimizer.weights]
+    assert sum(is_master) == 1
+    before = optimizer.get_weights()
+    optimizer.set_weights([x + 1 for x, left_out in zip(before, is_master, strict=True) if not left_out])
+    same(optimizer.get_weights(), [x if left_out else x + 1 for x, left_out in zip(before, is_master, strict=True)])
+    optimizer.set_weights(before)
+    same(optimizer.get_weights(), before)

@@ -1,4 +1,4 @@
-"""Written by `python -m jaxopt_keras.tools.stubs`, from the rules. Not by hand."""
+"""Written by `python -m docs.generator.stubs`, from the rules. Not by hand."""
 
 # fmt: off
 from collections.abc import Callable, Sequence

@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from jaxopt_keras.stateful.state_views import Place
-from jaxopt_keras.stateful.variable_kinds import Handle
+from jaxopt_keras.stateful.variable_kinds import take
 from jaxopt_keras.storage.blockwise import Blocks
 
 
@@ -80,13 +80,8 @@ class StateVariable(keras.Variable):
     def copy_if_referenced(self) -> None:
         """Copies the array if a caller has read it and may still hold it: the next step donates it."""
         if self.referenced:
-            self._value = _ValueHandle(self).take()
+            self._value = take(lambda: self._value)
             self.referenced = False
-
-
-class _ValueHandle(Handle):
-    def read(self) -> Any:
-        return self.variable._value
 
 
 class Layout:

@@ -3,7 +3,7 @@
 import contextlib
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxopt_keras.language.rule import Field, Number, as_scalar
 from jaxopt_keras.stateful.copies import deduplicated
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.stand_ins import stand_in
-from jaxopt_keras.stateful.state_views import OPTION_SLOTS, Place, View, has, slot_groups, slots_of, with_slots
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, has, slot_groups, slots_of, with_slots
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import handle
@@ -26,21 +26,6 @@ HOOKS = ("update_step", "_resource_apply_dense", "_resource_apply_sparse")
 
 class Custom(Transactions):
     """API for user-defined optimizers: slots, variables, hyperparameters, hooks."""
-
-    name: str
-    built: bool
-    _rule: Any
-    _paths: list[str]
-    _custom_names: list[str]
-    _handles: dict[str, Any]
-    _keys: dict[int, str]
-    _kernel_cache: Any
-    view: Callable[[Place], View]
-    learning_rate: Any
-    _rate_config: Callable[[], Any]
-    _key: Callable[[Any], str]
-    _register: Callable[[list[Any]], list[str]]
-    build: Callable[[Any], None]
 
     # --- slots and variables ----------------------------------------------------------------------------------------
 
@@ -87,7 +72,7 @@ class Custom(Transactions):
         if slot_name not in slots:
             raise KeyError(f"`{key}` has no slot `{slot_name}`. Its slots: {sorted(slots)}")
         place = ("slots", key, slot_name)
-        return self.view(place if shared is None else (*place, shared.slices[id(var)]))
+        return self.view(place if shared is None else (*place, shared.parts[id(var)]))
 
     def get_slot_names(self) -> list[str]:
         """Return the names of all slots: the rule's and a subclass's, then those of `use_ema` and accumulation."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Core, Layout, Now, Slots
 from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.language.sparse import scatter_sum
 from jaxopt_keras.stateful.scope import Scope
 
 
@@ -48,11 +49,9 @@ class Hooks(Core):
         scope = Scope([*variables, *views.values()], [*params, *values.values()])
         with self.optimizer.hooks_running(), scope.active():
             called = {k: (g, v) for k, g, v in zip(paths, grads, variables, strict=True) if g is not None}
-            for path in sorted(
-                called, key=self.optimizer._paths.index
-            ):  # in the order of registration: a tree of parameters is sorted
-                g, variable = called[path]
-                self._call(g, variable, self.optimizer.view(("hyperparams", "learning_rate")).value)
+            # In the order of registration: a tree of parameters is sorted.
+            for path in sorted(called, key=self.optimizer._paths.index):
+                self._call(*called[path], self.optimizer.view(("hyperparams", "learning_rate")).value)
         if scope.unmapped:
             names = [v.path for v in scope.unmapped.values()]
             raise ValueError(
@@ -70,10 +69,10 @@ class Hooks(Core):
     def _call(self, g: Any, variable: Any, rate: Any) -> None:
         """Call the hook of the optimizer's generation for one variable."""
         optimizer = self.optimizer
-        if isinstance(g, Rows) and hasattr(optimizer, "_resource_apply_sparse"):
-            _call(optimizer._resource_apply_sparse, g.values, variable, g.indices)
-            return
-        g = _dense(g, variable)
+        if isinstance(g, Rows):
+            if hasattr(optimizer, "_resource_apply_sparse"):
+                return _call(optimizer._resource_apply_sparse, g.values, variable, g.indices)
+            g = scatter_sum(g.values, g.indices, variable.shape)
         if hasattr(optimizer, "_resource_apply_dense"):
             _call(optimizer._resource_apply_dense, g, variable)
         elif hasattr(optimizer, "update_step"):
@@ -83,13 +82,6 @@ class Hooks(Core):
                 f"{type(optimizer).__name__} needs `update_step(self, gradient, variable, learning_rate)`, or TF 2's "
                 "`_resource_apply_dense(self, grad, var)`."
             )
-
-
-def _dense(g: Any, variable: Any) -> Any:
-    """Convert a gradient of rows to an array of the variable's shape."""
-    if not isinstance(g, Rows):
-        return g
-    return jnp.zeros(variable.shape, g.values.dtype).at[g.indices].add(g.values, mode="drop")
 
 
 def _call(hook: Callable[..., Any], *args: Any) -> None:

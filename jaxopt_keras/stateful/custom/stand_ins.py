@@ -25,25 +25,21 @@ class StandIn(ArrayLike):
         return stand_in, (self.optimizer, self.path)
 
 
-class Tf2Typed(ArrayLike):
-    """A mixin: `dtype` has TF's attribute `base_dtype`."""
+class Tf2StandIn(StandIn):
+    """A stand-in whose `dtype` has TF's attribute `base_dtype`."""
 
     @property
     def dtype(self) -> Any:
         return Tf2DType(super().dtype)
 
 
-class Tf2StandIn(Tf2Typed, StandIn):
-    """A stand-in with a TF dtype."""
-
-
 def stand_in(optimizer: Any, path: str) -> StandIn:
     """Return the stand-in for the variable at `path`. There is only one: a scope identifies variables by `id`."""
     stand_ins = optimizer.__dict__.setdefault("_stand_ins", {})
     if path not in stand_ins:
-        new = (Tf2StandIn if hasattr(optimizer, "_resource_apply_dense") else StandIn)(optimizer, path)
-        stand_ins[path] = new
-        optimizer.__dict__.setdefault("_keys", {})[id(new)] = path
+        cls = Tf2StandIn if hasattr(optimizer, "_resource_apply_dense") else StandIn
+        stand_ins[path] = cls(optimizer, path)
+        optimizer.__dict__.setdefault("_keys", {})[id(stand_ins[path])] = path
     return stand_ins[path]
 
 

@@ -1,4 +1,4 @@
-"""Writes the type stubs of `optimizers` and `interop.keras`: `python -m jaxopt_keras.tools.stubs`.
+"""Writes the type stubs of `optimizers` and `interop.keras`: `python -m docs.generator.stubs`.
 
 A signature lists its rule's own arguments, in Keras's order. The common options are one TypedDict, `CommonOptions`.
 """
@@ -9,16 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jaxopt_keras import optimizers
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.optimizers import FUNCTIONS, RULES, parameters
 
-PACKAGE = Path(__file__).parent.parent
+PACKAGE = Path(optimizers.__file__).parent
 PATH = PACKAGE / "optimizers.pyi"
 KERAS = PACKAGE / "interop" / "keras" / "__init__.pyi"
 WIDTH = 120
 
-HEAD = '''"""Written by `python -m jaxopt_keras.tools.stubs`, from the rules. Not by hand."""
+HEAD = '''"""Written by `python -m docs.generator.stubs`, from the rules. Not by hand."""
 
 # fmt: off
 import inspect
@@ -48,7 +49,7 @@ class CommonOptions(TypedDict, total=False):
 
 '''
 
-HEAD_OF_KERAS = '''"""Written by `python -m jaxopt_keras.tools.stubs`, from the rules. Not by hand."""
+HEAD_OF_KERAS = '''"""Written by `python -m docs.generator.stubs`, from the rules. Not by hand."""
 
 # fmt: off
 from collections.abc import Callable, Sequence

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from benchmarks.parity.cases import Case, Rate, Terms
+from benchmarks.parity.histories import History
+from jaxopt_keras import optimizers
 from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.parity.cases import Case, Rate, Terms
-from jaxopt_keras.parity.histories import History
 
 
 class Absent(Exception):
@@ -54,6 +55,9 @@ def name_of(optimizer: type[Rule]) -> str:
     return optimizer.__module__.rpartition(".")[2]
 
 
+RULES: dict[str, type[Rule]] = {name_of(rule): rule for rule in optimizers.RULES.values()}
+
+
 def times(factor: float, rate: Rate) -> Rate:
     return (lambda count: factor * rate(count)) if callable(rate) else factor * rate
 
@@ -65,15 +69,11 @@ def default_promotion() -> Iterator[None]:
         yield
 
 
-def no_arguments() -> dict[str, Any]:
-    return {}
-
-
 class Agreement(NamedTuple):
     """The conditions under which a peer's optimizer computes the same as ours."""
 
     # Converts those of our arguments that need more than another name.
-    convert: Callable[..., dict[str, Any]] = no_arguments
+    convert: Callable[..., dict[str, Any]] = lambda: {}
     pinned: Mapping[str, Any] = {}  # arguments of ours with a fixed value
     scheduled: bool = True
     variant: str = "optax"

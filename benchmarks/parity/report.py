@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from jaxopt_keras.parity.comparison import Cell
+from benchmarks.parity.comparison import Cell
 
 
 class Report(NamedTuple):

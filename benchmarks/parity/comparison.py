@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from benchmarks.parity.cases import Case, difference, draw, run
+from benchmarks.parity.histories import History
+from benchmarks.parity.oracle import Oracle
+from benchmarks.parity.peer import Absent, Peer
 from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.parity.cases import Case, difference, draw, run
-from jaxopt_keras.parity.histories import History
-from jaxopt_keras.parity.oracle import Oracle
-from jaxopt_keras.parity.peer import Absent, Peer
 
 BAR = 2e-5
 BARS = {"Muon": 2e-4}  # the Newton-Schulz iteration amplifies rounding

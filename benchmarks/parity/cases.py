@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.parity.histories import Arrays, History, distance, relative, to_numpy
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Field, Rule, fields_of
-from jaxopt_keras.parity.histories import Arrays, History, distance, relative, to_numpy
 from jaxopt_keras.pure.kernel import Kernel
 
 Rate = float | Callable[[Any], Any]  # a schedule is a function of the number of updates

@@ -1,4 +1,4 @@
-"""The command `python -m jaxopt_keras.parity`."""
+"""The command `python -m benchmarks.parity`."""
 
 import argparse
 import importlib
@@ -11,16 +11,14 @@ from pathlib import Path
 
 import jax
 
-from jaxopt_keras import optimizers
-from jaxopt_keras.parity.comparison import compare
-from jaxopt_keras.parity.keras import Keras
-from jaxopt_keras.parity.optax import Optax
-from jaxopt_keras.parity.oracle import Oracle
-from jaxopt_keras.parity.peer import Absent, Peer, name_of
-from jaxopt_keras.parity.report import Report, aligned, texts
-from jaxopt_keras.parity.torch import Torch
+from benchmarks.parity.comparison import compare
+from benchmarks.parity.keras import Keras
+from benchmarks.parity.optax import Optax
+from benchmarks.parity.oracle import Oracle
+from benchmarks.parity.peer import RULES, Absent, Peer
+from benchmarks.parity.report import Report, aligned, texts
+from benchmarks.parity.torch import Torch
 
-RULES = {name_of(rule): rule for rule in optimizers.RULES.values()}
 MARK = "<!-- parity -->"
 PEERS: dict[str, Callable[[], Peer]] = {"keras": Keras, "optax": Optax, "torch": Torch, "oracle": Oracle}
 
@@ -41,33 +39,25 @@ def versions(peers: Mapping[str, Peer | Absent]) -> dict[str, str]:
     return ours | {name: peer.version for name, peer in peers.items() if not isinstance(peer, Absent)}
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, str]:
+    """Return the values of the arguments, and the command line without the files, which do not change the table."""
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, with the worst cases' settings")
+    files.add_argument("--markdown", type=Path, metavar="FILE", help=f"write the table, between lines {MARK} if any")
+    command = shlex.join(["python", "-m", "benchmarks.parity", *files.parse_known_args(arguments)[1]])
     parser = argparse.ArgumentParser(
-        prog="python -m jaxopt_keras.parity",
+        prog="python -m benchmarks.parity",
         description="Compares every optimizer with Keras, optax, torch and float64, and prints the greatest "
         "differences, relative to the distance travelled. Exits with 1 if one exceeds its bar.",
+        parents=[files],
+        allow_abbrev=False,
     )
     names = list(RULES)
     parser.add_argument("--optimizer", nargs="+", type=str.lower, choices=names, default=names, metavar="NAME")
     parser.add_argument("--peer", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5, help="how many random cases for each optimizer and peer")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all numbers, with the settings of the worst cases"
-    )
-    parser.add_argument(
-        "--markdown",
-        type=Path,
-        metavar="FILE",
-        help="write the table; if the page has two lines <!-- parity -->, between them",
-    )
-    return parser.parse_args(arguments)
-
-
-def command(arguments: Sequence[str]) -> str:
-    """The command line without the output files, which do not change the table."""
-    files = {i + j for i, argument in enumerate(arguments) for j in (0, 1) if argument in ("--json", "--markdown")}
-    return shlex.join(["python", "-m", "jaxopt_keras.parity", *(a for i, a in enumerate(arguments) if i not in files)])
+    return parser.parse_args(arguments), command
 
 
 def page_with(table: str, path: Path) -> str:
@@ -77,9 +67,9 @@ def page_with(table: str, path: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    chosen = parse(arguments)
+    chosen, command = parse(arguments)
     peers = {name: make_peer(name) for name in chosen.peer}
-    report = Report(command(arguments), versions(peers), list(peers), [])
+    report = Report(command, versions(peers), list(peers), [])
     print(f"{report.command}\n{report.about}\n\n{aligned(['optimizer', *peers, 'bar'])}")
     for name in chosen.optimizer:
         row = [compare(RULES[name], n, peer, range(chosen.seeds), chosen.steps) for n, peer in peers.items()]

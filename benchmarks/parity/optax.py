@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks.parity.cases import CLIPS, Case, Terms
+from benchmarks.parity.histories import History, to_numpy
+from benchmarks.parity.peer import Absent, Agreement, Dialect, default_promotion, load, name_of, times
 from jaxopt_keras.language.rule import Rule, fields_of
-from jaxopt_keras.parity.cases import CLIPS, Case, Terms
-from jaxopt_keras.parity.histories import History, to_numpy
-from jaxopt_keras.parity.peer import Absent, Agreement, Dialect, default_promotion, load, name_of, times
 
 # Optimizers that are missing here need no translation: the function in optax has the same name.
 OPTAX = {

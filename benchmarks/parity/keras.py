@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.parity.cases import Case, Rate, Terms
+from benchmarks.parity.histories import Arrays, History, to_numpy
+from benchmarks.parity.peer import Absent, default_promotion, load, parameters_of
 from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.parity.cases import Case, Rate, Terms
-from jaxopt_keras.parity.histories import Arrays, History, to_numpy
-from jaxopt_keras.parity.peer import Absent, default_promotion, load, parameters_of
 
 
 class Keras:

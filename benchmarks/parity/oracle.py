@@ -1,28 +1,21 @@
-"""The tests' float64 references as a peer. They are not in the installed package."""
+"""The tests' float64 references as a peer."""
 
 from typing import Any
 
 import numpy as np
 
+from benchmarks.parity.cases import Case, Terms
+from benchmarks.parity.histories import History
+from benchmarks.parity.peer import Absent, load, name_of
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Rule, fields_of
-from jaxopt_keras.parity.cases import Case, Terms
-from jaxopt_keras.parity.histories import History
-from jaxopt_keras.parity.peer import Absent, load, name_of
+from tests.oracles import loop
 
 
 class Oracle:
-    """The tests' float64 references in NumPy, for both variants."""
+    """The float64 references of `tests/oracles` in NumPy, for both variants."""
 
-    def __init__(self) -> None:
-        try:
-            self.loop = load("tests.oracles.loop")
-        except Absent:
-            raise Absent(
-                "the float64 references (tests/oracles) are in a checkout of the project, not in the installed "
-                "package: run this from the root of a checkout"
-            ) from None
-        self.version = f"float64 on NumPy {np.__version__}"
+    version = f"float64 on NumPy {np.__version__}"
 
     def module(self, optimizer: type[Rule]) -> Any:
         name = name_of(optimizer)
@@ -43,4 +36,4 @@ class Oracle:
         options = dict(case.options)
         excluded = options.pop("exclude_from_weight_decay", ())
         arguments = options | case.hyper | {"exclude": excluded, "variant": case.variant}
-        return self.loop.Loop(self.module(case.optimizer), case.params, case.rate, **arguments)
+        return loop.Loop(self.module(case.optimizer), case.params, case.rate, **arguments)

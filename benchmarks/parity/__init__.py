@@ -1,6 +1,6 @@
 """Measures the differences of this library from Keras, optax, torch and float64: one command, one table.
 
-    python -m jaxopt_keras.parity [--optimizer NAME ...] [--peer NAME ...] [--steps 60] [--seeds 5]
+    python -m benchmarks.parity [--optimizer NAME ...] [--peer NAME ...] [--steps 60] [--seeds 5]
 
 Every optimizer and its counterpart run in float32 with the same initial parameters, the same gradients, and the same
 random settings (hyperparameters, weight decay, a clip, an average that overwrites, a loss scale, a schedule,

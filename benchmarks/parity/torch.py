@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from benchmarks.parity.cases import Case, Terms
+from benchmarks.parity.histories import History, to_numpy
+from benchmarks.parity.peer import Absent, Agreement, Dialect, load
 from jaxopt_keras.language.rule import Rule, fields_of
-from jaxopt_keras.parity.cases import Case, Terms
-from jaxopt_keras.parity.histories import History, to_numpy
-from jaxopt_keras.parity.peer import Absent, Agreement, Dialect, load
 
 
 def betas(beta_1: float, beta_2: float) -> dict[str, Any]:

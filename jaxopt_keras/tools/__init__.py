@@ -1,1 +1,0 @@
-"""Development tools: type stubs."""
