@@ -1,9 +1,10 @@
 """Optimizers for JAX: pure kernels and Keras-style classes over one implementation."""
 
+import importlib as _importlib
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-from jaxopt_keras import checkpoint as checkpoint
-from jaxopt_keras import history as history
 from jaxopt_keras import optimizers as optimizers
 from jaxopt_keras import schedules as schedules
 from jaxopt_keras.engine.plan import nbytes as nbytes
@@ -32,3 +33,20 @@ from jaxopt_keras.stateful.variable import Variable as Variable
 # Older import paths of the modules that rules use, which are now in `language` and `pure`.
 for _name, _module in {"rule": "language.rule", "numerics": "language.numerics", "sharding": "pure.sharding"}.items():
     _sys.modules[f"jaxopt_keras.{_name}"] = _sys.modules[f"jaxopt_keras.{_module}"]
+
+# No step needs these rooms: they are imported when they are first read.
+_LAZY = ("checkpoint", "history")
+
+if _TYPE_CHECKING:
+    from jaxopt_keras import checkpoint as checkpoint
+    from jaxopt_keras import history as history
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LAZY:
+        return _importlib.import_module(f"jaxopt_keras.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

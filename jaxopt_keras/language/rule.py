@@ -299,6 +299,7 @@ class Rule(Hyperparameters):
         super().__init_subclass__(**kwargs)
 
     @classmethod
+    @functools.cache
     def slots(cls) -> dict[str, Slot]:
         """Return the declaration of each slot of `State`."""
         hints = typing.get_type_hints(cls.State, include_extras=True)

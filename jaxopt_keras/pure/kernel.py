@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jax.sharding import SingleDeviceSharding
 
 from jaxopt_keras.engine.compiled import Compiled, call_donating, shared
 from jaxopt_keras.engine.core import Core, Program
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.cores.leafwise import Leafwise
+from jaxopt_keras.engine.initial_state import initial_state
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import plain_programs
 from jaxopt_keras.engine.programs.partitioned import partition_of, warn_of_unused
@@ -240,13 +240,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         if partition := partition_of(self.program):
             warn_of_unused(partition, params)
         try:
-            leaves = jax.tree.leaves(params)
-            if any(isinstance(p, jax.ShapeDtypeStruct) for p in leaves):
-                state = jax.eval_shape(self.compiled.init, params, hyper)
-            elif all(map(_is_on_one_device, leaves)):
-                state = self.compiled.init_on_one_device(params, hyper)
-            else:
-                state = self.compiled.init(params, hyper)
+            state = initial_state(self.skeleton, self.compiled, params, hyper)
         except TypeError as error:
             raise explained(error, params=params) from error
         injected = self.program.injected(hyper)
@@ -348,7 +342,3 @@ def _called(run: Any, first: Any, state: State, third: Any, hyper: Any, **trees:
     except TypeError as error:
         raise explained(error, **trees) from error
     return result, moved._replace(hyperparams=state.hyperparams)
-
-
-def _is_on_one_device(p: Any) -> bool:
-    return isinstance(p, jax.Array) and not isinstance(p, Tracer) and isinstance(p.sharding, SingleDeviceSharding)

@@ -48,6 +48,22 @@ def test_neither_the_import_nor_a_step_brings_in_what_it_does_not_need(steps):
     assert not [name for name in new if name.startswith(NEVER)]
 
 
+@pytest.mark.parametrize("room", ["checkpoint", "history"])
+def test_rooms_that_no_step_needs_are_imported_when_they_are_read(room):
+    loaded = f"[name for name in sys.modules if name.startswith('jaxopt_keras.{room}')]"
+    fresh(f"{IMPORT}{STEPS}assert not {loaded}; assert '{room}' in dir(jk)\njk.{room}.__doc__; assert {loaded}")
+    fresh(f"from jaxopt_keras import {room}; import jaxopt_keras.{room}")
+    fresh("import jaxopt_keras as jk\ntry: jk.absent\nexcept AttributeError as e: assert \"'absent'\" in str(e)")
+
+
+def test_no_other_room_is_imported():
+    """A room that every import loads costs every program its time: checkpoints, histories and bridges load later."""
+    rooms = {name.split(".")[1] for name in fresh(IMPORT + STEPS + SHOW) if name.startswith("jaxopt_keras.")}
+    faces = {"pure", "stateful", "optimizers"}
+    older_paths = {"numerics", "rule", "sharding"}
+    assert rooms == {"language", "rules", "schedules", "storage", "packing", "engine"} | faces | older_paths
+
+
 def test_the_import_brings_in_no_other_library():
     others = {name.split(".")[0] for name in fresh(IMPORT + SHOW)} - sys.stdlib_module_names
     assert others <= {"jaxopt_keras", "jax"}
