@@ -26,7 +26,7 @@ from benchmarks.records import Record, Row
 from benchmarks.runs import Implementation, Wish
 from benchmarks.ways import candidates
 from benchmarks.workloads import WORKLOADS
-from jaxopt_keras.language.options import FORMATS
+from jaxopt_keras.language.option_values import FORMATS
 
 ROOT = Path(__file__).parent.parent
 QUICK = {"scale": 0.01, "seconds": 0.3, "rounds": 5, "memory": False}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxopt_keras import rules
-from jaxopt_keras.language.options import EXTRAS, Options, refuse_unknown
+from jaxopt_keras.language.options import EXTRAS, KERAS, Options, refuse_unknown
 from jaxopt_keras.language.rule import RATE, Field, Rule, fields_of
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -23,13 +23,13 @@ RULES: dict[str, type[Rule]] = {
 }
 
 
+@functools.cache
 def parameters(rule: type[Rule]) -> list[inspect.Parameter]:
     """The arguments of an optimizer: its rule's and the common options, merged in Keras's order."""
     own = {f.name: f for f in dataclasses.fields(rule)}
     common = {f.name: f for f in dataclasses.fields(Options)}
     positional = [n for n, f in own.items() if not f.kw_only]
-    keras = [n for n in common if n not in EXTRAS]
-    order = dict.fromkeys([*rule.signature, *positional, *keras])
+    order = dict.fromkeys([*rule.keras.signature, *positional, *KERAS])
     keywords = dict.fromkeys([n for n, f in own.items() if f.kw_only] + list(EXTRAS))
     known = fields_of(Options) | fields_of(rule)
 

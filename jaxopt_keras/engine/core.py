@@ -100,6 +100,24 @@ class Layout(NamedTuple):
         return {name: self.unflatten([s.get(name, optax.MaskedNode()) for s in leaves]) for name in names}
 
 
+def check_names(kind: str, found: Iterable[str], kept: Iterable[str]) -> None:
+    """Raise a ValueError if a state lacks arrays that a program keeps, or has others, which no step would change.
+
+    Args:
+        kind: "slots" or "scalars"; `found` are their names in the state, and `kept` those of the program.
+    """
+    found, kept = list(dict.fromkeys(found)), list(kept)
+    missing, extra = [n for n in kept if n not in found], [n for n in found if n not in kept]
+    if missing or extra:
+        without = f" without the {kind} {missing}" if missing else f" with the {kind} {extra} too"
+        raise ValueError(
+            "`state` must come from this optimizer: from its `init`, or from an earlier step. Received: one"
+            f"{without}. It has the {kind} {found}, and this optimizer keeps {kept or 'none'}. Make a new state with "
+            "`kernel.init(params)`, or convert this one: `from_dict(kernel, params, to_dict(state))` of "
+            "`jaxopt_keras.checkpoint`."
+        )
+
+
 def is_absent(slot: Any) -> bool:
     """Whether an entry of a state's tree marks an absent slot, or belongs to a None among the parameters."""
     return slot is None or isinstance(slot, optax.MaskedNode)
@@ -127,6 +145,7 @@ class Core:
 
     whole: ClassVar[bool] = False  # every update needs all parameters, including those without gradient
     takes_rows: ClassVar[bool] = False  # `update` accepts sparse gradients as `Rows`
+    any_slots = False  # a state may have more slots and scalars than the core keeps: those of a user's class
 
     def arrays(self) -> dict[str, Any]:
         """Return the run-time hyperparameters, as arrays by name."""
@@ -152,6 +171,10 @@ class Core:
 
     def slot_names(self) -> tuple[str, ...]:
         """Return the names of all slots that a parameter can have, in order."""
+        return ()
+
+    def scalar_names(self, hyper: dict[str, Any]) -> Iterable[str]:
+        """Return the names of the core's scalars."""
         return ()
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
@@ -225,6 +248,10 @@ class Program:
 
     def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
         """Return the part of `hyper` that `inject_hyperparams` keeps in the state."""
+        return {}
+
+    def schedules(self) -> dict[str, Any]:
+        """Return the injected hyperparameters that are functions of the step; of groups, a dict for each group."""
         return {}
 
     def skeleton(self) -> Self:

@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from jaxopt_keras.engine import core, rows, slot_storage
-from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
+from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast, check_names
 from jaxopt_keras.engine.gradients import read_gradient, sum_over, unscaled
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.plan import Plan, plan
@@ -31,6 +31,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.write_back import Move, apply_constraint, write_back, zero_amount
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.rule import RATE
 from jaxopt_keras.packing.slots import pack_slots
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.masters import MASTER
@@ -48,6 +49,10 @@ class Program(core.Program):
 
     def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
         return {name: x for name, x in hyper.items() if self.options.injects(name)}
+
+    def schedules(self) -> dict[str, Any]:
+        is_shown = self.core.schedule is not None and self.options.injects(RATE)
+        return {RATE: self.core.schedule} if is_shown else {}
 
     def skeleton(self) -> Self:
         return dataclasses.replace(self, core=self.core.skeleton(), options=self.options.skeleton())
@@ -144,12 +149,9 @@ class Program(core.Program):
             return like.like(out), state
         layout, stored = Layout.read(params, self.options, None if write else grads)
         trees, scalars = unpacked(state.slots), state.scalars
-        if missing := [name for name in self._slot_names([]) if name not in trees]:
-            raise ValueError(
-                "`state` must come from this optimizer: from its `init`, or from an earlier step. Received: one "
-                f"without the slots {missing}. It has {[*trees]}"
-            )
         slots = layout.by_leaf(trees)
+        if not self.core.any_slots:
+            self._check_names(trees, slots, scalars, hyper)
         gradients = self._gradients(layout, stored, grads)
         if self.options.axis_name is not None and reduce:
             gradients = sum_over(self.options.axis_name, gradients)
@@ -213,6 +215,14 @@ class Program(core.Program):
         if len({options.decays(part.path, part) for part in packed.parts}) > 1:
             return "some are in `exclude_from_weight_decay`"
         return None
+
+    def _check_names(self, trees: dict[str, Any], slots: list[Slots], scalars: Slots, hyper: dict[str, Any]) -> None:
+        """Raise a ValueError if the state does not have the slots and scalars of this program."""
+        kept, present = self._slot_names([]), {name for each in slots for name in each}
+        check_names("slots", [name for name in trees if name in kept or name in present], kept)
+        known = [*self.core.scalar_names(hyper), *guard.init(self.options)]
+        counts = [accumulate.MICRO_STEP] if self.options.gradient_accumulation_steps else []
+        check_names("scalars", scalars, known + counts)
 
     def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
         """Return the gradients of `layout`'s parameters in the dtype of the arithmetic."""
@@ -287,7 +297,7 @@ class Program(core.Program):
     def _now(self, step: Array, hyper: dict[str, Any]) -> Now:
         dtype = jnp.result_type(float)
         schedule = self.core.schedule
-        lr = hyper.get("learning_rate") if schedule is None else jnp.asarray(schedule(step), dtype)
+        lr = hyper.get(RATE) if schedule is None else jnp.asarray(schedule(step), dtype)
         return Now(step.astype(dtype) + 1, lr, hyper.get("weight_decay"), hyper)
 
     def _decay(self, leaf: Leaf, g: Any, p: Any, clocks: dict[Any, Now]) -> Any:

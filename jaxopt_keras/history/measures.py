@@ -119,7 +119,7 @@ def measured_step(
     settings = Kernel(kernel.skeleton), bool(norms), tuple(checked_groups(groups).items())
     run = functools.partial(call_donating, _run_donating, _run) if donate else _run
     new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper, *settings)
-    return new, moved._replace(hyperparams=state.hyperparams), found
+    return new, kernel.keep(state.hyperparams, moved), found
 
 
 def _step(

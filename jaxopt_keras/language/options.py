@@ -1,25 +1,57 @@
 """The options of every optimizer: weight decay, clipping, averaging, accumulation, constraints, storage."""
 
 import difflib
-import inspect
 import math
 import re
 from collections.abc import Callable
-from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
-import jax
-import numpy as np
 from jax import Array
 
-from jaxopt_keras.language.paths import path_of
-from jaxopt_keras.language.rule import COMPLEMENT, Amount, Count, Hyperparameters, Within, fields_of
+from jaxopt_keras.language import option_values as values
+from jaxopt_keras.language.option_values import Mask, MaskOfParams
+from jaxopt_keras.language.rule import COMPLEMENT, OFF_AT_ZERO, Amount, Count, Hyperparameters, Read, Within, fields_of
 
-HOST = "pinned_host"
-FORMATS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
+Limit = Annotated[float, Within(0, below=math.inf), OFF_AT_ZERO]
 
 
-class Options(Hyperparameters):
+class KerasOptions(Hyperparameters):
+    """The options that Keras has too, in its order. `Options` describes them."""
+
+    weight_decay: Amount | None = None
+    clipnorm: Limit | None = None
+    clipvalue: Limit | None = None
+    global_clipnorm: Limit | None = None
+    use_ema: bool = False
+    ema_momentum: Annotated[float, Within(0, 1), COMPLEMENT] = 0.99
+    ema_overwrite_frequency: Count | None = None
+    loss_scale_factor: Annotated[float, Within(above=0)] | None = None
+    gradient_accumulation_steps: Count | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        clips = {n: getattr(self, n) for n in ("clipnorm", "clipvalue", "global_clipnorm")}
+        if sum(c is not None for c in clips.values()) > 1:
+            received = ", ".join(f"{n}={c}" for n, c in clips.items())
+            raise ValueError(
+                f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set. Received: {received}"
+            )
+        if self.gradient_accumulation_steps == 1:
+            raise ValueError(
+                "`gradient_accumulation_steps` must be an integer >= 2, or None. "
+                "Received: gradient_accumulation_steps=1"
+            )
+        if self.use_ema and self.ema_overwrite_frequency == 0:
+            raise ValueError(
+                "`ema_overwrite_frequency` must be an integer >= 1, or None. Received: ema_overwrite_frequency=0"
+            )
+
+    def _is_traced(self, name: str, field: Any) -> bool:
+        return super()._is_traced(name, field) and (self.use_ema or name != "ema_momentum")
+
+
+class Options(KerasOptions):
     """The arguments common to all optimizers, in Keras's order. Keras lacks those after `name`.
 
     Args:
@@ -61,55 +93,31 @@ class Options(Hyperparameters):
         offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` keeps there the slots
             with a "path/slot" in which the expression is found. None: no slots.
         inject_hyperparams: True, a name or several: keep these hyperparameters in the state (`state.hyperparams`)
-            instead of in the kernel, so that `Kernel.replaced` changes them and `vmap` maps over them.
+            instead of in the kernel, so that `Kernel.replaced` changes them and `vmap` maps over them. A learning rate
+            that is a schedule is kept there as the last step used it, and computed anew by each step.
         flat_state: True: the slots of small arrays are packed between steps, in one buffer for each dtype, so that a
             step over many of them dispatches a third of the arrays. For parameters on one device. In the pure face
             `state.slots.unpack()` then returns the tree. None: the stateful face packs them where that is faster, and
             unpacks them for a read. False: never.
     """
 
-    weight_decay: Amount | None = None
-    clipnorm: Amount | None = None
-    clipvalue: Amount | None = None
-    global_clipnorm: Amount | None = None
-    use_ema: bool = False
-    ema_momentum: Annotated[float, Within(0, 1), COMPLEMENT] = 0.99
-    ema_overwrite_frequency: Count | None = None
-    loss_scale_factor: Annotated[float, Within(above=0)] | None = None
-    gradient_accumulation_steps: Count | None = None
-    name: str | None = None
-    exclude_from_weight_decay: Any = ()
-    constraints: Any = ()
+    exclude_from_weight_decay: Annotated[Any, Read(values.read_exclusion)] = ()
+    constraints: Annotated[Any, Read(values.read_constraints)] = ()
     sparse: Literal["dense", "lazy"] = "dense"
-    axis_name: Any = None
-    state_dtype: Any = None
+    axis_name: Annotated[Any, Read(values.read_axes)] = None
+    state_dtype: Annotated[Any, Read(values.read_formats)] = None
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: Count | None = None
     engine: Literal["auto", "xla", "native"] = "auto"
     skip_nonfinite: bool = False
     skip_spikes: Annotated[float, Within(above=1, below=math.inf)] | None = None
-    offload: Any = None
+    offload: Annotated[Any, Read(values.read_offload)] = None
     flat_state: bool | None = None
-    inject_hyperparams: Any = None
+    inject_hyperparams: Annotated[Any, Read(values.read_injected)] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        clips = {n: getattr(self, n) for n in ("clipnorm", "clipvalue", "global_clipnorm")}
-        if sum(c is not None for c in clips.values()) > 1:
-            received = ", ".join(f"{n}={c}" for n, c in clips.items())
-            raise ValueError(
-                f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set. Received: {received}"
-            )
-        if self.gradient_accumulation_steps == 1:
-            raise ValueError(
-                "`gradient_accumulation_steps` must be an integer >= 2, or None. "
-                "Received: gradient_accumulation_steps=1"
-            )
-        if self.use_ema and self.ema_overwrite_frequency == 0:
-            raise ValueError(
-                "`ema_overwrite_frequency` must be an integer >= 1, or None. Received: ema_overwrite_frequency=0"
-            )
         for name in ("gradient_accumulation_steps", "axis_name"):
             if self.sparse == "lazy" and getattr(self, name):
                 raise ValueError(
@@ -121,18 +129,6 @@ class Options(Hyperparameters):
                 "`flat_state` and `offload` cannot be combined: packed slots cannot be moved to host memory. "
                 f"Received: flat_state=True, offload={self.offload!r}. Leave one of them out."
             )
-        object.__setattr__(self, "state_dtype", _read_formats(self.state_dtype))
-        object.__setattr__(self, "offload", _read_offload(self.offload))
-        object.__setattr__(self, "exclude_from_weight_decay", _read_exclusion(self.exclude_from_weight_decay))
-        object.__setattr__(self, "constraints", _read_constraints(self.constraints))
-        object.__setattr__(self, "inject_hyperparams", _read_injected(self.inject_hyperparams))
-        axes = (self.axis_name,) if isinstance(self.axis_name, str | None) else self.axis_name
-        if not (isinstance(axes, (tuple, list)) and all(isinstance(a, str | None) and a != "" for a in axes)):
-            raise TypeError(
-                "`axis_name` must be the name of a mapped axis, or a tuple of names. Received: "
-                f"axis_name={self.axis_name!r}"
-            )
-        object.__setattr__(self, "axis_name", tuple(axes) if isinstance(self.axis_name, list) else self.axis_name)
 
     def skeleton(self) -> Self:
         unused = isinstance(self.ema_momentum, Array) and not self.use_ema
@@ -142,13 +138,6 @@ class Options(Hyperparameters):
     def injects(self, name: str) -> bool:
         """Whether the hyperparameter `name` is kept in the state."""
         return self.inject_hyperparams is True or name in (self.inject_hyperparams or ())
-
-    def _is_traced(self, name: str, field: Any) -> bool:
-        if name == "ema_momentum" and not self.use_ema:
-            return False
-        value = getattr(self, name)
-        off = "clip" in name and isinstance(value, float) and value == 0
-        return super()._is_traced(name, field) and not off
 
     def decays(self, path: str, p: Any) -> bool:
         """Whether the parameter at `path` decays."""
@@ -173,8 +162,8 @@ class Options(Hyperparameters):
         return next((f for pattern, f in self.constraints if re.search(pattern, path)), None)
 
 
-_NAMES = [*fields_of(Options)]
-EXTRAS = tuple(_NAMES[_NAMES.index("name") + 1 :])  # the options that Keras lacks
+KERAS = tuple(fields_of(KerasOptions))
+EXTRAS = tuple(name for name in fields_of(Options) if name not in KERAS)  # Keras lacks them
 
 
 def refuse_unknown(what: str, arguments: dict[str, Any], known: Any) -> None:
@@ -184,125 +173,3 @@ def refuse_unknown(what: str, arguments: dict[str, Any], known: Any) -> None:
             close = ["learning_rate"] if name == "lr" else difflib.get_close_matches(name, list(known), n=1)
             hint = f"Did you mean `{close[0]}`?" if close else f"It has {list(known)}."
             raise TypeError(f"{what} has no argument `{name}`. Received: {name}={value!r}. {hint}")
-
-
-class Mask(NamedTuple):
-    """A decay mask: the paths of a tree of bools, and whether the parameters at or below each path are excluded."""
-
-    entries: tuple[tuple[str, bool], ...]
-
-    @classmethod
-    def of(cls, tree: Any) -> "Mask":
-        keyed = jax.tree_util.tree_leaves_with_path(tree)
-        if not all(isinstance(x, (bool, np.bool_)) for _, x in keyed):
-            raise TypeError(f"`exclude_from_weight_decay` must be a tree of True and False. Received: {tree!r}")
-        return cls(tuple((path_of(key), bool(x)) for key, x in keyed))
-
-    def __call__(self, path: str, p: Any) -> bool:
-        found = [excluded for at, excluded in self.entries if at in ("", path) or path.startswith(f"{at}/")]
-        if not found:
-            raise ValueError(
-                "`exclude_from_weight_decay` must be a tree like the parameters, or a prefix of it. Received: one "
-                f"without `{path}`. It has {[at for at, _ in self.entries]}"
-            )
-        return found[0]
-
-
-class MaskOfParams(NamedTuple):
-    """A function of the parameters that returns a mask."""
-
-    function: Callable[[Any], Any]
-
-
-def _takes_one(function: Callable[..., Any]) -> bool:
-    """Whether a function has exactly one required argument."""
-    try:
-        known = inspect.signature(function).parameters.values()
-    except ValueError:  # a builtin without a signature
-        return False
-    positional = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return sum(p.default is p.empty for p in positional) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in known)
-
-
-def _read_exclusion(value: Any) -> Any:
-    """Validate `exclude_from_weight_decay`: return a mask, a function, or a tuple of patterns."""
-    if isinstance(value, (Mask, MaskOfParams)):
-        return value
-    if callable(value):
-        return MaskOfParams(value) if _takes_one(value) else value
-    leaves = jax.tree.leaves(value)
-    if leaves and all(isinstance(x, (bool, np.bool_)) for x in leaves):
-        return Mask.of(value)
-    if not isinstance(value, (str, list, tuple, set, frozenset, NoneType)):
-        raise TypeError(
-            "`exclude_from_weight_decay` must be regular expressions, a function, or a tree of bools. Received: "
-            f"exclude_from_weight_decay={value!r}"
-        )
-    names = (value,) if isinstance(value, str) else tuple(value or ())
-    for name in names:
-        check_pattern("exclude_from_weight_decay", name)
-    return names
-
-
-def _read_injected(value: Any) -> Any:
-    """Validate `inject_hyperparams`: return True, a tuple of names, or None."""
-    names = (value,) if isinstance(value, str) else value
-    if isinstance(names, (list, tuple, set, frozenset)) and all(isinstance(name, str) for name in names):
-        return tuple(sorted(names)) or None
-    if value is not None and not isinstance(value, bool):
-        raise TypeError(
-            f"`inject_hyperparams` must be True, or names of hyperparameters. Received: inject_hyperparams={value!r}"
-        )
-    return value or None
-
-
-def _read_constraints(value: Any) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-    """Validate `constraints`: return pairs of a pattern and a function."""
-    pairs = tuple(value.items()) if isinstance(value, dict) else () if value is None else value
-    if not (isinstance(pairs, (tuple, list)) and all(isinstance(x, (tuple, list)) and len(x) == 2 for x in pairs)):
-        raise TypeError(f"`constraints` must map patterns to functions. Received: constraints={value!r}")
-    for pattern, function in pairs:
-        check_pattern("constraints", pattern)
-        if not callable(function):
-            raise TypeError(f"`constraints` must map patterns to functions. Received: {pattern!r}: {function!r}")
-    return tuple((pattern, function) for pattern, function in pairs)
-
-
-def _read_formats(value: Any) -> Any:
-    """Validate `state_dtype`: return a format, pairs of a slot and its format, or None."""
-    pairs = tuple(sorted(value.items())) if isinstance(value, dict) else value
-    for name in (name for _, name in pairs) if isinstance(pairs, (tuple, list)) else [pairs]:
-        if name is not None and name not in FORMATS:
-            raise ValueError(
-                f"`state_dtype` must be one of {list(FORMATS)}, or a dict of these by slot name. "
-                f"Received: state_dtype={value!r}"
-            )
-    return tuple((slot, name) for slot, name in pairs) if isinstance(pairs, list) else pairs
-
-
-def _read_offload(value: Any) -> Any:
-    """Validate `offload`: return the patterns of slots that are kept in host memory, or None."""
-    if value is None or value == HOST:
-        return value and ("",)
-    pairs = (
-        value.items() if isinstance(value, dict) else [(x, HOST) for x in value] if _is_list(value) else [("", value)]
-    )
-    for pattern, kind in pairs:
-        check_pattern("offload", pattern)
-        if kind != HOST:
-            raise ValueError(f"`offload` must be {HOST!r}, or map patterns to it. Received: offload={value!r}")
-    return tuple(pattern for pattern, _ in pairs) or None
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def check_pattern(name: str, pattern: Any) -> None:
-    """Raise a TypeError or a ValueError if `pattern` is not a regular expression."""
-    if not isinstance(pattern, str):
-        raise TypeError(f"`{name}` must hold regular expressions. Received: {pattern!r} ({type(pattern).__name__})")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"`{name}` must hold regular expressions. Received: {pattern!r} ({error})") from None

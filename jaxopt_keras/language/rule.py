@@ -9,6 +9,7 @@ import functools
 import inspect
 import math
 import typing
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, dataclass_transform
 
 import jax.numpy as jnp
@@ -49,6 +50,12 @@ class Fixed(NamedTuple):
     """A number that is part of the program, instead of a run-time value, if it is given at construction."""
 
     value: float
+
+
+class Read(NamedTuple):
+    """A function that validates a value, and returns it as it is stored."""
+
+    function: Callable[[Any], Any]
 
 
 OFF_AT_ZERO = Fixed(0.0)  # switches the feature, and its slot, off
@@ -95,6 +102,7 @@ class Field(NamedTuple):
     traced: bool  # a float: a run-time value
     complement: bool
     fixed: float | None  # the value that is part of the program, if there is one
+    reader: Callable[[Any], Any] | None  # of a value that is not a number
 
     @classmethod
     def read(cls, hint: Any) -> "Field":
@@ -104,7 +112,9 @@ class Field(NamedTuple):
         choices = typing.get_args(plain) if typing.get_origin(plain) is Literal else ()
         marks = markers(hint, Marker)
         fixed = next((m.value for m in markers(hint, Fixed)), None)
-        return cls(types, choices, next(iter(markers(hint, Within)), None), float in types, COMPLEMENT in marks, fixed)
+        reader = next((m.function for m in markers(hint, Read)), None)
+        within = next(iter(markers(hint, Within)), None)
+        return cls(types, choices, within, float in types, COMPLEMENT in marks, fixed, reader)
 
     def check(self, name: str, value: Any) -> Any:
         """Validate `value`, and return it as a plain Python value.
@@ -119,6 +129,8 @@ class Field(NamedTuple):
                 f"`{name}` must be a constant of the compiled program. Received: a traced value. Under "
                 f'`optax.inject_hyperparams`, pass `static_args=("{name}",)`.'
             )
+        if self.reader is not None:
+            return self.reader(value)
         if self.choices:
             if value not in self.choices:
                 raise ValueError(f"`{name}` must be one of {list(self.choices)}. Received: {name}={value!r}")
@@ -207,13 +219,14 @@ class Hyperparameters:
             object.__setattr__(bound, name, values.get(name, getattr(self, name)))
         return bound
 
-    def plain(self) -> Self:
-        """Return a copy with Python numbers in place of JAX arrays."""
-        return self.bind({n: float(x) for n, x in vars(self).items() if isinstance(x, Array)})
-
     def arrays(self) -> dict[str, Any]:
         """Return the traced values as scalars of the default float dtype, decays with their complements."""
         return {name: as_scalar(fields_of(type(self))[name], value) for name, value in self.traced().items()}
+
+
+def with_python_numbers(values: Any) -> Any:
+    """Return a copy with Python numbers in place of JAX arrays."""
+    return values.bind({n: float(x) for n, x in vars(values).items() if isinstance(x, Array)})
 
 
 def as_scalar(field: Field, value: Any) -> Any:
@@ -258,6 +271,14 @@ class Stateless(NamedTuple):
     """No slots."""
 
 
+class KerasOrder(NamedTuple):
+    """The order of an optimizer's arguments and arrays in Keras, where it is not the usual one."""
+
+    signature: tuple[str, ...] = ()  # the constructor's first names, where options are among them
+    slot_groups: tuple[tuple[str, ...], ...] = ()  # of `variables`; slots that are in none form the last group
+    legacy_interleaved: bool = False  # tf.keras's `get_weights` has all slots of a variable together
+
+
 class Rule(Hyperparameters):
     """An optimizer on one array.
 
@@ -282,9 +303,7 @@ class Rule(Hyperparameters):
     complex_ok: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {}  # the optimizer's own defaults of common options
     required: ClassVar[tuple[str, ...]] = ()  # the options that may not be None
-    signature: ClassVar[tuple[str, ...]] = ()  # the constructor's first names, where Keras mixes options among them
-    slot_groups: ClassVar[tuple[tuple[str, ...], ...] | None] = None  # Keras's order of `variables`; None: one group
-    legacy_interleaved: ClassVar[bool] = False  # tf.keras's `get_weights` interleaves the slots of a variable
+    keras: ClassVar[KerasOrder] = KerasOrder()
 
     learning_rate: Rate = 1e-3
     variant: Variant = dataclasses.field(default="keras", kw_only=True)
@@ -310,8 +329,9 @@ class Rule(Hyperparameters):
         return self.slots()
 
     def init(self, p: Array) -> Any:
-        """Return the slots of a new parameter."""
-        return self.State()
+        """Return the slots of a new parameter: zeros, unless a rule says otherwise; slots with a default keep it."""
+        started = self.slots().keys() - self.State._field_defaults.keys()
+        return self.State(**{n: jnp.zeros_like(p.real if self.slots()[n].nonnegative else p) for n in started})
 
     def update(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
         """Return the amount to add to `p`, and the new slots."""

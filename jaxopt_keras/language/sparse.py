@@ -1,7 +1,7 @@
 """Sparse gradients: rows of a parameter, as an embedding has them."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 
-@jax.tree_util.register_pytree_with_keys_class
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class IndexedSlices:
     """Rows of a gradient: `dense[indices[i]] += values[i]`; an index may occur more than once.
@@ -27,19 +27,7 @@ class IndexedSlices:
 
     values: Any
     indices: Any
-    dense_shape: tuple[int, ...] | None = None
-
-    def tree_flatten_with_keys(self) -> Any:
-        key = jax.tree_util.GetAttrKey
-        return ((key("values"), self.values), (key("indices"), self.indices)), self.dense_shape
-
-    def tree_flatten(self) -> Any:
-        return (self.values, self.indices), self.dense_shape
-
-    @classmethod
-    def tree_unflatten(cls, dense_shape: Any, children: Any) -> "IndexedSlices":
-        values, indices = children
-        return cls(values, indices, dense_shape)
+    dense_shape: tuple[int, ...] | None = field(default=None, metadata={"static": True})
 
     def todense(self) -> Array:
         """Return the dense gradient, with duplicate rows summed.

@@ -22,6 +22,7 @@ def program_of(rule: Any, options: Options) -> Any:
         TypeError, ValueError: if the rule does not support the options.
     """
     core = Leafwise(rule) if isinstance(rule, Rule) else rule
+    rule = getattr(core, "rule", core)
     if core.schedule is not None and not is_schedule(core.schedule):
         raise TypeError(
             "`learning_rate` must be a number or a function of the step. Received: a function without arguments. "
@@ -35,11 +36,11 @@ def program_of(rule: Any, options: Options) -> Any:
         )
     plain = Program(core, options)
     if isinstance(options.inject_hyperparams, tuple):
-        known = core.arrays() | options.arrays()
+        known = core.arrays() | options.arrays() | plain.schedules()
         for name in set(options.inject_hyperparams) - known.keys():
             raise ValueError(
                 f"`inject_hyperparams` must name run-time hyperparameters of {type(rule).__name__}: {sorted(known)}. "
-                f"Received: {name!r}, which does not exist, is a schedule, or is off."
+                f"Received: {name!r}, which does not exist, or is off."
             )
     return Offloaded(plain, options.offload) if options.offload else plain
 

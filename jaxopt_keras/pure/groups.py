@@ -10,7 +10,7 @@ from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.programs.offloaded import Offloaded
 from jaxopt_keras.engine.programs.partitioned import Partitioned
-from jaxopt_keras.language.options import check_pattern
+from jaxopt_keras.language.option_values import check_pattern
 from jaxopt_keras.pure.building import refuse_flat
 from jaxopt_keras.pure.kernel import Kernel
 

@@ -1,20 +1,23 @@
 """Injected hyperparameters, which the state keeps: validate, replace, and merge them with the kernel's own."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxopt_keras.engine.programs.around import plain_programs
-from jaxopt_keras.engine.programs.partitioned import partition_of
+from jaxopt_keras.engine.programs.partitioned import STEP, partition_of
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Rule, as_scalar, fields_of
 
 
-def check(program: Any, hyperparams: dict[str, Any], hyper: dict[str, Any]) -> None:
-    """Raises a ValueError if the hyperparameters in the state are not those that the program injects."""
-    wanted, found = _names(program.injected(hyper)), _names(hyperparams)
-    if wanted != found:
+def check(wanted: list[str], hyperparams: dict[str, Any]) -> None:
+    """Raises a ValueError if the hyperparameters in the state do not have the names that the kernel injects."""
+    if wanted != (found := names(hyperparams)):
         raise ValueError(
             f"`state.hyperparams` must have the hyperparameters that this kernel injects: {wanted}. Received: {found}. "
             "Make the kernel with another `inject_hyperparams`, or convert the state: "
@@ -27,7 +30,8 @@ def replaced(program: Any, hyperparams: dict[str, Any], hyper: dict[str, Any]) -
     partition = partition_of(program)
     if partition is None:
         return _checked(program, hyperparams, hyper)
-    matching = [group for group, values in hyperparams.items() if hyper.keys() <= values.keys()]
+    having, fixed = [g for g, values in hyperparams.items() if hyper.keys() <= values.keys()], program.schedules()
+    matching = [g for g in having if not hyper.keys() & fixed.get(g, {}).keys()] or having
     if not matching:
         known = {group: sorted(hyperparams.get(group, ())) for group in partition.names}
         raise ValueError(
@@ -53,6 +57,11 @@ def _checked(program: Any, known: dict[str, Any], hyper: dict[str, Any]) -> dict
     rule = getattr(plain_programs(program)[0].core, "rule", None)
     fields = fields_of(Options) | (fields_of(type(rule)) if isinstance(rule, Rule) else {})
     for name, value in hyper.items():
+        if name in program.schedules():
+            raise ValueError(
+                f"`{name}` is a schedule, and each step computes it anew. Received: {name}={value!r}. Make the kernel "
+                f"with a number: `{name}={value!r}`."
+            )
         if name not in known:
             raise ValueError(
                 f"`{name}` is not in the state, which has {sorted(known)}. Received: {name}={value!r}. Use a kernel "
@@ -63,8 +72,37 @@ def _checked(program: Any, known: dict[str, Any], hyper: dict[str, Any]) -> dict
 
 
 def merged(hyper: dict[str, Any], injected: dict[str, Any]) -> dict[str, Any]:
-    """`hyper` with the values of `injected`; with groups, group by group."""
-    return hyper | {n: merged(hyper[n], x) if isinstance(x, dict) else _value(hyper[n], x) for n, x in injected.items()}
+    """`hyper` with the values of `injected`, but for scheduled ones; with groups, group by group."""
+    return hyper | {
+        n: merged(hyper[n], x) if isinstance(x, dict) else _value(hyper[n], x)
+        for n, x in injected.items()
+        if n in hyper
+    }
+
+
+def scheduled(schedules: dict[str, Any], state: State) -> dict[str, Any]:
+    """The scheduled hyperparameters in the last update before `state`; in the first update, if there was none."""
+
+    def value(schedule: Any, count: Any) -> Any:
+        return jnp.asarray(schedule(jnp.maximum(count - 1, 0)), jnp.result_type(float))
+
+    return {
+        name: {n: value(f, state.scalars[name][STEP]) for n, f in own.items()}
+        if isinstance(own, dict)
+        else value(own, state.count)
+        for name, own in schedules.items()
+    }
+
+
+def compiled_schedules(schedules: dict[str, Any]) -> Callable[[State], dict[str, Any]]:
+    """`scheduled` as a jitted function of the state, also of one of `jax.ShapeDtypeStruct`s."""
+    run = jax.jit(functools.partial(scheduled, schedules))
+    return lambda x: jax.eval_shape(run, x) if isinstance(x.count, jax.ShapeDtypeStruct) else run(x)
+
+
+def joined(hyperparams: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`hyperparams` with those of `new`; with groups, group by group."""
+    return hyperparams | {n: hyperparams.get(n, {}) | x if isinstance(x, dict) else x for n, x in new.items()}
 
 
 def _value(like: Any, x: Any) -> Any:
@@ -80,7 +118,7 @@ def to_state(hyper: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(pair, hyper, is_leaf=lambda x: isinstance(x, Complemented))
 
 
-def _names(hyper: dict[str, Any]) -> list[str]:
-    return sorted(
-        f"{n}/{inner}" if inner else n for n, x in hyper.items() for inner in (x if isinstance(x, dict) else [""])
-    )
+def names(*trees: dict[str, Any]) -> list[str]:
+    """The names of hyperparameters, sorted; of groups, `group/name`."""
+    items = (item for tree in trees for item in tree.items())
+    return sorted(f"{n}/{inner}" if inner else n for n, x in items for inner in (x if isinstance(x, dict) else [""]))

@@ -50,6 +50,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
     """
 
     program: Program
+    _arrays: dict[Any, dict[str, Any]]  # the hyperparameters, by the default float dtype
 
     def __new__(cls, rule: Any, options: Options | None = None) -> "Kernel":
         if options is not None and not isinstance(options, Options):
@@ -58,6 +59,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
             raise TypeError(f"`rule` must be an instance of a `Rule`. Received: rule={rule!r}")
         kernel = super().__new__(cls, None, None)  # type: ignore[arg-type]  # `init` and `update` are methods
         kernel.program = cast(Program, rule) if hasattr(rule, "children") else program_of(rule, options or Options())
+        kernel._arrays = {}
         return kernel
 
     @classmethod
@@ -148,7 +150,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
     def replace(self, **numbers: Any) -> "Kernel":
         """The kernel with other hyperparameters. It needs no new compilation.
 
-        With groups, every group that has all of the names gets the values.
+        With groups, every group that has all of the names gets the values. Injected ones stay those of the state.
 
         >>> import jaxopt_keras as jk
         >>> jk.adam(1e-3).replace(learning_rate=1e-4) == jk.adam(1e-4)
@@ -178,23 +180,28 @@ class Kernel(optax.GradientTransformationExtraArgs):
                 f"{type(state).__name__}"
             )
         dtype = jnp.result_type(float)  # depends on whether x64 is enabled
-        if (hyper := self._hyper.get(dtype)) is None:
+        if (hyper := self._arrays.get(dtype)) is None:
             hyper = self.hyper()
             if not any(isinstance(x, Tracer) for x in jax.tree.leaves(hyper)):  # traced values stay in their trace
-                self._hyper[dtype] = hyper
-        if state.hyperparams or self._injects:
-            injection.check(self.program, state.hyperparams, hyper)
+                self._arrays[dtype] = hyper
+        if state.hyperparams or self._injected:
+            injection.check(self._injected, state.hyperparams)
             return injection.merged(hyper, state.hyperparams)
         return hyper
 
     @functools.cached_property
-    def _hyper(self) -> dict[Any, dict[str, Any]]:
-        """The hyperparameters as arrays, by the default float dtype."""
-        return {}
+    def _injected(self) -> list[str]:
+        """The names of the hyperparameters in a state, scheduled ones too."""
+        return injection.names(self.program.injected(self.hyper()), self.program.schedules())
+
+    def keep(self, hyperparams: dict[str, Any], state: State) -> State:
+        """A step's result, with the hyperparameters of the state before; scheduled ones are computed."""
+        found = self._scheduled(state._replace(slots={})) if self.program.schedules() else {}
+        return state._replace(hyperparams=injection.joined(hyperparams, found))
 
     @functools.cached_property
-    def _injects(self) -> bool:
-        return bool(self.program.injected(self.hyper()))
+    def _scheduled(self) -> Any:
+        return injection.compiled_schedules(self.program.schedules())
 
     def replaced(self, state: State, **hyper: Any) -> State:
         """`state` with other injected hyperparameters, without a new compilation.
@@ -205,10 +212,11 @@ class Kernel(optax.GradientTransformationExtraArgs):
         >>> float(state.hyperparams["learning_rate"])
         0.5
 
-        With groups, every group that has all of the names gets the values; `in_group` changes one group.
+        With groups, every group that has all of the names gets the values; `in_group` changes one group. A rate that is
+        a schedule cannot be replaced: each step computes it anew, also where it was assigned in the state.
 
         Raises:
-            ValueError: for a name that is not injected, or a value out of its range.
+            ValueError: for a name that is not injected or a schedule, or for a value out of its range.
         """
         self.current(state)
         return state._replace(hyperparams=injection.replaced(self.program, state.hyperparams, hyper))
@@ -243,8 +251,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
             state = initial_state(self.skeleton, self.compiled, params, hyper)
         except TypeError as error:
             raise explained(error, params=params) from error
-        injected = self.program.injected(hyper)
-        return state._replace(hyperparams=injection.to_state(jax.tree.map(jnp.copy, injected))) if injected else state
+        return self.keep(injection.to_state(jax.tree.map(jnp.copy, self.program.injected(hyper))), state)
 
     def update(  # type: ignore[override]
         self, grads: Any, state: State, params: Any = None, *, full_precision: bool = False, **extra: Any
@@ -265,7 +272,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         """
         hyper = self._with(self.current(state), extra)
         run = self.compiled.update_wide if full_precision else self.compiled.update
-        return _called(run, grads, state, params, hyper, grads=grads, params=params)
+        return self._called(run, grads, state, params, hyper, grads=grads, params=params)
 
     def step(self, params: Any, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[Any, State]:
         """Returns new `params` and `state` from one fused pass. Both arguments are donated: do not use them again.
@@ -285,9 +292,9 @@ class Kernel(optax.GradientTransformationExtraArgs):
             that the transformation does not take.
         """
         hyper = self.given(state, extra)
-        plain = self.compiled.step
-        run = functools.partial(call_donating, self.compiled.step_donating, plain) if donate else plain
-        return _called(run, params, state, grads, hyper, params=params, grads=grads)
+        plain, donating = self.compiled.step, self.compiled.step_donating
+        run = functools.partial(call_donating, donating, plain) if donate else plain
+        return self._called(run, params, state, grads, hyper, params=params, grads=grads)
 
     def averaged(self, params: Any, state: State) -> Any:
         """The parameters to evaluate: their moving average under `use_ema`, else the rule's average (ScheduleFree's x).
@@ -331,14 +338,13 @@ class Kernel(optax.GradientTransformationExtraArgs):
         """The run-time values of a call: hyperparameters, and keywords for an optax transformation."""
         return hyper | self.core.extra(extra) if extra and self._is_foreign else hyper  # type: ignore[attr-defined]
 
+    def _called(self, run: Any, first: Any, state: State, third: Any, hyper: Any, **trees: Any) -> tuple[Any, State]:
+        """The results of a compiled function. A TypeError names the leaf of `trees` that is no array."""
+        try:
+            result, moved = run(first, state._replace(hyperparams={}), third, hyper)
+        except TypeError as error:
+            raise explained(error, **trees) from error
+        return result, self.keep(state.hyperparams, moved)
+
 
 jax.tree_util.register_static(Kernel)
-
-
-def _called(run: Any, first: Any, state: State, third: Any, hyper: Any, **trees: Any) -> tuple[Any, State]:
-    """The result of a compiled function and the next state. A TypeError names the leaf of `trees` that is no array."""
-    try:
-        result, moved = run(first, state._replace(hyperparams={}), third, hyper)
-    except TypeError as error:
-        raise explained(error, **trees) from error
-    return result, moved._replace(hyperparams=state.hyperparams)

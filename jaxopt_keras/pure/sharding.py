@@ -55,9 +55,10 @@ def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> St
         parts = [part if _divides(mesh, part, n) else None for part, n in zip(spec, p.shape, strict=False)]
         return jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=NamedSharding(typed, PartitionSpec(*parts)))
 
-    hyper = kernel.hyper()
+    hyper, hyperparams = kernel.hyper(), kernel.init(jax.eval_shape(lambda p: p, params)).hyperparams
     with jax.sharding.use_abstract_mesh(typed):
         state = jax.eval_shape(kernel.program.init, jax.tree.map(struct, params, plain), hyper)
+    state = state._replace(hyperparams=hyperparams)
     return jax.tree.map(lambda x: getattr(x.sharding, "spec", PartitionSpec()), state)
 
 

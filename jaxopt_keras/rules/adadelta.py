@@ -29,10 +29,6 @@ class Adadelta(Rule):
         accumulated_grad: NonNegative
         accumulated_delta_var: NonNegative
 
-    def init(self, p: Array) -> State:
-        zeros = jnp.zeros_like(p.real)
-        return self.State(zeros, zeros)
-
     def decoupled(self, weight_decay: Any) -> Any:
         return None if self.variant == "optax" else weight_decay
 

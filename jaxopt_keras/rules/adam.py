@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.language.numerics import ema, squarable, square
-from jaxopt_keras.language.rule import Amount, Clock, Decay, Exact, NonNegative, Rate, Rule, Signed
+from jaxopt_keras.language.rule import Amount, Clock, Decay, Exact, KerasOrder, NonNegative, Rate, Rule, Signed
 
 
 class Adam(Rule):
@@ -21,7 +21,7 @@ class Adam(Rule):
     beta_2^t)), and AMSGrad's maximum is over bias-corrected values.
     """
 
-    slot_groups: ClassVar = (("momentum", "velocity"), ("velocity_hat",))
+    keras: ClassVar = KerasOrder(slot_groups=(("momentum", "velocity"), ("velocity_hat",)))
 
     learning_rate: Rate = 1e-3
     beta_1: Decay = 0.9

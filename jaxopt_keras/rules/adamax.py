@@ -28,9 +28,6 @@ class Adamax(Rule):
         momentum: Signed
         norm: NonNegative
 
-    def init(self, p: Array) -> State:
-        return self.State(jnp.zeros_like(p), jnp.zeros_like(p.real))
-
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         inside, outside = (self.epsilon, 0) if self.variant == "optax" else (0, self.epsilon)
         m = ema(s.momentum, g, self.beta_1)

@@ -15,4 +15,4 @@ class AdamW(Adam):
 
     defaults: ClassVar = {"weight_decay": 0.004}
     required: ClassVar = ("weight_decay",)
-    signature: ClassVar = ("learning_rate", "weight_decay")
+    keras: ClassVar = Adam.keras._replace(signature=("learning_rate", "weight_decay"))

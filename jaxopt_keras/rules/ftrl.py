@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.language.numerics import squarable
-from jaxopt_keras.language.rule import Amount, Clock, Exact, Fixed, Rate, Rule, Within
+from jaxopt_keras.language.rule import Amount, Clock, Exact, Fixed, KerasOrder, Rate, Rule, Within
 
 
 class Ftrl(Rule):
@@ -22,7 +22,7 @@ class Ftrl(Rule):
 
     variants: ClassVar = ("keras",)
     complex_ok: ClassVar = False
-    legacy_interleaved: ClassVar = True
+    keras: ClassVar = KerasOrder(legacy_interleaved=True)
 
     learning_rate: Rate = 1e-3
     learning_rate_power: Annotated[float, Within(high=0), Fixed(-0.5)] = -0.5  # fixed: a root costs less than a power

@@ -30,9 +30,6 @@ class Lamb(Rule):
         momentum: Signed
         velocity: NonNegative
 
-    def init(self, p: Array) -> State:
-        return self.State(jnp.zeros_like(p), jnp.zeros_like(p.real))
-
     def decoupled(self, weight_decay: Any) -> Any:
         return None if self.variant == "optax" else weight_decay
 

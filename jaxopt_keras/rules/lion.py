@@ -26,9 +26,6 @@ class Lion(Rule):
     class State(NamedTuple):
         momentum: Signed
 
-    def init(self, p: Array) -> State:
-        return self.State(jnp.zeros_like(p))
-
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         step = -at.lr * jnp.sign(ema(s.momentum, g, self.beta_1))
         return step, self.State(ema(s.momentum, g, self.beta_2))

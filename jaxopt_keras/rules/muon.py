@@ -1,17 +1,34 @@
 """Muon: orthogonalized momentum, for matrices; Adam updates the other parameters."""
 
 import re
-from types import NoneType
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.language.numerics import norm
-from jaxopt_keras.language.options import check_pattern
-from jaxopt_keras.language.rule import Amount, Clock, Count, Decay, NonNegative, Number, Rate, Rule, Signed
+from jaxopt_keras.language.option_values import patterns
+from jaxopt_keras.language.options import KERAS
+from jaxopt_keras.language.rule import (
+    Amount,
+    Clock,
+    Count,
+    Decay,
+    KerasOrder,
+    NonNegative,
+    Number,
+    Rate,
+    Read,
+    Rule,
+    Signed,
+)
 from jaxopt_keras.rules.adam import Adam
 from jaxopt_keras.rules.nadam import Nadam
+
+
+def _read_layers(layers: Any) -> tuple[str, ...]:
+    if not isinstance(layers, list | tuple | None):
+        raise TypeError(f"`exclude_layers` must be a list of regular expressions. Received: exclude_layers={layers!r}")
+    return patterns("exclude_layers", layers or ())
 
 
 class Muon(Rule):
@@ -32,18 +49,16 @@ class Muon(Rule):
 
     grain: ClassVar = "matrix"
     defaults: ClassVar = {"weight_decay": 0.004}
-    signature: ClassVar = (
-        "learning_rate", "adam_beta_1", "adam_beta_2", "adam_weight_decay", "epsilon", "weight_decay", "clipnorm",
-        "clipvalue", "global_clipnorm", "use_ema", "ema_momentum", "ema_overwrite_frequency", "loss_scale_factor",
-        "gradient_accumulation_steps", "name",
-    )  # fmt: skip
+    keras: ClassVar = KerasOrder(
+        signature=("learning_rate", "adam_beta_1", "adam_beta_2", "adam_weight_decay", "epsilon", *KERAS)
+    )
 
     learning_rate: Rate = 1e-3
     adam_beta_1: Decay = 0.9
     adam_beta_2: Decay = 0.999
     adam_weight_decay: Amount | None = 0.004
     epsilon: Amount = 1e-7
-    exclude_layers: Any = None
+    exclude_layers: Annotated[Any, Read(_read_layers)] = None
     exclude_embeddings: bool = True
     muon_a: Number = 3.4445
     muon_b: Number = -4.7750
@@ -57,17 +72,6 @@ class Muon(Rule):
     class State(NamedTuple):
         momentum: Signed
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        layers = self.exclude_layers
-        if not isinstance(layers, (list, tuple, NoneType)):
-            raise TypeError(
-                f"`exclude_layers` must be a list of regular expressions. Received: exclude_layers={layers!r}"
-            )
-        for pattern in layers or ():
-            check_pattern("exclude_layers", pattern)
-        object.__setattr__(self, "exclude_layers", tuple(layers or ()))
-
     def accepts(self, path: str, p: Array) -> bool:
         if p.ndim != 2 or (self.exclude_embeddings and "embedding" in path.lower()):
             return False
@@ -78,9 +82,6 @@ class Muon(Rule):
         values = {"beta_1": self.adam_beta_1, "beta_2": self.adam_beta_2, "epsilon": self.epsilon}
         values |= {"ratio": self.adam_lr_ratio, "weight_decay": self.adam_weight_decay}
         return AdamPart(nesterov=self.variant == "optax" and self.nesterov, variant=self.variant).bind(values)
-
-    def init(self, p: Array) -> State:
-        return self.State(jnp.zeros_like(p))
 
     # The base class has None for the next two, which is not a function: hence pyright's ignore.
     def lead(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:  # pyright: ignore
@@ -140,9 +141,6 @@ class AdamPart(Rule):
     def decoupled(self, weight_decay: Any) -> Any:
         own = self.weight_decay
         return own * self.ratio if self.variant == "optax" and own is not None else own
-
-    def init(self, p: Array) -> State:
-        return self.State(*self.inner.init(p)[:2])
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         step, new = self.inner.update(g, p, self.inner.State(*s), at)

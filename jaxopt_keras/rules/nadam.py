@@ -32,9 +32,6 @@ class Nadam(Rule):
     class Scalars(NamedTuple):
         u_product: Array | float
 
-    def init(self, p: Array) -> State:
-        return self.State(jnp.zeros_like(p), jnp.zeros_like(p.real))
-
     def scalars(self) -> Scalars:
         return self.Scalars(u_product=1.0)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.language.numerics import ema, squarable, square
-from jaxopt_keras.language.rule import Amount, Clock, Decay, Momentum, NonNegative, Rate, Rule, Signed
+from jaxopt_keras.language.rule import Amount, Clock, Decay, KerasOrder, Momentum, NonNegative, Rate, Rule, Signed
 
 
 class RMSprop(Rule):
@@ -20,7 +20,7 @@ class RMSprop(Rule):
     Centered: Graves 2013, arXiv:1308.0850. `variant="optax"` is the same (its `eps_in_sqrt=True`).
     """
 
-    slot_groups: ClassVar = (("velocity",), ("momentum",), ("average_gradient",))
+    keras: ClassVar = KerasOrder(slot_groups=(("velocity",), ("momentum",), ("average_gradient",)))
 
     learning_rate: Rate = 1e-3
     rho: Decay = 0.9

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import NoneType
 from typing import Annotated, Any
@@ -27,6 +27,8 @@ class Check:
         return self.rule or self.kind
 
     def __call__(self, name: str, value: Any) -> Any:
+        if value is None and NoneType in self.types:
+            return None
         received = f"Received: {name}={value!r}"
         if isinstance(value, np.generic | np.ndarray | Array) and value.ndim == 0 and not isinstance(value, Tracer):
             value = value.item()
@@ -67,12 +69,8 @@ span = number(
     convert=exact,
     remedy=". For a constant rate, pass the number itself, not a schedule.",
 )
-amount_or_none = Check(
-    "a number or None",
-    (int, float, NoneType),
-    "None, or at least 0 and finite",
-    lambda x: x is None or 0 <= x < math.inf,
-    convert=lambda x: x if x is None else float(x),
+amount_or_none = replace(
+    amount, kind="a number or None", types=(int, float, NoneType), rule="None, or at least 0 and finite"
 )
 
 Rate = Annotated[float, amount]

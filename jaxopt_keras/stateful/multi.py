@@ -11,7 +11,8 @@ from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.programs.partitioned import STEP
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.options import Options, check_pattern
+from jaxopt_keras.language.option_values import check_pattern
+from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer
 from jaxopt_keras.stateful.optimizer import Call, Optimizer

@@ -15,7 +15,7 @@ from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.slot_packing import LOOSE, should_pack_slots
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options, refuse_unknown
-from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.language.rule import Rule, with_python_numbers
 from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.pure.kernel import Kernel
@@ -130,7 +130,7 @@ class Optimizer(Registry, Configs, Weights, Losses):
                 f"`{hook}` of {type(self).__name__} would never run: {type(rule).__name__} has its own update. Derive "
                 "the class from `jaxopt_keras.Optimizer`."
             )
-        rule, options = rule.plain() if isinstance(rule, Rule) else rule, options.plain()
+        rule, options = with_python_numbers(rule) if isinstance(rule, Rule) else rule, with_python_numbers(options)
         self._init_attributes(
             options, type(rule).__name__ if type(self) is Optimizer else type(self).__name__, _rule=rule
         )

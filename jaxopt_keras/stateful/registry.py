@@ -12,7 +12,7 @@ from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.copies import Copies, deduplicated, match_unbound
 from jaxopt_keras.stateful.custom.api import Custom
 from jaxopt_keras.stateful.packed_variables import Buffer
-from jaxopt_keras.stateful.settings import Exclusion, Settings
+from jaxopt_keras.stateful.settings import Exclusion, Settings, core_of
 from jaxopt_keras.stateful.state_views import slots_of, with_slots, without_masked
 from jaxopt_keras.stateful.validation import checked_gradient, refuse_traced
 from jaxopt_keras.stateful.variable import check_iterable, unique_name
@@ -106,7 +106,7 @@ class Registry(Settings, Custom, Copies):
                 f"{self.name} runs an optax transformation, which needs all its variables at once. Registered: "
                 f"{self._paths}. Received: {[h.path for h in new]}"
             )
-        kernel = Kernel(self._rule, self._effective(self._options, registry["_handles"]))
+        kernel = Kernel(core_of(self._rule), self._effective(self._options, registry["_handles"]))
         added = {registry["_keys"][id(h.variable)]: h for h in new}
         initial = kernel.init({key: h.read() for key, h in added.items()})
         refuse_traced(initial.count)

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 
 from jaxopt_keras import schedules
 from jaxopt_keras.engine.cores.foreign import Foreign
+from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, fields_of
+from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, fields_of, with_python_numbers
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.packed_variables import Buffer
@@ -206,11 +207,11 @@ class Settings(Transactions):
 
     def _configure(self, rule: Any, options: Options) -> None:
         """Use new settings. Numbers compile nothing; slots that the settings add are created, others are kept."""
-        rule, options = rule.plain() if isinstance(rule, Rule) else rule, options.plain()
+        rule, options = with_python_numbers(rule) if isinstance(rule, Rule) else rule, with_python_numbers(options)
         for name in getattr(rule, "required", ()):
             if getattr(options, name) is None:
                 raise ValueError(f"`{name}` must be a number for {type(rule).__name__}. Received: {name}=None")
-        kernel, old, state = Kernel(rule, self._effective(options)), self._kernel(), self._kept
+        kernel, old, state = Kernel(core_of(rule), self._effective(options)), self._kernel(), self._kept
         assigned = {n: x for n, x in state.hyperparams.items() if n in ("learning_rate", *self._hypers)}
         hyper = kernel.hyper() | assigned
         if kernel.skeleton == old.skeleton:
@@ -236,7 +237,7 @@ class Settings(Transactions):
         """Return the kernel of the present settings and variables."""
         kernel = self._kernel_cache
         if kernel is None:
-            kernel = Kernel(self._rule, self._effective(self._options))
+            kernel = Kernel(core_of(self._rule), self._effective(self._options))
             object.__setattr__(self, "_kernel_cache", kernel)
         return kernel
 
@@ -303,3 +304,9 @@ def _rate_scalar(value: Any) -> Any:
             f"`learning_rate` must be one number. Received: an array of shape {rate.shape} from its function"
         )
     return rate.astype(jnp.result_type(float))
+
+
+def core_of(rule: Any) -> Any:
+    """Return the core of an optimizer: it leaves slots and scalars alone that the user's class creates."""
+    core = Leafwise(rule) if isinstance(rule, Rule) else rule
+    return core if isinstance(core, Hooks) else dataclasses.replace(core, any_slots=True)

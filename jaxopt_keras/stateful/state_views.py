@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED, USUAL
+from jaxopt_keras.language.rule import KerasOrder
 from jaxopt_keras.stateful.variable import ArrayLike
 from jaxopt_keras.storage.blockwise import Blocks, dequantize, quantize
 from jaxopt_keras.storage.masters import MASTER
@@ -222,10 +223,10 @@ def slot_groups(state: Any, rule: Any, custom_names: list[str]) -> list[tuple[st
 
     Args:
         state: the state.
-        rule: a rule, which may declare `slot_groups`, or another core.
+        rule: a rule, which may declare groups (`Rule.keras`), or another core.
         custom_names: names of the slots and variables that a user's class created, in the order of creation.
     """
-    declared = list(getattr(rule, "slot_groups", None) or [])
+    declared = list(getattr(rule, "keras", KerasOrder()).slot_groups)
     fields = list(getattr(getattr(rule, "State", None), "_fields", ()))
     known = {name for group in declared for name in group} | set(OPTION_SLOTS)
     others = [name for name in fields if name not in known]

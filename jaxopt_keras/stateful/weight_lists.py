@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_keras.language.rule import KerasOrder
 from jaxopt_keras.stateful.state_views import (
     Place,
     device_put_like,
@@ -45,7 +46,7 @@ class Weights(Transactions):
 
     def _legacy_places(self) -> list[Place]:
         groups = slot_groups(self._state, self._rule, self._custom_names)
-        interleaved = getattr(self._rule, "legacy_interleaved", False)
+        interleaved = getattr(self._rule, "keras", KerasOrder()).legacy_interleaved
         return legacy_order(self._state, self._paths, groups, self._custom_names, interleaved)
 
     @property

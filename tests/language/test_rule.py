@@ -1,6 +1,8 @@
 """The language of rules: annotations, checks, and the split into numbers and program."""
 
+import ast
 import inspect
+import pathlib
 import pickle
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -25,6 +27,7 @@ from jaxopt_keras.language.rule import (
     Signed,
     Within,
     fields_of,
+    with_python_numbers,
 )
 from jaxopt_keras.optimizers import CLASSES, FUNCTIONS, stateful
 
@@ -78,7 +81,7 @@ def test_numbers_of_every_library_become_floats(value):
 def test_arrays_stay_arrays_where_they_may_be_others_tomorrow():
     toy = Toy(learning_rate=jnp.float32(1), steps=jnp.int32(2), momentum=jnp.float32(0))
     assert isinstance(toy.learning_rate, jax.Array) and type(toy.steps) is int
-    assert "momentum" in toy.traced() and "momentum" not in toy.plain().traced()
+    assert "momentum" in toy.traced() and "momentum" not in with_python_numbers(toy).traced()
     with pytest.raises(ValueError, match="`learning_rate` must be in"):
         Toy(learning_rate=jnp.float32(-1))
     with pytest.raises(TypeError, match="`learning_rate` must be a number"):
@@ -290,3 +293,37 @@ def test_a_slot_may_have_one_number_for_each_row():
     p, state = kernel.step(p, kernel.init(p), p, donate=False)
     np.testing.assert_array_equal(p, 0.75)
     np.testing.assert_array_equal(state.slots["total"], np.full((3, 1), 4.0))
+
+
+PACKAGE = pathlib.Path(jk.__file__).parent
+BODIES = {
+    f"{path.relative_to(PACKAGE)}:{node.name}": node.body
+    for path in sorted(PACKAGE.rglob("*.py"))
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.ClassDef) and node.name != "Optimizer"
+}
+
+
+def public_names(body: list[ast.stmt]) -> set[str]:
+    """The public names that a class body defines."""
+    found: set[str] = set()
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            found.add(statement.name)
+        elif isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            found |= {x.id for target in targets for x in ast.walk(target) if isinstance(x, ast.Name)}
+    return {name for name in found if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_class_has_few_public_names(name):
+    """A class of more names than a reader keeps in mind is several classes."""
+    assert len(public_names(BODIES[name])) <= 25
+
+
+def test_public_names_are_counted():
+    assert len([name for name in dir(Rule) if not name.startswith("_")]) <= 25  # inherited ones too
+    text = "class A:\n  a = b, c = 1, 2\n  d: int\n  def e(self): ...\n  _f = 3"
+    [node] = ast.parse(text).body
+    assert isinstance(node, ast.ClassDef) and public_names(node.body) == set("abcde")

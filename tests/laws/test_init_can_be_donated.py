@@ -57,6 +57,7 @@ def test_one_program_for_each_shape():
     kernel = jk.Kernel(jk.adam().rule, jk.Options(seed=11))  # no other test has compiled it
     params = {f"w{i}": jnp.ones((2, 3)) for i in range(2 * MANY)}
     kernel.init(params)
-    assert kernel.compiled.init_on_one_device._cache_size() == 1
+    kernel.init(params | {f"v{i}": jnp.ones((2, 3)) for i in range(3)})
+    assert kernel.compiled.init_on_one_device._cache_size() == 1  # of one array
     kernel.init(params | {"b": jnp.ones(3), "c": jnp.ones(4)})
     assert kernel.compiled.init_on_one_device._cache_size() == 2

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -97,13 +98,136 @@ def test_rates_are_mapped_over(kind):
         assert_close(jax.tree.map(lambda x, i=i: x[i], found), expected, 1)
 
 
+def falling(step):
+    return 0.5 / (1 + jnp.asarray(step, jnp.float32))
+
+
+@every_kind
+@pytest.mark.parametrize("given", [True, "learning_rate"], ids=str)
+def test_a_scheduled_rate_is_shown_in_the_state(kind, given):
+    """As by `optax.inject_hyperparams`: the rate that the last step used, computed anew whatever was assigned."""
+    kernel, plain = KINDS[kind](falling, inject_hyperparams=given), KINDS[kind](falling)
+    rates = lambda s: [float(x) for _, x in optax.tree_utils.tree_get_all_with_path(s.hyperparams, "learning_rate")]
+    params, state = PARAMS, kernel.init(PARAMS)
+    tx = optax.inject_hyperparams(optax.sgd)(falling)
+    theirs = tx.init(PARAMS)
+    assert rates(state) == [float(theirs.hyperparams["learning_rate"])] == [0.5]
+    for i, g in enumerate(GRADS):
+        assigned = state._replace(hyperparams=jax.tree.map(jnp.zeros_like, state.hyperparams))
+        state = assigned if given != True else state  # noqa: E712  # True injects other numbers, which count
+        params, moved = kernel.step(params, state, g, donate=False)
+        amounts, also = kernel.update(g, state, params)
+        theirs = tx.update(g, theirs)[1]
+        assert types(moved) == types(state) and rates(moved) == rates(also) == [np.float32(falling(i))]
+        assert rates(moved) == [float(theirs.hyperparams["learning_rate"])]
+        state = moved
+    own = run(plain, PARAMS, GRADS)
+    assert_close((params, state._replace(hyperparams={})), own, 1)
+    expected = jax.eval_shape(lambda: kernel.init(PARAMS))
+    assert types(kernel.init(jax.eval_shape(lambda: PARAMS))) == types(expected)
+    with pytest.raises(ValueError, match="`learning_rate` is a schedule, and each step computes it anew"):
+        kernel.replaced(state, learning_rate=0.1)
+    with pytest.raises(ValueError, match="learning_rate"):
+        kernel.replace(learning_rate=0.1)
+
+
+def test_the_shown_rate_is_that_of_the_last_update():
+    """Calls that only accumulate, or are skipped, leave it."""
+    kernel = jk.sgd(falling, gradient_accumulation_steps=2, skip_nonfinite=True, inject_hyperparams=True)
+    state, shown = kernel.init(PARAMS), []
+    nan = jax.tree.map(lambda x: x * jnp.nan, GRADS[0])
+    for g in (GRADS[0], GRADS[0], nan, GRADS[0], GRADS[0], GRADS[0]):
+        state = kernel.step(PARAMS, state, g, donate=False)[1]
+        shown.append(float(state.hyperparams["learning_rate"]))
+    assert shown == [0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+    groups = jk.partition({"bias": kernel}, default=jk.adam(falling, inject_hyperparams="learning_rate"))
+    state = groups.init(PARAMS)
+    for g in GRADS[:2]:
+        state = groups.step(PARAMS, state, g, donate=False)[1]
+    assert {k: float(v["learning_rate"]) for k, v in state.hyperparams.items()} == {"bias": 0.5, "default": 0.25}
+    mixed = jk.partition({"bias": kernel}, default=jk.adam(0.1, inject_hyperparams=True))
+    state = mixed.replaced(mixed.init(PARAMS), learning_rate=0.25)
+    assert {k: float(v["learning_rate"]) for k, v in state.hyperparams.items()} == {"bias": 0.5, "default": 0.25}
+
+
+def test_a_scheduled_rate_in_a_checkpoint_and_a_measured_step():
+    kernel = jk.adam(falling, inject_hyperparams=True)
+    params, state = run(kernel, PARAMS, GRADS)
+    flat = jk.checkpoint.to_dict(state)
+    restored = jk.checkpoint.from_dict(kernel, params, flat, hyper=True)
+    assert_same_bits(restored, state)
+    for hyper in (True, False):
+        restored = jk.checkpoint.from_dict(kernel, params, flat, hyper=hyper)
+        assert_same_bits(*[kernel.step(params, s, GRADS[0], donate=False) for s in (restored, state)])
+    _, moved, _ = jk.history.measured_step(kernel, params, restored, GRADS[0])
+    assert float(moved.hyperparams["learning_rate"]) == 0.125
+
+
+# The state of the first is no state of the second: its kernel keeps other slots, or other scalars.
+STRANGERS = {
+    "rules": (jk.adam(0.1), jk.sgd(0.1), r"with the slots \['momentum', 'velocity'\] too.*keeps none"),
+    "more slots": (jk.adam(0.1), jk.sgd(0.1, momentum=0.5), r"with the slots \['velocity'\] too"),
+    "fewer slots": (jk.sgd(0.1, momentum=0.5), jk.adam(0.1), r"without the slots \['velocity'\]"),
+    "adam, lion": (jk.adam(0.1), jk.lion(0.1), r"with the slots \['velocity'\] too"),
+    "factored": (jk.adafactor(0.1), jk.sgd(0.1), r"with the slots .*'velocity'\] too"),
+    "fallback": (jk.adam(0.1), jk.adagrad(0.1), r"without the slots \['accumulator'\]"),
+    "amsgrad": (jk.adam(0.1, amsgrad=True), jk.adam(0.1), r"with the slots \['velocity_hat'\] too"),
+    "centered": (jk.rmsprop(0.1, centered=True), jk.rmsprop(0.1), r"with the slots \['average_gradient'\] too"),
+    "use_ema": (jk.adam(0.1, use_ema=True), jk.adam(0.1), "with the slots .* too"),
+    "master_weights": (jk.adam(0.1, master_weights="float32"), jk.adam(0.1), "with the slots .* too"),
+    "accumulation": (jk.adam(0.1, gradient_accumulation_steps=2), jk.adam(0.1), "with the slots .* too"),
+    "scalars": (jk.nadam(0.1), jk.adam(0.1), r"with the scalars \['u_product'\] too"),
+    "no scalars": (jk.adam(0.1), jk.nadam(0.1), r"without the scalars \['u_product'\]"),
+    "guard": (jk.adam(0.1, skip_nonfinite=True), jk.adam(0.1), r"with the scalars \['skipped'\] too"),
+    "no guard": (jk.adam(0.1), jk.adam(0.1, skip_nonfinite=True), r"without the scalars \['skipped'\]"),
+    "optax": (jk.adam(0.1), jk.Kernel.from_optax(optax.sgd(0.1)), "with the slots .* too"),
+    "frozen": (jk.sgd(0.1, momentum=0.5), jk.frozen(), "with the slots .* too"),
+}
+WRAPPED = {
+    "plain": lambda kernel: kernel,
+    "partition": lambda kernel: jk.partition({"bias": kernel}, default=kernel),
+    "loss_scaled": lambda kernel: jk.loss_scaled(kernel, 1.0),
+    "zero1": lambda kernel: sharding.zero1(kernel, mesh()),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("case", STRANGERS)
+def test_the_state_of_another_kernel_is_refused(case, wrapped):
+    maker, other, message = STRANGERS[case]
+    if wrapped == "loss_scaled" and case in ("guard", "no guard"):
+        pytest.skip("loss scaling counts skipped calls too")
+    maker, other = WRAPPED[wrapped](maker), WRAPPED[wrapped](other)
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS) if case == "master_weights" else PARAMS
+    state = maker.init(params)
+    for call in (lambda: other.step(params, state, params, donate=False), lambda: other.update(params, state, params)):
+        with pytest.raises(ValueError, match=f"`state` must come from this optimizer.*{message}.*from_dict"):
+            call()
+    if case in ("rules", "fallback", "optax", "frozen"):  # they have no slot in common
+        return
+    with warnings.catch_warnings(action="ignore"):
+        converted = jk.checkpoint.from_dict(other, params, jk.checkpoint.to_dict(state))
+    assert types(other.step(params, converted, params, donate=False)[1]) == types(converted)
+
+
+@pytest.mark.parametrize("wrapped", [name for name in WRAPPED if name not in ("plain", "zero1")])
+def test_the_state_of_a_kernel_without_its_wrapper_is_refused(wrapped):
+    kernel = jk.adam(0.1)
+    around = WRAPPED[wrapped](kernel)
+    for maker, other in ((kernel, around), (around, kernel)):
+        state = maker.init(PARAMS)
+        with pytest.raises(ValueError, match="Received: one with(out)? the scalars"):
+            other.step(PARAMS, state, PARAMS, donate=False)
+
+
 def test_names_that_are_not_injected():
     kernel = jk.adam(0.1)
     injecting = jk.adam(0.1, inject_hyperparams=["beta_1", "learning_rate"])
     with pytest.raises(ValueError, match=r"`inject_hyperparams` must name .*\['beta_1', .*Received: 'beta'"):
         jk.adam(0.1, inject_hyperparams="beta")
-    with pytest.raises(ValueError, match="is a schedule, or is off"):
-        jk.adam(lambda step: 0.1, inject_hyperparams="learning_rate")
+    with pytest.raises(ValueError, match="does not exist, or is off"):
+        jk.adam(0.1, inject_hyperparams="weight_decay")
     with pytest.raises(TypeError, match="`inject_hyperparams` must be True, or names"):
         jk.adam(0.1, inject_hyperparams=3)
     with pytest.raises(ValueError, match=r"this kernel injects: \['beta_1', 'learning_rate'\]"):

@@ -110,6 +110,15 @@ def test_zero1_of_blocks():
     assert shapes == {"a": ((8, 256), (8, 1)), "b": ((512,), (2,)), "c": ((3, 512), (3, 2))}
 
 
+@pytest.mark.parametrize("rate", [0.1, lambda step: 0.1], ids=["number", "schedule"])
+def test_specs_of_injected_hyperparameters(rate):
+    params = {"w": jnp.zeros((8, 4))}
+    kernel = jk.adam(rate, inject_hyperparams=True)
+    found = sharding.specs(kernel, params, {"w": P("data", None)})
+    assert jax.tree.structure(found) == jax.tree.structure(kernel.init(params))
+    assert set(jax.tree.leaves(found.hyperparams)) == {P()}
+
+
 def test_specs():
     wide = {"k": jax.ShapeDtypeStruct((256, 512), jnp.float32), "v": jax.ShapeDtypeStruct((300,), jnp.float32)}
     spec = {"k": P("data", "model"), "v": P("data")}

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxopt_keras as jk
-from jaxopt_keras.language.options import FORMATS
+from jaxopt_keras.language.option_values import FORMATS
 from jaxopt_keras.storage import hash_rng
 from jaxopt_keras.storage.blockwise import Blocks, Code, block_length, dequantize, quantize
 from jaxopt_keras.storage.masters import join_master, split_master

@@ -22,6 +22,7 @@ class Foreign(Core):
     whole: ClassVar[bool] = True
 
     tx: Any
+    any_slots: bool = False
 
     def __post_init__(self) -> None:
         if not (callable(getattr(self.tx, "init", None)) and callable(getattr(self.tx, "update", None))):
@@ -37,6 +38,9 @@ class Foreign(Core):
             given = {name: given[name] for name in given.keys() & {p.name for p in known}}
         # `Partial` makes a function static for `jit`.
         return {EXTRA: jax.tree.map(lambda x: Partial(x) if callable(x) else x, given)}
+
+    def scalar_names(self, hyper: dict[str, Any]) -> tuple[str, ...]:
+        return (STATE,)
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         return [{} for _ in params], {STATE: self.tx.init(layout.unflatten(params))}

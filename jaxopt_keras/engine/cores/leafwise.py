@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,15 +76,16 @@ class Leafwise(Core):
     """Runs `rule` on each parameter independently."""
 
     rule: Rule
+    any_slots: bool = False
 
     def arrays(self) -> dict[str, Any]:
         return self.rule.arrays()
 
     def skeleton(self) -> "Leafwise":
-        return Leafwise(self.rule.skeleton())
+        return dataclasses.replace(self, rule=self.rule.skeleton())
 
     def replaced(self, **numbers: Any) -> "Leafwise":
-        return Leafwise(dataclasses.replace(self.rule, **numbers))
+        return dataclasses.replace(self, rule=dataclasses.replace(self.rule, **numbers))
 
     @property
     def schedule(self) -> Any:
@@ -96,6 +98,9 @@ class Leafwise(Core):
     def slot_names(self) -> tuple[str, ...]:
         rule = self.rule.skeleton()
         return (_slot_names if _is_hashable(rule) else _slot_names.__wrapped__)(rule)
+
+    def scalar_names(self, hyper: dict[str, Any]) -> Iterable[str]:
+        return present(self.rule.bind(hyper).scalars())
 
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         slots = []

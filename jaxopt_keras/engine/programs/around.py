@@ -40,6 +40,9 @@ class Around(Program):
     def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
         return self.inner.injected(hyper)
 
+    def schedules(self) -> dict[str, Any]:
+        return self.inner.schedules()
+
     def skeleton(self) -> Self:
         return dataclasses.replace(self, inner=self.inner.skeleton())
 

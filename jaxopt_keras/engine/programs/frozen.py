@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.core import Layout, Program
+from jaxopt_keras.engine.core import Layout, Program, check_names
 from jaxopt_keras.engine.plan import Kind, Plan, grouped
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.write_back import zero_amount
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.packing.trees import unpacked
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Frozen(Program):
         return State(jnp.zeros((), jnp.int32), {}, {}, {})
 
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        check_names("slots", (name for name, tree in unpacked(state.slots).items() if jax.tree.leaves(tree)), ())
+        check_names("scalars", state.scalars, ())
         if write:
             return params, state
         layout, like = Layout.read(params, self.options, grads)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.engine.core import check_names
 from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
@@ -37,6 +38,7 @@ class LossScaled(Around):
         return state._replace(scalars={SCALE: scale} | counters | state.scalars)
 
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        check_names("scalars", (n for n in state.scalars if n in (SCALE, GOOD, SKIPPED)), (SCALE, GOOD, SKIPPED))
         scale, good = state.scalars[SCALE], state.scalars[GOOD]
         grads = unscaled(self.inner.summed(params, grads) if reduce else grads, scale)
         finite = guard.is_finite(grads)

@@ -42,7 +42,8 @@ class Multi(Program):
         """Run every program, or none if the guard rejects the gradients."""
         if self.skip_nonfinite and reduce:  # the guard decides on the sums
             grads, reduce = self.summed(params, grads), False
-        skipped = [Frozen().call(p, state, g, {}, reduce, write)[0] for p, g in zip(params, grads, strict=True)]
+        empty = State(state.count, {}, {}, {})
+        skipped = [Frozen().call(p, empty, g, {}, reduce, write)[0] for p, g in zip(params, grads, strict=True)]
         moving = [g for g, program in zip(grads, self.programs, strict=True) if not isinstance(program, Frozen)]
 
         def proceed(states: list[State], scalars: Any) -> Any:

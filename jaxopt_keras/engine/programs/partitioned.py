@@ -13,10 +13,11 @@ from typing import Any, Self
 
 import optax
 
-from jaxopt_keras.engine.core import Layout, Program
+from jaxopt_keras.engine.core import Layout, Program, check_names
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.programs.multi import Multi
+from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.packing.trees import Packed, unpacked
@@ -65,6 +66,10 @@ class Partitioned(Around):
         found = {name: program.injected(hyper[name]) for name, program in self.groups.items()}
         return {name: values for name, values in found.items() if values}
 
+    def schedules(self) -> dict[str, Any]:
+        found = {name: program.schedules() for name, program in self.groups.items()}
+        return {name: schedules for name, schedules in found.items() if schedules}
+
     def replaced(self, **numbers: Any) -> Self:
         """Return the program with other hyperparameters in every group that has them all."""
         having = {name for name, program in self.groups.items() if numbers.keys() <= program.hyper().keys()}
@@ -99,6 +104,7 @@ class Tree:
 
     def __init__(self, program: Partitioned, params: Any, grads: Any = None) -> None:
         self.names, self.like = program.names, grads if params is None else params
+        self.counters = guard.init(program.options)
         self.layout, _ = Layout.read(unpacked(params), Options(), unpacked(grads))
         paths = [leaf.path for leaf in self.layout.leaves]
         if len(set(paths)) < len(paths):
@@ -122,6 +128,7 @@ class Tree:
 
     def separated(self, state: State) -> State:
         """Convert a state of the whole to one of `Multi`."""
+        check_names("scalars", state.scalars, [*self.names, *self.counters])
         states, others = [], dict(state.scalars)
         parts = {name: self.split(tree) for name, tree in state.slots.items()}
         for i, group in enumerate(self.names):

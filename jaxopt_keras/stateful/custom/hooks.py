@@ -26,6 +26,7 @@ class Hooks(Core):
 
     whole: ClassVar[bool] = True  # hooks may read every variable
     takes_rows: ClassVar[bool] = True
+    any_slots = True
 
     __hash__ = None  # type: ignore[assignment]  # unhashable, so that its programs are not cached for other optimizers
 
