@@ -46,6 +46,7 @@ class Partitioned(Around):
         return tree.joined(self.inner.init(tree.split(params), self._listed(hyper)))
 
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        check_names("scalars", state.scalars, [*self.names, *guard.init(self.options)])
         tree = Tree(self, params, grads)
         parts = tree.split(params), tree.separated(state), tree.split(grads)
         out, moved = self.inner.call(*parts, self._listed(hyper), reduce, write)
@@ -104,7 +105,6 @@ class Tree:
 
     def __init__(self, program: Partitioned, params: Any, grads: Any = None) -> None:
         self.names, self.like = program.names, grads if params is None else params
-        self.counters = guard.init(program.options)
         self.layout, _ = Layout.read(unpacked(params), Options(), unpacked(grads))
         paths = [leaf.path for leaf in self.layout.leaves]
         if len(set(paths)) < len(paths):
@@ -128,7 +128,6 @@ class Tree:
 
     def separated(self, state: State) -> State:
         """Convert a state of the whole to one of `Multi`."""
-        check_names("scalars", state.scalars, [*self.names, *self.counters])
         states, others = [], dict(state.scalars)
         parts = {name: self.split(tree) for name, tree in state.slots.items()}
         for i, group in enumerate(self.names):
