@@ -100,24 +100,6 @@ class Layout(NamedTuple):
         return {name: self.unflatten([s.get(name, optax.MaskedNode()) for s in leaves]) for name in names}
 
 
-def check_names(kind: str, found: Iterable[str], kept: Iterable[str]) -> None:
-    """Raise a ValueError if a state lacks arrays that a program keeps, or has others, which no step would change.
-
-    Args:
-        kind: "slots" or "scalars"; `found` are their names in the state, and `kept` those of the program.
-    """
-    found, kept = list(dict.fromkeys(found)), list(kept)
-    missing, extra = [n for n in kept if n not in found], [n for n in found if n not in kept]
-    if missing or extra:
-        without = f" without the {kind} {missing}" if missing else f" with the {kind} {extra} too"
-        raise ValueError(
-            "`state` must come from this optimizer: from its `init`, or from an earlier step. Received: one"
-            f"{without}. It has the {kind} {found}, and this optimizer keeps {kept or 'none'}. Make a new state with "
-            "`kernel.init(params)`, or convert this one: `from_dict(kernel, params, to_dict(state))` of "
-            "`jaxopt_keras.checkpoint`."
-        )
-
-
 def is_absent(slot: Any) -> bool:
     """Whether an entry of a state's tree marks an absent slot, or belongs to a None among the parameters."""
     return slot is None or isinstance(slot, optax.MaskedNode)

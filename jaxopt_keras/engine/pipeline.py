@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from jaxopt_keras.engine import core, rows, slot_storage
-from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast, check_names
+from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
 from jaxopt_keras.engine.gradients import read_gradient, sum_over, unscaled
 from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.plan import Plan, plan
@@ -28,6 +28,7 @@ from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.state_check import check_names, check_slots
 from jaxopt_keras.engine.write_back import Move, apply_constraint, write_back, zero_amount
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
@@ -82,6 +83,16 @@ class Program(core.Program):
         if self._must_unpack(params):
             return self.init(params.unpack(), hyper)
         layout, stored = Layout.read(params, self.options)
+        slots, scalars = self._initial(layout, stored, hyper)
+        everything = zip(slots, stored, layout.leaves, strict=True)
+        slots = [shard_like(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
+        scalars |= guard.init(self.options)
+        trees = layout.by_slot(self._slot_names(slots), slots)
+        packed = pack_slots(trees, LOOSE) if self.options.flat_state else trees
+        return State(jnp.zeros((), jnp.int32), {}, scalars, packed)
+
+    def _initial(self, layout: Layout, stored: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
+        """Return the slots of fresh parameters, and the scalars without those of the guard."""
         work = [upcast(p) for p in stored]
         slots, scalars = self.core.init(layout, work, hyper)
         everything = zip(layout.leaves, stored, slots, strict=True)
@@ -90,12 +101,7 @@ class Program(core.Program):
             slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
             accumulate.init(slots, scalars, work)
-        everything = zip(slots, stored, layout.leaves, strict=True)
-        slots = [shard_like(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
-        scalars |= guard.init(self.options)
-        trees = layout.by_slot(self._slot_names(slots), slots)
-        packed = pack_slots(trees, LOOSE) if self.options.flat_state else trees
-        return State(jnp.zeros((), jnp.int32), {}, scalars, packed)
+        return slots, scalars
 
     def _slot_names(self, slots: list[Slots]) -> list[str]:
         """Return the names of all possible slots, whatever the parameters are, and of any others in `slots`."""
@@ -152,6 +158,8 @@ class Program(core.Program):
         slots = layout.by_leaf(trees)
         if not self.core.any_slots:
             self._check_names(trees, slots, scalars, hyper)
+            if None not in stored:
+                self._check_slots(layout, stored, slots, hyper)
         gradients = self._gradients(layout, stored, grads)
         if self.options.axis_name is not None and reduce:
             gradients = sum_over(self.options.axis_name, gradients)
@@ -223,6 +231,12 @@ class Program(core.Program):
         known = [*self.core.scalar_names(hyper), *guard.init(self.options)]
         counts = [accumulate.MICRO_STEP] if self.options.gradient_accumulation_steps else []
         check_names("scalars", scalars, known + counts)
+
+    def _check_slots(self, layout: Layout, stored: list[Any], slots: list[Slots], hyper: dict[str, Any]) -> None:
+        """Raise a ValueError if a slot is not one of these parameters and options."""
+        fresh = jax.eval_shape(lambda *x: self._initial(layout, *x)[0], stored, hyper)
+        names = {name for each in fresh for name in each}
+        check_slots(layout, slots, fresh, names if self.options.state_dtype else {MASTER})
 
     def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
         """Return the gradients of `layout`'s parameters in the dtype of the arithmetic."""

@@ -6,9 +6,10 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.core import Layout, Program, check_names
+from jaxopt_keras.engine.core import Layout, Program
 from jaxopt_keras.engine.plan import Kind, Plan, grouped
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.state_check import check_names
 from jaxopt_keras.engine.write_back import zero_amount
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.packing.trees import unpacked

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.core import check_names
 from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.state_check import check_names
 
 SCALE = "dynamic_scale"
 GOOD = "step_counter"  # finite calls since the scale last changed; both are Keras's names

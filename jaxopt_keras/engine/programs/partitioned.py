@@ -13,12 +13,13 @@ from typing import Any, Self
 
 import optax
 
-from jaxopt_keras.engine.core import Layout, Program, check_names
+from jaxopt_keras.engine.core import Layout, Program
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.state_check import check_names
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.packing.trees import Packed, unpacked
 

@@ -30,7 +30,7 @@ def run_every(
     updated by the earlier gradients of the window; if there are none, or all are zeros, it does not change.
     """
     micro = scalars[MICRO_STEP]
-    first, last = micro == 0, micro + 1 == k
+    first, last = micro == 0, micro + 1 >= k  # greater: in the middle of a longer window, of another kernel
     # The first call of a window overwrites the sum, outside of the `cond`: a reset inside would copy the array.
     sums = [
         jnp.where(first, 0 if g is None else g, s[SUM] if g is None else s[SUM] + g)
@@ -39,7 +39,7 @@ def run_every(
     slots, scalars = [without(s, SUM) for s in slots], without(scalars, MICRO_STEP)
 
     def real() -> Any:
-        (out, count), new, moved = update([s / k for s in sums], slots, scalars)
+        (out, count), new, moved = update([s / (micro + 1).astype(s.real.dtype) for s in sums], slots, scalars)
         (still, _), _, _ = idle(slots, scalars)
         for i, g in enumerate(grads):
             if g is None:

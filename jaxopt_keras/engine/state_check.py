@@ -1,0 +1,62 @@
+"""Checks that a state fits the options and the parameters of a step, once for each structure: while it is traced."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxopt_keras.engine.core import Layout, Slots
+
+REMEDY = (
+    "Make a new state with `kernel.init(params)`, or convert this one: `from_dict(kernel, params, to_dict(state))` of "
+    "`jaxopt_keras.checkpoint`."
+)
+
+
+def check_names(kind: str, found: Iterable[str], kept: Iterable[str]) -> None:
+    """Raise a ValueError if a state lacks arrays that a program keeps, or has others, which no step would change.
+
+    Args:
+        kind: "slots" or "scalars"; `found` are their names in the state, and `kept` those of the program.
+    """
+    found, kept = list(dict.fromkeys(found)), list(kept)
+    missing, extra = [n for n in kept if n not in found], [n for n in found if n not in kept]
+    if missing or extra:
+        without = f" without the {kind} {missing}" if missing else f" with the {kind} {extra} too"
+        raise ValueError(
+            "`state` must come from this optimizer: from its `init`, or from an earlier step. Received: one"
+            f"{without}. It has the {kind} {found}, and this optimizer keeps {kept or 'none'}. {REMEDY}"
+        )
+
+
+def check_slots(layout: Layout, found: list[Slots], fresh: list[Slots], exact: set[str]) -> None:
+    """Raise a ValueError for the first slot that has another shape or format than a fresh one.
+
+    Args:
+        found: the slots of each parameter in the state.
+        fresh: those of a new state, arrays or `jax.ShapeDtypeStruct`s.
+        exact: names of the slots whose dtype is an option. Others may have been cast to another float dtype.
+    """
+    for leaf, slots, new in zip(layout.leaves, found, fresh, strict=True):
+        for name in sorted(slots.keys() | new.keys()):
+            have, want = slots.get(name), new.get(name)
+            if name in new and _form(have, name in exact) != _form(want, name in exact):
+                where = f"{name}` of `{leaf.path}" if leaf.path else name
+                raise ValueError(
+                    f"`state` must be of these parameters and options. Received: the slot `{where}` as {_text(have)}, "
+                    f"where this optimizer keeps {_text(want)}. {REMEDY}"
+                )
+
+
+def _form(slot: Any, exact: bool) -> Any:
+    leaves, treedef = jax.tree.flatten(slot)  # of a quantized slot: its codes and scales, and the code
+    kinds = [x.dtype if exact or not jax.numpy.issubdtype(x.dtype, np.inexact) else "float" for x in leaves]
+    return treedef, [np.shape(x) for x in leaves], kinds
+
+
+def _text(slot: Any) -> str:
+    if slot is None:
+        return "absent"
+    code = getattr(slot, "code", None)
+    return f"{slot.dtype if code is None else code.name}{list(np.shape(slot))}"
