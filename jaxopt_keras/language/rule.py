@@ -1,4 +1,4 @@
-"""The language of rules: hyperparameters, slots, the clock, and the class `Rule`.
+"""The language of rules: hyperparameters, slots, and the class `Rule`.
 
 A rule is an optimizer on one array: a frozen dataclass of hyperparameters with a `State` NamedTuple, `init(p)` and
 `update(g, p, s, at)`. It does not depend on how it runs over a tree (`docs/design.md`).
@@ -10,13 +10,14 @@ import inspect
 import math
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, dataclass_transform
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, dataclass_transform
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from jaxopt_keras.language.clock import Clock
 from jaxopt_keras.language.numerics import complemented
 
 
@@ -233,38 +234,6 @@ def as_scalar(field: Field, value: Any) -> Any:
     """Convert a run-time value to an argument of the compiled step: a scalar array, or a `Complemented`."""
     dtype = jnp.result_type(float)
     return complemented(value, dtype) if field.complement else jnp.asarray(value, dtype)
-
-
-class Clock(Protocol):
-    """The step in which a rule runs."""
-
-    @property
-    def t(self) -> Array:
-        """The number of this update, 1 at the first."""
-        ...
-
-    @property
-    def lr(self) -> Array:
-        """The learning rate of this update."""
-        ...
-
-    @property
-    def weight_decay(self) -> Array | None:
-        """The weight decay of this parameter, for a rule that applies it in `update` (see `decoupled`); None: off."""
-        ...
-
-    @property
-    def scalars(self) -> Any:
-        """The rule's scalars, already advanced."""
-        ...
-
-    def norm(self, x: Array) -> Array:
-        """Compute the Euclidean norm over the rule's own array."""
-        ...
-
-    def rms(self, x: Array) -> Array:
-        """Compute the root mean square over the rule's own array."""
-        ...
 
 
 class Stateless(NamedTuple):
