@@ -29,9 +29,11 @@ class WithoutReductions(At):
 class Packed(At):
     """The norms of several arrays in one buffer, each at the elements of its array."""
 
-    def __init__(self, now, scalars, parts):
-        super().__init__(now.t, now.lr, now.weight_decay, scalars)
-        self.parts = parts
+    @classmethod
+    def over(cls, now, scalars, parts):
+        clock = cls.of(now, scalars)
+        clock.parts = parts
+        return clock
 
     def norm(self, x):
         return jnp.sqrt(self.sums(x))
@@ -74,7 +76,7 @@ def test_grain_is_enough(case):
     expected = jax.tree.map(lambda *parts: flat(parts), *single.values())
 
     parts = jnp.concatenate([jnp.full(params[n].size, i) for i, n in enumerate(ARRAYS)])
-    clock = WithoutReductions.of if rule.grain == "element" else lambda *x: Packed(*x, parts)
+    clock = WithoutReductions.of if rule.grain == "element" else lambda *x: Packed.over(*x, parts)
     assert_close(steps(case, rule, clock, flat(params), [flat(g) for g in grads]), expected, STEPS)
 
 

@@ -196,7 +196,9 @@ def test_report_of_fsdp():
     )
     assert plain.collectives == [] and "no collectives" in str(plain)
     (one,) = clipped.collectives
-    assert one.kind == "all-reduce" and one.bytes == 4 * len(params)  # each array's sum of squares, in one exchange
+    assert one.kind == "all-reduce" and one.bytes == 8 * len(
+        params
+    )  # the two sums of a norm, of each array, in one exchange
     assert {share.name: share.per_device * 8 // share.bytes for share in plain.shares}["params"] == 1
 
 
