@@ -7,8 +7,8 @@ import pytest
 
 # `jax.experimental.sparse` imports SciPy. `jax.extend` imports Pallas, in 25 ms: the first step asks it whether a
 # transformation is running.
-NEVER = ("jax.experimental", "scipy")
-NOT_YET = ("jax.extend", "jax._src.pallas")
+NEVER = ("jax.experimental.sparse", "scipy")
+NOT_YET = ("jax.experimental", "jax.extend", "jax._src.pallas")
 
 IMPORT = """
 import sys, jax, optax
