@@ -28,6 +28,7 @@ from jaxopt_keras.stateful.packed_variables import pack_variables as pack_variab
 from jaxopt_keras.stateful.serialization import deserialize as deserialize
 from jaxopt_keras.stateful.serialization import get as get
 from jaxopt_keras.stateful.serialization import serialize as serialize
+from jaxopt_keras.stateful.signals import uninterrupted as uninterrupted
 from jaxopt_keras.stateful.variable import Variable as Variable
 
 # Older import paths of the modules that rules use, which are now in `language` and `pure`.

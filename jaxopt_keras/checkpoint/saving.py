@@ -16,11 +16,13 @@ from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.optimizer import Optimizer
 
 SUFFIX = ".safetensors"
 
 
+@locked
 def to_dict(state: Any, *, portable: bool = False, on_host: bool = True) -> dict[str, Any]:
     """The arrays of a state by name, such as `slots/dense/kernel/momentum`.
 
@@ -82,6 +84,7 @@ def from_dict(kernel: Any, params: Any, d: Mapping[str, Any], *, hyper: bool = F
     return restored(_place(kernel, params, hyper), d, hyper)
 
 
+@locked
 def save(path: Any, state: Any, params: Any = None, *, portable: bool = False) -> None:
     """Saves a state or an `Optimizer` to a file, or to an Orbax folder if `path` does not end in ".safetensors".
 
@@ -104,6 +107,7 @@ def save(path: Any, state: Any, params: Any = None, *, portable: bool = False) -
     (files if Path(path).suffix == SUFFIX else folders).write(path, flat | given)
 
 
+@locked
 def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> Any:
     """Loads a checkpoint: returns the state of a kernel, or restores an `Optimizer` in place.
 

@@ -1,6 +1,7 @@
 """The jitted functions of programs, cached: programs with equal skeletons share compiled code."""
 
 import functools
+import weakref
 from typing import Any
 
 import jax
@@ -15,7 +16,10 @@ from jaxopt_keras.packing.trees import Packed
 class Compiled:
     """The jitted functions of one program."""
 
+    others: dict[Any, Any]  # functions of the same program that other modules have jitted, by their settings
+
     def __init__(self, program: Any) -> None:
+        self.others = {}
         self.init = jax.jit(program.init)
         self.init_on_one_device = jax.jit(functools.partial(_init_on_one_device, program))
         self.update = jax.jit(functools.partial(narrow_update, program))
@@ -83,12 +87,21 @@ def _top_level() -> Any:
         return _trace_state()
 
 
-_interned = functools.lru_cache(maxsize=4096)(Compiled)
+_in_use: weakref.WeakValueDictionary[Any, Compiled] = weakref.WeakValueDictionary()
+
+
+@functools.lru_cache(maxsize=64)
+def _recent(program: Any) -> Compiled:
+    """Keep the last ones for kernels that are made anew. Older ones are freed with the last kernel that has them."""
+    found = _in_use.get(program)
+    if found is None:
+        _in_use[program] = found = Compiled(program)
+    return found
 
 
 def shared(program: Any) -> Compiled:
     """Return the jitted functions of a program, cached by equality."""
     try:
-        return _interned(program)
+        return _recent(program)
     except TypeError:  # a rule with an unhashable field shares nothing
         return Compiled(program)

@@ -116,17 +116,18 @@ def measured_step(
             "`jit`, make it a static argument."
         )
     hyper = kernel.given(state, extra)
-    settings = Kernel(kernel.skeleton), bool(norms), tuple(checked_groups(groups).items())
-    run = functools.partial(call_donating, _run_donating, _run) if donate else _run
-    new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper, *settings)
+    settings, jitted = (bool(norms), tuple(checked_groups(groups).items())), kernel.compiled.others
+    if settings not in jitted:
+        step = functools.partial(_step, program=kernel.skeleton, norms=settings[0], groups=dict(settings[1]))
+        jitted[settings] = jax.jit(step, donate_argnums=(0, 1)), jax.jit(step)
+    donating, plain = jitted[settings]
+    run = functools.partial(call_donating, donating, plain) if donate else plain
+    new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper)
     return new, kernel.keep(state.hyperparams, moved), found
 
 
-def _step(
-    params: Any, state: Any, grads: Any, hyper: Any, kernel: Kernel, norms: bool, groups: tuple[tuple[str, str], ...]
-) -> Any:
+def _step(params: Any, state: Any, grads: Any, hyper: Any, program: Any, norms: bool, groups: Groups) -> Any:
     """The step and its measures as one program; with native loops, one pass over memory."""
-    program: Any = kernel.program
     plain = isinstance(program, Program)
 
     def measured(params: Any, state: Any, grads: Any, hyper: Any) -> Any:
@@ -134,17 +135,13 @@ def _step(
         if not norms:
             return new, moved, {}
         raw = _raw_gradients(program, params, state, grads, hyper)
-        return new, moved, measure(params, new, raw, groups=dict(groups))
+        return new, moved, measure(params, new, raw, groups=groups)
 
     rates = _rates(program, state, hyper)
     params, state, found = (program.on_engine(measured) if plain else measured)(params, state, grads, hyper)
     found |= rates | {"step": state.count} | {n: x for n, x in state.scalars.items() if n == SKIPPED}
     # Copies, because the next step donates the state.
     return params, state, jax.tree.map(jnp.copy, found)
-
-
-_run = jax.jit(_step, static_argnames=("kernel", "norms", "groups"))
-_run_donating = jax.jit(_step, static_argnames=("kernel", "norms", "groups"), donate_argnums=(0, 1))
 
 
 def _raw_gradients(program: Any, params: Any, state: Any, grads: Any, hyper: dict[str, Any]) -> Any:

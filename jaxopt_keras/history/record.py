@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from jaxopt_keras.history import writers
 from jaxopt_keras.history.measures import GRADIENT, RATE, Groups, checked_groups, matching, measure
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.settings import COUNT
 from jaxopt_keras.stateful.validation import pairs
 from jaxopt_keras.stateful.variable import value_of
@@ -176,6 +177,7 @@ def _is_ready(x: Any) -> bool:
     return bool(getattr(x, "is_ready", lambda: True)())  # Python numbers are always ready
 
 
+@locked
 def _by_path(handles: list[Any]) -> dict[str, Any]:
     """The values of variables by path. Repeated paths get a number, to be unique."""
     values: dict[str, Any] = {}

@@ -34,6 +34,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.signals import uninterrupted
 
 Model = TypeVar("Model")
 
@@ -85,9 +86,10 @@ class Optimizer(nnx.Optimizer[Model]):
         extra = {name: nnx.as_pure(x) for name, x in extra.items()}
         # Arrays may be shared (a clone of the model, a tied weight), so only `nnx.jit` can donate them.
         params, state = self.tx.step(params, self.state, grads, donate=False, **extra)
-        nnx.update(model, params)
-        self.set_state(state)
-        self.step[...] += 1
+        with uninterrupted():
+            nnx.update(model, params)
+            self.set_state(state)
+            self.step[...] += 1
 
     @property
     def state(self) -> State:

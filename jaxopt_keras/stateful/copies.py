@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 
@@ -17,6 +18,7 @@ _NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_r
 class Copies(Transactions):
     """Copying and pickling of an optimizer."""
 
+    @locked
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes but the variables: a copy is matched with its own variables (`match_unbound`)."""
         state = self._state  # with unpacked slots
@@ -41,6 +43,7 @@ class Copies(Transactions):
         if self._rate_source is not None:
             self._configure_rate(self._rate_source)
 
+    @locked
     def __copy__(self) -> Self:
         """Return a copy for the same variables, with a copy of the state."""
         shared = [self._options, self._rate_source, *(h.variable for h in self._handles.values())]

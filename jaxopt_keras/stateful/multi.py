@@ -14,6 +14,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.option_values import check_pattern
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer
 from jaxopt_keras.stateful.optimizer import Call, Optimizer
 from jaxopt_keras.stateful.packed_variables import Buffer
@@ -180,6 +181,7 @@ class MultiOptimizer(Wrapper):
         return {str(i): optimizer for i, optimizer in enumerate(self._inner)}
 
     @property
+    @locked
     def _state(self) -> State:
         """The state, with a counter of skipped calls if an inner optimizer has a guard."""
         if SKIPPED not in self._kept.scalars and self._kernel().options.skip_nonfinite:

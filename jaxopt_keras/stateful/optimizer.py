@@ -4,7 +4,6 @@ All arithmetic is the pure face's. A step gathers the variables' arrays in a dic
 call of the pure pipeline, and writes the results back.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -22,13 +21,14 @@ from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.configs import Configs
 from jaxopt_keras.stateful.custom.api import HOOKS
 from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.lock import LOCK, in_full, locked
 from jaxopt_keras.stateful.losses import Losses
 from jaxopt_keras.stateful.registry import Registry
 from jaxopt_keras.stateful.settings import OPTIONS
+from jaxopt_keras.stateful.signals import uninterrupted
 from jaxopt_keras.stateful.state_views import Place, View, masked, updated, view
-from jaxopt_keras.stateful.validation import as_gradient, checked_gradient, of_length, pairs, refuse_traced
+from jaxopt_keras.stateful.validation import as_gradient, check_pairs, checked_gradient, of_length, pairs, refuse_traced
 from jaxopt_keras.stateful.variable import as_array, check_iterable, value_of
-from jaxopt_keras.stateful.variable_kinds import Handle
 from jaxopt_keras.stateful.weight_lists import Weights
 
 
@@ -145,6 +145,7 @@ class Optimizer(Registry, Configs, Weights, Losses):
         return self
 
     @property
+    @locked
     def state(self) -> State:
         """Copy of the state, in the layout of the pure face. The next step donates the arrays of the state itself."""
         return jax.tree.map(jnp.copy, self._joined(self._state))
@@ -223,17 +224,20 @@ class Optimizer(Registry, Configs, Weights, Losses):
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
         """Validate the arguments, register new variables, and step; if that raises, undo it."""
-        if any(id(v) not in self._keys for v in variables):
-            grads, variables = self._unpacked_buffers(grads, variables)
-        handles = [self._handle(v) for v in variables]
-        grads = [checked_gradient(g, h) for g, h in zip(grads, handles, strict=True)]
-        self._check_pairs(grads, handles)
-        before = self._ensure(variables)
-        try:
-            self._step({self._keys[id(v)]: g for v, g in zip(variables, grads, strict=True) if g is not None})
-        except BaseException:
-            self._restore(before)
-            raise
+        with LOCK:
+            if any(id(v) not in self._keys for v in variables):
+                grads, variables = self._unpacked_buffers(grads, variables)
+            handles = [self._handle(v) for v in variables]
+            grads = [checked_gradient(g, h) for g, h in zip(grads, handles, strict=True)]
+            check_pairs(grads, handles)
+            before = self._ensure(variables)
+            given = {self._keys[id(v)]: g for v, g in zip(variables, grads, strict=True) if g is not None}
+            with uninterrupted():  # else an exception between the donating call and the end would lose arrays
+                try:
+                    self._step(given)
+                except BaseException:
+                    self._restore(before)
+                    raise
 
     def _step(self, given: dict[str, Any]) -> None:
         """Take a step with the gradients `given` by path."""
@@ -278,21 +282,9 @@ class Optimizer(Registry, Configs, Weights, Losses):
         """Set the state and the variables to the results of `call`."""
         params, state = self._results(call, self._kept, params, result)
         self._put(state)
-        for k, p in params.items():
-            self._handles[k].write(p)
+        in_full(lambda k: self._handles[k].write(params[k]), params)
 
-    def _check_pairs(self, grads: list[Any], handles: list[Handle]) -> None:
-        """Raise a ValueError for a repeated variable, or if there is no gradient; warn of missing gradients."""
-        ids = [id(h.variable) for h in handles]
-        if len(set(ids)) != len(ids):
-            twice = next(h.path for i, h in enumerate(handles) if ids[i] in ids[:i])
-            raise ValueError(f"Each variable may occur once. Received: `{twice}` twice. Add its gradients.")
-        missing = [h.path for g, h in zip(grads, handles, strict=True) if g is None]
-        if len(missing) == len(handles):
-            raise ValueError(f"No gradients provided for any variable. Received: None for each of {missing}")
-        if missing:
-            warnings.warn(f"Gradients do not exist for variables {missing}: they are not updated.", stacklevel=4)
-
+    @locked
     def stateless_apply(
         self,
         optimizer_variables: Sequence[Any],
@@ -341,6 +333,7 @@ class Optimizer(Registry, Configs, Weights, Losses):
         """Return the array at `place` of the state as an assignable variable (`state_views`)."""
         return view(self, place)
 
+    @locked
     def __repr__(self) -> str:
         rate = self._rate_source if self._rate_source is not None else self._kept.hyperparams.get("learning_rate")
         return f"<{type(self).__name__} name={self.name!r} learning_rate={rate} iterations={int(self._kept.count)}>"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.packing.trees import Packed, pack
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.variable import ArrayLike, Variable, check_iterable
 
 
@@ -22,6 +23,7 @@ class Buffer(ArrayLike):
     trainable = True
     constraint = None  # constraints of the packed variables are found on these variables
 
+    @locked
     def __init__(self, variables: Sequence[Variable], path: str) -> None:
         self.path, self.name, self.variables = path, path.rsplit("/", 1)[-1], tuple(variables)
         packed = pack([jnp.copy(v.value) for v in variables])  # copies: a step donates the buffer
@@ -64,9 +66,10 @@ class Buffer(ArrayLike):
         if len(self._pending) == len(self.parts):
             self._array = self._packed(self._array).like([self._cache[key] for key in self.parts]).buffers[self._dtype]
         else:
-            self._array = jnp.copy(self._array)  # writes below are in place, and callers may hold the old array
+            array = jnp.copy(self._array)  # writes below are in place, and callers may hold the old array
             for key in self._pending:
-                self._array = self.parts[key].write(self._array, self._cache[key], donate=True)
+                array = self.parts[key].write(array, self._cache[key], donate=True)
+            self._array = array  # stored once: an interrupt before this line loses nothing
         self._pending.clear()
 
     def _store(self, value: Array) -> None:

@@ -11,6 +11,7 @@ from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.copies import Copies, deduplicated, match_unbound
 from jaxopt_keras.stateful.custom.api import Custom
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.settings import Exclusion, Settings, core_of
 from jaxopt_keras.stateful.state_views import slots_of, with_slots, without_masked
@@ -48,6 +49,7 @@ class Registry(Settings, Custom, Copies):
         for name, value in (fresh | own).items():
             object.__setattr__(self, name, value)
 
+    @locked
     def build(self, variables: Sequence[Any]) -> None:
         """Create the slots of `variables`. Otherwise the first step does that. More variables may be added later."""
         with self._transaction():

@@ -25,6 +25,7 @@ from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, fields_of, with_python_numbers
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.state_views import RATE, STEP, View, slots_of, with_slots, without_masked
 from jaxopt_keras.stateful.transactions import Transactions
@@ -66,6 +67,7 @@ class Settings(Transactions):
     _set_hyper: Callable[[str, Any], None]
 
     @property
+    @locked
     def learning_rate(self) -> Any:
         """Rate of the next step: an assignable view, or the present value of the schedule or function."""
         if self._rate_source is not None and not self._in_hooks:  # in hooks the view has the step's rate
@@ -131,6 +133,7 @@ class Settings(Transactions):
         """Number of calls that a guard skipped, as a view; 0 without a guard."""
         return self.view(("scalars", SKIPPED)) if SKIPPED in self._kept.scalars else 0
 
+    @locked
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
@@ -157,6 +160,7 @@ class Settings(Transactions):
             raise
         object.__setattr__(self, "_kernel_cache", None)
 
+    @locked
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Set variables to their averages; without `use_ema` do nothing."""
         if self._options.use_ema:
@@ -180,6 +184,7 @@ class Settings(Transactions):
                 return self._get_hyper(name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    @locked
     def __setattr__(self, name: str, value: Any) -> None:
         if "_rule" not in self.__dict__:
             raise RuntimeError(

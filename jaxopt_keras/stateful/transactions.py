@@ -9,6 +9,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.packing.slots import unpack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.stateful.attributes import Attributes
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import Place, without_masked
 
 
@@ -19,6 +20,7 @@ class Transactions(Attributes):
     _in_hooks: bool
 
     @property
+    @locked
     def _state(self) -> State:
         """State with unpacked slots. Packed slots are unpacked and kept so; the next step packs them again."""
         kept = self._kept

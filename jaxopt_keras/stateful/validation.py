@@ -1,6 +1,7 @@
 """Validation of the arguments of `Optimizer`'s methods: pairs, lists of variables, gradients."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -41,6 +42,19 @@ def refuse_traced(x: Any) -> None:
             "Variables and state cannot be updated inside `jit`, `grad` or another transformation of JAX. Use "
             "`stateless_apply` there, or the pure face, e.g. `jaxopt_keras.adam(...)`."
         )
+
+
+def check_pairs(grads: list[Any], handles: list[Handle]) -> None:
+    """Raise a ValueError for a repeated variable, or if there is no gradient; warn of missing gradients."""
+    ids = [id(h.variable) for h in handles]
+    if len(set(ids)) != len(ids):
+        twice = next(h.path for i, h in enumerate(handles) if ids[i] in ids[:i])
+        raise ValueError(f"Each variable may occur once. Received: `{twice}` twice. Add its gradients.")
+    missing = [h.path for g, h in zip(grads, handles, strict=True) if g is None]
+    if len(missing) == len(handles):
+        raise ValueError(f"No gradients provided for any variable. Received: None for each of {missing}")
+    if missing:
+        warnings.warn(f"Gradients do not exist for variables {missing}: they are not updated.", stacklevel=4)
 
 
 def checked_gradient(g: Any, h: Handle) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from jaxopt_keras.stateful.lock import LOCK, locked
 from jaxopt_keras.stateful.scope import active_scope
 
 
@@ -48,13 +49,15 @@ class ArrayLike:
     def _scoped_value(self) -> Any:
         """Return the value in the active scope; without a scope the stored array itself."""
         scope = active_scope()
-        return self._raw_value() if scope is None else scope.read(self)
+        with LOCK:
+            return self._raw_value() if scope is None else scope.read(self)
 
     @property
     def value(self) -> Any:
         """Current array. It stays valid after later updates."""
         scope = active_scope()
-        return self._safe_value() if scope is None else scope.read(self)
+        with LOCK:
+            return self._safe_value() if scope is None else scope.read(self)
 
     def assign(self, value: Any) -> Any:
         """Replace the array; `value` is cast to the present dtype.
@@ -73,7 +76,8 @@ class ArrayLike:
                 "only there. Return it, and assign it outside; or see `jaxopt_keras.value_and_grad`."
             )
         else:
-            self._store(value)
+            with LOCK:
+                self._store(value)
         return self
 
     def assign_add(self, value: Any) -> Any:
@@ -270,12 +274,14 @@ class Variable(ArrayLike):
         """Give up the own array: from now on `buffer`, a `packed_variables.Buffer`, holds it."""
         self.buffer, self._value = buffer, None
 
+    @locked
     def __deepcopy__(self, memo: dict[int, Any]) -> "Variable":
         copy = object.__new__(type(self))
         memo[id(self)] = copy
         copy.__dict__.update(self.__dict__, _value=jnp.copy(self._raw_value()), buffer=None)
         return copy
 
+    @locked
     def __getstate__(self) -> dict[str, Any]:  # unpacked: a copy of the buffer packs it again
         return self.__dict__ | {"_value": np.array(self._raw_value()), "buffer": None}
 

@@ -64,7 +64,7 @@ def handle(variable: Any) -> Handle:
     if isinstance(variable, jax.Ref):
         return Handle(variable, lambda: variable[...], functools.partial(variable.__setitem__, ...), "ref")
     if hasattr(variable, "get_value") and hasattr(variable, "set_value"):
-        return Handle(variable, variable.get_value, variable.set_value, cls.__name__.lower())
+        return Handle(variable, variable.get_value, functools.partial(_set_nnx, variable), cls.__name__.lower())
     if cls.__module__.startswith("keras.") and hasattr(variable, "assign"):
         # Not by `assign`, which would copy and convert.
         return Handle(variable, lambda: variable.value, functools.partial(setattr, variable, "_value"))
@@ -73,6 +73,14 @@ def handle(variable: Any) -> Handle:
         f"`jax.Ref`. Received: {cls.__module__}.{cls.__name__}. Wrap an array: `jaxopt_keras.Variable(array)`; for a "
         "pytree of arrays use the pure face, e.g. `jaxopt_keras.adam(...)`."
     )
+
+
+def _set_nnx(variable: Any, value: Any) -> None:
+    try:
+        variable.set_value(value)
+    except BaseException:  # of a hook of the variable. A step has donated the old array
+        variable.set_raw_value(value)
+        raise
 
 
 def take(read: Callable[[], Any]) -> Any:

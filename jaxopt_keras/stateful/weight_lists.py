@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.language.rule import KerasOrder
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import (
     Place,
     device_put_like,
@@ -54,6 +55,7 @@ class Weights(Transactions):
         """State as assignable variables in the order of `get_weights`: iterations, then the slots."""
         return Variables(self.view(place) for place in self._legacy_places())
 
+    @locked
     def get_weights(self) -> list[np.ndarray]:
         """Return `[iterations, slots...]` in tf.keras's order: slot name by slot name, without the learning rate."""
         return [np.array(self._read(place)) for place in self._legacy_places()]
@@ -77,6 +79,7 @@ class Weights(Transactions):
             )
         self._store_all(places, weights)
 
+    @locked
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Write the values of `variables` into a mapping, under "0", "1", ..., as in Keras's `.weights.h5`."""
         if not hasattr(store, "__setitem__"):
@@ -110,6 +113,7 @@ class Weights(Transactions):
         cast = [device_put_like(x.astype(y.dtype), y) for x, y in zip(arrays, present, strict=True)]
         return with_values(self._state, places, cast)
 
+    @locked
     def _store_all(self, places: list[Place], values: list[np.ndarray]) -> None:
         """Check that `values` fit, and set them at `places`. The caller must not use the arrays afterwards."""
         for place, value in zip(places, values, strict=True):

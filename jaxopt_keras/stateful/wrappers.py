@@ -17,6 +17,7 @@ from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.lock import in_full, locked
 from jaxopt_keras.stateful.optimizer import Call, Optimizer
 from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View
 from jaxopt_keras.stateful.variable import check_iterable
@@ -104,8 +105,8 @@ class Wrapper(Optimizer):
     def _accept_results(self, call: Call, params: Any, result: State) -> None:
         own, *parts = self._split(call, self._kept, params, result)
         object.__setattr__(self, "_kept", own)
-        for i, p, r in zip(call.inner, *parts, strict=True):
-            self._inner[i]._accept_results(call.inner[i], p, r)
+        rows = zip(call.inner, *parts, strict=True)
+        in_full(lambda row: self._inner[row[0]]._accept_results(call.inner[row[0]], *row[1:]), rows)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -186,6 +187,7 @@ class Wrapper(Optimizer):
     # --- settings ---------------------------------------------------------------------------------------------------
 
     @property
+    @locked
     def skipped(self) -> int:
         """Number of calls that guards skipped, the wrapper's and the inner optimizers'."""
         return int(self._kept.scalars.get(SKIPPED, 0)) + sum(int(o.skipped) for o in self._inner)

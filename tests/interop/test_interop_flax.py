@@ -1,5 +1,7 @@
 """Flax: kernels in nnx and linen, master weights and stochastic rounding in place, and the stateful face over nnx."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,23 @@ def test_nnx(way, jit, expected):
     losses, params, optimizer = train(WAYS[way], jit)
     near((losses, params), expected[:2])
     assert int(optimizer.step[...]) == 3
+
+
+def test_an_interrupt_within_an_update_comes_after_it(monkeypatch):
+    def interrupted(self, state):
+        signal.raise_signal(signal.SIGINT)
+        set_state(self, state)
+
+    set_state = flax.Optimizer.set_state
+    monkeypatch.setattr(flax.Optimizer, "set_state", interrupted)
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = flax.Optimizer(model, jk.sgd(1.0))
+    before, grads = model.bias[...], nnx.grad(lambda model: jnp.sum(model.bias[...]))(model)
+    for count in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.update(model, grads)
+        assert int(optimizer.state.count) == int(optimizer.step[...]) == count
+        np.testing.assert_array_equal(model.bias[...], before - count)
 
 
 def test_patterns_see_plain_paths():

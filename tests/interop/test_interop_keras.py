@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 import warnings
 
 import jax
@@ -185,6 +186,26 @@ def test_what_is_wrapped_is_the_same_optimizer():
     slot = next(v for v in made.optimizer.variables if v.path.endswith("kernel_momentum"))
     assert int(inner.iterations) == 3
     np.testing.assert_array_equal(inner.get_slot(kernel, "momentum").numpy(), slot.numpy())
+
+
+def test_variables_may_be_read_while_another_thread_steps():
+    optimizer, w = interop.Adam(1.0), keras.Variable(np.zeros((300, 300), "f"), name="w")
+    grads = [jnp.ones((300, 300))]
+    optimizer.apply(grads, [w])
+    stop = threading.Event()
+
+    def step():
+        while not stop.is_set():
+            optimizer.apply(grads, [w])
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    try:
+        for _ in range(100):
+            assert all(np.isfinite(x).all() for x in optimizer.get_weights())
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

@@ -133,7 +133,7 @@ class Leafwise(Core):
         steps, new = list[Any](grads), list(slots)
         dtypes = {real_dtype(g.dtype) for g in grads if g is not None}
         clocks = {dtype: self._clock(now, shared, dtype) for dtype in dtypes}
-        jitted = jax.jit(_update, static_argnums=0)
+        jitted: dict[Rule, Any] = {}  # for this call only: a lasting `jit` would keep all that the rules refer to
         matrices: dict[Any, list[Any]] = {}  # by rule, shape and dtype, for `whole`
         for i, (leaf, g, p, s) in enumerate(zip(layout.leaves, grads, params, slots, strict=True)):
             if g is not None:
@@ -141,8 +141,10 @@ class Leafwise(Core):
                 rule, at = route(bound, leaf.path, g), decaying if leaf.decays else plain
                 skeleton = rule.skeleton()
                 # `jit` traces it once for all arrays of a shape; the compiler inlines the calls.
-                run = jitted if _is_hashable(skeleton) else _update
-                steps[i], new[i] = run(skeleton, g, p, s, rule.traced(), at)
+                run = functools.partial(_update, skeleton)
+                if _is_hashable(skeleton):
+                    run = jitted.setdefault(skeleton, jax.jit(run))
+                steps[i], new[i] = run(g, p, s, rule.traced(), at)
                 if rule.whole is not None:
                     u = steps[i]
                     matrices.setdefault((type(rule), u.shape, u.dtype), []).append((i, u, rule, at))
@@ -162,7 +164,7 @@ class Leafwise(Core):
         return rule.averaged(p, rule.State(**{name: slots.get(name) for name in rule.State._fields}))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _slot_names(rule: Rule) -> tuple[str, ...]:
     """Return the names of all slots that the rule, or one of its fallbacks, creates for some shape."""
     params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (2,), (256, 256))]

@@ -237,7 +237,7 @@ def verified(leaf: Leaf) -> Leaf:
     return leaf
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def broken(loop: Loop) -> list[str]:
     """The rules that a loop breaks."""
     inputs, operations, outputs = loop.inputs, loop.operations, loop.outputs

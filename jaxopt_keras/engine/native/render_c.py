@@ -21,7 +21,7 @@ COMBINE = {"+": "SUM", "max": "GREATEST", "&": "ALL", "|": "SOME"}
 ADD = {"+": "R[{k}] + {x}", "max": "MAX({x}, R[{k}])", "&": "R[{k}] && {x}", "|": "R[{k}] || {x}"}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def render_c(loop: Loop) -> str:
     """The C source of a loop.
 

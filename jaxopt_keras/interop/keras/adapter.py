@@ -12,6 +12,7 @@ from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.interop.keras.state import Address, Layout, StateVariable
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
 from jaxopt_keras.stateful.configs import arguments_of
+from jaxopt_keras.stateful.lock import LOCK
 from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.settings import OPTIONS, RATE_FIELD
 from jaxopt_keras.stateful.state_views import RATE, STEP
@@ -214,11 +215,12 @@ class Adapter(keras.optimizers.Optimizer):
                 v.assign(x)
             return
         self._check_present()
-        for v in self._variables:
-            v.copy_if_referenced()
         updated = [(g, v) for g, v in zip(grads, variables, strict=True) if id(v) in self.wrapped._keys]
-        if updated:
-            self.wrapped.apply(*pairs(updated))
+        with LOCK:
+            for v in self._variables:
+                v.copy_if_referenced()
+            if updated:
+                self.wrapped.apply(*pairs(updated))
         for g, v in zip(grads, variables, strict=True):
             if id(v) not in self.wrapped._keys:
                 v.assign(g)

@@ -16,6 +16,7 @@ import keras
 from jax import Array
 from jax.sharding import NamedSharding
 
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import Place
 from jaxopt_keras.stateful.variable_kinds import take
 from jaxopt_keras.storage.blockwise import Blocks
@@ -54,6 +55,7 @@ class StateVariable(keras.Variable):
         self.referenced = False
 
     @property
+    @locked
     def _value(self) -> Array | None:
         value = jax.tree.leaves(_at(self._optimizer._state, self._address.keys))[self._address.leaf]
         if isinstance(value, jax.ShapeDtypeStruct):
@@ -62,6 +64,7 @@ class StateVariable(keras.Variable):
         return jax.random.key_data(value) if _is_key(value) else value
 
     @_value.setter
+    @locked
     def _value(self, value: Array | None) -> None:
         state, keys = self._optimizer._state, self._address.keys
         leaves, treedef = jax.tree.flatten(_at(state, keys))

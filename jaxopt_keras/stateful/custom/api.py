@@ -15,6 +15,7 @@ from jaxopt_keras.language.rule import Field, Number, as_scalar
 from jaxopt_keras.stateful.copies import deduplicated
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.stand_ins import stand_in
+from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, has, slot_groups, slots_of, with_slots
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check_iterable, value_of
@@ -29,6 +30,7 @@ class Custom(Transactions):
 
     # --- slots and variables ----------------------------------------------------------------------------------------
 
+    @locked
     def add_slot(self, var: Any, slot_name: str, initializer: Any = "zeros", shape: Any = None) -> View:
         """Return the slot `slot_name` of `var` as an assignable view; it is created if it does not exist.
 
@@ -80,6 +82,7 @@ class Custom(Transactions):
         groups = slot_groups(self._state, self._rule, self._custom_names)
         return [name for group in (*groups, OPTION_SLOTS) for name in group if name in found]
 
+    @locked
     def add_variable(self, shape: Any, initializer: Any = "zeros", dtype: Any = None, name: str | None = None) -> View:
         """Create a variable of the optimizer itself, kept once for all parameters. Return it as an assignable view."""
         if not isinstance(name, str | None):
@@ -144,6 +147,7 @@ class Custom(Transactions):
 
     # --- hyperparameters of TF 2 ------------------------------------------------------------------------------------
 
+    @locked
     def _set_hyper(self, name: str, value: Any) -> None:
         """Create or set a run-time hyperparameter, which hooks read with `_get_hyper`."""
         if name == "learning_rate":
