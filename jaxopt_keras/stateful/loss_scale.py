@@ -2,11 +2,8 @@
 
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
-
-from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE, LossScaled
+from jaxopt_keras.engine.programs.loss_scaled import GOOD, SCALE, LossScaled, first_scalars
 from jaxopt_keras.engine.programs.offloaded import outermost
-from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
@@ -16,9 +13,9 @@ from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.optimizer import Call, Optimizer
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
-from jaxopt_keras.stateful.settings import OPTIONS
 from jaxopt_keras.stateful.state_views import View
-from jaxopt_keras.stateful.variable import as_array
+from jaxopt_keras.stateful.transactions import OPTIONS
+from jaxopt_keras.stateful.variable import as_array, check
 from jaxopt_keras.stateful.wrappers import Wrapper
 
 
@@ -58,8 +55,7 @@ class LossScaleOptimizer(Wrapper):
         lowest_scale: float = LOWEST,
         highest_scale: float = HIGHEST,
     ) -> None:
-        if not isinstance(inner_optimizer, Optimizer):
-            raise TypeError(f"`inner_optimizer` must be an `Optimizer`. Received: inner_optimizer={inner_optimizer!r}")
+        check(isinstance(inner_optimizer, Optimizer), "inner_optimizer", inner_optimizer, "an `Optimizer`")
         if isinstance(inner_optimizer, LossScaleOptimizer):
             raise ValueError(f"`inner_optimizer` scales the loss already. Received: {inner_optimizer!r}")
         settings = checked_settings(initial_scale, dynamic_growth_steps, lowest_scale, highest_scale)
@@ -69,11 +65,7 @@ class LossScaleOptimizer(Wrapper):
     _settings: tuple[float, int, float, float]
 
     def _first_scalars(self) -> dict[str, Any]:
-        return {
-            GOOD: jnp.zeros((), jnp.int32),
-            SCALE: jnp.full((), self.initial_scale, jnp.float32),
-            SKIPPED: jnp.zeros((), jnp.int32),
-        }
+        return first_scalars(self.initial_scale)
 
     @property
     def inner_optimizer(self) -> Optimizer:
@@ -120,7 +112,7 @@ class LossScaleOptimizer(Wrapper):
     def learning_rate(self, value: Any) -> None:
         self.inner_optimizer.learning_rate = value
 
-    lr = learning_rate
+    lr = _learning_rate = learning_rate
 
     def __getattr__(self, name: str) -> Any:
         if name in OPTIONS and "_inner" in self.__dict__:

@@ -20,6 +20,7 @@ from jaxopt_keras.stateful.optimizer import Call, Optimizer
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
 from jaxopt_keras.stateful.state_views import slots_of, with_slots
+from jaxopt_keras.stateful.variable import check
 from jaxopt_keras.stateful.wrappers import Wrapper
 
 
@@ -41,8 +42,7 @@ class OptimizerMap(MutableMapping):
     """
 
     def __init__(self, default_optimizer: Optimizer, optimizer_map: dict[str, Optimizer] | None = None) -> None:
-        if not (optimizer_map is None or isinstance(optimizer_map, dict)):
-            raise TypeError(f"`optimizer_map` must be a dict. Received: optimizer_map={optimizer_map!r}")
+        check(isinstance(optimizer_map, dict | None), "optimizer_map", optimizer_map, "a dict")
         self.default_optimizer = _checked_inner("default_optimizer", default_optimizer)
         self._optimizers: dict[str, Optimizer] = {}
         for key, optimizer in (optimizer_map or {}).items():
@@ -128,11 +128,8 @@ class MultiOptimizer(Wrapper):
         loss_scale_factor: float | None = None,
         name: str | None = None,
     ) -> None:
-        if not callable(optimizer_map):
-            raise TypeError(
-                "`optimizer_map` must be an `OptimizerMap`, or a function of a variable. Received: "
-                f"optimizer_map={optimizer_map!r}"
-            )
+        kind = "an `OptimizerMap`, or a function of a variable"
+        check(callable(optimizer_map), "optimizer_map", optimizer_map, kind)
         options, inner = Options(loss_scale_factor=loss_scale_factor, name=name), []
         if isinstance(optimizer_map, OptimizerMap):
             inner = list(dict.fromkeys([*optimizer_map.values(), optimizer_map.default_optimizer]))
@@ -158,7 +155,7 @@ class MultiOptimizer(Wrapper):
             f"Received: learning_rate={value!r}"
         )
 
-    lr = learning_rate
+    lr = _learning_rate = learning_rate
 
     def _configure(self, rule: Any, options: Options) -> None:
         if dataclasses.replace(options, loss_scale_factor=self._options.loss_scale_factor) != self._options:

@@ -18,18 +18,17 @@ from jaxopt_keras.language.rule import Rule, with_python_numbers
 from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.configs import Configs
 from jaxopt_keras.stateful.custom.api import HOOKS
 from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.gradients import Losses
 from jaxopt_keras.stateful.lock import LOCK, in_full, locked
-from jaxopt_keras.stateful.losses import Losses
 from jaxopt_keras.stateful.registry import Registry
-from jaxopt_keras.stateful.settings import OPTIONS
 from jaxopt_keras.stateful.signals import uninterrupted
-from jaxopt_keras.stateful.state_views import Place, View, masked, updated, view
+from jaxopt_keras.stateful.state_views import Place, View, masked, read, updated, view
+from jaxopt_keras.stateful.transactions import OPTIONS
 from jaxopt_keras.stateful.validation import as_gradient, check_pairs, checked_gradient, of_length, pairs, refuse_traced
-from jaxopt_keras.stateful.variable import as_array, check_iterable, value_of
-from jaxopt_keras.stateful.weight_lists import Weights
+from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
+from jaxopt_keras.stateful.weight_lists import Weights, cast_like
 
 
 class Call(NamedTuple):
@@ -43,7 +42,7 @@ class Call(NamedTuple):
     inner: Any = None  # of a wrapper: the calls of its inner optimizers, by their numbers
 
 
-class Optimizer(Registry, Configs, Weights, Losses):
+class Optimizer(Registry, Weights, Losses):
     """A Keras-style optimizer. The named classes (`Adam`, `SGD`, ...) are derived from it; see `optimizers`.
 
     There are three ways to write a new optimizer. All run compiled, in the same pipeline (clipping, decay, averaging,
@@ -91,29 +90,19 @@ class Optimizer(Registry, Configs, Weights, Losses):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        options = dict(
-            weight_decay=weight_decay,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
-            use_ema=use_ema,
-            ema_momentum=ema_momentum,
-            ema_overwrite_frequency=ema_overwrite_frequency,
-            loss_scale_factor=loss_scale_factor,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            name=name,
-        )
         if isinstance(learning_rate, str):  # TF 2: the name is the first argument
-            learning_rate, options["name"] = self._tf2_rate(kwargs), learning_rate
-        options |= self._extras(kwargs)
-        self._start(Hooks(self), Options(**options), learning_rate)
+            learning_rate, name = self._tf2_rate(kwargs), learning_rate
+        keras = (  # in the order of `Options`
+            weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency,
+            loss_scale_factor, gradient_accumulation_steps, name,
+        )  # fmt: skip
+        self._start(Hooks(self), Options(*keras, **self._extras(kwargs)), learning_rate)
 
     @classmethod
     def from_rule(cls, rule: Rule, **options: Any) -> "Optimizer":
         """Make an optimizer that runs `rule`, a `Rule` instance, with the given `Options`."""
         refuse_unknown("Optimizer.from_rule", options, OPTIONS)
-        if not isinstance(rule, Rule):
-            raise TypeError(f"`rule` must be an instance of a `Rule`. Received: rule={rule!r}")
+        check(isinstance(rule, Rule), "rule", rule, "an instance of a `Rule`")
         return Optimizer.__new__(Optimizer)._start(rule, Options(**options), rule.learning_rate)
 
     @classmethod
@@ -152,10 +141,11 @@ class Optimizer(Registry, Configs, Weights, Losses):
 
     @state.setter
     def state(self, state: State) -> None:
-        if jax.tree.map(_shape_and_dtype, state) != jax.tree.map(_shape_and_dtype, self._joined(self._state)):
+        present, received = (jax.tree.map(_shape_and_dtype, s) for s in (self._joined(self._state), state))
+        if received != present:
             raise ValueError(
                 "`state` must be a state of this optimizer, with the same slots, shapes and dtypes. Received: "
-                f"{str(jax.tree.map(_shape_and_dtype, state))[:300]}"
+                f"{str(received)[:300]}"
             )
         self._set_state(self._separated(jax.tree.map(jnp.copy, state)))
 
@@ -307,21 +297,22 @@ class Optimizer(Registry, Configs, Weights, Losses):
             TypeError: if an element is not numeric. ValueError: if the optimizer is not built, or a list has the wrong
                 length.
         """
-        paths, places = self._paths, self.places()
+        paths, views = self._paths, self._listed()
         if not paths:
             raise ValueError("`stateless_apply` needs a built optimizer. Call `build(variables)` first.")
         if self._unbound and isinstance(self._rule, Hooks):
             raise ValueError(
                 f"`stateless_apply` needs the variables {[*self._unbound]}. Call `build(variables)` first."
             )
-        optimizer_variables = of_length("optimizer_variables", optimizer_variables, len(places))
+        optimizer_variables = of_length("optimizer_variables", optimizer_variables, len(views))
         grads = of_length("grads", grads, len(paths))
         variables = of_length("trainable_variables", trainable_variables, len(paths))
-        state = self._state_with(places, optimizer_variables)
+        state = self._state_with(views, cast_like(views, optimizer_variables))
         params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
         given = {path: g if g is None else as_gradient(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
         new, state = self._pure_step(given, state, params, reduce=not skip_gradients_aggregation)
-        return [new[path] for path in paths], self._values_at(state, places)
+        states = self._states_of(state)
+        return [new[path] for path in paths], [read(states[id(view.optimizer)], view.place) for view in views]
 
     def _pure_step(self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool) -> tuple[Any, Any]:
         """Return parameters and state after a step from `params` and `state`, as a pure function. All are by path."""

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.copies import Copies, deduplicated, match_unbound
 from jaxopt_keras.stateful.custom.api import Custom
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.packed_variables import Buffer
-from jaxopt_keras.stateful.settings import Exclusion, Settings, core_of
-from jaxopt_keras.stateful.state_views import slots_of, with_slots, without_masked
+from jaxopt_keras.stateful.settings import Exclusion, Settings
 from jaxopt_keras.stateful.validation import checked_gradient, refuse_traced
 from jaxopt_keras.stateful.variable import check_iterable, unique_name
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
@@ -31,23 +29,28 @@ class Registry(Settings, Custom, Copies):
             stem: a class name, from which a missing optimizer name is made.
             **own: attributes that replace or extend the defaults.
         """
-        fresh = dict(
+        attributes = dict(
             name=options.name or unique_name(snake_case(stem)),
             built=False,
+            _kept=None,  # the state; after a step its slots are packed, if that is faster
             _rule=None,
             _options=options,
             _rate_source=None,  # a schedule, or a function without arguments; None: the number in state.hyperparams
+            _rate_now=None,  # the rate of that source, as a function of the step
             _paths=[],  # of the variables, in the order of registration
             _handles={},  # path -> Handle
-            _keys={},  # id of a variable -> path
+            _keys={},  # id of a variable, or of its stand-in -> path
             _unbound={},  # path -> shape, of restored slots whose variables are not registered yet
             _excluded=Exclusion(),
             _custom_names=[],  # of slots and scalars that a user's class created, in that order
-            _in_hooks=False,
-            _kernel_cache=None,
+            _hypers={},  # name -> value, of run-time hyperparameters of a user's class
+            _views={},  # place -> View
+            _stand_ins={},  # path -> StandIn
+            _in_hooks=False,  # whether hooks are being traced
+            _kernel_cache=None,  # the kernel, or None; of a wrapper the kernels by those of its groups
         )
-        for name, value in (fresh | own).items():
-            object.__setattr__(self, name, value)
+        attributes |= own
+        self.__dict__.update(attributes, _reserved=frozenset(attributes))
 
     @locked
     def build(self, variables: Sequence[Any]) -> None:
@@ -89,7 +92,10 @@ class Registry(Settings, Custom, Copies):
         return before
 
     def _register(self, variables: list[Any]) -> list[str]:
-        """Give each new variable a path and slots. Return the paths of those that had no restored slots."""
+        """Give each new variable a path and slots. Return the paths of those that had no restored slots.
+
+        If it raises, the caller's transaction undoes what it has done.
+        """
         new = self._new_handles(variables)
         if not new:
             return []
@@ -101,22 +107,17 @@ class Registry(Settings, Custom, Copies):
                     f"{self.name} updates the buffer `{buffer.path}` that contains `{h.path}`. Pass the gradient of "
                     "the buffer: `value_and_grad(loss, packed)`, where `pack_variables` returned `packed`."
                 )
-        registry, fresh = self._registry_with(new)
-        foreign, state = isinstance(self._rule, Foreign), self._state
-        if foreign and self._paths and (fresh or registry["_unbound"]):
+        foreign, known = isinstance(self._rule, Foreign), [*self._paths]
+        fresh = self._bind(new)
+        if foreign and known and (fresh or self._unbound):
             raise ValueError(
                 f"{self.name} runs an optax transformation, which needs all its variables at once. Registered: "
-                f"{self._paths}. Received: {[h.path for h in new]}"
+                f"{known}. Received: {[h.path for h in new]}"
             )
-        kernel = Kernel(core_of(self._rule), self._effective(self._options, registry["_handles"]))
-        added = {registry["_keys"][id(h.variable)]: h for h in new}
-        initial = kernel.init({key: h.read() for key, h in added.items()})
+        added = {self._keys[id(h.variable)]: h for h in new}
+        state, initial = self._with_initial_slots(self._kernel(), added)
         refuse_traced(initial.count)
-        initial = initial._replace(slots=without_masked(initial.slots))
-        slots = {key: self._merged(slots_of(initial, key), slots_of(state, key)) for key in added}
-        state = with_slots(state, slots, {**initial.slots, **state.slots})
-        scalars = initial.scalars if foreign and not self._paths else initial.scalars | state.scalars
-        self._set_registry(registry)
+        scalars = initial.scalars if foreign and not known else initial.scalars | state.scalars
         self._set_state(state._replace(scalars=scalars))
         return fresh
 
@@ -124,21 +125,17 @@ class Registry(Settings, Custom, Copies):
         """Return handles of those variables that are not registered."""
         return list({id(v): handle(v) for v in variables if id(v) not in self._keys}.values())
 
-    def _registry_with(self, new: list[Handle]) -> tuple[dict[str, Any], list[str]]:
-        """Return the registry with new variables, as attributes, and the paths of those without restored slots."""
-        handles, keys, unbound, paths = dict(self._handles), dict(self._keys), dict(self._unbound), [*self._paths]
-        bound, fresh = match_unbound(new, unbound), []
+    def _bind(self, new: list[Handle]) -> list[str]:
+        """Give each new variable a path. Return the paths of those without restored slots."""
+        bound, fresh = match_unbound(new, self._unbound), []
         for h in new:
-            key = bound.get(id(h.variable)) or deduplicated(h.path, paths)
-            handles[key], keys[id(h.variable)] = h, key
-            if unbound.pop(key, None) is None:
+            key = bound.get(id(h.variable)) or deduplicated(h.path, self._paths)
+            self._handles[key], self._keys[id(h.variable)] = h, key
+            if self._unbound.pop(key, None) is None:
                 fresh.append(key)
-                paths.append(key)
-        return dict(_handles=handles, _keys=keys, _unbound=unbound, _paths=paths, _kernel_cache=None), fresh
-
-    def _set_registry(self, registry: dict[str, Any]) -> None:
-        for name, value in registry.items():
-            object.__setattr__(self, name, value)
+                self._paths.append(key)
+        object.__setattr__(self, "_kernel_cache", None)
+        return fresh
 
     def _unpacked_buffers(self, grads: list[Any], variables: list[Any]) -> tuple[list[Any], list[Any]]:
         """Replace buffers that must be unpacked by their variables, and split their gradients accordingly."""

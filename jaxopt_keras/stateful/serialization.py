@@ -5,8 +5,9 @@ from typing import Any
 
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.optimizers import CLASSES, FUNCTIONS
-from jaxopt_keras.stateful.configs import arguments_of
 from jaxopt_keras.stateful.optimizer import Optimizer
+from jaxopt_keras.stateful.settings import arguments_of
+from jaxopt_keras.stateful.variable import check
 
 WRAPPERS: dict[str, Any] = {}  # classes around other optimizers, by name; each module adds its own
 _LIBRARIES = ("jaxopt_keras", "keras", "tf_keras")  # libraries whose optimizers have the names and settings of ours
@@ -22,8 +23,7 @@ def serialize(optimizer: Optimizer) -> dict[str, Any]:
     Raises:
         TypeError: if `optimizer` is not an optimizer, or runs code that a config cannot hold.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"`optimizer` must be an `Optimizer`. Received: optimizer={optimizer!r}")
+    check(isinstance(optimizer, Optimizer), "optimizer", optimizer, "an `Optimizer`")
     config = optimizer.get_config()
     is_rule = type(optimizer) is Optimizer and isinstance(optimizer._rule, Rule)  # created by `from_rule`
     cls = type(optimizer._rule) if is_rule else type(optimizer)
@@ -41,8 +41,8 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = 
     Raises:
         TypeError: if `config` is not such a dict. ValueError: if the class is unknown.
     """
-    if not isinstance(config, dict) or not isinstance(config.get("class_name"), str):
-        raise TypeError(f'`config` must be a dict with a "class_name". Received: config={config!r}')
+    named = isinstance(config, dict) and isinstance(config.get("class_name"), str)
+    check(named, "config", config, 'a dict with a "class_name"')
     cls = _class(config["class_name"], config.get("module"), custom_objects or {})
     settings = config.get("config") or {}
     if not issubclass(cls, Rule):
@@ -77,8 +77,7 @@ def get(identifier: Any) -> Any:
 
 def _class(name: str, module: str | None, custom_objects: dict[str, Any]) -> Any:
     """Return the class of a name: of `custom_objects`, or of this library if `module` is compatible."""
-    if not isinstance(custom_objects, dict):
-        raise TypeError(f"`custom_objects` must be a dict of classes by name. Received: {custom_objects!r}")
+    check(isinstance(custom_objects, dict), "custom_objects", custom_objects, "a dict of classes by name")
     if name in custom_objects:
         return custom_objects[name]
     known = {cls.lower(): value for cls, value in (CLASSES | WRAPPERS).items()}

@@ -1,13 +1,12 @@
-"""Settings of an optimizer: its learning rate, hyperparameters and options, and the kernel that they define.
+"""Settings of an optimizer: its learning rate, hyperparameters and options, the kernel and the config that they define.
 
-Setting a number compiles nothing. Attributes go through `__getattr__` and `__setattr__`, since which of them exist
-depends on the rule.
+Setting a number compiles nothing.
 """
 
 import dataclasses
-import inspect
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -21,21 +20,26 @@ from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, fields_of, with_python_numbers
+from jaxopt_keras.language.options import EXTRAS, Options
+from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, with_python_numbers
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.state_views import RATE, STEP, View, slots_of, with_slots, without_masked
 from jaxopt_keras.stateful.transactions import Transactions
-from jaxopt_keras.stateful.variable import as_array, check_iterable, value_of
+from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 from jaxopt_keras.storage import formats
 
-OPTIONS = fields_of(Options)
 RATE_FIELD = Field.read(Rate)
 COUNT = Field.read(Count)
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
+# The keys of a Keras optimizer's config, in Keras's order.
+KEYS = (
+    "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum", "ema_overwrite_frequency",
+    "loss_scale_factor", "gradient_accumulation_steps",
+)  # fmt: skip
 
 
 class ExcludedPaths(NamedTuple):
@@ -56,15 +60,7 @@ class Exclusion(NamedTuple):
 
 
 class Settings(Transactions):
-    """Settings of an optimizer: learning rate, hyperparameters, options, exclusions from weight decay."""
-
-    _rate_now: Callable[[Any], Any]
-    _excluded: Exclusion
-    _views: dict[Any, Any]
-    _stand_ins: dict[str, Any]
-    _invalidate_traces: Callable[[], None]
-    _get_hyper: Callable[[str], Any]
-    _set_hyper: Callable[[str, Any], None]
+    """Settings of an optimizer: learning rate, hyperparameters, options, exclusions from weight decay, config."""
 
     @property
     @locked
@@ -91,7 +87,7 @@ class Settings(Transactions):
             hyperparams = self._kept.hyperparams | {"learning_rate": as_scalar(RATE_FIELD, rate)}
             self._set_state(self._kept._replace(hyperparams=hyperparams))
 
-    lr = learning_rate
+    lr = _learning_rate = learning_rate  # the names in hooks of earlier Keras versions
 
     def _configure_rate(self, value: Any) -> Any:
         """Make `value`, a number, schedule or function, the source of the rate. Return the number, or None."""
@@ -147,18 +143,14 @@ class Settings(Transactions):
             TypeError: if an argument is not such a list. ValueError: if an expression is not valid, or some but not
                 all variables of a packed buffer with slots would be excluded.
         """
-        if not isinstance(var_names, (str, list, tuple, set, frozenset, NoneType)):
-            raise TypeError(f"`var_names` must be a list of regular expressions. Received: var_names={var_names!r}")
+        is_list = isinstance(var_names, (str, list, tuple, set, frozenset, NoneType))
+        check(is_list, "var_names", var_names, "a list of regular expressions")
         variables = tuple(handle(v).variable for v in check_iterable("var_list", () if var_list is None else var_list))
         patterns: Any = Options(exclude_from_weight_decay=var_names or ()).exclude_from_weight_decay
-        before = self._excluded
-        object.__setattr__(self, "_excluded", Exclusion(variables, "|".join(f"(?:{x})" for x in patterns) or None))
-        try:
-            self._effective(self._options)
-        except ValueError:
-            object.__setattr__(self, "_excluded", before)
-            raise
-        object.__setattr__(self, "_kernel_cache", None)
+        excluded = Exclusion(variables, "|".join(f"(?:{x})" for x in patterns) or None)
+        with self._transaction():
+            self.__dict__.update(_excluded=excluded, _kernel_cache=None)
+            self._kernel()  # raises if the exclusion does not fit
 
     @locked
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
@@ -169,46 +161,6 @@ class Settings(Transactions):
             for v, average in zip(var_list, averages, strict=True):
                 h = self._handle(v)
                 h.write(jnp.array(average, h.dtype))
-
-    def __getattr__(self, name: str) -> Any:
-        """Return a hyperparameter of the rule, or an option, by its name."""
-        given = getattr(type(self), name, None)
-        if isinstance(given, property):  # it raised an AttributeError: raise that one
-            return given.__get__(self)
-        if "_rule" in self.__dict__:
-            if isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
-                return getattr(self._rule, name)
-            if name in OPTIONS:
-                return getattr(self._options, name)
-            if name in self._hypers:
-                return self._get_hyper(name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    @locked
-    def __setattr__(self, name: str, value: Any) -> None:
-        if "_rule" not in self.__dict__:
-            raise RuntimeError(
-                f"`{type(self).__name__}.__init__` must call `super().__init__()` first. Received: {name}={value!r}"
-            )
-        if name.startswith("_") and _is_reserved(type(self), name):
-            raise AttributeError(
-                f"`{name}` is reserved: the library has an attribute of this name. Received: {name}={value!r}. Choose "
-                "another name."
-            )
-        if hasattr(type(self), name) or name in self.__dict__:
-            plain = name not in ("name", "built") and not isinstance(getattr(type(self), name, None), property)
-            object.__setattr__(self, name, value)
-            if plain:
-                self._invalidate_traces()
-        elif isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
-            self._configure(dataclasses.replace(self._rule, **{name: value_of(value)}), self._options)
-        elif name in OPTIONS:
-            self._configure(self._rule, dataclasses.replace(self._options, **{name: value_of(value)}))
-        elif name in self._hypers:
-            self._set_hyper(name, value)
-        else:
-            object.__setattr__(self, name, value)
-            self._invalidate_traces()
 
     def _configure(self, rule: Any, options: Options) -> None:
         """Use new settings. Numbers compile nothing; slots that the settings add are created, others are kept."""
@@ -222,16 +174,21 @@ class Settings(Transactions):
         if kernel.skeleton == old.skeleton:
             kernel = old  # with its compiled functions
         else:
-            state, fresh = self._state, kernel.init({k: h.read() for k, h in self._handles.items()})
-            fresh = fresh._replace(slots=without_masked(fresh.slots))
+            state, fresh = self._with_initial_slots(kernel, self._handles)
             scalars = self._merged(fresh.scalars, state.scalars)
             if options.gradient_accumulation_steps != self._options.gradient_accumulation_steps:
                 scalars |= {n: x for n, x in fresh.scalars.items() if n == MICRO_STEP}  # accumulation starts again
-            slots = {k: self._merged(slots_of(fresh, k), slots_of(state, k)) for k in self._handles}
-            state = with_slots(state._replace(scalars=scalars), slots, fresh.slots)
-        for name, value in dict(_rule=rule, _options=options, _kernel_cache=kernel).items():
-            object.__setattr__(self, name, value)
+            kept = {n: tree for n, tree in state.slots.items() if tree or n in fresh.slots}
+            state = state._replace(scalars=scalars, slots=kept)
+        self.__dict__.update(_rule=rule, _options=options, _kernel_cache=kernel)
         self._set_state(state._replace(hyperparams=hyper))
+
+    def _with_initial_slots(self, kernel: Kernel, handles: dict[str, Handle]) -> tuple[State, State]:
+        """Return the state with those slots that `kernel` creates for variables by path, and its initial state."""
+        fresh, state = kernel.init({k: h.read() for k, h in handles.items()}), self._state
+        fresh = fresh._replace(slots=without_masked(fresh.slots))
+        slots = {k: self._merged(slots_of(fresh, k), slots_of(state, k)) for k in handles}
+        return with_slots(state, slots, fresh.slots | state.slots), fresh
 
     def _merged(self, fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
         """Return `fresh`, with the values of `old` where it has them, and the arrays that a user created."""
@@ -242,21 +199,20 @@ class Settings(Transactions):
         """Return the kernel of the present settings and variables."""
         kernel = self._kernel_cache
         if kernel is None:
-            kernel = Kernel(core_of(self._rule), self._effective(self._options))
-            object.__setattr__(self, "_kernel_cache", kernel)
+            kernel = self.__dict__["_kernel_cache"] = Kernel(core_of(self._rule), self._effective(self._options))
         return kernel
 
-    def _effective(self, options: Options, handles: dict[str, Handle] | None = None) -> Options:
+    def _effective(self, options: Options) -> Options:
         """Return the options, with the variables' own constraints and the exclusions of `exclude_from_weight_decay`."""
-        handles = self._handles if handles is None else handles
-        for h in handles.values():
+        for h in self._handles.values():
             if isinstance(h.variable, Buffer) and (name := self._per_variable_option(options, h.variable)):
                 raise ValueError(
                     f"`{name}` acts on each variable separately, but {self.name} has slots for the packed buffer "
                     f"`{h.path}` already. Set it before `build` and the first step."
                 )
-        excluded = frozenset(key for key, h in handles.items() if self._excludes(options, key, h.variable))
-        constraints = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles.items() if h.constraint is not None)
+        handles = self._handles.items()
+        excluded = frozenset(key for key, h in handles if self._excludes(options, key, h.variable))
+        constraints = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles if h.constraint is not None)
         return dataclasses.replace(
             options,
             flat_state=None,  # slots are packed before the step, if at all (`engine/slot_packing.py`)
@@ -282,13 +238,74 @@ class Settings(Transactions):
             return "exclude_from_weight_decay"
         return None
 
+    # --- configs ----------------------------------------------------------------------------------------------------
 
-def _is_reserved(cls: type, name: str) -> bool:
-    """Whether the library declares an attribute or a method of this name."""
-    library = [c for c in cls.__mro__ if c.__module__.startswith("jaxopt_keras.")]
-    declared = any(name in vars(c) or name in inspect.get_annotations(c) for c in library)
-    found = getattr(cls, name, None)
-    return declared and not (isinstance(found, property) and found.fset)
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as a dict that JSON can hold; the state is not part of it.
+
+        Keras's keys come first, in Keras's order, then other options that differ from their defaults. Functions
+        (constraints, a callable rate or exclusion) are left out, with a warning.
+
+        Raises:
+            TypeError: for an optimizer of an optax transformation, which is code.
+        """
+        if isinstance(self._rule, Foreign):
+            raise TypeError(f"{self.name} runs code that a config cannot hold. Pickle it, or construct it again.")
+        config = {"name": self.name, "learning_rate": self._rate_config()}
+        config |= {n: getattr(self._options, n) for n in KEYS}
+        if isinstance(self._rule, Rule):
+            config |= {
+                f.name: _as_list(getattr(self._rule, f.name))
+                for f in dataclasses.fields(self._rule)
+                if f.name != "learning_rate" and (not f.kw_only or getattr(self._rule, f.name) != f.default)
+            }
+        defaults = DEFAULTS | getattr(self._rule, "defaults", {})
+        for name in EXTRAS:
+            value = getattr(self._options, name)
+            if callable(value) or name == "constraints" and value:
+                warnings.warn(f"`{name}` contains functions, which a config cannot hold. It is left out.", stacklevel=2)
+            elif value != defaults[name]:
+                config[name] = _as_list(value)
+        return config
+
+    def _rate_config(self) -> Any:
+        """Return the config's `learning_rate`: a number, a schedule's config, or None."""
+        if isinstance(self._rate_source, schedules.LearningRateSchedule):
+            return schedules.serialize(self._rate_source)
+        if self._rate_source is not None:
+            warnings.warn("`learning_rate` is a function, which a config cannot hold. It is left out.", stacklevel=3)
+            return None
+        if "learning_rate" not in self._kept.hyperparams:
+            return None
+        present = float(self._kept.hyperparams["learning_rate"])
+        given = self._rule.rate if isinstance(self._rule, Hooks) else self._rule.learning_rate
+        return given if given is not None and present == float(as_scalar(RATE_FIELD, given)) else present
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """Return an optimizer with the arguments in `config`, which is not changed. `lr` means `learning_rate`."""
+        return cls(**arguments_of(config, custom_objects))
+
+
+def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the constructor arguments in a config of this library or of any Keras version.
+
+    Raises:
+        TypeError: if `config` is not a dict.
+    """
+    check(isinstance(config, dict), "config", config, "a dict")
+    arguments = dict(config)
+    if "lr" in arguments:
+        arguments["learning_rate"] = arguments.pop("lr")
+    rate = arguments.pop("learning_rate", None)
+    if rate is not None:
+        arguments["learning_rate"] = schedules.deserialize(rate, custom_objects) if isinstance(rate, dict) else rate
+    return arguments
+
+
+def _as_list(value: Any) -> Any:
+    """Convert a tuple to a list, as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _converted(old: Any, fresh: Any) -> Any:

@@ -1,5 +1,6 @@
 """An optimizer's state as variables: views of its arrays, and the orders in which Keras versions list them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -18,8 +19,7 @@ from jaxopt_keras.storage.masters import MASTER
 Place = tuple[Any, ...]
 """Address of an array: ("count",), ("hyperparams", name), ("scalars", name[, leaf]) or ("slots", path, name[, part]).
 
-The `part` is the `Part` of a packed variable: its range of the slot of the buffer. The address of an array of an inner
-optimizer is (the number of that optimizer, the address in its state).
+The `part` is the `Part` of a packed variable: its range of the slot of the buffer.
 """
 
 STEP: Place = ("count",)
@@ -39,11 +39,10 @@ class View(ArrayLike):
     @property
     def name(self) -> str:  # type: ignore[override]  # a property here, an attribute there
         kind, *rest = self.place
-        if len(rest) == 3:
-            return f"{rest[2].path.replace('/', '_')}_{rest[1]}"
         if kind == "slots":
-            return f"{rest[0].replace('/', '_')}_{rest[1]}"
-        return {"count": "iteration"}.get(kind) or "_".join(str(x) for x in rest)
+            path, name, *part = rest
+            return f"{(part[0].path if part else path).replace('/', '_')}_{name}"
+        return "iteration" if kind == "count" else "_".join(map(str, rest))
 
     @property
     def path(self) -> str:  # type: ignore[override]  # likewise
@@ -57,7 +56,7 @@ class View(ArrayLike):
 
     def _store(self, value: Any) -> None:
         value = device_put_like(jnp.copy(value), self._raw_value())  # likewise
-        state = with_value(self.optimizer._state_for(self.place), self.place, value)
+        state = with_values(self.optimizer._state_for(self.place), [(self.place, value)])
         object.__setattr__(self.optimizer, "_kept", state)
 
     def __reduce__(self) -> Any:
@@ -86,8 +85,6 @@ def view(optimizer: Any, place: Place) -> View:
 def read(state: Any, place: Place) -> Any:
     """Return the array at `place`."""
     kind, *rest = place
-    if isinstance(kind, int):
-        return read(state.slots[kind], rest[0])
     if len(rest) == 3:
         return rest[2].read(read(state, place[:3]))
     value = getattr(state, kind)
@@ -106,32 +103,32 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def with_value(state: Any, place: Place, value: Any) -> Any:
-    """Return `state` with another array at `place`."""
-    kind, *rest = place
-    if kind == "count":
-        return state._replace(count=value)
-    if len(rest) == 3:
-        return with_value(state, place[:3], rest[2].write(read(state, place[:3]), value))
-    if kind == "slots":
-        key, name = rest
-        tree = state.slots.get(name, {})
-        return state._replace(slots=state.slots | {name: tree | {key: quantized_like(value, tree.get(key))}})
-    old = getattr(state, kind)
-    if kind == "scalars":
-        leaves, treedef = jax.tree.flatten(old[rest[0]])
-        i = rest[1] if len(rest) > 1 else 0
-        leaf = leaves[i]
-        leaves[i] = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else value
-        value = jax.tree.unflatten(treedef, leaves)
-    elif hasattr(old[rest[0]], "complement"):
-        value = type(old[rest[0]])(value, 1 - value)
-    return state._replace(**{kind: old | {rest[0]: value}})
+def with_values(state: Any, new: Iterable[tuple[Place, Any]]) -> Any:
+    """Return `state` with new values at places. Each dict in which something changes is copied once."""
+    trees: dict[str, dict[str, Any]] = {}  # the changed trees of slots
+    for place, value in new:
+        kind, *rest = place
+        if kind == "slots":
+            key, name, *part = rest
+            tree = trees[name] = trees.get(name) or dict(state.slots.get(name, {}))
+            value = part[0].write(read(state, place[:3]), value) if part else value
+            tree[key] = quantize(value, tree[key].code) if isinstance(tree.get(key), Blocks) else value
+        elif kind == "count":
+            state = state._replace(count=value)
+        else:
+            old = getattr(state, kind)
+            state = state._replace(**{kind: old | {rest[0]: _replaced(old[rest[0]], value, *rest[1:])}})
+    return state._replace(slots=state.slots | trees) if trees else state
 
 
-def quantized_like(value: Any, old: Any) -> Any:
-    """Return `value` quantized like `old`, if `old` is quantized."""
-    return quantize(value, old.code) if isinstance(old, Blocks) else value
+def _replaced(old: Any, value: Any, leaf: int = 0) -> Any:
+    """Return a scalar or hyperparameter `old` with another value; of a tree, one leaf is replaced."""
+    if hasattr(old, "complement"):
+        return type(old)(value, 1 - value)
+    leaves, treedef = jax.tree.flatten(old)
+    is_key = _is_key(leaves[leaf])
+    leaves[leaf] = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaves[leaf])) if is_key else value
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def has(state: Any, path: str, name: str) -> bool:
@@ -153,9 +150,8 @@ def with_slots(state: Any, new: dict[str, dict[str, Any]], names: Any = None) ->
         names: names of slots to keep even if no variable has such a slot; None: those of `state`.
     """
     names = state.slots if names is None else names
-    trees: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for name, tree in state.slots.items():
-        trees[name] = {k: x for k, x in tree.items() if k not in new}
+    trees = {name: {} for name in names}
+    trees |= {name: {k: x for k, x in tree.items() if k not in new} for name, tree in state.slots.items()}
     for path, slots in new.items():
         for name, x in slots.items():
             trees.setdefault(name, {})[path] = x
@@ -185,37 +181,37 @@ def without_masked(slots: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def keras_order(state: Any, paths: list[str], groups: Any, custom_names: list[str], scheduled: bool) -> list[Place]:
-    """Return places in Keras 3's order of `variables`: iteration, rate, averages, sums, slots by group, scalars.
+def ordered(state: Any, paths: list[str], rule: Any, custom_names: list[str], legacy: bool) -> list[Place]:
+    """Return the places of a state in the order in which Keras lists them.
+
+    Keras 3's `variables`: iteration, rate, averages and sums, slots by group, scalars. tf.keras's `weights`:
+    iterations, scalars, slots; then what tf.keras lacks.
 
     Args:
         state: the state.
         paths: the variables' paths, in the order of registration.
-        groups: from `slot_groups`.
+        rule: a rule, which may declare an order (`Rule.keras`), or another core.
         custom_names: as in `slot_groups`.
-        scheduled: whether the rate is a schedule's: then it is not listed.
+        legacy: whether the order is tf.keras's; then slots are listed name by name or, if the rule is
+            `legacy_interleaved`, variable by variable.
     """
-    rate = [RATE] if "learning_rate" in state.hyperparams and not scheduled else []
-    return [
-        STEP,
-        *rate,
-        *_grouped(state, paths, [(name,) for name in OPTION_SLOTS]),
-        *_grouped(state, paths, groups),
-        *_scalars(state, custom_names),
-    ]
 
+    def grouped(groups: Any) -> list[Place]:
+        return [("slots", path, name) for group in groups for path in paths for name in group if has(state, path, name)]
 
-def legacy_order(state: Any, paths: list[str], groups: Any, custom_names: list[str], interleaved: bool) -> list[Place]:
-    """Return places in tf.keras's order of `weights`: iterations, scalars, slots; then what tf.keras lacks.
-
-    Args: as in `keras_order`; slots are listed name by name or, if `interleaved`, variable by variable.
-    """
-    names = dict.fromkeys(name for group in groups for name in group)
-    split = [tuple(names)] if interleaved else [(name,) for name in names]
-    ours = _grouped(state, paths, [(name,) for name in OPTION_SLOTS])
-    scalars = _scalars(state, custom_names)
-    counted = [p for p in scalars if p[1] in OPTION_SCALARS]
-    return [STEP, *(p for p in scalars if p not in counted), *_grouped(state, paths, split), *ours, *counted]
+    groups = slot_groups(state, rule, custom_names)
+    if legacy:
+        names = dict.fromkeys(name for group in groups for name in group)
+        interleaved = getattr(rule, "keras", KerasOrder()).legacy_interleaved
+        groups = [tuple(names)] if interleaved else [(name,) for name in names]
+    added, slots = grouped([(name,) for name in OPTION_SLOTS]), grouped(groups)
+    scalars = [place for name in _in_order(state.scalars.keys(), custom_names) for place in _leaves(state, name)]
+    own = [place for place in scalars if place[1] not in OPTION_SCALARS]
+    counters = [place for place in scalars if place not in own]
+    if legacy:
+        return [STEP, *own, *slots, *added, *counters]
+    rate = [RATE] if "learning_rate" in state.hyperparams else []
+    return [STEP, *rate, *added, *slots, *own, *counters]
 
 
 def slot_groups(state: Any, rule: Any, custom_names: list[str]) -> list[tuple[str, ...]]:
@@ -235,41 +231,13 @@ def slot_groups(state: Any, rule: Any, custom_names: list[str]) -> list[tuple[st
     return declared + ([group] if group else [])
 
 
-def _grouped(state: Any, paths: list[str], groups: Any) -> list[Place]:
-    return [("slots", path, name) for group in groups for path in paths for name in group if has(state, path, name)]
-
-
 def _in_order(names: Any, custom_names: list[str]) -> list[str]:
     """Sort names; put custom names last, in their order. The order of the dict is not kept, since `jit` sorts dicts."""
     return sorted(names - set(custom_names)) + [name for name in custom_names if name in names]
 
 
-def _scalars(state: Any, custom_names: list[str]) -> list[Place]:
-    """Return the places of all scalars, or of their leaves where a scalar is a tree; those of options are last."""
-    places: list[Place] = []
-    for name in sorted(_in_order(state.scalars.keys(), custom_names), key=lambda name: name in OPTION_SCALARS):
-        leaves = jax.tree.leaves(state.scalars[name])
-        is_array = len(leaves) == 1 and leaves[0] is state.scalars[name]
-        places += [("scalars", name)] if is_array else [("scalars", name, i) for i in range(len(leaves))]
-    return places
-
-
-def with_values(state: Any, places: list[Place], values: list[Any]) -> Any:
-    """Return `state` with `values` at `places`."""
-    if isinstance(state.slots, list):  # of the states of inner optimizers
-        slots: Any = [with_values(s, *_inside(i, places, values)) for i, s in enumerate(state.slots)]
-    else:
-        slots = {name: dict(tree) for name, tree in state.slots.items()}
-    for place, value in zip(places, values, strict=True):
-        if place[0] == "slots":
-            tree = slots.setdefault(place[2], {})
-            tree[place[1]] = quantized_like(value, tree.get(place[1]))
-        elif not isinstance(place[0], int):
-            state = with_value(state, place, value)
-    return state._replace(slots=slots)
-
-
-def _inside(i: int, places: list[Place], values: list[Any]) -> tuple[list[Place], list[Any]]:
-    """Return those places that are in the state of the inner optimizer `i`, as it has them, and their values."""
-    chosen = [n for n, place in enumerate(places) if place[0] == i]
-    return [places[n][1] for n in chosen], [values[n] for n in chosen]
+def _leaves(state: Any, name: str) -> list[Place]:
+    """Return the place of a scalar, or those of its leaves if it is a tree."""
+    leaves = jax.tree.leaves(state.scalars[name])
+    is_array = len(leaves) == 1 and leaves[0] is state.scalars[name]
+    return [("scalars", name)] if is_array else [("scalars", name, i) for i in range(len(leaves))]

@@ -1,23 +1,74 @@
-"""The state of an optimizer, and changes to an optimizer that are undone if they fail."""
+"""The attributes of an optimizer, its state among them, and changes that are undone if they fail."""
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.packing.slots import unpack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
-from jaxopt_keras.stateful.attributes import Attributes
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import Place, without_masked
+from jaxopt_keras.stateful.variable import value_of
+
+OPTIONS = fields_of(Options)
 
 
-class Transactions(Attributes):
-    """State of an optimizer: reading and replacing it, and undoing failed changes."""
+class Transactions:
+    """Attributes of an optimizer: its own, and by name those of its rule and its options; and undoing failed changes.
 
-    _kept: State  # after a step its slots are packed, if that is faster
-    _in_hooks: bool
+    `Registry._init_attributes` sets and explains the optimizer's own.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a hyperparameter of the rule, or an option, by its name."""
+        given = getattr(type(self), name, None)
+        if isinstance(given, property):  # it raised an AttributeError: raise that one
+            return given.__get__(self)
+        if "_rule" in self.__dict__:
+            if isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
+                return getattr(self._rule, name)
+            if name in OPTIONS:
+                return getattr(self._options, name)
+            if name in self._hypers:
+                return self._get_hyper(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @locked
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_rule" not in self.__dict__:
+            raise RuntimeError(
+                f"`{type(self).__name__}.__init__` must call `super().__init__()` first. Received: {name}={value!r}"
+            )
+        if name.startswith("_") and self._is_reserved(name):
+            raise AttributeError(
+                f"`{name}` is reserved: the library has an attribute of this name. Received: {name}={value!r}. Choose "
+                "another name."
+            )
+        own = hasattr(type(self), name) or name in self.__dict__
+        if not own and isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
+            self._configure(dataclasses.replace(self._rule, **{name: value_of(value)}), self._options)
+        elif not own and name in OPTIONS:
+            self._configure(self._rule, dataclasses.replace(self._options, **{name: value_of(value)}))
+        elif not own and name in self._hypers:
+            self._set_hyper(name, value)
+        else:
+            object.__setattr__(self, name, value)
+            if name not in ("name", "built") and not isinstance(getattr(type(self), name, None), property):
+                self._invalidate_traces()
+
+    def _is_reserved(self, name: str) -> bool:
+        """Whether the library has an attribute or a method of this name, which cannot be assigned."""
+        library = [c for c in type(self).__mro__ if c.__module__.startswith("jaxopt_keras.")]
+        found = getattr(type(self), name, None)
+        declared = name in self._reserved or any(name in vars(c) for c in library)
+        return declared and not (isinstance(found, property) and found.fset)
+
+    # --- the state --------------------------------------------------------------------------------------------------
 
     @property
     @locked
@@ -47,6 +98,8 @@ class Transactions(Attributes):
                 f"A hook of {type(self).__name__} creates a slot, a variable or a hyperparameter, which would exist in "
                 "that step only. Create it in `__init__`, `build` or `_create_slots`."
             )
+
+    # --- changes that are undone if they fail -----------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[dict[str, Any]]:

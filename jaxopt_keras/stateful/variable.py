@@ -136,6 +136,19 @@ def value_of(x: Any) -> Any:
     return x.value if isinstance(x, ArrayLike) else x
 
 
+def check(valid: bool, name: str, value: Any, kind: str) -> None:
+    """Raise a TypeError if an argument is not valid.
+
+    Args:
+        valid: whether it is.
+        name: the argument's name.
+        value: the argument.
+        kind: what the error says the argument must be.
+    """
+    if not valid:
+        raise TypeError(f"`{name}` must be {kind}. Received: {name}={value!r}")
+
+
 def check_iterable(name: str, values: Any, kind: str = "a list") -> Iterable[Any]:
     """Return `values` if it is an iterable argument such as a list.
 
@@ -244,10 +257,8 @@ class Variable(ArrayLike):
         trainable: bool = True,
         constraint: Callable[[Any], Any] | None = None,
     ) -> None:
-        if not (name is None or isinstance(name, str)):
-            raise TypeError(f"`name` must be a string or None. Received: name={name!r}")
-        if not (constraint is None or callable(constraint)):
-            raise TypeError(f"`constraint` must be a function or None. Received: constraint={constraint!r}")
+        check(isinstance(name, str | None), "name", name, "a string or None")
+        check(constraint is None or callable(constraint), "constraint", constraint, "a function or None")
         value = initial_value() if callable(initial_value) else initial_value
         array = as_array(value, "initial_value")
         if dtype is None and not hasattr(value_of(value), "dtype") and jnp.issubdtype(array.dtype, jnp.inexact):

@@ -7,19 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_keras.language.rule import KerasOrder
 from jaxopt_keras.stateful.lock import locked
-from jaxopt_keras.stateful.state_views import (
-    Place,
-    device_put_like,
-    keras_order,
-    legacy_order,
-    read,
-    slot_groups,
-    with_values,
-)
+from jaxopt_keras.stateful.state_views import RATE, View, device_put_like, ordered, with_values
 from jaxopt_keras.stateful.transactions import Transactions
-from jaxopt_keras.stateful.variable import as_array, check_iterable
+from jaxopt_keras.stateful.variable import as_array, check, check_iterable
 from jaxopt_keras.storage.masters import MASTER
 
 
@@ -33,32 +24,34 @@ class Variables(list):
 class Weights(Transactions):
     """State of an optimizer as lists of variables and of NumPy arrays."""
 
-    def places(self) -> list[Place]:
-        """Return the addresses in the state of all `variables`."""
-        groups = slot_groups(self._state, self._rule, self._custom_names)
-        return keras_order(
-            self._state, self._paths, groups, self._custom_names, scheduled=self._rate_source is not None
-        )
+    def _listed(self, legacy: bool = False) -> list[View]:
+        """Return views of the state in Keras 3's order or, if `legacy`, in tf.keras's."""
+        places = ordered(self._state, self._paths, self._rule, self._custom_names, legacy)
+        return [self.view(place) for place in places if place != RATE or self._rate_source is None]
+
+    def _states_of(self, state: Any) -> dict[int, Any]:
+        """Return the parts of `state`: those of this optimizer and of its inner ones, by `id` of the optimizer."""
+        return {id(self): state}
+
+    def _state_with(self, views: Sequence[View], values: Sequence[Any]) -> Any:
+        """Return the state with `values` in the place of the arrays of `views`."""
+        own = [(view.place, x) for view, x in zip(views, values, strict=True) if view.optimizer is self]
+        return with_values(self._state, own)
 
     @property
     def variables(self) -> Variables:
         """State as assignable variables in Keras 3's order: iteration, learning_rate (unless scheduled), slots."""
-        return Variables(self.view(place) for place in self.places())
-
-    def _legacy_places(self) -> list[Place]:
-        groups = slot_groups(self._state, self._rule, self._custom_names)
-        interleaved = getattr(self._rule, "keras", KerasOrder()).legacy_interleaved
-        return legacy_order(self._state, self._paths, groups, self._custom_names, interleaved)
+        return Variables(self._listed())
 
     @property
     def weights(self) -> Variables:
         """State as assignable variables in the order of `get_weights`: iterations, then the slots."""
-        return Variables(self.view(place) for place in self._legacy_places())
+        return Variables(self._listed(legacy=True))
 
     @locked
     def get_weights(self) -> list[np.ndarray]:
         """Return `[iterations, slots...]` in tf.keras's order: slot name by slot name, without the learning rate."""
-        return [np.array(self._read(place)) for place in self._legacy_places()]
+        return [np.array(view._raw_value()) for view in self.weights]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set the state to a list from `get_weights`.
@@ -70,65 +63,57 @@ class Weights(Transactions):
         if not self._paths:
             raise ValueError("`set_weights` needs a built optimizer. Call `build(variables)` first.")
         weights = [np.array(w) for w in check_iterable("weights", weights)]
-        places = self._of_length(self._legacy_places(), len(weights))
-        if len(weights) != len(places):
-            names = [self.view(place).name for place in places]
+        views = _of_length(self.weights, len(weights))
+        if len(weights) != len(views):
             raise ValueError(
-                f"`weights` must have {len(places)} elements: {names}. Received: {len(weights)}. (The learning "
-                "rate is not in this list; it is in `variables`.)"
+                f"`weights` must have {len(views)} elements: {[view.name for view in views]}. Received: "
+                f"{len(weights)}. (The learning rate is not in this list; it is in `variables`.)"
             )
-        self._store_all(places, weights)
+        self._store_all(views, weights)
 
     @locked
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Write the values of `variables` into a mapping, under "0", "1", ..., as in Keras's `.weights.h5`."""
-        if not hasattr(store, "__setitem__"):
-            raise TypeError(f"`store` must be a mapping. Received: store={store!r}")
-        for i, place in enumerate(self.places()):
-            store[str(i)] = np.array(self._read(place))
+        check(hasattr(store, "__setitem__"), "store", store, "a mapping")
+        for i, view in enumerate(self.variables):
+            store[str(i)] = np.array(view._raw_value())
 
     def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Read what `save_own_variables` wrote. A store of another length is skipped with a warning, as in Keras."""
-        if not hasattr(store, "keys"):
-            raise TypeError(f"`store` must be a mapping. Received: store={store!r}")
-        places = self._of_length(self.places(), len(store.keys()))
-        if len(store.keys()) != len(places):
+        check(hasattr(store, "keys"), "store", store, "a mapping")
+        views = _of_length(self.variables, len(store.keys()))
+        if len(store.keys()) != len(views):
             warnings.warn(
-                f"Skipping the variables of optimizer {self.name!r}: it has {len(places)}, and the store has "
+                f"Skipping the variables of optimizer {self.name!r}: it has {len(views)}, and the store has "
                 f"{len(store.keys())}. Build it first, with the same settings.",
                 stacklevel=2,
             )
             return
-        self._store_all(places, [np.array(store[str(i)]) for i in range(len(places))])
-
-    def _of_length(self, places: list[Place], count: int) -> list[Place]:
-        """Return `places`; without those of master weights, which other libraries lack, if that gives `count`."""
-        plain = [place for place in places if self.view(place).place[2:] != (MASTER,)]
-        return plain if len(plain) == count else places
-
-    def _state_with(self, places: list[Place], values: list[Any]) -> Any:
-        """Return the state with `values` at `places`, cast to the present dtypes."""
-        arrays = [as_array(v, "optimizer_variables") for v in values]
-        present = [self._read(place) for place in places]
-        cast = [device_put_like(x.astype(y.dtype), y) for x, y in zip(arrays, present, strict=True)]
-        return with_values(self._state, places, cast)
+        self._store_all(views, [np.array(store[str(i)]) for i in range(len(views))])
 
     @locked
-    def _store_all(self, places: list[Place], values: list[np.ndarray]) -> None:
-        """Check that `values` fit, and set them at `places`. The caller must not use the arrays afterwards."""
-        for place, value in zip(places, values, strict=True):
-            have, name = self._read(place), self.view(place).name
+    def _store_all(self, views: list[View], values: list[np.ndarray]) -> None:
+        """Check that `values` fit, and set `views` to them. The caller must not use the arrays afterwards."""
+        for view, value in zip(views, values, strict=True):
+            have, name = view._raw_value(), view.name
             if value.shape != have.shape:
                 raise ValueError(f"The weight `{name}` must have shape {have.shape}. Received: shape {value.shape}")
             if _number_rank(value.dtype) > _number_rank(have.dtype):
                 raise ValueError(f"The weight `{name}` must be of dtype {have.dtype}. Received: dtype {value.dtype}")
-        self._put(self._state_with(places, values))
+        self._put(self._state_with(views, cast_like(views, values)))
 
-    def _read(self, place: Place) -> Any:
-        return self.view(place)._raw_value()
 
-    def _values_at(self, state: Any, places: list[Place]) -> list[Any]:
-        return [read(state, place) for place in places]
+def _of_length(views: list[View], count: int) -> list[View]:
+    """Return `views`; without those of master weights, which other libraries lack, if that gives `count`."""
+    plain = [view for view in views if view.place[2:] != (MASTER,)]
+    return plain if len(plain) == count else views
+
+
+def cast_like(views: list[View], values: Sequence[Any]) -> list[Any]:
+    """Return `values` as arrays with the dtypes and devices of `views`."""
+    arrays = [as_array(x, "optimizer_variables") for x in values]
+    present = [view._raw_value() for view in views]
+    return [device_put_like(x.astype(y.dtype), y) for x, y in zip(arrays, present, strict=True)]
 
 
 def _number_rank(dtype: Any) -> int:

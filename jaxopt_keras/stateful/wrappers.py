@@ -4,8 +4,6 @@ A wrapper is an optimizer like any other: it has one kernel, one state and one r
 the kernels of its groups, and a step is one compiled call. Its state consists of a few numbers of its own and, as
 `slots`, of the states of its groups; `state` converts that to the layout of the pure face. An inner optimizer is a
 group: its state is that element of the wrapper's state, which both read and set. It can also be used alone.
-
-An address (`state_views.Place`) in a wrapper's state is one of its own, or (number of an inner optimizer, its address).
 """
 
 from collections.abc import Sequence
@@ -129,27 +127,27 @@ class Wrapper(Optimizer):
             for optimizer, before in snapshot["inner"]:
                 optimizer._restore(before)
 
-    def view(self, place: Place) -> View:
-        return self._inner[place[0]].view(place[1]) if isinstance(place[0], int) else super().view(place)
-
-    def places(self) -> list[Place]:
-        return self._listed([STEP, RATE], [optimizer.places() for optimizer in self._inner])
-
-    def _legacy_places(self) -> list[Place]:
-        return self._listed([STEP], [optimizer._legacy_places() for optimizer in self._inner])
-
-    def _listed(self, first: list[Place], inner: list[list[Place]]) -> list[Place]:
-        """Return the addresses of the wrapper's own numbers, with those of the inner optimizers between them."""
+    def _listed(self, legacy: bool = False) -> list[View]:
         scalars: list[Place] = [("scalars", name) for name in self._listed_scalars]
         counter: list[Place] = [("scalars", SKIPPED)] if SKIPPED in self._state.scalars else []
-        return [*first, *scalars, *((i, place) for i, places in enumerate(inner) for place in places), *counter]
+        first = map(self.view, [STEP, *([] if legacy else [RATE]), *scalars])
+        return [*first, *(view for o in self._inner for view in o._listed(legacy)), *map(self.view, counter)]
+
+    def _states_of(self, state: State) -> dict[int, State]:
+        states = super()._states_of(state)
+        for optimizer, part in zip(self._inner, state.slots, strict=True):
+            states |= optimizer._states_of(part)
+        return states
+
+    def _state_with(self, views: Sequence[View], values: Sequence[Any]) -> State:
+        parts = [optimizer._state_with(views, values) for optimizer in self._inner]
+        return super()._state_with(views, values)._replace(slots=parts)
 
     # --- variables --------------------------------------------------------------------------------------------------
 
     def _register(self, variables: list[Any]) -> list[str]:
         new = self._new_handles(variables)
-        registry, fresh = self._registry_with(new)
-        self._set_registry(registry)
+        fresh = self._bind(new)
         groups: dict[int, list[Any]] = {}
         for h in new:
             path = self._keys[id(h.variable)]

@@ -33,9 +33,7 @@ class LossScaled(Around):
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         state = self.inner.init(params, hyper)
-        counters = {name: jnp.zeros((), jnp.int32) for name in (GOOD, SKIPPED)}
-        scale = jnp.full((), self.initial, jnp.float32)
-        return state._replace(scalars={SCALE: scale} | counters | state.scalars)
+        return state._replace(scalars=first_scalars(self.initial) | state.scalars)
 
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
         check_names("scalars", (n for n in state.scalars if n in (SCALE, GOOD, SKIPPED)), (SCALE, GOOD, SKIPPED))
@@ -67,3 +65,9 @@ class LossScaled(Around):
 
     def loss_scale(self, state: State) -> Any:
         return state.scalars[SCALE]
+
+
+def first_scalars(initial: float) -> dict[str, Any]:
+    """Return the scale and the counters before the first call."""
+    counters = {name: jnp.zeros((), jnp.int32) for name in (GOOD, SKIPPED)}
+    return {SCALE: jnp.full((), initial, jnp.float32)} | counters

@@ -11,11 +11,11 @@ from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.interop.keras.state import Address, Layout, StateVariable
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
-from jaxopt_keras.stateful.configs import arguments_of
 from jaxopt_keras.stateful.lock import LOCK
 from jaxopt_keras.stateful.optimizer import Optimizer
-from jaxopt_keras.stateful.settings import OPTIONS, RATE_FIELD
+from jaxopt_keras.stateful.settings import RATE_FIELD, arguments_of
 from jaxopt_keras.stateful.state_views import RATE, STEP
+from jaxopt_keras.stateful.transactions import OPTIONS
 from jaxopt_keras.stateful.validation import as_gradient, pairs
 from jaxopt_keras.stateful.variable import value_of
 
@@ -61,15 +61,15 @@ class Adapter(keras.optimizers.Optimizer):
         layout = Layout(self.wrapped)
         with keras.name_scope(self.name):
             known = {
-                address: self._known[address] if address in self._known else StateVariable(self.wrapped, address, name)
+                address: self._known[address] if address in self._known else StateVariable(address, name)
                 for address, name in layout.addresses
             }
         self.__dict__.update(  # not as attributes, or Keras would list them a second time
             _layout=layout,
             _known=known,
             _variables=[*known.values()],
-            _iterations=known[Address.of(STEP)],
-            _learning_rate=known.get(Address.of(RATE)),
+            _iterations=known[Address.of(self.wrapped.view(STEP))],
+            _learning_rate=known.get(Address.of(self.wrapped.view(RATE))),
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -17,37 +17,31 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from jaxopt_keras.stateful.lock import locked
-from jaxopt_keras.stateful.state_views import Place
+from jaxopt_keras.stateful.state_views import Place, View
 from jaxopt_keras.stateful.variable_kinds import take
 from jaxopt_keras.storage.blockwise import Blocks
 
 
 class Address(NamedTuple):
-    """The address of an array: the inner optimizer (indices, outermost first), the place in its state, and the leaf."""
+    """The address of an array: the optimizer (a wrapper or an inner one), the place in its state, and the leaf."""
 
-    inner: tuple[int, ...]
+    optimizer: Any
     keys: Place
     leaf: int
 
     @classmethod
-    def of(cls, place: Place) -> "Address":
-        """The address of a place from `Optimizer.places`."""
-        inner = []
-        while isinstance(place[0], int):
-            inner.append(place[0])
-            place = place[1]
-        if place[0] == "scalars" and len(place) == 3:  # a leaf of an optax transformation's state
-            return cls(tuple(inner), place[:2], place[2])
-        return cls(tuple(inner), place, 0)
+    def of(cls, view: View) -> "Address":
+        """The address of the array of a view."""
+        if view.place[0] == "scalars" and len(view.place) == 3:  # a leaf of an optax transformation's state
+            return cls(view.optimizer, view.place[:2], view.place[2])
+        return cls(view.optimizer, view.place, 0)
 
 
 class StateVariable(keras.Variable):
     """One array of an optimizer's state."""
 
-    def __init__(self, optimizer: Any, address: Address, name: str) -> None:
-        for i in address.inner:
-            optimizer = optimizer._inner[i]
-        self._optimizer, self._address, self.referenced = optimizer, address, False
+    def __init__(self, address: Address, name: str) -> None:
+        self._optimizer, self._address, self.referenced = address.optimizer, address, False
         value: Any = self._value
         # A slot keeps the sharding of its parameter. Keras chooses that of other variables.
         layout = value.sharding if isinstance(value.sharding, NamedSharding) else None
@@ -92,16 +86,15 @@ class Layout:
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        places = optimizer.places()
         leaves, treedef = jax.tree.flatten(optimizer._state)
-        numbers = jax.tree.unflatten(treedef, range(len(leaves)))
+        numbers = optimizer._states_of(jax.tree.unflatten(treedef, range(len(leaves))))
         self.addresses: list[tuple[Address, str]] = []
         self._order: list[int] = []
-        for place in places:
-            first, name = Address.of(place), optimizer.view(place).name
-            for address, suffix in _leaves(optimizer, first):
-                self.addresses.append((address, name + suffix))
-                self._order.append(jax.tree.leaves(_inside(numbers, address))[address.leaf])
+        for view in optimizer.variables:
+            for address, suffix in _leaves(Address.of(view)):
+                self.addresses.append((address, view.name + suffix))
+                inside = _at(numbers[id(address.optimizer)], address.keys)
+                self._order.append(jax.tree.leaves(inside)[address.leaf])
 
     def assemble(self, values: Sequence[Any]) -> Any:
         """The state with `values` as its arrays. Hyperparameters that are not listed keep their current values."""
@@ -116,15 +109,9 @@ class Layout:
         return [jax.random.key_data(x) if _is_key(x) else x for x in (leaves[i] for i in self._order)]
 
 
-def _inside(state: Any, address: Address) -> Any:
-    for i in address.inner:
-        state = state.slots[i]
-    return _at(state, address.keys)
-
-
-def _leaves(optimizer: Any, address: Address) -> Iterator[tuple[Address, str]]:
-    """The arrays at a place from `Optimizer.places`, with the suffixes of their names."""
-    if isinstance(_inside(optimizer._state, address), Blocks):
+def _leaves(address: Address) -> Iterator[tuple[Address, str]]:
+    """The arrays of a view with this address, with the suffixes of their names."""
+    if isinstance(_at(address.optimizer._state, address.keys), Blocks):
         yield from ((address._replace(leaf=i), f"_{part}") for i, part in enumerate(("codes", "scales")))
     else:
         yield address, ""

@@ -61,11 +61,11 @@ class WrappedLossScale(Wrapped, keras.optimizers.LossScaleOptimizer):  # pyright
 
     @property
     def dynamic_scale(self) -> Any:
-        return self._known[Address.of(self.wrapped.dynamic_scale.place)]
+        return self._known[Address.of(self.wrapped.dynamic_scale)]
 
     @property
     def step_counter(self) -> Any:
-        return self._known[Address.of(self.wrapped.step_counter.place)]
+        return self._known[Address.of(self.wrapped.step_counter)]
 
     def scale_loss(self, loss: Any) -> Any:
         return scaled(value_of(loss), self.dynamic_scale.value)

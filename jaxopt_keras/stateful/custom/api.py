@@ -18,8 +18,8 @@ from jaxopt_keras.stateful.custom.stand_ins import stand_in
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, has, slot_groups, slots_of, with_slots
 from jaxopt_keras.stateful.transactions import Transactions
-from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check_iterable, value_of
-from jaxopt_keras.stateful.variable_kinds import handle
+from jaxopt_keras.stateful.validation import of_length
+from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check, check_iterable, value_of
 
 NUMBER = Field.read(Number)
 HOOKS = ("update_step", "_resource_apply_dense", "_resource_apply_sparse")
@@ -48,16 +48,18 @@ class Custom(Transactions):
             raise ValueError(
                 f"`slot_name` must be a string, and not one of {[*OPTION_SLOTS]}. Received: slot_name={slot_name!r}"
             )
-        if id(var) in self._keys and has(self._state, self._keys[id(var)], slot_name):
-            return self.view(("slots", self._keys[id(var)], slot_name))
+        key = self._keys.get(id(var))
+        if key is not None and has(self._state, key, slot_name):
+            return self.view(("slots", key, slot_name))
         if id(getattr(var, "buffer", None)) in self._keys:
             self._key(var)  # raises: only the buffer can have slots
-        h = self._handles[self._keys[id(var)]] if id(var) in self._keys else handle(var)
+        h = self._handle(var)
         array = _initial(initializer, h.shape if shape is None else shape, compute_dtype(h.dtype))
-        self._register([var])
-        key = self._key(var)
-        self._set_state(with_slots(self._state, {key: slots_of(self._state, key) | {slot_name: array}}))
-        self._record_name(slot_name)
+        with self._transaction():
+            self._register([var])
+            key = self._key(var)
+            self._set_state(with_slots(self._state, {key: slots_of(self._state, key) | {slot_name: array}}))
+            self._record_name(slot_name)
         return self.view(("slots", key, slot_name))
 
     def get_slot(self, var: Any, slot_name: str) -> View:
@@ -85,8 +87,7 @@ class Custom(Transactions):
     @locked
     def add_variable(self, shape: Any, initializer: Any = "zeros", dtype: Any = None, name: str | None = None) -> View:
         """Create a variable of the optimizer itself, kept once for all parameters. Return it as an assignable view."""
-        if not isinstance(name, str | None):
-            raise TypeError(f"`name` must be a string or None. Received: name={name!r}")
+        check(isinstance(name, str | None), "name", name, "a string or None")
         name = deduplicated(name or "variable", self._state.scalars)
         array = _initial(initializer, shape, jnp.result_type(float) if dtype is None else as_dtype(dtype))
         self._set_state(self._state._replace(scalars=self._state.scalars | {name: array}))
@@ -118,11 +119,10 @@ class Custom(Transactions):
         if isinstance(name, str):
             variables = check_iterable("trainable_variables", trainable_variables)
             return [self.add_slot(v, name, initializer) for v in variables]
-        if not (isinstance(name, (list, tuple)) and all(isinstance(n, str) for n in name)):
-            raise TypeError(f"`name` must be a string or a list of strings. Received: name={name!r}")
+        is_names = isinstance(name, (list, tuple)) and all(isinstance(n, str) for n in name)
+        check(is_names, "name", name, "a string or a list of strings")
         each = initializer if isinstance(initializer, (list, tuple)) else [initializer] * len(name)
-        if len(each) != len(name):
-            raise ValueError(f"`initializer` must have {len(name)} elements. Received: {len(each)}")
+        each = of_length("initializer", each, len(name))
         return tuple(self.add_optimizer_variables(trainable_variables, n, i) for n, i in zip(name, each, strict=True))
 
     def assign(self, variable: Any, value: Any) -> None:
@@ -157,10 +157,6 @@ class Custom(Transactions):
         self._set_state(self._state._replace(hyperparams=self._state.hyperparams | {name: as_scalar(NUMBER, value)}))
         self.__dict__["_hypers"] = self._hypers | {name: value}
 
-    @property
-    def _hypers(self) -> dict[str, Any]:
-        return self.__dict__.get("_hypers", {})
-
     def _get_hyper(self, name: str, dtype: Any = None) -> Any:
         """Return the current value of a hyperparameter."""
         value = self.learning_rate if name == "learning_rate" else self.view(("hyperparams", name))
@@ -177,14 +173,6 @@ class Custom(Transactions):
     def hook_hyper(self) -> dict[str, Any]:
         """Return the run-time hyperparameters as arrays."""
         return {name: as_scalar(NUMBER, value) for name, value in self._hypers.items()}
-
-    @property
-    def _learning_rate(self) -> Any:  # the name in hooks of all Keras versions
-        return self.learning_rate
-
-    @_learning_rate.setter
-    def _learning_rate(self, value: Any) -> None:
-        self.learning_rate = value
 
     # --- running the hooks ------------------------------------------------------------------------------------------
 
@@ -219,10 +207,8 @@ class Custom(Transactions):
         """Let hooks assign, but create nothing, while they are traced. If one raises, all changes are undone."""
         with self._transaction():
             object.__setattr__(self, "_in_hooks", True)
-            try:
-                yield
-            finally:
-                object.__setattr__(self, "_in_hooks", False)
+            yield
+            object.__setattr__(self, "_in_hooks", False)
 
     def _invalidate_traces(self) -> None:
         """Discard traced hooks after an attribute has changed."""

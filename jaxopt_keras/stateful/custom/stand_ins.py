@@ -8,12 +8,17 @@ from jaxopt_keras.stateful.variable import ArrayLike
 
 
 class StandIn(ArrayLike):
-    """A variable of another library, with the interface of ours, for hooks."""
+    """A variable of another library, with the interface of ours, for hooks. For TF 2's hooks it has TF's dtype."""
 
     def __init__(self, optimizer: Any, path: str) -> None:
         self.optimizer, self.path = optimizer, path
         self.name = path.rsplit("/", 1)[-1]
         self.trainable = True
+
+    @property
+    def dtype(self) -> Any:
+        dtype = super().dtype
+        return Tf2DType(dtype) if hasattr(self.optimizer, "_resource_apply_dense") else dtype
 
     def _raw_value(self) -> Any:
         return self.optimizer._handles[self.path].read()
@@ -25,20 +30,11 @@ class StandIn(ArrayLike):
         return stand_in, (self.optimizer, self.path)
 
 
-class Tf2StandIn(StandIn):
-    """A stand-in whose `dtype` has TF's attribute `base_dtype`."""
-
-    @property
-    def dtype(self) -> Any:
-        return Tf2DType(super().dtype)
-
-
 def stand_in(optimizer: Any, path: str) -> StandIn:
     """Return the stand-in for the variable at `path`. There is only one: a scope identifies variables by `id`."""
     stand_ins = optimizer.__dict__.setdefault("_stand_ins", {})
     if path not in stand_ins:
-        cls = Tf2StandIn if hasattr(optimizer, "_resource_apply_dense") else StandIn
-        stand_ins[path] = cls(optimizer, path)
+        stand_ins[path] = StandIn(optimizer, path)
         optimizer.__dict__.setdefault("_keys", {})[id(stand_ins[path])] = path
     return stand_ins[path]
 
