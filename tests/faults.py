@@ -299,7 +299,7 @@ FAULTS = [
           "stateful/test_interrupts_and_threads.py -k between_the_call"),
     Fault("stateful/signals.py", "self._pending[number] = frame", "self._pending = {number: frame}",
           "of two signals one is dropped", "stateful/test_interrupts_and_threads.py -k no_signal"),
-    Fault("stateful/signals.py", "            self._restore()  # again", "            pass",
+    Fault("stateful/signals.py", "            self._restore()  # again: the others", "            pass",
           "an interrupt at the end leaves another handler", "stateful/test_interrupts_and_threads.py -k border"),
     Fault("stateful/packed_variables.py", "array = self.parts", "array = self._array = self.parts",
           "an interrupted read of a buffer loses it", "stateful/test_interrupts_and_threads.py -k buffer_is_read"),
