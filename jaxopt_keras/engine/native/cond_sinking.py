@@ -40,7 +40,7 @@ def _sink(trace: Trace, unpack: Equation, pack: Equation) -> None:
     known = arrays | {*cond.outputs}
     after, wanted = [pack], {*pack.inputs} - known
     for e in reversed(trace.equations):
-        if e.outputs[0] in wanted:
+        if any(x in wanted for x in e.outputs):
             if not is_same(e):
                 return
             after.append(e)

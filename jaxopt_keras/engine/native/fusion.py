@@ -151,13 +151,15 @@ class Fusion:
 
 
 def is_barrier(equation: Equation) -> bool:
-    if rows.is_gather(equation) or rows.is_scatter(equation):
+    if rows.is_gather(equation) or rows.is_scatter(equation) or not equation.outputs:  # none: `jax.debug.print`
         return True
     return equation.name in BARRIERS and not all(is_scalar(x) for x in (*equation.inputs, *equation.outputs))
 
 
 def is_same(equation: Equation) -> bool:
     """Whether the result has the numbers of its input, in another shape or with a type that is not weak."""
+    if not equation.outputs:
+        return False
     x, out = equation.inputs[0] if equation.inputs else None, equation.outputs[0]
     if equation.name in REDUCTIONS and x is not None:
         return math.prod(x.shape) == math.prod(out.shape)  # over axes of length 1

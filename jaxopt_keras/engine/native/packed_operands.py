@@ -43,9 +43,9 @@ class PackedOperands:
         unpacks = {e.values[0]: e for e in fusion.trace.equations if e.name == UNPACK}
         for buffer, e in unpacks.items():
             self.places |= {x: Place(buffer, start) for start, x in spans(e.outputs) if self._reader(x)}
-        for e in fusion.trace.equations:
+        for e in [e for e in fusion.trace.equations if e.name == PACK]:
             buffer = partners.get(e.outputs[0])
-            if e.name == PACK and buffer in unpacks and fusion.users[buffer] == [unpacks[buffer]]:
+            if buffer in unpacks and fusion.users[buffer] == [unpacks[buffer]]:
                 self._repack(e, buffer, unpacks[buffer])
         for region in fusion.regions:
             region.leaves = {level: self._packed(leaf) for level, leaf in region.leaves.items()}

@@ -437,3 +437,21 @@ def test_what_tells_arrays_apart_is_one_array():
     kernel = jk.adam(0.1, state_dtype="int8")
 
     assert fusions(2) == fusions(20)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_effects_run_beside_the_loops(ordered, capfd):
+    """`jax.debug.print` in an update has no result, and runs in each step."""
+
+    class Printing(jk.Optimizer):
+        def update_step(self, gradient, variable, learning_rate):
+            variable.assign_sub(learning_rate * gradient)
+            jax.debug.print("sum {x} {y}", x=jnp.sum(gradient), y=variable.value[0], ordered=ordered)
+
+    w = jk.Variable(jnp.zeros(5000))
+    optimizer = Printing(0.5)
+    for _ in range(2):
+        optimizer.apply([jnp.ones(5000)], [w])
+    jax.effects_barrier()
+    assert capfd.readouterr().out.splitlines() == ["sum 5000.0 -0.5", "sum 5000.0 -1.0"]
+    assert np.all(w.numpy() == -1)
