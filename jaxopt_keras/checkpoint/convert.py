@@ -10,7 +10,7 @@ from jaxopt_keras.checkpoint.names import Quantized
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.stateful.state_views import device_put_like
 from jaxopt_keras.storage import formats, masters
-from jaxopt_keras.storage.blockwise import Blocks, dequantize
+from jaxopt_keras.storage.blockwise import Blocks, block_length, dequantize
 
 MASTERS = {"float32": "float32", "int16": "bf16+16", "int8": "bf16+8"}  # by the dtype of the slot
 
@@ -22,8 +22,9 @@ def convert(name: str, saved: Any, like: Any, p: Any = None) -> Any:
         p: the parameter. Read for master weights only, which store its correction.
 
     Raises:
-        ValueError: if the shapes differ. TypeError: if the kinds differ, such as complex and float.
+        ValueError, TypeError: as in `check`.
     """
+    check(name, saved, like)
     if isinstance(like, (Complemented, Complements)):
         value, complement = saved if isinstance(saved, Complements) else (saved, 1 - np.asarray(saved))
         return type(like)(convert(name, value, like.value), convert(name, complement, like.complement))
@@ -33,34 +34,55 @@ def convert(name: str, saved: Any, like: Any, p: Any = None) -> Any:
         data = convert(name, saved, jax.random.key_data(like))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
     if isinstance(saved, Quantized):
-        saved = _as_blocks(name, saved, like.shape)
+        saved = Blocks(jnp.asarray(saved.codes), jnp.asarray(saved.scales), saved.code, like.shape[-1])
         if isinstance(like, Blocks) and saved.code == like.code and saved.scales.shape == like.scales.shape:
             return jax.tree.map(_placed_like, saved, like)
         saved = dequantize(saved)
-    _check(name, saved, like)
     if name.endswith(f"/{masters.MASTER}") and saved.dtype != like.dtype:
         whole = masters.join_master(p, jnp.asarray(saved), MASTERS[str(saved.dtype)])
         return _placed_like(masters.split_master(whole, MASTERS[str(like.dtype)], p.dtype)[1], like)
     return jax.tree.map(_placed_like, formats.quantize_like(saved, like), like)
 
 
-def _as_blocks(name: str, saved: Quantized, shape: tuple[int, ...]) -> Blocks:
-    """The quantized array of a slot with this shape."""
-    packed = saved.code.name == "int4"
-    n = shape[-1] if shape else 0
-    if tuple(saved.codes.shape) != (*shape[:-1], -(-n // 2) if packed else n) or not shape:
-        raise _shape_error(name, f"codes of shape {tuple(saved.codes.shape)}", shape)
-    return Blocks(jnp.asarray(saved.codes), jnp.asarray(saved.scales), saved.code, n)
+def check(name: str, saved: Any, like: Any) -> None:
+    """Checks that `saved` can be converted to `like`. Reads only shapes and dtypes, so both may be abstract.
 
-
-def _check(name: str, saved: Any, like: Any) -> None:
+    Raises:
+        ValueError: if the shapes differ. TypeError: if the kinds differ, such as complex and float.
+    """
+    if isinstance(like, (Complemented, Complements)):
+        like = like.value
+    if isinstance(saved, Complements):
+        check(name, saved.complement, like)
+        saved = saved.value
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        like = jax.eval_shape(jax.random.key_data, like)
+    if isinstance(saved, Quantized):
+        return _check_codes(name, saved, tuple(like.shape))
     if tuple(saved.shape) != tuple(like.shape):
         raise _shape_error(name, f"shape {tuple(saved.shape)}", like.shape)
-    kinds = (jnp.integer, jnp.floating, jnp.complexfloating)
-    rank = [next((i for i, kind in enumerate(kinds) if jnp.issubdtype(x.dtype, kind)), -1) for x in (saved, like)]
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+    rank = [next((i for i, kind in enumerate(kinds) if jnp.issubdtype(x.dtype, kind)), None) for x in (saved, like)]
     corrected = name.endswith(f"/{masters.MASTER}")
-    if rank[0] > rank[1] and not corrected:
+    if rank[0] is None or (rank[1] is not None and rank[0] > rank[1] and not corrected):
         raise TypeError(f"`{name}` must be convertible to {like.dtype}. Received: an array of {saved.dtype}")
+    return None
+
+
+def _check_codes(name: str, saved: Quantized, shape: tuple[int, ...]) -> None:
+    """Checks that `saved` is a quantized array of this shape."""
+    if not shape:
+        raise _shape_error(name, f"codes of shape {tuple(saved.codes.shape)}", shape)
+    *rows, n = shape
+    blocks = -(-n // block_length(n, saved.code.block))
+    for x, kind, length, dtype in (
+        (saved.codes, "codes", -(-n // 2) if saved.code.name == "int4" else n, saved.code.dtype),
+        (saved.scales, "scales", blocks, jnp.float32),
+    ):
+        if tuple(x.shape) != (*rows, length):
+            raise _shape_error(name, f"{kind} of shape {tuple(x.shape)}", shape)
+        if x.dtype != dtype and not (saved.code.name == "int4" and kind == "codes"):
+            raise TypeError(f"The {kind} of `{name}` must have the dtype {jnp.dtype(dtype)}. Received: {x.dtype}")
 
 
 def _shape_error(name: str, received: str, shape: tuple[int, ...]) -> ValueError:

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,23 +52,27 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
     _replace(path, data)
 
 
-def read(path: Any) -> dict[str, np.ndarray]:
-    """Reads the arrays that `write` wrote.
+def read(path: Any, choose: Callable[[Mapping[str, Any]], Iterable[str]] = lambda declared: declared) -> dict[str, Any]:
+    """Reads the arrays that `write` wrote: one for each name that `choose` returns, shape and dtype for the others.
+
+    Args:
+        choose: maps shapes and dtypes by name to the names to read. It sees what the header declares before anything
+            else is read, and raises if that does not fit. Default: all.
 
     Raises:
         OSError: if the file cannot be opened. ValueError: if it is empty, truncated, damaged, or not made by `write`.
     """
     library = optional("safetensors", HINT)
-    data = Path(path).read_bytes()
-    if not data:
+    if not os.path.getsize(path):
         raise ValueError(f"{path} is empty: no checkpoint.")
+    data = np.memmap(path, np.uint8, "r")  # views of it take no memory
     try:
-        flat = {
-            name: np.frombuffer(x["data"], jnp.dtype(DTYPES[x["dtype"]])).reshape(x["shape"])
-            for name, x in library.deserialize(data)
-        }
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = dict(header.get("__metadata__", {}))
+        with library.safe_open(path, "np"):  # checks that the header and the size of the file agree
+            start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start].tobytes())
+        metadata = dict(header.pop("__metadata__", {}))
+        flat = {name: _view(data[start:], **entry) for name, entry in header.items()}
+        pairs = {n: flat[n].view(np.complex128)[..., 0] for n in filter(None, metadata.get(PAIRS, "").split("\n"))}
     except Exception as error:  # safetensors raises a class of its own; a malformed header raises others
         raise ValueError(f"{path} is no whole safetensors file: truncated, or of another format ({error}).") from error
     if metadata.get(MAKER) != OURS:
@@ -74,11 +80,15 @@ def read(path: Any) -> dict[str, np.ndarray]:
             f"{path} is a safetensors file, but no checkpoint of jaxopt_keras. Read it with safetensors, then convert "
             "it with `from_torch`, `from_keras` or `from_optax`."
         )
+    declared = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in (flat | pairs).items()}
+    chosen = choose(declared)
     if metadata.pop(DIGEST, None) != digest(flat, metadata):
         raise ValueError(f"{path} is damaged: its data differ from those that were written. Use an older checkpoint.")
-    for name in filter(None, metadata.get(PAIRS, "").split("\n")):
-        flat[name] = flat[name].view(np.complex128)[..., 0]
-    return flat
+    return declared | {name: np.array((flat | pairs)[name]) for name in chosen}
+
+
+def _view(data: Any, dtype: str, shape: list[int], data_offsets: list[int]) -> Any:
+    return data[slice(*data_offsets)].view(jnp.dtype(DTYPES[dtype])).reshape(shape)
 
 
 def digest(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
@@ -109,10 +119,15 @@ def on_host(name: str, x: Any, copy: bool | None = True) -> np.ndarray:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Writes `data` to a temporary file in the folder of `path`, and renames it; removes it after an error."""
+    """Writes `data` to a temporary file in the folder of `path`, and renames it; removes it after an error.
+
+    The file keeps the mode of the one that it replaces: a private file stays private, also while it is written.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
+            with contextlib.suppress(FileNotFoundError):  # a new file has the mode of the umask
+                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -1,6 +1,7 @@
 """Checkpoints in an Orbax folder: every process writes its own shards, and any number of devices can read them."""
 
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,33 @@ from jaxopt_keras.language.optional import optional
 
 def write(path: Any, arrays: Mapping[str, Any]) -> None:
     """Writes arrays, which may be sharded over processes, and waits until they are written."""
+    path = _absolute(path)
     found = {name: x if isinstance(x, jax.Array) else np.asarray(x) for name, x in arrays.items()}
     kept = {name: x for name, x in found.items() if x.size}  # Orbax refuses empty arrays
-    with _checkpointer() as checkpointer:
-        checkpointer.save(_absolute(path), kept, force=True)
+    mode = path.stat().st_mode if isinstance(path, Path) and path.exists() else None
+    with _orbax().StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, kept, force=True)
+    if mode is not None:
+        path.chmod(stat.S_IMODE(mode))  # that of the folder that it replaced
 
 
-def read(path: Any, like: Mapping[str, Any]) -> dict[str, Any]:
+def read(path: Any, like: Mapping[str, Any], choose: Callable[[Mapping[str, Any]], Iterable[str]]) -> dict[str, Any]:
     """Reads the arrays of a folder that `write` made, or of an item in a step of a `CheckpointManager`.
 
     An array is sharded like the one in `like` with its name and shape. Others are replicated.
 
+    Args:
+        choose: as in `files.read`.
+
     Raises:
-        FileNotFoundError: if there is no folder. ValueError: if it is no Orbax checkpoint of names and arrays.
+        FileNotFoundError: if there is no folder. ValueError: if it is no Orbax checkpoint of names and arrays, or
+        contains links.
     """
     path = _absolute(path)
-    if isinstance(path, Path) and not path.exists():
-        raise FileNotFoundError(f"There is no folder {path}")
-    with _checkpointer() as checkpointer:
+    if isinstance(path, Path):
+        _check_files(path)
+    ocp = _orbax()
+    with ocp.PyTreeCheckpointer() as checkpointer:
         tree = getattr(checkpointer.metadata(path), "item_metadata", None)
         saved = getattr(tree, "tree", tree)
         if not isinstance(saved, Mapping):
@@ -39,12 +49,24 @@ def read(path: Any, like: Mapping[str, Any]) -> dict[str, Any]:
                 'manager.directory / "STEP" / "default".'
             )
         replicated = _replicated(like)
-        wanted = {}
+        declared = {}
         for name, x in saved.items():
             fits = name in like and like[name].shape == tuple(x.shape)
             sharding = like[name].sharding if fits else replicated
-            wanted[name] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        return checkpointer.restore(path, wanted)
+            declared[name] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        wanted = {name: declared[name] for name in choose(declared)}
+        how = ocp.checkpoint_utils.construct_restore_args(wanted)
+        return declared | checkpointer.restore(path, ocp.args.PyTreeRestore(wanted, how, partial_restore=True))
+
+
+def _check_files(path: Path) -> None:
+    """Refuses links inside the folder: their targets may be any files of this machine."""
+    if not path.exists():
+        raise FileNotFoundError(f"There is no folder {path}")
+    if link := next((x for x in path.rglob("*") if x.is_symlink()), None):
+        raise ValueError(
+            f"{path} must contain all of its numbers itself. Received: {link}, a link to {link.readlink()}"
+        )
 
 
 def _replicated(arrays: Mapping[str, Any]) -> Any:
@@ -59,6 +81,6 @@ def _absolute(path: Any) -> Any:
     return path if "://" in str(path) else Path(path).absolute()
 
 
-def _checkpointer() -> Any:
+def _orbax() -> Any:
     hint = "Folders need Orbax: pip install 'jaxopt_keras[orbax]'. Or save to a .safetensors file."
-    return optional("orbax.checkpoint", hint).StandardCheckpointer()
+    return optional("orbax.checkpoint", hint)

@@ -1,13 +1,14 @@
 """Conversion to and from Keras 3: the `variables` of an optimizer, as a list or in a `.weights.h5` file."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_keras.checkpoint import hdf5
+from jaxopt_keras.checkpoint.arguments import check_arguments
 from jaxopt_keras.checkpoint.conventions import Library, kind_of
 from jaxopt_keras.checkpoint.kernels import groups, of_group, rule_of
 from jaxopt_keras.checkpoint.names import STEP, by_parameter, flatten, leaves, rule_slots, slot_name, transposed
@@ -16,7 +17,6 @@ from jaxopt_keras.checkpoint.saving import from_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.optional import optional
 from jaxopt_keras.optimizers import RULES
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.state_views import slot_groups
@@ -53,22 +53,24 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
         OSError: if there is no such file. TypeError: for a kernel with several rules. ValueError: if the number or the
         shapes of `variables` do not match (the message lists them), or if `order` does not name every parameter.
     """
-    values, arrays, plain = _values_of(variables), _ordered(params, order), _plain(kernel)
+    check_arguments(from_keras, kernel=kernel, params=params)
+    arrays, plain = _ordered(params, order), _plain(kernel)
     own = rule_slots(flatten(leaves(kernel.init(params)), portable=True))
     layouts = [
         _layout(plain, own, arrays, rate, averages)
         for rate in (True, False)
         for averages in (plain.options.use_ema, not plain.options.use_ema)
     ]
-    shapes = [x.shape for x in values]
-    layout = next((layout for layout in layouts if [shape for _, shape in layout] == shapes), None)
-    if layout is None:
-        shown = ", ".join(f"`{name or 'unused'}` {shape}" for name, shape in layouts[0])
-        raise ValueError(
-            f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {shown}; the rate and the averages "
-            f"may be missing. Received: {shapes}. Check the order and the settings of both optimizers."
-        )
-    flat: dict[str, Any] = {name: x for (name, _), x in zip(layout, values, strict=True) if name}
+    with _opened(variables) as stored:
+        shapes = [tuple(x.shape) for x in stored]
+        layout = next((layout for layout in layouts if [shape for _, shape in layout] == shapes), None)
+        if layout is None:
+            shown = ", ".join(f"`{name or 'unused'}` {shape}" for name, shape in layouts[0])
+            raise ValueError(
+                f"`variables` must be those of Keras's {kind_of(plain.rule, TABLE)}: {shown}; the rate and the "
+                f"averages may be missing. Received: {shapes}. Check the order and the settings of both optimizers."
+            )
+        flat: dict[str, Any] = {name: _read(x) for (name, _), x in zip(layout, stored, strict=True) if name}
     rate = flat.pop(RATE, None)
     every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, a kernel counts updates
     step, micro = divmod(int(flat[STEP]), every)
@@ -95,6 +97,7 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
     Raises:
         OSError: if there is no such file. TypeError, ValueError: as in `from_keras`.
     """
+    check_arguments(to_keras, kernel=kernel, state=state, params=params)
     arrays, plain, flat = _ordered(params, order), _plain(kernel), flatten(leaves(state), portable=True)
     own = rule_slots(flat)
     layout = _layout(plain, own, arrays, plain.core.schedule is None, plain.options.use_ema)
@@ -144,35 +147,24 @@ def _ordered(params: Any, order: Any) -> dict[str, Any]:
     return {path: arrays[path] for path in order or arrays}
 
 
-def _values_of(variables: Any) -> list[np.ndarray]:
+def _opened(variables: Any) -> contextlib.AbstractContextManager[list[Any]]:
+    """Keras's variables: arrays, or datasets of a file, whose numbers are not read yet."""
     if isinstance(variables, (str, Path)):
-        with _stored(variables, "r") as stored:
-            return [_read(x) for x in stored]
+        return hdf5.opened(variables, VARIABLES, "r")
     variables = getattr(variables, "variables", variables)
-    if not isinstance(variables, Iterable):
+    if not isinstance(variables, Iterable) or isinstance(variables, Mapping):
         raise TypeError(f"`variables` must be a list, an optimizer or a path. Received: {type(variables).__name__}")
-    return [np.array(x.numpy() if hasattr(x, "numpy") else x) for x in variables]
+    return contextlib.nullcontext([np.array(x.numpy() if hasattr(x, "numpy") else x) for x in variables])
 
 
 def _replace(path: Any, values: list[np.ndarray]) -> None:
-    with _stored(path, "r+") as stored:
+    with hdf5.opened(path, VARIABLES, "r+") as stored:
         shapes = [tuple(x.shape) for x in stored]
         if shapes != [x.shape for x in values]:
             raise ValueError(f"{path} must have variables of shapes {[x.shape for x in values]}. Received: {shapes}")
         for old, x in zip(stored, values, strict=True):
-            old[...] = x.astype(_read(old).dtype).view(old.dtype)
+            old[...] = x.astype(hdf5.dtype_of(old)).view(old.dtype)
 
 
-@contextlib.contextmanager
-def _stored(path: Any, mode: str) -> Iterator[list[Any]]:
-    """The optimizer's variables in a `.weights.h5` file, as HDF5 datasets."""
-    with optional("h5py", "`.weights.h5` files need h5py: `pip install h5py`.").File(path, mode) as file:
-        if VARIABLES not in file:
-            raise ValueError(f"{path} must contain an optimizer's variables. Received: a file without `{VARIABLES}`")
-        stored = file[VARIABLES]
-        yield [stored[str(i)] for i in range(len(stored))]
-
-
-def _read(dataset: Any) -> np.ndarray:
-    """HDF5 has no bfloat16: Keras stores two bytes per number, and the dtype in an attribute."""
-    return np.array(dataset).view(jnp.bfloat16 if dataset.attrs.get("dtype") == "bfloat16" else dataset.dtype)
+def _read(stored: Any) -> np.ndarray:
+    return stored if isinstance(stored, np.ndarray) else hdf5.read(stored)

@@ -198,14 +198,15 @@ def unflatten(flat: Any) -> dict[str, Any]:
         raise ValueError(
             f"A checkpoint must have an entry `{FORMAT}`, as `to_dict` writes it. Received: {listed(flat)}"
         )
-    if not 1 <= (version := int(np.asarray(flat[FORMAT]))) <= VERSION:
+    declared = isinstance(flat[FORMAT], jax.ShapeDtypeStruct)  # before the file is read
+    if not declared and not 1 <= (version := int(np.asarray(flat[FORMAT]))) <= VERSION:
         raise ValueError(
             f"The layout's version must be at most {VERSION}. Received: {FORMAT}={version}. Read it with a newer "
             "jaxopt_keras."
         )
     found: dict[str, Any] = {}
     for name, x in flat.items():
-        found[name] = x if isinstance(x, (jax.Array, np.ndarray)) else np.asarray(x)
+        found[name] = x if isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)) else np.asarray(x)
         if found[name].dtype.kind in "OSU":
             raise TypeError(f"`{name}` must be an array. Received: {found[name]!r}")
     del found[FORMAT]

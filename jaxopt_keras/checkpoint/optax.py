@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import all_leaves, tree_map_with_path
 
+from jaxopt_keras.checkpoint.arguments import check_arguments
 from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import flatten, leaves, rule_slots, slot_name, transposed
@@ -63,6 +64,7 @@ def from_optax(kernel: Kernel, params: Any, opt_state: Any) -> State:
     Raises:
         ValueError: if `opt_state` contains no state of a known optimizer, or if the rule has no counterpart in optax.
     """
+    check_arguments(from_optax, kernel=kernel, params=params)
     nodes = [*_nodes(opt_state)]
     if not nodes:
         raise ValueError(f"`opt_state` must be a state of an optax optimizer. Received: {type(opt_state).__name__}")
@@ -93,6 +95,9 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
     Raises:
         ValueError: if the template has a slot that the rule lacks, or an array of another shape.
     """
+    check_arguments(to_optax, kernel=kernel, state=state)
+    if not [*_nodes(template)]:
+        raise ValueError(f"`template` must be a state of an optax optimizer. Received: {type(template).__name__}")
     flat = flatten(leaves(state), portable=True)
     micro, slots = flat.get(f"scalars/{MICRO_STEP}", 0), rule_slots(flat)
     numbers = dict.fromkeys(COUNTS, state.count) | {"mini_step": micro}

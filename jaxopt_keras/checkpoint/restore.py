@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxopt_keras.checkpoint.convert import convert
+from jaxopt_keras.checkpoint.convert import check, convert
 from jaxopt_keras.checkpoint.kernels import adjusted_scalars
 from jaxopt_keras.checkpoint.names import STEP, is_complement, is_hyper, leaves, listed, replaced, unflatten
 from jaxopt_keras.checkpoint.renumbered_names import renamed
@@ -44,14 +44,11 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
         TypeError: if `flat` is no mapping, or an array has a wrong kind. ValueError: for another version, for a shape
         that does not match, or if no entry matches.
     """
-    saved = unflatten(renamed(flat, place.params) if place.counted else flat)
-    like, new, used = leaves(place.fresh), {}, set()
-    for name, leaf in like.items():
-        source = next((n for n in _sources(name) if n in saved), None)
-        if source is not None and (hyper or not name.startswith("hyper/")):
-            path = name.removeprefix("slots/").rpartition("/")[0]
-            new[name] = convert(name, saved[source], leaf, place.params.get(path))
-            used.add(source)
+    like, saved, sources = _matched(place, flat, hyper)
+    new = {}
+    for name, source in sources.items():
+        path = name.removeprefix("slots/").rpartition("/")[0]
+        new[name] = convert(name, saved[source], like[name], place.params.get(path))
     if not new.keys() & _slots(like) and _slots(like) and _slots(saved):
         raise ValueError(
             f"Nothing in this checkpoint fits these parameters. It has {listed(_slots(saved))}; needed are "
@@ -60,8 +57,37 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
         )
     state = replaced(place.fresh, new)
     state = replaced(state, adjusted_scalars(place.kernels, state, new))
-    _warn_of_differences(like, saved, new, used, hyper, int(np.asarray(state.count)))
+    _warn_of_differences(like, saved, new, {*sources.values()}, hyper, int(np.asarray(state.count)))
     return state
+
+
+def needed(place: Place, declared: Mapping[str, Any], hyper: bool) -> set[str]:
+    """The names of the arrays to read for `place`: those that it uses, and single numbers, which say what the rest is.
+
+    Args:
+        declared: the shapes and dtypes that a file declares, by name.
+
+    Raises:
+        TypeError, ValueError: as in `restored`, if a shape or a dtype does not fit.
+    """
+    like, saved, sources = _matched(place, declared, hyper)
+    for name, source in sources.items():
+        check(name, saved[source], like[name])
+    used = {id(x) for x in jax.tree.leaves([saved[source] for source in sources.values()])}
+    return {name for name, x in declared.items() if id(x) in used or x.size == 1}
+
+
+def _matched(
+    place: Place, flat: Mapping[str, Any], hyper: bool
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """The leaves of `place`, the entries of `flat`, and the names of the entries by those of the leaves."""
+    saved = unflatten(renamed(flat, place.params) if place.counted else flat)
+    like, sources = leaves(place.fresh), {}
+    for name in like:
+        source = next((n for n in _sources(name) if n in saved), None)
+        if source is not None and (hyper or not name.startswith("hyper/")):
+            sources[name] = source
+    return like, saved, sources
 
 
 def _sources(name: str) -> list[str]:
@@ -87,7 +113,7 @@ def _warn_of_differences(like: Any, saved: dict[str, Any], new: Any, used: set[s
         own = name.rpartition("/")[2]
         if is_hyper(name):
             return is_complement(name)  # without its value: with it, the two are one entry
-        if own == STEP and int(np.asarray(saved[name])) == step:
+        if own == STEP and np.ndim(saved[name]) == 0 and int(np.asarray(saved[name])) == step:
             return False
         return not (name in used or name.startswith("params/") or (idle and own in (SUM, MICRO_STEP)))
 

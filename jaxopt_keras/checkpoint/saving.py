@@ -1,18 +1,21 @@
 """The public functions: save states and optimizers to dicts, files and folders, and load them."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
-from jaxopt_keras.checkpoint import files, folders, stateful_layout
-from jaxopt_keras.checkpoint.convert import convert
+from jaxopt_keras.checkpoint import archives, files, folders, stateful_layout
+from jaxopt_keras.checkpoint.arguments import check_arguments
+from jaxopt_keras.checkpoint.convert import check, convert
 from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, VERSION, flatten, leaves
-from jaxopt_keras.checkpoint.restore import Place, by_path, restored
+from jaxopt_keras.checkpoint.restore import Place, by_path, needed, restored
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.pure.kernel import Kernel
@@ -81,7 +84,10 @@ def from_dict(kernel: Any, params: Any, d: Mapping[str, Any], *, hyper: bool = F
         message names the entry), if no entry matches, if the layout has a later version, or if `hyper` is True and the
         kernel injects no hyperparameters.
     """
-    return restored(_place(kernel, params, hyper), d, hyper)
+    place = _place(from_dict, kernel, params, hyper)
+    if isinstance(d, NpzFile):
+        d = archives.read(d, functools.partial(needed, place, hyper=hyper))
+    return restored(place, d, hyper)
 
 
 @locked
@@ -102,6 +108,7 @@ def save(path: Any, state: Any, params: Any = None, *, portable: bool = False) -
     Raises:
         ImportError: if safetensors or Orbax is not installed. TypeError, ValueError: as in `to_dict`.
     """
+    check_arguments(save, path=path)
     flat = to_dict(state, portable=portable, on_host=False)
     given = {_param(p): x for p, x in by_path(params).items()}
     (files if Path(path).suffix == SUFFIX else folders).write(path, flat | given)
@@ -125,13 +132,15 @@ def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> 
         OSError: if there is no such file. TypeError: if `params` are missing, or given for an `Optimizer`. ValueError:
         if the file is empty, truncated, damaged, no checkpoint, or does not match, as in `from_dict`.
     """
+    check_arguments(load, path=path)
     if isinstance(kernel, Optimizer) and params is not None:
         raise TypeError(
             "`params` must be left out for an `Optimizer`, which has its variables. Received: "
             f"params={type(params).__name__}. To read saved parameters, use `load_params(path, params)`."
         )
-    place = stateful_layout.place_of(kernel) if isinstance(kernel, Optimizer) else _place(kernel, params, hyper)
-    state = restored(place, _read(path, flatten(leaves(place.fresh), portable=False)), hyper)
+    place = stateful_layout.place_of(kernel) if isinstance(kernel, Optimizer) else _place(load, kernel, params, hyper)
+    like = flatten(leaves(place.fresh), portable=False)
+    state = restored(place, _read(path, like, functools.partial(needed, place, hyper=hyper)), hyper)
     if not isinstance(kernel, Optimizer):
         return state
     stateful_layout.put(kernel, state)
@@ -144,11 +153,22 @@ def load_params(path: Any, params: Any) -> Any:
     Raises:
         OSError, ValueError: as in `load`. ValueError: also if a parameter is missing.
     """
-    like = {path: x if hasattr(x, "sharding") else jnp.asarray(x) for path, x in by_path(params).items()}
-    flat = _read(path, {_param(p): x for p, x in like.items()})
-    if lacking := [p for p in like if _param(p) not in flat and like[p].size]:
-        raise ValueError(f"{path} must contain the parameters {[*like]}. Received: a checkpoint without {lacking}")
-    found = {p: convert(_param(p), flat[_param(p)], x) if _param(p) in flat else x for p, x in like.items()}
+    check_arguments(load_params, path=path, params=params)
+    arrays = {p: x if hasattr(x, "sharding") else jnp.asarray(x) for p, x in by_path(params).items()}
+    given = {_param(p): x for p, x in arrays.items()}
+
+    def choose(declared: Mapping[str, Any]) -> list[str]:
+        if lacking := [p for p, x in arrays.items() if _param(p) not in declared and x.size]:
+            raise ValueError(
+                f"{path} must contain the parameters {[*arrays]}. Received: a checkpoint without {lacking}"
+            )
+        chosen = [name for name in given if name in declared]
+        for name in chosen:
+            check(name, declared[name], given[name])
+        return chosen
+
+    flat = _read(path, given, choose)
+    found = {name: convert(name, flat[name], x) if name in flat else x for name, x in given.items()}
     tree = jax.tree.unflatten(jax.tree.structure(unpacked(params)), list(found.values()))
     return params.like(tree) if isinstance(params, Packed) else tree
 
@@ -157,16 +177,15 @@ def _param(path: str) -> str:
     return f"params/{path}"
 
 
-def _read(path: Any, like: Mapping[str, Any]) -> Mapping[str, Any]:
+def _read(path: Any, like: Mapping[str, Any], choose: Callable[..., Iterable[str]]) -> Mapping[str, Any]:
     is_file = Path(path).suffix == SUFFIX or Path(path).is_file()
-    return files.read(path) if is_file else folders.read(path, like)
+    return files.read(path, choose) if is_file else folders.read(path, like, choose)
 
 
-def _place(kernel: Any, params: Any, hyper: bool) -> Place:
-    if not isinstance(kernel, Kernel):
-        raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
-    if params is None:
+def _place(function: Any, kernel: Any, params: Any, hyper: bool) -> Place:
+    if isinstance(kernel, Kernel) and params is None:
         raise TypeError("`params` must be given for a kernel, as for `kernel.init`. Received: params=None")
+    check_arguments(function, kernel=kernel, params=params)
     fresh = kernel.init(params)
     if hyper and not fresh.hyperparams:
         raise ValueError(

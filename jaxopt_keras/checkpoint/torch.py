@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_keras.checkpoint.arguments import check_arguments
 from jaxopt_keras.checkpoint.conventions import Library
 from jaxopt_keras.checkpoint.kernels import group_of, of_group
 from jaxopt_keras.checkpoint.names import STEP, flatten, leaves, rule_slots, scalar_name
@@ -64,6 +65,7 @@ def from_torch(
         TypeError: if `state_dict` is none. ValueError: if `order` does not name every parameter once, if a shape does
         not match, or if torch has no such optimizer.
     """
+    check_arguments(from_torch, kernel=kernel, params=params)
     numbers, arrays = _numbers(state_dict), by_path(params)
     _check_order(order, numbers, arrays)
     kept = {path: state_dict["state"].get(i, {}) for path, i in zip(order, numbers, strict=True)}
@@ -101,6 +103,7 @@ def to_torch(
     Raises:
         ImportError: if torch is not installed. TypeError, ValueError: as in `from_torch`.
     """
+    check_arguments(to_torch, kernel=kernel, state=state)
     torch = optional("torch", "`to_torch` needs torch: `pip install torch`.")
     slots = rule_slots(flatten(leaves(state), portable=True))
     numbers = _numbers(state_dict)
