@@ -32,7 +32,7 @@ from jax import Array
 import jaxopt_keras
 from jaxopt_keras import schedules
 from jaxopt_keras.language.sparse import IndexedSlices as IndexedSlices
-from jaxopt_keras.stateful.custom.stand_ins import Tf2DType
+from jaxopt_keras.stateful.custom.hooks import Tf2DType
 from jaxopt_keras.stateful.variable import value_of
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import EXTRAS, refuse_unknown
 from jaxopt_keras.language.rule import Field, Number, as_scalar
 from jaxopt_keras.stateful.copies import deduplicated
-from jaxopt_keras.stateful.custom.hooks import Hooks
-from jaxopt_keras.stateful.custom.stand_ins import stand_in
+from jaxopt_keras.stateful.custom.hooks import Hooks, stand_in
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, has, slot_groups, slots_of, with_slots
 from jaxopt_keras.stateful.transactions import Transactions
