@@ -225,6 +225,12 @@ def unique_name(stem: str) -> str:
     return f"{stem}_{count}" if count else stem
 
 
+def deduplicated(path: str, taken: Any) -> str:
+    """Return `path`, with a number at its end if it is in `taken`."""
+    taken = set(taken)
+    return next(p for p in (path, *(f"{path}_{i}" for i in range(1, len(taken) + 2))) if p not in taken)
+
+
 class Variable(ArrayLike):
     """A named array that can be assigned: a parameter of the stateful face.
 

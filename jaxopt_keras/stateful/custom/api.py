@@ -12,13 +12,12 @@ from jaxopt_keras import schedules
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import EXTRAS, refuse_unknown
 from jaxopt_keras.language.rule import Field, Number, as_scalar
-from jaxopt_keras.stateful.copies import deduplicated
 from jaxopt_keras.stateful.custom.hooks import Hooks, stand_in
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, has, slot_groups, slots_of, with_slots
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.validation import of_length
-from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check, check_iterable, value_of
+from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check, check_iterable, deduplicated, value_of
 
 NUMBER = Field.read(Number)
 HOOKS = ("update_step", "_resource_apply_dense", "_resource_apply_sparse")
