@@ -14,6 +14,7 @@ from jaxopt_keras.language.sparse import IndexedSlices as IndexedSlices
 from jaxopt_keras.optimizers import *  # noqa: F403  # a class and a function for each rule
 from jaxopt_keras.packing.trees import Packed as Packed
 from jaxopt_keras.packing.trees import pack as pack
+from jaxopt_keras.pure import serializers as _serializers  # noqa: F401  # it registers the nodes of a state
 from jaxopt_keras.pure import sharding as sharding
 from jaxopt_keras.pure.groups import frozen as frozen
 from jaxopt_keras.pure.groups import partition as partition

@@ -1,6 +1,5 @@
 """Checkpoints of named arrays, in files and folders, and conversions to and from other libraries."""
 
-from jaxopt_keras.checkpoint import serializers as serializers
 from jaxopt_keras.checkpoint.keras import from_keras as from_keras
 from jaxopt_keras.checkpoint.keras import to_keras as to_keras
 from jaxopt_keras.checkpoint.optax import from_optax as from_optax

@@ -149,7 +149,7 @@ def test_structures_of_exported_files(kind):
 
 
 def test_packed_trees_of_other_nodes_are_refused():
-    from jaxopt_keras.checkpoint.serializers import _plan
+    from jaxopt_keras.pure.serializers import _plan
 
     packed = jk.pack(optax.EmaState(jnp.ones(2), jnp.ones(3)))
     with pytest.raises(TypeError, match="can be exported. Received: EmaState. Use an unpacked tree"):

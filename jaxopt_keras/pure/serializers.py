@@ -31,13 +31,12 @@ def register_with_flax(serialization: Any) -> None:
                     f"A {kind.__name__} must have {fields} {where}. Received: {type(saved).__name__}. The state was "
                     "saved with other options: use `jaxopt_keras.checkpoint`, which converts it."
                 )
-            new = {name: serialization.from_state_dict(getattr(old, name), saved[name], name=name) for name in fields}
-            shapes = [
-                [(x.shape, x.dtype) for x in jax.tree.leaves([tree[n] for n in fields])] for tree in (vars(old), new)
-            ]
-            if shapes[0] != shapes[1]:
-                raise ValueError(f"A {kind.__name__} must have arrays of {shapes[0]} {where}. Received: {shapes[1]}")
-            return dataclasses.replace(old, **new)
+            parts = {name: serialization.from_state_dict(getattr(old, name), saved[name], name=name) for name in fields}
+            new = dataclasses.replace(old, **parts)
+            wanted, found = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (old, new))
+            if wanted != found:
+                raise ValueError(f"A {kind.__name__} must have arrays of {wanted} {where}. Received: {found}")
+            return new
 
         to_dict = lambda x: {name: serialization.to_state_dict(getattr(x, name)) for name in fields}
         serialization.register_serialization_state(kind, to_dict, restored, override=True)
@@ -72,7 +71,7 @@ def _block_format(static: Any) -> tuple[Code, int]:
 
 def _arrangement(saved: bytes) -> Any:
     parts, plan = json.loads(saved)
-    found = tuple(Part(path, buffer, tuple(shape)) for path, buffer, shape in parts)
+    found = tuple(Part(path, buffer, tuple(shape), offset) for path, buffer, shape, offset in parts)
     return (arrangement_of(found, jax.tree.structure(_tree(plan))),)
 
 
@@ -102,7 +101,7 @@ MAKERS = {
     "tuple": lambda _, children: tuple(children),
     "NoneType": lambda _, children: None,
     "MaskedNode": lambda _, children: optax.MaskedNode(),
-    "Blocks": lambda static, children: Blocks(*children, *_block_format(static)),
+    "Blocks": lambda static, children: Blocks(children[0], children[1], *_block_format(static)),
 }
 
 register_with_export()
