@@ -131,7 +131,7 @@ def test_export(kind):
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "flat", "flat in int8", "flat with absent slots", "packed in int8"])
 def test_structures_of_exported_files(kind):
-    """What `jax.export` calls for each node, without its library."""
+    """The functions that `jax.export` calls for each node, without its library."""
     from jax._src.export import _export as registry
 
     def again(node):
