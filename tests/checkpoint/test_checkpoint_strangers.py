@@ -191,7 +191,7 @@ def test_folders(change, tmp_path):
 
 
 def test_npz(tmp_path):
-    """The sizes that an archive declares are compared before it is inflated; pickled objects are refused, even if allowed."""
+    """Declared sizes are compared before an archive is inflated; pickled objects are refused, even if allowed."""
     path, good = tmp_path / "a.npz", checkpoint.to_dict(STATE)
     np.savez_compressed(path, **(good | {"params/x": np.ones(3)}))
     with np.load(path) as archive:
