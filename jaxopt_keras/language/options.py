@@ -164,7 +164,7 @@ class Options(KerasOptions):
 
     def patterns(self) -> dict[str, tuple[str, ...]]:
         """Return the regular expressions that are searched for in paths, by option."""
-        excluded = self.exclude_from_weight_decay
+        excluded: Any = self.exclude_from_weight_decay
         is_mask = isinstance(excluded, Mask | MaskOfParams) or callable(excluded)
         constraints = tuple(pattern for pattern, _ in self.constraints)
         return {"exclude_from_weight_decay": () if is_mask else excluded, "constraints": constraints}
