@@ -26,7 +26,7 @@ import optax
 from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented, Complements
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.paths import keyed_leaves, path_of
 from jaxopt_keras.packing.trees import Packed, Part, concatenate, unpacked
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS, device_put_like
 from jaxopt_keras.storage import formats
@@ -73,16 +73,19 @@ def rule_slots(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {path: {name: x for name, x in own.items() if name not in OPTION_SLOTS} for path, own in found.items()}
 
 
-def leaves(state: State) -> dict[str, Any]:
+def leaves(state: State, keyed: Any = keyed_leaves) -> dict[str, Any]:
     """The leaves of a state by name: arrays, `Blocks` and `Complemented`s.
+
+    `keyed=jax.tree_util.tree_leaves_with_path` gives the names of older files: the path of a parameter in a box of Flax
+    had `/value` at its end.
 
     Raises:
         ValueError: if two leaves have the same name.
     """
-    keyed, _ = _named_leaves(state)
+    named, _ = _named_leaves(state, keyed)
     found: dict[str, Any] = {}
-    for name, x in keyed:
-        inside = {f"{name}/{n}": y for n, y in leaves(x).items()} if isinstance(x, State) else {name: x}
+    for name, x in named:
+        inside = {f"{name}/{n}": y for n, y in leaves(x, keyed).items()} if isinstance(x, State) else {name: x}
         if twice := inside.keys() & found.keys():
             raise ValueError(
                 f"Parameters are identified by their paths. Received: two entries with the name `{min(twice)}`. Remove "
@@ -130,15 +133,14 @@ def transposed(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _named_leaves(state: State) -> tuple[list[tuple[str, Any]], Any]:
+def _named_leaves(state: State, keyed: Any = keyed_leaves) -> tuple[list[tuple[str, Any]], Any]:
     slots = unpacked(state.slots)
     if packed := _packed(slots):
         slots = transposed(unpack(transposed({slot: tree.buffers for slot, tree in slots.items()}), packed.parts))
     tree = {STEP: state.count, "hyper": state.hyperparams, "scalars": state.scalars, "slots": slots}
     # A nested `State` belongs to a kernel inside an optax transformation.
     is_leaf = lambda x: isinstance(x, (Blocks, Complemented, Complements, State))
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return [(_name(key), x) for key, x in keyed], treedef
+    return [(_name(key), x) for key, x in keyed(tree, is_leaf)], jax.tree.structure(tree, is_leaf=is_leaf)
 
 
 def _name(key: Any) -> str:

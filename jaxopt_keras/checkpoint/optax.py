@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import all_leaves, tree_map_with_path
+from jax.tree_util import all_leaves
 
 from jaxopt_keras.checkpoint.arguments import check_arguments
 from jaxopt_keras.checkpoint.conventions import Library
@@ -15,7 +15,7 @@ from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.checkpoint.saving import from_dict, to_dict
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.paths import map_by_path
 from jaxopt_keras.pure.kernel import Kernel
 
 MOMENTS = {"momentum": "mu", "velocity": "nu"}
@@ -130,7 +130,7 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
         for field in node._fields:
             x = getattr(node, field)
             if field in FIELDS.get(type(node).__name__, ()) or field == ACCUMULATED:
-                new[field] = tree_map_with_path(lambda key, old, field=field: array(field, path_of(key), old), x)
+                new[field] = map_by_path(lambda path, old, field=field: array(field, path, old), x)
             else:
                 new[field] = jnp.asarray(numbers[field], x.dtype) if field in numbers else fill(x)
         return type(node)(**new)

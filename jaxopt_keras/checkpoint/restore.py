@@ -17,7 +17,7 @@ from jaxopt_keras.checkpoint.renumbered_names import renamed
 from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.packing.trees import unpacked
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 def by_path(params: Any) -> dict[str, Any]:
     """The arrays of `params` by path; packed ones are unpacked."""
-    return {path_of(key): p for key, p in jax.tree_util.tree_leaves_with_path(unpacked(params))}
+    return dict(leaves_by_path(unpacked(params)))
 
 
 def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
@@ -81,8 +81,10 @@ def _matched(
     place: Place, flat: Mapping[str, Any], hyper: bool
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """The leaves of `place`, the entries of `flat`, and the names of the entries by those of the leaves."""
-    saved = unflatten(renamed(flat, place.params) if place.counted else flat)
     like, sources = leaves(place.fresh), {}
+    former = dict(zip(leaves(place.fresh, jax.tree_util.tree_leaves_with_path), like, strict=True))
+    saved = unflatten(renamed(flat, place.params) if place.counted else flat)
+    saved = {former.get(name, name): x for name, x in saved.items()}
     for name in like:
         source = next((n for n in _sources(name) if n in saved), None)
         if source is not None and (hyper or not name.startswith("hyper/")):

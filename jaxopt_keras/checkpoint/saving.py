@@ -17,6 +17,7 @@ from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import FORMAT, VERSION, flatten, leaves
 from jaxopt_keras.checkpoint.restore import Place, by_path, needed, restored
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.lock import locked
@@ -156,19 +157,25 @@ def load_params(path: Any, params: Any) -> Any:
     check_arguments(load_params, path=path, params=params)
     arrays = {p: x if hasattr(x, "sharding") else jnp.asarray(x) for p, x in by_path(params).items()}
     given = {_param(p): x for p, x in arrays.items()}
+    former = [_param(path_of(key)) for key, _ in jax.tree_util.tree_leaves_with_path(unpacked(params))]
+    older = dict(zip(given, former, strict=True))  # the names in older files, see `names.leaves`
+
+    def saved(name: str, names: Mapping[str, Any]) -> str:
+        return older[name] if older[name] in names else name
 
     def choose(declared: Mapping[str, Any]) -> list[str]:
-        if lacking := [p for p, x in arrays.items() if _param(p) not in declared and x.size]:
+        if lacking := [p for p, x in arrays.items() if saved(_param(p), declared) not in declared and x.size]:
             raise ValueError(
                 f"{path} must contain the parameters {[*arrays]}. Received: a checkpoint without {lacking}"
             )
-        chosen = [name for name in given if name in declared]
-        for name in chosen:
-            check(name, declared[name], given[name])
-        return chosen
+        chosen = {name: saved(name, declared) for name in given if saved(name, declared) in declared}
+        for name, source in chosen.items():
+            check(name, declared[source], given[name])
+        return [*chosen.values()]
 
     flat = _read(path, given, choose)
-    found = {name: convert(name, flat[name], x) if name in flat else x for name, x in given.items()}
+    sources = {name: saved(name, flat) for name in given}
+    found = {n: convert(n, flat[sources[n]], x) if sources[n] in flat else x for n, x in given.items()}
     tree = jax.tree.unflatten(jax.tree.structure(unpacked(params)), list(found.values()))
     return params.like(tree) if isinstance(params, Packed) else tree
 

@@ -50,7 +50,7 @@ def _fresh(optimizer: Any) -> State:
         first = optimizer._first_state()
         scalars = dict.fromkeys(current.scalars, jnp.zeros((), jnp.int32)) | first.scalars
         return first._replace(scalars=scalars, slots=[_fresh(inner) for inner in optimizer._inner])
-    made = optimizer._kernel().init({path: h.read() for path, h in optimizer._handles.items()})
+    made = optimizer._kernel().initial({path: h.read() for path, h in optimizer._handles.items()})
     slots = current.slots | {
         name: current.slots.get(name, {}) | tree for name, tree in without_masked(made.slots).items()
     }

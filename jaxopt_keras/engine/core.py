@@ -1,16 +1,19 @@
 """The base classes `Core` and `Program`, the static layout of a tree, and the time of an update."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.dtypes import extended, float0
 
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.unused_patterns import Unused
+from jaxopt_keras.language.numerics import is_inexact
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.packing.trees import Packed
 
@@ -25,49 +28,55 @@ class Leaf(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The static properties of a tree of parameters."""
+    """The static properties of a tree of parameters.
+
+    Leaves that are neither floats nor complex numbers (counters, keys, flags) are frozen: they have no slots and are
+    never updated. A list of parameters, gradients or slots has no elements for them.
+    """
 
     treedef: Any
     leaves: tuple[Leaf, ...]
+    frozen: dict[int, tuple[str, Any]]  # number of the leaf in the tree -> its path and the leaf itself
 
     @classmethod
     def read(cls, params: Any, options: Options, grads: Any = None) -> tuple["Layout", list[Any]]:
-        """Return the layout of `params`, and a list of its arrays.
+        """Return the layout of `params`, and a list of its arrays without the frozen ones.
 
         Args:
             grads: the gradients, whose layout is returned if `params` is None. Each None in them is a leaf, and every
                 parameter is None.
 
         Raises:
-            TypeError: for a leaf that is not a float or complex array.
+            TypeError: for a leaf that is not an array.
         """
         of_gradients = params is None and grads is not None
         tree, is_leaf = (grads, lambda x: x is None) if of_gradients else (params, None)
         options = options.for_params(tree)
-        keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-        parts = tree.parts if isinstance(tree, Packed) else ()  # all of them decay, or none
-        leaves = []
-        for key, p in keyed:
-            path = path_of(key)
+        found, treedef = leaves_by_path(tree, is_leaf), jax.tree.structure(tree, is_leaf=is_leaf)
+        parts = [part for part in tree.parts if part.buffer] if isinstance(tree, Packed) else ()  # all decay, or none
+        leaves, stored, frozen = [], [], dict[int, tuple[str, Any]]()
+        for i, (path, p) in enumerate(found):
             if p is None:
                 leaves.append(Leaf(path, False))
+            elif is_inexact(p):
+                leaves.append(Leaf(path, options.decays(parts[0].path, parts[0]) if parts else options.decays(path, p)))
+            elif hasattr(p, "dtype"):
+                frozen[i] = path, p
                 continue
-            dtype = getattr(p, "dtype", None)
-            if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-                raise TypeError(
-                    f"Every parameter must be an array of floats or complex numbers. Received: `{path or 'params'}` of "
-                    f"dtype {dtype}. Remove such leaves, or replace them by None: for an Equinox module, "
-                    "`eqx.filter(model, eqx.is_inexact_array)`."
-                )
-            leaves.append(Leaf(path, options.decays(parts[0].path, parts[0]) if parts else options.decays(path, p)))
-        return cls(treedef, tuple(leaves)), [None if of_gradients else p for _, p in keyed]
+            else:
+                raise TypeError(f"Every parameter must be an array. Received: {p!r} at `{path or 'params'}`")
+            stored.append(None if of_gradients else p)
+        return cls(treedef, tuple(leaves), frozen), stored
 
     def flatten(self, tree: Any, name: str) -> list[Any]:
-        """Return the subtrees of `tree` at the leaves of the parameters; None stays None.
+        """Return the subtrees of `tree` at the leaves of the parameters, without frozen ones; None stays None.
 
         Raises:
             ValueError: if `tree` has another structure.
         """
+        return [x for i, x in enumerate(self._subtrees(tree, name)) if i not in self.frozen]
+
+    def _subtrees(self, tree: Any, name: str) -> list[Any]:
         try:
             return self.treedef.flatten_up_to(tree)
         except (ValueError, TypeError) as error:
@@ -76,8 +85,38 @@ class Layout(NamedTuple):
                 f"{jax.tree.structure(tree)} for parameters of {self.treedef}"
             ) from error
 
-    def unflatten(self, flat: list[Any]) -> Any:
-        return jax.tree.unflatten(self.treedef, flat)
+    def unflatten(self, flat: list[Any], frozen: list[Any] | None = None) -> Any:
+        """Return the tree of `flat`, with `frozen` in the places of the frozen leaves; None: marks of absence."""
+        inside = iter(flat)
+        others = iter([optax.MaskedNode()] * len(self.frozen) if frozen is None else frozen)
+        places = range(self.treedef.num_leaves)
+        return jax.tree.unflatten(self.treedef, [next(others if i in self.frozen else inside) for i in places])
+
+    def frozen_leaves(self) -> list[Any]:
+        return [p for _, p in self.frozen.values()]
+
+    def frozen_gradients(self, grads: Any) -> list[Any]:
+        """Return what `grads` has for the frozen leaves: None, float0, or an array that is not of floats.
+
+        Raises:
+            TypeError: for a gradient of floats.
+        """
+        found = [self._subtrees(grads, "grads")[i] for i in self.frozen]
+        for (path, p), g in zip(self.frozen.values(), found, strict=True):
+            if is_inexact(g):
+                raise TypeError(
+                    f"A parameter of dtype {p.dtype} is not updated. Received: a gradient of dtype {g.dtype} for "
+                    f"`{path}`. Pass None or float0, or convert the parameter to floats."
+                )
+        return found
+
+    def frozen_amounts(self, grads: Any) -> list[Any]:
+        """Return the amounts to add to the frozen leaves: zeros, or None without gradient and for random keys."""
+        can_add = [p.dtype != float0 and not jnp.issubdtype(p.dtype, extended) for p in self.frozen_leaves()]
+        return [
+            jnp.zeros_like(p) if is_number and hasattr(g, "dtype") else None
+            for g, p, is_number in zip(self.frozen_gradients(grads), self.frozen_leaves(), can_add, strict=True)
+        ]
 
     def by_leaf(self, slots: dict[str, Any]) -> list[Slots]:
         """Convert a state's trees to the slots of each parameter by name, without those that the parameter lacks."""
@@ -151,6 +190,10 @@ class Core:
         """Whether each element is updated independently, in the same way for every parameter."""
         return False
 
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """Return the regular expressions that are searched for in paths, by argument."""
+        return {}
+
     def slot_names(self) -> tuple[str, ...]:
         """Return the names of all slots that a parameter can have, in order."""
         return ()
@@ -223,6 +266,10 @@ class Program:
     def summed(self, params: Any, grads: Any) -> Any:
         """Sum gradients over `axis_name`, if any: for decisions on all of them before a step."""
         return grads
+
+    def unused(self, paths: Sequence[str]) -> list[Unused]:
+        """Return the patterns that are found in none of the parameters' paths."""
+        return [x for child in self.children for x in child.unused(paths)]
 
     def hyper(self) -> Any:
         """Return the hyperparameters by name as scalar arrays; of groups, a dict for each group."""

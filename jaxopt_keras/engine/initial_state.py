@@ -15,6 +15,7 @@ from jaxopt_keras.engine.compiled import Compiled, shared
 from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.numerics import is_inexact
 from jaxopt_keras.packing.trees import Packed
 
 MANY = 50  # arrays of one shape: a small program takes as long to compile as their part of a large one
@@ -32,7 +33,8 @@ def initial_state(program: Any, compiled: Compiled, params: Any, hyper: dict[str
         return jax.eval_shape(compiled.init, params, hyper)
     if not all(map(_is_on_one_device, leaves)):
         return compiled.init(params, hyper)
-    few_shapes = len(leaves) > MANY * len({(p.shape, p.dtype) for p in leaves})
+    floats = [p for p in leaves if is_inexact(p)]
+    few_shapes = len(floats) > MANY * len({(p.shape, p.dtype) for p in floats})
     if few_shapes and _is_by_array(program) and not isinstance(params, Packed):
         return _init_each(program, params, hyper)
     return compiled.init_on_one_device(params, hyper)

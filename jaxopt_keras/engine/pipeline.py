@@ -5,7 +5,7 @@ constrain, quantize.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names, check_slots
+from jaxopt_keras.engine.unused_patterns import Unused, unused
 from jaxopt_keras.engine.write_back import Move, apply_constraint, write_back, zero_amount
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
@@ -74,6 +75,14 @@ class Program(core.Program):
 
     def describe(self, params: Any) -> Plan:
         return plan(self, params)
+
+    def unused(self, paths: Sequence[str]) -> list[Unused]:
+        if not paths:  # optax's `tree_map_params` passes an empty tree
+            return []
+        searched = self.options.patterns() | self.core.patterns()
+        found = [x for argument, patterns in searched.items() for x in unused(argument, patterns, paths)]
+        slots = [f"{path}/{slot}" for path in paths for slot in self._slot_names([])]
+        return found + unused("offload", self.options.offload or (), slots)
 
     def loss_scale(self, state: State) -> Any:
         return self.options.loss_scale_factor
@@ -138,7 +147,7 @@ class Program(core.Program):
         """
         if params is not None:
             return self._call(params, state, grads, hyper, reduce, write=False)
-        Layout.read(None, self.options, grads)  # refuses leaves that are not arrays of floats
+        Layout.read(None, self.options, grads)  # refuses leaves that are not arrays
         for name, off in _READ_PARAMS.items():
             if getattr(self.options, name) not in off:
                 raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
@@ -186,7 +195,8 @@ class Program(core.Program):
         (out, count), slots, scalars = guard.guarded(*everything, proceed, idle)
         trees = layout.updated(trees, slots)
         moved = State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Packed) else trees)
-        return layout.unflatten(out), moved
+        frozen = layout.frozen_amounts(grads)
+        return layout.unflatten(out, layout.frozen_leaves() if write else frozen), moved
 
     def summed(self, params: Any, grads: Any) -> Any:
         if self.options.axis_name is None:
@@ -194,7 +204,8 @@ class Program(core.Program):
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
         layout, stored = Layout.read(params, self.options, grads)
-        return layout.unflatten(sum_over(self.options.axis_name, self._gradients(layout, stored, grads)))
+        total = sum_over(self.options.axis_name, self._gradients(layout, stored, grads))
+        return layout.unflatten(total, layout.frozen_gradients(grads))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         if self._must_unpack(params):
@@ -206,7 +217,7 @@ class Program(core.Program):
             x.slots[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._dequantize(x), hyper)
             for leaf, x in zip(layout.leaves, everything, strict=True)
         ]
-        return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)])
+        return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)], layout.frozen_leaves())
 
     def _must_unpack(self, params: Any) -> bool:
         return isinstance(params, Packed) and self.why_unpack(params) is not None
@@ -220,7 +231,7 @@ class Program(core.Program):
         if self.options.constraints:
             return "there are `constraints`"
         options = self.options.for_params(packed)
-        if len({options.decays(part.path, part) for part in packed.parts}) > 1:
+        if len({options.decays(part.path, part) for part in packed.parts if part.buffer}) > 1:
             return "some are in `exclude_from_weight_decay`"
         return None
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxopt_keras.engine import slot_storage
-from jaxopt_keras.engine.core import Layout
+from jaxopt_keras.engine.core import Layout, Leaf, Now
 from jaxopt_keras.engine.cores.leafwise import Leafwise, route
 from jaxopt_keras.engine.native import reasons, unavailable
-from jaxopt_keras.language.numerics import compute_dtype
+from jaxopt_keras.language.numerics import compute_dtype, is_inexact
 from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.blockwise import Blocks
@@ -34,6 +36,8 @@ class Kind(NamedTuple):
     dtype: str
     slots: tuple[str, ...]  # "momentum int8"
     engine: str  # "native", "xla", or "xla (why)"
+    rate: str = "none"  # the learning rate: a number, or the name of a schedule
+    decay: str = "none"  # the weight decay: a number, or "excluded"
 
 
 @dataclass
@@ -64,15 +68,19 @@ class Plan:
         return sum(group.bytes for group in self.groups) + self.scalars
 
     def __str__(self) -> str:
-        rows = [("arrays", "elements", "state", "per element", "rule", "parameters", "engine", "slots")]
+        rows = [
+            ("arrays", "elements", "state", "per element", "rule", "parameters", "rate", "decay", "engine", "slots")
+        ]
         for group in self.groups:
             kind, slots = group.kind, ", ".join(group.kind.slots) or "none"
             cells = _cells(len(group.paths), group.elements, group.bytes)
-            rows.append((*cells, f"{kind.rule} ({kind.grain})", kind.dtype, kind.engine, slots))
+            rows.append((*cells, f"{kind.rule} ({kind.grain})", kind.dtype, kind.rate, kind.decay, kind.engine, slots))
         count = sum(len(group.paths) for group in self.groups)
-        rows.append((*_cells(count, self.elements, self.bytes), "in all", "", "", f"{self.scalars} B kept once"))
-        widths = [max(len(row[i]) for row in rows) for i in range(7)]
-        table = ["  ".join([*map(align, row, widths), row[7]]).rstrip() for row in rows]
+        rows.append(
+            (*_cells(count, self.elements, self.bytes), "in all", "", "", "", "", f"{self.scalars} B kept once")
+        )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+        table = ["  ".join([*map(align, row[:-1], widths), row[-1]]).rstrip() for row in rows]
         return "\n".join([*table, *self.notes])
 
 
@@ -89,17 +97,44 @@ def plan(program: Any, params: Any) -> Plan:
         params = jax.eval_shape(Packed.unpack, params)
     layout, stored = Layout.read(params, program.options)
     slots = layout.by_leaf(jax.eval_shape(unpacked, state.slots))
-    entries = []
+    entries, rate = [], rate_of(program)
     for leaf, p, own, engine in zip(layout.leaves, stored, slots, engines(program, params, state), strict=True):
         rule, grain, kinds = program.core, "tree", {}
         if isinstance(program.core, Leafwise):
             rule = route(program.core.rule, leaf.path, p)
             grain, kinds = rule.grain, rule.slots()
         formats = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p)}" for name, x in own.items())
-        entries.append(
-            (Kind(type(rule).__name__, grain, str(p.dtype), formats, engine), leaf.path, p.size, nbytes(own))
-        )
+        kind = Kind(type(rule).__name__, grain, str(p.dtype), formats, engine, rate, decay_of(program, leaf, p))
+        entries.append((kind, leaf.path, p.size, nbytes(own)))
+    entries += [frozen_entry(path, p) for path, p in layout.frozen.values()]
     return Plan(grouped(entries), nbytes((state.count, state.scalars)), notes)
+
+
+def rate_of(program: Any) -> str:
+    """Return the learning rate of a `pipeline.Program`, as text."""
+    schedule = program.core.schedule
+    if schedule is not None:
+        return getattr(schedule, "__name__", type(schedule).__name__)
+    return _number(program.hyper().get("learning_rate"))
+
+
+def decay_of(program: Any, leaf: Leaf, p: Any) -> str:
+    """Return the weight decay of a parameter, as text; "excluded" for one that would decay if it were not excluded."""
+    hyper = program.hyper()
+    decay = hyper.get("weight_decay")
+    if isinstance(program.core, Leafwise):  # a fallback rule may have a decay of its own
+        own = program.core.decoupled(leaf, p, Now(jnp.ones(()), hyper.get("learning_rate"), decay, hyper))
+        decay = decay if own is None else own
+    return _number(decay) if leaf.decays or decay is None else "excluded"
+
+
+def _number(x: Any) -> str:
+    return "none" if x is None else "traced" if isinstance(x, Tracer) else f"{float(x):.4g}"
+
+
+def frozen_entry(path: str, p: Any) -> tuple[Kind, str, int, int]:
+    """Return the entry of a parameter that is not updated."""
+    return Kind("frozen", "none", str(p.dtype), (), "none"), path, p.size, 0
 
 
 def grouped(entries: Iterable[tuple[Kind, str, int, int]]) -> list[Group]:
@@ -135,14 +170,16 @@ def packing_notes(program: Any, params: Any) -> tuple[str, ...]:
 
 
 def engines(program: Any, params: Any, state: Any) -> list[str]:
-    """Return the engine of each parameter: "native", "xla", or "xla (why not native)"."""
-    leaves = jax.tree.leaves(params)
+    """Return the engine of each parameter that is not frozen: "native", "xla", or "xla (why not native)"."""
+    every = jax.tree.leaves(params)
+    leaves = [p for p in every if is_inexact(p)]
     if program.options.engine == "xla":
         return ["xla"] * len(leaves)
     obstacle = unavailable() if jax.default_backend() == "cpu" else f"on {jax.default_backend()}"
     if obstacle:
         return [f"xla ({obstacle})"] * len(leaves)
-    why = reasons(program.bare_step, params, state, params, program.hyper())[: len(leaves)]
+    why = reasons(program.bare_step, params, state, params, program.hyper())[: len(every)]
+    why = [reason for reason, p in zip(why, every, strict=True) if is_inexact(p)]
     sharded = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in leaves]
     why = ["on several devices" if many else reason for reason, many in zip(why, sharded, strict=True)]
     return [f"xla ({reason})" if reason else "native" for reason in why]

@@ -1,7 +1,6 @@
 """Measures of one step, computed inside the compiled step; with native loops, in the same pass over memory."""
 
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from jaxopt_keras.engine.programs.loss_scaled import SCALE, LossScaled
 from jaxopt_keras.engine.programs.partitioned import STEP, Partitioned, Tree
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.language.numerics import compute_dtype, square
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.paths import first_match, leaves_by_path
 from jaxopt_keras.language.sparse import densify, is_sparse, rows_of
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.pure.kernel import Kernel
@@ -60,11 +59,10 @@ def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | No
         old_params, new_params, grads = map(unpacked, (old_params, new_params, grads))
     elif isinstance(old_params, Packed) and not isinstance(grads, Packed):
         grads = old_params.like(grads)
-    keyed, structure = jax.tree_util.tree_flatten_with_path(old_params)
-    others = map(structure.flatten_up_to, (new_params, grads))
+    others = map(jax.tree.structure(old_params).flatten_up_to, (new_params, grads))
     squares = {
-        path_of(key): [_sum_of_squares(_dense(g, p)), _sum_of_squares(_widened(q) - _widened(p)), _sum_of_squares(p)]
-        for (key, p), q, g in zip(keyed, *others, strict=True)
+        path: [_sum_of_squares(_dense(g, p)), _sum_of_squares(_widened(q) - _widened(p)), _sum_of_squares(p)]
+        for (path, p), q, g in zip(leaves_by_path(old_params), *others, strict=True)
         if jnp.issubdtype(jnp.result_type(p), jnp.inexact)
     }
     paths = [*squares]
@@ -197,7 +195,7 @@ def checked_groups(groups: Any) -> dict[str, str]:
 
 def matching(name: str, pattern: str, paths: list[str]) -> list[str]:
     """The paths in a group; raises a ValueError if there are none."""
-    found = [path for path in paths if re.search(pattern, path)]
+    found = [path for path in paths if first_match([pattern], path) is not None]
     if not found:
         raise ValueError(f"The group {name!r} has no parameter: {pattern!r} matches none of the paths {paths}")
     return found

@@ -9,6 +9,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 
+def is_inexact(x: Any) -> bool:
+    """Whether `x` is an array of floats or complex numbers: only such parameters are updated."""
+    return jnp.issubdtype(getattr(x, "dtype", bool), jnp.inexact)
+
+
 def compute_dtype(dtype: DTypeLike) -> Any:
     """Return the dtype of arithmetic and slots for a parameter of `dtype`: at least float32.
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.paths import leaves_by_path
 
 HOST = "pinned_host"
 FORMATS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
@@ -33,10 +33,10 @@ class Mask(NamedTuple):
 
     @classmethod
     def of(cls, tree: Any) -> "Mask":
-        keyed = jax.tree_util.tree_leaves_with_path(tree)
-        if not all(isinstance(x, (bool, np.bool_)) for _, x in keyed):
+        found = leaves_by_path(tree)
+        if not all(isinstance(x, (bool, np.bool_)) for _, x in found):
             raise TypeError(f"`exclude_from_weight_decay` must be a tree of True and False. Received: {tree!r}")
-        return cls(tuple((path_of(key), bool(x)) for key, x in keyed))
+        return cls(tuple((path, bool(x)) for path, x in found))
 
     def __call__(self, path: str, p: Any) -> bool:
         found = [excluded for at, excluded in self.entries if at in ("", path) or path.startswith(f"{at}/")]

@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
@@ -10,6 +9,7 @@ from jax import Array
 
 from jaxopt_keras.language import option_values as values
 from jaxopt_keras.language.option_values import Mask, MaskOfParams
+from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.language.rule import COMPLEMENT, OFF_AT_ZERO, Amount, Count, Hyperparameters, Read, Within, fields_of
 
 Limit = Annotated[float, Within(0, below=math.inf), OFF_AT_ZERO]
@@ -69,8 +69,8 @@ class Options(KerasOptions):
         exclude_from_weight_decay: regular expressions, searched for in a parameter's path; a function
             `(path, parameter) -> bool`; a tree of bools like the parameters or a prefix of one (True: excluded); or a
             function of the parameters that returns such a tree.
-        constraints: `{regex: function}`: at the end of an update, each parameter with a matching path becomes
-            `function(parameter)`.
+        constraints: `{regex: function}`: at the end of an update, each parameter in whose path the expression is found
+            becomes `function(parameter)`. The first expression that is found applies.
         sparse: "dense": a sparse gradient has the effect of the equal dense one. "lazy": it updates only its rows and
             their slots.
         axis_name: a mapped axis (inside `shard_map` or `pmap`) over which gradients are summed first.
@@ -148,7 +148,7 @@ class Options(KerasOptions):
             )
         if callable(self.exclude_from_weight_decay):
             return not self.exclude_from_weight_decay(path, p)
-        return not any(re.search(pattern, path) for pattern in self.exclude_from_weight_decay)
+        return first_match(self.exclude_from_weight_decay, path) is None
 
     def for_params(self, params: Any) -> Self:
         """Return the options with a decay mask made by calling the function of the parameters, if there is one."""
@@ -159,7 +159,15 @@ class Options(KerasOptions):
 
     def constraint(self, path: str) -> Callable[[Any], Any] | None:
         """Return the first constraint that matches `path`, or None."""
-        return next((f for pattern, f in self.constraints if re.search(pattern, path)), None)
+        found = first_match((pattern for pattern, _ in self.constraints), path)
+        return None if found is None else next(function for pattern, function in self.constraints if pattern == found)
+
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """Return the regular expressions that are searched for in paths, by option."""
+        excluded: Any = self.exclude_from_weight_decay
+        is_mask = isinstance(excluded, Mask | MaskOfParams) or callable(excluded)
+        constraints = tuple(pattern for pattern, _ in self.constraints)
+        return {"exclude_from_weight_decay": () if is_mask else excluded, "constraints": constraints}
 
 
 KERAS = tuple(fields_of(KerasOptions))

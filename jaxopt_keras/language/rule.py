@@ -332,6 +332,10 @@ class Rule(Hyperparameters):
         """Whether this rule updates the parameter; `fallback` updates the others."""
         return True
 
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """Return the regular expressions that `accepts` searches for in paths, by argument."""
+        return {}
+
     @property
     def fallback(self) -> "Rule":
         raise NotImplementedError(f"{type(self).__name__} does not accept all parameters: define its `fallback` rule.")

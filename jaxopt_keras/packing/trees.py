@@ -21,7 +21,8 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.interpreters import ad, batching, mlir
 
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.numerics import is_inexact
+from jaxopt_keras.language.paths import keyed_leaves, path_of
 
 
 class Part(NamedTuple):
@@ -112,9 +113,14 @@ class Packed:
         Raises:
             ValueError: if `tree` has another structure or other shapes.
         """
-        if jax.tree.structure(tree) != self.treedef:
+        try:
+            leaves = self.treedef.flatten_up_to(tree)
+        except (ValueError, TypeError):
+            leaves = []
+        is_whole = [hasattr(x, "shape") or not part.buffer for x, part in zip(leaves, self.parts, strict=False)]
+        if len(leaves) != len(self.parts) or not all(is_whole):
             raise ValueError(f"`tree` must have the structure {self.treedef}. Received: {jax.tree.structure(tree)}")
-        return _pack_leaves(jax.tree.leaves(tree), self.arrangement)
+        return _pack_leaves(leaves, self.arrangement)
 
 
 def unpacked(tree: Any) -> Any:
@@ -126,7 +132,7 @@ def pack(params: Any) -> Packed:
     """Pack a pytree of arrays into one flat buffer for each dtype. Any kernel takes the result as parameters.
 
     Args:
-        params: a pytree of arrays.
+        params: a pytree of arrays. Those that are neither floats nor complex numbers stay loose, and are not updated.
 
     Gradients with respect to packed parameters are packed too:
 
@@ -144,12 +150,12 @@ def pack(params: Any) -> Packed:
     Raises:
         TypeError: if a leaf is not an array.
     """
-    return pack_some(params, lambda key, leaf: True)
+    return pack_some(params, lambda key, leaf: is_inexact(leaf))
 
 
 def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
     """Pack `params`, but keep the leaves for which `is_packed(key, leaf)` is False loose."""
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+    keyed, treedef = keyed_leaves(params), jax.tree.structure(params)
     parts, offsets = [], Counter[str]()
     for key, leaf in keyed:
         path = path_of(key)
@@ -185,7 +191,7 @@ def _is_on_host_cpu(x: Any) -> bool:
 def _pack_leaves(leaves: list[Any], arrangement: Arrangement, join: Any = _join_by_jax) -> Packed:
     flat: dict[str, list[Any]] = {"": []}
     for part, leaf in zip(arrangement.parts, leaves, strict=True):
-        if tuple(leaf.shape) != part.shape:
+        if hasattr(leaf, "shape") and tuple(leaf.shape) != part.shape:  # a loose one may be None
             raise ValueError(f"`{part.path}` must have the shape {part.shape}. Received: {tuple(leaf.shape)}")
         flat.setdefault(part.buffer, []).append(leaf)
     loose = flat.pop("")

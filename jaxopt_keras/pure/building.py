@@ -9,8 +9,9 @@ from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.programs.around import plain_programs
 from jaxopt_keras.engine.programs.offloaded import Offloaded
+from jaxopt_keras.language.numerics import is_inexact
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.schedules import is_schedule
 
@@ -65,14 +66,28 @@ def explained(error: TypeError, **trees: Any) -> TypeError:
     """An error that names the first leaf that is no array; `error` itself if all leaves are arrays."""
     arrays = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
     for name, tree in trees.items():
-        for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for path, leaf in leaves_by_path(tree):
             if not isinstance(leaf, arrays):
                 hint = ". For an Equinox module, pass its arrays: `eqx.filter(model, eqx.is_inexact_array)`."
                 return TypeError(
-                    f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{path_of(key)}`"
+                    f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{path}`"
                     f"{hint if callable(leaf) else ''}"
                 )
     return error
+
+
+def refuse_no_floats(params: Any) -> None:
+    """Raises a TypeError for parameters of which none can be updated."""
+    numbers = [
+        (path, x) for path, x in leaves_by_path(params) if hasattr(x, "dtype") or isinstance(x, int | float | complex)
+    ]
+    if numbers and not any(is_inexact(x) or isinstance(x, float | complex) for _, x in numbers):
+        path, first = numbers[0]
+        dtype = getattr(first, "dtype", type(first).__name__)
+        raise TypeError(
+            "A parameter must be an array of floats or complex numbers to be updated, and there is none. Received: "
+            f"`{path or 'params'}` of dtype {dtype}"
+        )
 
 
 def refuse_flat(program: Any, by: str) -> None:

@@ -1,7 +1,6 @@
 """Parameter groups of the pure face: a kernel for each group, chosen by the paths of the parameters."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.programs.offloaded import Offloaded
 from jaxopt_keras.engine.programs.partitioned import Partitioned
 from jaxopt_keras.language.option_values import check_pattern
+from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.pure.building import refuse_flat
 from jaxopt_keras.pure.kernel import Kernel
 
@@ -39,7 +39,7 @@ class Router(NamedTuple):
 
     def of(self, path: str) -> str:
         """The group of one path; raises a ValueError if it has none."""
-        found = next((pattern for pattern in self.patterns if re.search(pattern, path)), None)
+        found = first_match(self.patterns, path)
         if found is None and not self.has_default:
             raise ValueError(
                 f"Every parameter needs a kernel. Received: `{path}`, which no pattern of {list(self.patterns)} "
@@ -61,8 +61,9 @@ def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> K
     """One kernel out of several. Each parameter is updated by the kernel of the first pattern that matches its path.
 
     Args:
-        kernels: `{regular expression: kernel}`, in the order in which they are tried. An expression matches anywhere in
-            the path (`re.search`).
+        kernels: `{regular expression: kernel}`, in the order in which they are tried. An expression is searched
+            for in the path (`re.search`); the first that is found selects the kernel. `init` warns of one that selects
+            no parameter.
         default: the kernel of parameters that no pattern matches. Default: None, such a parameter is an error.
 
     Norms of a kernel (`global_clipnorm`, `skip_spikes`) are over its own group. If one kernel has `skip_nonfinite`, the

@@ -16,13 +16,13 @@ from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.initial_state import initial_state
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import plain_programs
-from jaxopt_keras.engine.programs.partitioned import partition_of, warn_of_unused
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.unused_patterns import paths_of, warn_of
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure import injection
-from jaxopt_keras.pure.building import explained, program_of
+from jaxopt_keras.pure.building import explained, program_of, refuse_no_floats
 
 
 class Kernel(optax.GradientTransformationExtraArgs):
@@ -241,12 +241,21 @@ class Kernel(optax.GradientTransformationExtraArgs):
     def init(self, params: Any) -> State:  # type: ignore[override]  # a method, where optax has a field
         """The initial state for `params`, a pytree of arrays. For `jax.ShapeDtypeStruct`s it holds such structs too.
 
+        Warns of patterns (of groups, exclusions, constraints, `offload`) that match no parameter.
+
+        A leaf that is neither float nor complex (a counter, a random key, a flag) is frozen: it has no slots, `step`
+        returns it unchanged, and its gradient is None, float0 or not of floats.
+
         Raises:
-            TypeError: for a leaf that is neither float nor complex.
+            TypeError: for a leaf that is not an array, or if none is of floats or complex numbers.
         """
+        refuse_no_floats(params)
+        warn_of(self.program.unused(paths_of(params)), stacklevel=2)
+        return self.initial(params)
+
+    def initial(self, params: Any) -> State:
+        """`init` without warnings."""
         hyper = self.hyper()
-        if partition := partition_of(self.program):
-            warn_of_unused(partition, params)
         try:
             state = initial_state(self.skeleton, self.compiled, params, hyper)
         except TypeError as error:
@@ -307,8 +316,9 @@ class Kernel(optax.GradientTransformationExtraArgs):
     def describe(self, params: Any) -> Plan:
         """The plan of a step over `params`, arrays or `jax.ShapeDtypeStruct`s. It prints as a table.
 
-        Each line is a group of arrays with the same rule, dtype and storage: their number, the bytes of their state,
-        and the format of each slot, with the reason if it is not the `state_dtype` that was asked for.
+        Each line is a group of arrays with the same rule, dtype, rate, weight decay and storage: their number, the
+        bytes of their state, and the format of each slot, with the reason if it is not the `state_dtype` that was asked
+        for. In a partition the group's pattern precedes the rule; a parameter without decay is "excluded".
 
         >>> import jax.numpy as jnp, jaxopt_keras as jk
         >>> plan = jk.lion(state_dtype="int8").describe({"kernel": jnp.zeros((64, 256)), "bias": jnp.zeros(256)})

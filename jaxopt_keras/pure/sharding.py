@@ -13,7 +13,7 @@ from jaxopt_keras.engine.plan import align, readable_size
 from jaxopt_keras.engine.programs.offloaded import outermost
 from jaxopt_keras.engine.programs.zero1 import Zero1
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.pure.building import refuse_flat
 from jaxopt_keras.pure.kernel import Kernel
 
@@ -99,8 +99,7 @@ def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = Non
     refuse_flat(kernel.program, "zero1")
     if axis not in mesh.axis_names:
         raise ValueError(f"`axis` must be an axis of the mesh, which has {mesh.axis_names}. Received: axis={axis!r}")
-    keyed = jax.tree_util.tree_leaves_with_path(param_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
-    places = tuple((path_of(key), spec) for key, spec in keyed)
+    places = tuple(leaves_by_path(param_specs, is_leaf=lambda x: isinstance(x, PartitionSpec)))
     return Kernel(outermost(kernel.program, lambda inner: Zero1(inner, mesh, axis, places)))
 
 

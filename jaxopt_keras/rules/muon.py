@@ -1,6 +1,5 @@
 """Muon: orthogonalized momentum, for matrices; Adam updates the other parameters."""
 
-import re
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from jax import Array
@@ -8,6 +7,7 @@ from jax import Array
 from jaxopt_keras.language.numerics import norm
 from jaxopt_keras.language.option_values import patterns
 from jaxopt_keras.language.options import KERAS
+from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.language.rule import (
     Amount,
     Clock,
@@ -75,7 +75,10 @@ class Muon(Rule):
     def accepts(self, path: str, p: Array) -> bool:
         if p.ndim != 2 or (self.exclude_embeddings and "embedding" in path.lower()):
             return False
-        return not any(re.search(pattern, path) for pattern in self.exclude_layers)
+        return first_match(self.exclude_layers, path) is None
+
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        return {"exclude_layers": self.exclude_layers}
 
     @property
     def fallback(self) -> Rule:

@@ -33,12 +33,13 @@ def value_and_grad(loss: Callable[..., Any], variables: Sequence[Any], *args: An
 
     Returns:
         `(loss, gradients)`, or `((loss, aux), gradients)`. The gradients are in the order of the variables. The
-        gradient of a variable that the loss does not read is None. Assignments in the loss take effect, if it succeeds.
+        gradient of a variable that the loss does not read, or that has `trainable=False`, is None. Assignments in the
+        loss take effect, if it succeeds.
 
     Raises:
         TypeError: if `variables` contains something else, such as a `jax.Ref` or `nnx.Variable` (use `jax.grad` or
-            `nnx.grad`), or a variable of integers; if `args` are not arrays, or the loss is not a float. ValueError: if
-            the loss is not a scalar.
+            `nnx.grad`), or a trainable variable of integers; if `args` are not arrays, or the loss is not a float.
+            ValueError: if the loss is not a scalar.
 
     >>> from jaxopt_keras import Variable
     >>> w = Variable([1.0, 2.0])
@@ -49,16 +50,17 @@ def value_and_grad(loss: Callable[..., Any], variables: Sequence[Any], *args: An
     if not callable(loss):
         raise TypeError(f"`loss` must be a function. Received: {type(loss).__name__}")
     check_traceable(variables)
+    trained = trainable(variables)
     if not args:
-        return Traced(loss, variables, has_aux).eager()
+        return with_none(variables, *Traced(loss, trained, has_aux).eager())
     for leaf in jax.tree.leaves(args):
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
             raise TypeError(f"`args` must be pytrees of arrays. Received: {leaf!r} ({type(leaf).__name__}) among them")
     try:
-        traced = _cached_trace(_Key(loss, variables, has_aux))
+        traced = _cached_trace(_Key(loss, trained, has_aux))
     except TypeError:  # an unhashable callable
-        traced = Traced(loss, variables, has_aux)
-    return traced.compiled(args)
+        traced = Traced(loss, trained, has_aux)
+    return with_none(variables, *traced.compiled(args))
 
 
 def pullback(loss: Callable[[], Any], variables: Sequence[Any], grad_loss: Any = None) -> tuple[Any, list[Any]]:
@@ -70,7 +72,18 @@ def pullback(loss: Callable[[], Any], variables: Sequence[Any], grad_loss: Any =
         grad_loss: an array of the loss's shape, or a number; None: 1, for a scalar loss.
     """
     check_traceable(variables)
-    return Traced(loss, variables, has_aux=False, grad_loss=grad_loss).eager()
+    return with_none(variables, *Traced(loss, trainable(variables), has_aux=False, grad_loss=grad_loss).eager())
+
+
+def trainable(variables: Sequence[Any]) -> list[Any]:
+    """Return the variables that gradients are computed for: those without `trainable=False`."""
+    return [v for v in variables if handle(v).trainable]
+
+
+def with_none(variables: Sequence[Any], out: Any, grads: list[Any]) -> tuple[Any, list[Any]]:
+    """Return `out`, and a gradient for each of `variables` from those of the trainable ones: None for the others."""
+    found = iter(grads)
+    return out, [next(found) if handle(v).trainable else None for v in variables]
 
 
 class Losses(Transactions):
@@ -95,13 +108,14 @@ class Losses(Transactions):
         return self.apply_gradients(zip(*self._gradients(loss, var_list, grad_loss), strict=True))
 
     def get_gradients(self, loss: Callable[[], Any], params: Any) -> list[Any]:
-        """Return the gradients of `loss` with respect to the variables `params`.
+        """Return the gradients of `loss` with respect to the variables `params`; None for one with `trainable=False`.
 
         Raises:
             ValueError: if the loss does not read one of them.
         """
         grads, variables = self._gradients(loss, params, None)
-        missing = [handle(v).path for g, v in zip(grads, variables, strict=True) if g is None]
+        handles = map(handle, variables)
+        missing = [h.path for g, h in zip(grads, handles, strict=True) if g is None and h.trainable]
         if missing:
             raise ValueError(f"There is no gradient for {missing}: the loss does not read them.")
         return grads
@@ -147,7 +161,7 @@ def check_traceable(variables: Sequence[Any]) -> None:
                 f"`value_and_grad` cannot trace reads of a {type(h.variable).__name__}. Compute the gradients with "
                 "`jax.grad` of a function of arrays (`nnx.grad` for nnx), then call `apply_gradients`."
             )
-        if not jnp.issubdtype(h.read().dtype, jnp.inexact):
+        if h.trainable and not jnp.issubdtype(h.read().dtype, jnp.inexact):
             raise TypeError(f"`{h.path}` must be of floats or complex numbers. Received: dtype {h.read().dtype}")
     given = {*map(id, variables)}
     for v in variables:

@@ -11,8 +11,10 @@ from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.programs.partitioned import STEP
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.unused_patterns import Unused
 from jaxopt_keras.language.option_values import check_pattern
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer
@@ -29,16 +31,20 @@ class OptimizerMap(MutableMapping):
 
     Args:
         default_optimizer: the optimizer of paths that no key matches.
-        optimizer_map: `{path or regular expression: optimizer}`. An expression must match the whole path.
+        optimizer_map: `{path or regular expression: optimizer}`. A key that equals the path is taken first, then the
+            first expression that is found in it (`re.search`), as in `partition`. The first step warns of a key that
+            selects no variable.
+
+    Keras's map needs an expression that matches the whole path; a config of Keras keeps that meaning.
 
     >>> import jaxopt_keras as jk
-    >>> groups = OptimizerMap(jk.Adam(name="rest"), {"encoder/.*": jk.SGD(name="slow")})
+    >>> groups = OptimizerMap(jk.Adam(name="rest"), {"^encoder/": jk.SGD(name="slow")})
     >>> groups["encoder/kernel"].name, groups["decoder/kernel"].name
     ('slow', 'rest')
 
     Raises:
         TypeError: if a value is not an optimizer, or a key not a string. ValueError: if a key exists already or is not
-            a regular expression, or an optimizer is itself a wrapper; on look-up, if several keys match.
+            a regular expression, or an optimizer is itself a wrapper.
     """
 
     def __init__(self, default_optimizer: Optimizer, optimizer_map: dict[str, Optimizer] | None = None) -> None:
@@ -49,12 +55,12 @@ class OptimizerMap(MutableMapping):
             self[key] = optimizer
 
     def __getitem__(self, key: str) -> Optimizer:
-        if key in self._optimizers:
-            return self._optimizers[key]
-        found = [pattern for pattern in self._optimizers if re.fullmatch(pattern, key)]
-        if len(found) > 1:
-            raise ValueError(f"Each variable goes to one optimizer. Received: `{key}`, which {found} match")
-        return self._optimizers[found[0]] if found else self.default_optimizer
+        found = self.key_of(key)
+        return self.default_optimizer if found is None else self._optimizers[found]
+
+    def key_of(self, path: str) -> str | None:
+        """Return the key that selects the optimizer of a path; None: the default optimizer."""
+        return path if path in self._optimizers else first_match(self._optimizers, path)
 
     def __setitem__(self, key: str, optimizer: Optimizer) -> None:
         check_pattern("optimizer_map", key)
@@ -85,8 +91,18 @@ class OptimizerMap(MutableMapping):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "OptimizerMap":
+        """Make a map from a config of this class, or from that of Keras's class, whose keys match whole paths."""
+        of_keras = "class_name" in config
+        config = config["config"] if of_keras else config
         groups = {key: deserialize(c, custom_objects) for key, c in config["optimizer_map"].items()}
+        groups = _with_whole_paths(groups) if of_keras else groups
         return cls(deserialize(config["default_optimizer"], custom_objects), groups)
+
+
+def _with_whole_paths(groups: dict[str, Optimizer]) -> dict[str, Optimizer]:
+    """Convert the keys of Keras's map, each a path or an expression for whole paths. In Keras paths are tried first."""
+    paths_first = sorted(groups, key=lambda key: re.escape(key) != key)
+    return {f"^(?:{key})$": groups[key] for key in paths_first}
 
 
 def _checked_inner(name: str, optimizer: Any) -> Optimizer:
@@ -114,7 +130,7 @@ class MultiOptimizer(Wrapper):
 
     >>> import jaxopt_keras as jk
     >>> w, b = jk.Variable([1.0], name="dense/kernel"), jk.Variable([1.0], name="dense/bias")
-    >>> optimizer = jk.MultiOptimizer(jk.OptimizerMap(jk.SGD(0.5), {".*bias": jk.SGD(0.25)}))
+    >>> optimizer = jk.MultiOptimizer(jk.OptimizerMap(jk.SGD(0.5), {"bias$": jk.SGD(0.25)}))
     >>> int(optimizer.apply([[1.0], [1.0]], [w, b])), w.numpy().tolist(), b.numpy().tolist()
     (1, [0.5], [0.75])
 
@@ -170,6 +186,12 @@ class MultiOptimizer(Wrapper):
             _checked_inner("optimizer_map", optimizer).loss_scale_factor = self._options.loss_scale_factor
             self._inner.append(optimizer)
         return self._inner.index(optimizer)
+
+    def _unused(self) -> list[Unused]:
+        if not isinstance(self._map, OptimizerMap):
+            return []
+        keys = {self._map.key_of(path) for path in self._paths}
+        return [Unused("optimizer_map", key, tuple(self._paths)) for key in self._map if key not in keys]
 
     def _must_unpack(self, buffer: Buffer) -> bool:
         return True  # its variables may belong to several groups

@@ -26,7 +26,15 @@ from jaxopt_keras.stateful.registry import Registry
 from jaxopt_keras.stateful.signals import uninterrupted
 from jaxopt_keras.stateful.state_views import Place, View, masked, read, updated, view
 from jaxopt_keras.stateful.transactions import OPTIONS
-from jaxopt_keras.stateful.validation import as_gradient, check_pairs, checked_gradient, of_length, pairs, refuse_traced
+from jaxopt_keras.stateful.validation import (
+    as_gradient,
+    check_pairs,
+    checked_gradient,
+    of_length,
+    pairs,
+    refuse_traced,
+    without_frozen,
+)
 from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
 from jaxopt_keras.stateful.weight_lists import Weights, cast_like
 
@@ -175,7 +183,8 @@ class Optimizer(Registry, Weights, Losses):
 
         Args:
             grads_and_vars: pairs (gradient, variable), such as a `zip`. A gradient is an array of the variable's shape,
-                `IndexedSlices`, a BCOO of rows, or None.
+                `IndexedSlices`, a BCOO of rows, or None. A variable with `trainable=False` is not updated, whatever its
+                gradient is: a warning names it if it has one.
             name: accepted for compatibility with TF; has no effect.
             skip_gradients_aggregation, experimental_aggregate_gradients: accepted; have no effect. Gradients are summed
                 over `axis_name` only by `stateless_apply`, inside a mapped function.
@@ -219,6 +228,7 @@ class Optimizer(Registry, Weights, Losses):
                 grads, variables = self._unpacked_buffers(grads, variables)
             handles = [self._handle(v) for v in variables]
             grads = [checked_gradient(g, h) for g, h in zip(grads, handles, strict=True)]
+            grads = without_frozen(grads, handles, stacklevel=3)
             check_pairs(grads, handles)
             before = self._ensure(variables)
             given = {self._keys[id(v)]: g for v, g in zip(variables, grads, strict=True) if g is not None}
@@ -309,6 +319,7 @@ class Optimizer(Registry, Weights, Losses):
         variables = of_length("trainable_variables", trainable_variables, len(paths))
         state = self._state_with(views, cast_like(views, optimizer_variables))
         params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
+        grads = without_frozen(grads, [self._handles.get(path) for path in paths], stacklevel=2)
         given = {path: g if g is None else as_gradient(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
         new, state = self._pure_step(given, state, params, reduce=not skip_gradients_aggregation)
         states = self._states_of(state)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.engine.cores.foreign import Foreign
+from jaxopt_keras.engine.unused_patterns import Unused, unused, warn_of
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.stateful.custom.api import Custom
 from jaxopt_keras.stateful.custom.hooks import Hooks
@@ -65,7 +66,7 @@ class Registry(Settings, Custom):
         """Create the slots of `variables`. Otherwise the first step does that. More variables may be added later."""
         with self._transaction():
             given = list(check_iterable("variables", variables))
-            self._create_slots_of(self._register(self._unpacked_buffers([None] * len(given), given)[1]))
+            self._create_slots_of(self._register_all(self._unpacked_buffers([None] * len(given), given)[1]))
         object.__setattr__(self, "built", True)
 
     def _handle(self, variable: Any) -> Handle:
@@ -95,9 +96,26 @@ class Registry(Settings, Custom):
         if all(id(v) in self._keys for v in variables):
             return None
         with self._transaction() as before:
-            self._run_build_hooks(self._register(variables), type(self).build is not Registry.build)
+            self._run_build_hooks(self._register_all(variables), type(self).build is not Registry.build)
             object.__setattr__(self, "built", True)
         return before
+
+    def _register_all(self, variables: list[Any]) -> list[str]:
+        """Register the variables of a step or of `build`. Warn of patterns that match none of the first ones."""
+        is_first = not self._paths
+        fresh = self._register(variables)
+        if is_first and variables:
+            warn_of(self._unused(), stacklevel=4)
+        return fresh
+
+    def _unused(self) -> list[Unused]:
+        """Return the patterns that match none of the registered variables."""
+        names: dict[str, str] = {}  # by path
+        for key, h in self._handles.items():
+            in_buffer = {v.path: v.name for v in h.variable.variables} if isinstance(h.variable, Buffer) else None
+            names |= in_buffer or {key: h.name}
+        found = Kernel(self._rule, self._options).program.unused([*names])
+        return found + unused("var_names", self._excluded.patterns, names.values())
 
     def _register(self, variables: list[Any]) -> list[str]:
         """Give each new variable a path and slots. Return the paths of those that had no restored slots.
@@ -114,6 +132,11 @@ class Registry(Settings, Custom):
                 raise ValueError(
                     f"{self.name} updates the buffer `{buffer.path}` that contains `{h.path}`. Pass the gradient of "
                     "the buffer: `value_and_grad(loss, packed)`, where `pack_variables` returned `packed`."
+                )
+            if h.trainable and not jnp.issubdtype(h.dtype, jnp.inexact):
+                raise TypeError(
+                    "A trainable variable must be of floats or complex numbers. Received: "
+                    f"`{h.path}` of dtype {h.dtype}. Set `trainable=False`."
                 )
         foreign, known = isinstance(self._rule, Foreign), [*self._paths]
         fresh = self._bind(new)
@@ -152,16 +175,17 @@ class Registry(Settings, Custom):
             if isinstance(v, Buffer) and id(v) not in self._keys and self._must_unpack(v):
                 g = checked_gradient(g, self._handle(v))
                 arrays = {} if g is None else v.split(jnp.asarray(g))
-                pairs += [(arrays.get(id(w)), w) for w in v.variables]
+                pairs += [(arrays.get(id(w)) if w.trainable else None, w) for w in v.variables]
             else:
                 pairs.append((g, v))
         return [g for g, _ in pairs], [v for _, v in pairs]
 
     def _must_unpack(self, buffer: Buffer) -> bool:
-        """Whether the variables of `buffer` are updated separately: the settings require it, or they are registered."""
+        """Whether the variables of `buffer` are updated separately: by the settings, or one is registered or frozen."""
         registered = any(id(v) in self._keys or v.path in self._unbound for v in buffer.variables)
         return (
             registered
+            or not all(v.trainable for v in buffer.variables)
             or not self._kernel().core.elementwise
             or self._per_variable_option(self._options, buffer) is not None
         )

@@ -20,7 +20,9 @@ from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.unused_patterns import warn_of
 from jaxopt_keras.language.options import EXTRAS, Options
+from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, with_python_numbers
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.hooks import Hooks
@@ -55,7 +57,7 @@ class Exclusion(NamedTuple):
     """Arguments of `exclude_from_weight_decay`."""
 
     variables: tuple[Any, ...] = ()
-    pattern: str | None = None  # a regular expression for names
+    patterns: tuple[str, ...] = ()  # regular expressions, searched for in names
     paths: frozenset[str] = frozenset()  # of excluded variables that a copy has not registered yet
 
 
@@ -147,10 +149,11 @@ class Settings(Transactions):
         check(is_list, "var_names", var_names, "a list of regular expressions")
         variables = tuple(handle(v).variable for v in check_iterable("var_list", () if var_list is None else var_list))
         patterns: Any = Options(exclude_from_weight_decay=var_names or ()).exclude_from_weight_decay
-        excluded = Exclusion(variables, "|".join(f"(?:{x})" for x in patterns) or None)
         with self._transaction():
-            self.__dict__.update(_excluded=excluded, _kernel_cache=None)
+            self.__dict__.update(_excluded=Exclusion(variables, patterns), _kernel_cache=None)
             self._kernel()  # raises if the exclusion does not fit
+            if self._paths:  # otherwise the first step warns
+                warn_of([x for x in self._unused() if x.argument == "var_names"], stacklevel=2)
 
     @locked
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
@@ -185,7 +188,7 @@ class Settings(Transactions):
 
     def _with_initial_slots(self, kernel: Kernel, handles: dict[str, Handle]) -> tuple[State, State]:
         """Return the state with those slots that `kernel` creates for variables by path, and its initial state."""
-        fresh, state = kernel.init({k: h.read() for k, h in handles.items()}), self._state
+        fresh, state = kernel.initial({k: h.read() for k, h in handles.items()}), self._state
         fresh = fresh._replace(slots=without_masked(fresh.slots))
         slots = {k: self._merged(slots_of(fresh, k), slots_of(state, k)) for k in handles}
         return with_slots(state, slots, fresh.slots | state.slots), fresh
@@ -224,9 +227,9 @@ class Settings(Transactions):
         """Whether a variable is excluded from weight decay. In a buffer all variables are excluded, or none."""
         if isinstance(variable, Buffer):
             return self._excludes(options, variable.variables[0].path, variable.variables[0])
-        variables, pattern, paths = self._excluded
-        named = pattern and re.search(pattern, handle(variable).name)
-        return any(variable is v for v in variables) or key in paths or bool(named) or not options.decays(key, variable)
+        variables, patterns, paths = self._excluded
+        named = first_match(patterns, handle(variable).name) is not None
+        return any(variable is v for v in variables) or key in paths or named or not options.decays(key, variable)
 
     def _per_variable_option(self, options: Options, buffer: Buffer) -> str | None:
         """Return the name of a set option that depends on the boundaries between the variables of `buffer`, or None."""

@@ -45,15 +45,25 @@ def refuse_traced(x: Any) -> None:
 
 
 def check_pairs(grads: list[Any], handles: list[Handle]) -> None:
-    """Raise a ValueError for a repeated variable, or if there is no gradient; warn of missing gradients."""
+    """Warn of missing gradients.
+
+    Raises:
+        ValueError: for a repeated variable, if there is no gradient, or for a buffer with a variable that is frozen.
+    """
     ids = [id(h.variable) for h in handles]
     if len(set(ids)) != len(ids):
         twice = next(h.path for i, h in enumerate(handles) if ids[i] in ids[:i])
         raise ValueError(f"Each variable may occur once. Received: `{twice}` twice. Add its gradients.")
-    missing = [h.path for g, h in zip(grads, handles, strict=True) if g is None]
-    if len(missing) == len(handles):
-        raise ValueError(f"No gradients provided for any variable. Received: None for each of {missing}")
-    if missing:
+    packed = [v for h in handles for v in getattr(h.variable, "variables", ())]
+    if frozen := [v.path for v in packed if not v.trainable]:
+        raise ValueError(
+            f"A step over a buffer updates all its variables. Received: {frozen} with `trainable=False`, in a buffer "
+            "that the optimizer has slots for already. Set it before `build` and the first step."
+        )
+    if all(g is None for g in grads):
+        paths = [h.path for h in handles]
+        raise ValueError(f"No gradients provided for any variable. Received: None for each of {paths}")
+    if missing := [h.path for g, h in zip(grads, handles, strict=True) if g is None and h.trainable]:
         warnings.warn(f"Gradients do not exist for variables {missing}: they are not updated.", stacklevel=4)
 
 
@@ -75,6 +85,18 @@ def checked_gradient(g: Any, h: Handle) -> Any:
             f"The gradient of `{h.path}` must have the variable's shape {shape}. Received: {sparse.shape_of(g)}"
         )
     return g
+
+
+def without_frozen(grads: list[Any], handles: list[Any], stacklevel: int) -> list[Any]:
+    """Return `grads` with None for the variables that have `trainable=False`. Warn of those that had a gradient."""
+    frozen = [h is not None and not h.trainable for h in handles]
+    if ignored := [h.path for g, h, off in zip(grads, handles, frozen, strict=True) if off and g is not None]:
+        warnings.warn(
+            f"Variables with `trainable=False` are not updated. Received: gradients for {ignored}. Pass None for them, "
+            "or leave them out.",
+            stacklevel=stacklevel + 1,
+        )
+    return [None if off else g for g, off in zip(grads, frozen, strict=True)]
 
 
 def as_gradient(g: Any, path: str) -> Any:

@@ -240,7 +240,8 @@ class Variable(ArrayLike):
         dtype: dtype of the array; None: that of `initial_value`.
         name: name of the variable; None: a unique name `variable`, `variable_1`, ... A name may contain slashes. It
             is also the `path` that regular expressions for groups and exclusions search.
-        trainable: for the caller's own use. An optimizer updates every variable that it is given.
+        trainable: False: `value_and_grad` and `minimize` give it the gradient None, and no optimizer updates it. Can be
+            set at any time.
         constraint: a function of the array, applied after each update.
 
     Raises:

@@ -47,6 +47,11 @@ class Handle:
     def constraint(self) -> Any:
         return None if self.kind else getattr(self.variable, "constraint", None)
 
+    @property
+    def trainable(self) -> bool:
+        """Whether it is updated: False for a variable of any library that has `trainable=False`."""
+        return bool(getattr(self.variable, "trainable", True))
+
     def take(self) -> Any:
         """Return the array for a call that donates it: a copy, if there are other references to it."""
         return take(self.read)

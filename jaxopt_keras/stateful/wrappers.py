@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.unused_patterns import Unused
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.lock import in_full, locked
@@ -158,6 +159,9 @@ class Wrapper(Optimizer):
             self._inner[i]._ensure(owned)
             self._owners.update({self._keys[id(v)]: (i, self._inner[i]._keys[id(v)]) for v in owned})
         return []
+
+    def _unused(self) -> list[Unused]:
+        return []  # the inner optimizers warn of their own patterns
 
     def _inner_of(self, variable: Any) -> Optimizer:
         buffer = getattr(variable, "buffer", None)

@@ -151,7 +151,8 @@ def test_groups():
     slow, fast = jk.SGD(0.25, weight_decay=0.5), jk.SGD(0.5)
     optimizer = jk.MultiOptimizer(jk.OptimizerMap(fast, {"kernel": slow}))
     kernel, bias = two()
-    optimizer.apply([jnp.ones(3)], [bias])
+    with pytest.warns(UserWarning, match="'kernel' matches no parameter"):  # so far
+        optimizer.apply([jnp.ones(3)], [bias])
     assert int(slow.iterations) == 0 and int(fast.iterations) == int(optimizer.iterations) == 1
     slow.learning_rate = 0.0
     optimizer.apply([jnp.ones((2, 3)), jnp.ones(3)], [kernel, bias])
@@ -209,7 +210,6 @@ def test_what_is_refused():
         (lambda: jk.OptimizerMap(jk.SGD(), {"a": "sgd"}), TypeError, "must have an `Optimizer`"),
         (lambda: jk.OptimizerMap(jk.LossScaleOptimizer(jk.SGD())), ValueError, "all groups together"),
         (lambda: jk.OptimizerMap(jk.SGD(), {"(": jk.SGD()}), ValueError, "regular expressions"),
-        (lambda: jk.OptimizerMap(jk.SGD(), {"a.*": jk.SGD(), ".*b": jk.SGD()})["ab"], ValueError, "one optimizer"),
     ]:
         with pytest.raises(error, match=text):
             make()

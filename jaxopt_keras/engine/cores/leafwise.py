@@ -95,6 +95,9 @@ class Leafwise(Core):
     def elementwise(self) -> bool:
         return self.rule.grain == "element" and type(self.rule).accepts is Rule.accepts
 
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        return self.rule.patterns()
+
     def slot_names(self) -> tuple[str, ...]:
         rule = self.rule.skeleton()
         return (_slot_names if _is_hashable(rule) else _slot_names.__wrapped__)(rule)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Layout, Program
-from jaxopt_keras.engine.plan import Kind, Plan, grouped
+from jaxopt_keras.engine.plan import Plan, frozen_entry, grouped
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names
 from jaxopt_keras.engine.write_back import zero_amount
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.packing.trees import unpacked
 
 
@@ -31,7 +32,8 @@ class Frozen(Program):
         if write:
             return params, state
         layout, like = Layout.read(params, self.options, grads)
-        return layout.unflatten([*map(zero_amount, layout.flatten(grads, "grads"), like)]), state
+        amounts = [*map(zero_amount, layout.flatten(grads, "grads"), like)]
+        return layout.unflatten(amounts, layout.frozen_amounts(grads)), state
 
     def replaced(self, **numbers: Any) -> Self:
         if numbers:
@@ -39,7 +41,4 @@ class Frozen(Program):
         return self
 
     def describe(self, params: Any) -> Any:
-        layout, leaves = Layout.read(params, self.options)
-        kinds = [Kind("frozen", "none", str(p.dtype), (), "none") for p in leaves]
-        everything = zip(kinds, layout.leaves, leaves, strict=True)
-        return Plan(grouped((kind, leaf.path, p.size, 0) for kind, leaf, p in everything), 0)
+        return Plan(grouped(frozen_entry(path, p) for path, p in leaves_by_path(params)), 0)

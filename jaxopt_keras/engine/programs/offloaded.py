@@ -5,7 +5,6 @@ so that they overlap with computation. It must be the outermost program: not eve
 memory.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ import jax
 
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.paths import first_match, map_by_path
+from jaxopt_keras.storage.blockwise import Blocks
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,15 @@ class Offloaded(Around):
         return self._moved(state, jax.memory.Space.Host)
 
     def _moved(self, state: State, space: Any) -> State:
-        def one(key: Any, x: Any) -> Any:
-            path = f"{path_of(key[1:])}/{key[0].key}"
-            return jax.device_put(x, space) if any(re.search(pattern, path) for pattern in self.patterns) else x
+        def one(path: str, x: Any) -> Any:
+            return x if first_match(self.patterns, path) is None else jax.device_put(x, space)
 
-        return state._replace(slots=jax.tree_util.tree_map_with_path(one, state.slots))
+        is_leaf = lambda x: isinstance(x, Blocks)  # its codes and scales move together
+        slots = {
+            name: map_by_path(lambda path, x, name=name: one(f"{path}/{name}", x), tree, is_leaf)
+            for name, tree in state.slots.items()
+        }
+        return state._replace(slots=slots)
 
 
 def outermost(program: Any, around: Callable[[Any], Any]) -> Any:

@@ -7,20 +7,22 @@ hyper            {group: its hyperparameters}
 """
 
 import dataclasses
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import jax
 import optax
 
-from jaxopt_keras.engine.core import Layout, Program
+from jaxopt_keras.engine.core import Layout, Leaf, Program
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names
-from jaxopt_keras.language.options import Options
+from jaxopt_keras.engine.unused_patterns import Unused
+from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.packing.trees import Packed, unpacked
 
 STEP = "step"
@@ -60,6 +62,14 @@ class Partitioned(Around):
     def summed(self, params: Any, grads: Any) -> Any:
         tree = Tree(self, params, grads)
         return tree.merged(self.inner.summed(tree.split(params), tree.split(grads)))
+
+    def unused(self, paths: Sequence[str]) -> list[Unused]:
+        """Return the patterns that no path selects, and those of each group that are found in none of its paths."""
+        groups = self.router(tuple(paths))
+        found = [Unused("kernels", x, tuple(paths)) for x in self.router.patterns if paths and x not in groups]
+        for name, program in self.groups.items():
+            found += program.unused([path for path, group in zip(paths, groups, strict=True) if group == name])
+        return found
 
     def hyper(self) -> dict[str, Any]:
         return {name: program.hyper() for name, program in self.groups.items()}
@@ -106,8 +116,12 @@ class Tree:
 
     def __init__(self, program: Partitioned, params: Any, grads: Any = None) -> None:
         self.names, self.like = program.names, grads if params is None else params
-        self.layout, _ = Layout.read(unpacked(params), Options(), unpacked(grads))
-        paths = [leaf.path for leaf in self.layout.leaves]
+        of_gradients = params is None and grads is not None
+        tree, is_leaf = (unpacked(grads), lambda x: x is None) if of_gradients else (unpacked(params), None)
+        paths = [path for path, _ in leaves_by_path(tree, is_leaf)]
+        # The programs of the groups tell which leaves are frozen.
+        structure = jax.tree.structure(tree, is_leaf=is_leaf)
+        self.layout = Layout(structure, tuple(Leaf(path, decays=False) for path in paths), {})
         if len(set(paths)) < len(paths):
             twice = next(path for path in paths if paths.count(path) > 1)
             raise ValueError(f"A partition needs a distinct path for each parameter. Received: `{twice}` twice")
@@ -159,13 +173,3 @@ def partition_of(program: Program) -> Partitioned | None:
     if isinstance(program, Partitioned):
         return program
     return next((found for child in program.children if (found := partition_of(child))), None)
-
-
-def warn_of_unused(program: Partitioned, params: Any) -> None:
-    """Warn of each pattern that matches no parameter's path, which is often misspelt."""
-    group = Tree(program, params).group
-    if not group:  # optax's `tree_map_params` passes an empty tree
-        return
-    for pattern in program.router.patterns:
-        if pattern not in group.values():
-            warnings.warn(f"The pattern {pattern!r} matches no parameter. There are {list(group)}", stacklevel=4)

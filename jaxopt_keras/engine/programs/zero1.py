@@ -14,7 +14,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxopt_keras.engine.cores.stacked import reshard
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.paths import path_of
+from jaxopt_keras.language.numerics import is_inexact
+from jaxopt_keras.language.paths import leaves_by_path, map_by_path
 from jaxopt_keras.storage.blockwise import Blocks
 
 
@@ -52,18 +53,18 @@ class Zero1(Around):
         return split(self.spec(path), shape, self.axis, self.mesh)
 
     def _shard(self, tree: Any) -> Any:
-        put = lambda key, x: self._put(x, self.shard_spec(path_of(key), x.shape))
-        return jax.tree_util.tree_map_with_path(put, tree)
+        put = lambda path, x: self._put(x, self.shard_spec(path, x.shape)) if is_inexact(x) else x
+        return map_by_path(put, tree)
 
     def _unshard(self, tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda key, x: self._put(x, self.spec(path_of(key))), tree)
+        return map_by_path(lambda path, x: self._put(x, self.spec(path)) if is_inexact(x) else x, tree)
 
     def _slots(self, params: Any, slots: Any) -> Any:
         """Shard slots: those of the parameter's shape like its shards, others along their first divisible axis."""
-        shapes = {path_of(key): x.shape for key, x in jax.tree_util.tree_leaves_with_path(params)}
+        shapes = {path: x.shape for path, x in leaves_by_path(params)}
 
-        def one(key: Any, x: Any) -> Any:
-            path = next((p for p in parents(path_of(key)) if p in shapes), "")
+        def one(path: str, x: Any) -> Any:
+            path = next((p for p in parents(path) if p in shapes), "")
             if isinstance(x, Blocks):  # codes and scales are sharded alike: the last axis is split only between blocks
                 spec = self.shard_spec(path, (*x.shape[:-1], x.scales.shape[-1]))
                 return jax.tree.map(lambda part: self._put(part, spec), x)
@@ -71,7 +72,7 @@ class Zero1(Around):
             return self._put(x, split(spec, x.shape, self.axis, self.mesh))
 
         is_leaf = lambda x: isinstance(x, Blocks)
-        return {n: jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_leaf) for n, tree in slots.items()}
+        return {n: map_by_path(one, tree, is_leaf) for n, tree in slots.items()}
 
     def _put(self, x: Any, spec: PartitionSpec) -> Any:
         if not hasattr(x, "ndim") or x.ndim < len(spec):
