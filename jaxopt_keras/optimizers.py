@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxopt_keras import rules
-from jaxopt_keras.language.options import EXTRAS, KERAS, Options, refuse_unknown
+from jaxopt_keras.language.options import EXTRAS, KERAS, Options
+from jaxopt_keras.language.other_names import refuse_unknown
 from jaxopt_keras.language.rule import RATE, Field, Rule, fields_of
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Optimizer

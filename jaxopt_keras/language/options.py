@@ -1,6 +1,5 @@
 """The options of every optimizer: weight decay, clipping, averaging, accumulation, constraints, storage."""
 
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -164,12 +163,3 @@ class Options(KerasOptions):
 
 KERAS = tuple(fields_of(KerasOptions))
 EXTRAS = tuple(name for name in fields_of(Options) if name not in KERAS)  # Keras lacks them
-
-
-def refuse_unknown(what: str, arguments: dict[str, Any], known: Any) -> None:
-    """Raise a TypeError for the first of `arguments` that is not `known`, with the nearest known name."""
-    for name, value in arguments.items():
-        if name not in known:
-            close = ["learning_rate"] if name == "lr" else difflib.get_close_matches(name, list(known), n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"It has {list(known)}."
-            raise TypeError(f"{what} has no argument `{name}`. Received: {name}={value!r}. {hint}")

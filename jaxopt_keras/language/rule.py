@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, dataclass_transform
 
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.core import Tracer
 
 from jaxopt_keras.language.clock import Clock
 from jaxopt_keras.language.numerics import complemented
+from jaxopt_keras.language.other_names import PARAMS_FIRST
 
 
 class Within(NamedTuple):
@@ -152,6 +153,7 @@ class Field(NamedTuple):
         if not numeric or np.ndim(value) or np.iscomplexobj(value) or (kind is int and not float(value).is_integer()):
             hint = CAST if isinstance(value, Array) and np.iscomplexobj(value) else ""
             hint = hint if name == RATE or not callable(value) else f". Only `{RATE}` may be a schedule"
+            hint = PARAMS_FIRST if name == RATE and _holds_arrays(value) else hint
             raise TypeError(
                 f"`{name}` must be {'a number' if kind is float else 'an integer'}"
                 f"{' or None' if type(None) in self.types else ''}. Received: {name}={value!r} ({type(value).__name__})"
@@ -168,6 +170,13 @@ class Field(NamedTuple):
         if self.range is not None and number not in self.range:
             raise ValueError(f"`{name}` must be in {self.range}. Received: {name}={value!r}")
         return number
+
+
+def _holds_arrays(value: Any) -> bool:
+    """Whether `value` may be parameters: an array, or a list, a generator or a tree of them."""
+    return not isinstance(value, str) and (
+        bool(np.ndim(value)) if hasattr(value, "ndim") else isinstance(value, Iterable)
+    )
 
 
 RATE = "learning_rate"  # the one number that may be a function of the step

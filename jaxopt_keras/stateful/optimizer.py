@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.slot_packing import LOOSE, should_pack_slots
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.options import Options, refuse_unknown
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.other_names import refuse_unknown
 from jaxopt_keras.language.rule import Rule, with_python_numbers
 from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
