@@ -20,6 +20,7 @@ from jax.core import Tracer
 from jaxopt_keras.language.clock import Clock
 from jaxopt_keras.language.numerics import complemented
 from jaxopt_keras.language.other_names import PARAMS_FIRST
+from jaxopt_keras.language.printing import arguments_of, call
 
 
 class Within(NamedTuple):
@@ -199,7 +200,7 @@ class Hyperparameters:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(frozen=True)(cls)
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
 
     def __post_init__(self) -> None:
         for name, field in fields_of(type(self)).items():
@@ -208,6 +209,9 @@ class Hyperparameters:
                 continue
             checked = field.check(name, value)
             object.__setattr__(self, name, value if field.traced and isinstance(value, Array) else checked)
+
+    def __repr__(self) -> str:
+        return call(type(self).__name__, *arguments_of(self, always=RATE))
 
     def _is_traced(self, name: str, field: Field) -> bool:
         value = getattr(self, name)

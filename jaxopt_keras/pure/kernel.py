@@ -14,6 +14,7 @@ from jaxopt_keras.engine.core import Core, Program
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.initial_state import initial_state
+from jaxopt_keras.engine.pipeline import Program as Pipeline
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import plain_programs
 from jaxopt_keras.engine.programs.partitioned import partition_of, warn_of_unused
@@ -21,6 +22,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.other_names import refuse_unknown
+from jaxopt_keras.language.printing import arguments_of, call
 from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.pure import injection
 from jaxopt_keras.pure.building import explained, program_of
@@ -108,7 +110,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         return Kernel, (self.program,)
 
     def __repr__(self) -> str:
-        return f"Kernel({self.program!r})"
+        return call("Kernel", *_parts(self.program))
 
     # --- its parts ----------------------------------------------------------------------------------------------------
 
@@ -360,6 +362,23 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
 
 jax.tree_util.register_static(Kernel)
+
+
+def _parts(program: Any) -> list[str]:
+    """The arguments in the text of a kernel: its rule and options, or a call for each program around others."""
+    if isinstance(program, Pipeline):
+        core = program.core
+        options = arguments_of(program.options)
+        of = core.rule if isinstance(core, Leafwise) else core.tx if isinstance(core, Foreign) else core
+        return [repr(of), call("Options", *options) if options else ""]
+    names = partition.names if (partition := partition_of(program)) is program and partition else ()
+    inner = [_joined_parts(child) for child in program.children]
+    inner = [f"{name!r}: {text}" for name, text in zip(names, inner, strict=True)] if names else inner
+    return [call(type(program).__name__, *inner)]
+
+
+def _joined_parts(program: Any) -> str:
+    return ", ".join(part for part in _parts(program) if part)
 
 
 def check_kernel(name: str, value: Any, pattern: str | None = None) -> Kernel:

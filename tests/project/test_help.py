@@ -225,3 +225,73 @@ def test_a_missing_library(library, use, extra, tmp_path):
 
 def test_the_module_of_names_is_what_refuses():
     assert jk.optimizers.refuse_unknown is other_names.refuse_unknown
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def decayed(step):
+    return 0.1
+
+
+TEXTS = {
+    "Kernel(Adam(learning_rate=0.001))": jk.adam,
+    "Kernel(SGD(learning_rate=0.1, momentum=0.9), Options(clipnorm=1.0))": lambda: jk.sgd(0.1, 0.9, clipnorm=1),
+    "Kernel(AdamW(learning_rate=0.001), Options(weight_decay=0.004))": jk.adamw,
+    "Kernel(Frozen())": jk.frozen,
+    "Kernel(LossScaled(Lion(learning_rate=0.001)))": lambda: jk.loss_scaled(jk.lion()),
+    "Kernel(Offloaded(Adam(learning_rate=0.001), Options(offload=('',))))": lambda: jk.adam(offload="pinned_host"),
+    "Kernel(Partitioned('b$': Frozen(), 'default': SGD(learning_rate=0.01), Options(use_ema=True)))": (
+        lambda: jk.partition({"b$": jk.frozen()}, default=jk.sgd(use_ema=True))
+    ),
+    "Adam(learning_rate=0.001)": jk.Adam,
+    "AdamW(learning_rate=0.001)": jk.AdamW,
+    "AdamW(learning_rate=0.01, weight_decay=0.1)": lambda: jk.AdamW(0.01, weight_decay=0.1),
+    "SGD(learning_rate=0.01, nesterov=True, name='mine')": lambda: jk.SGD(nesterov=True, name="mine"),
+    "Optimizer(Lion(learning_rate=0.2), clipnorm=1.0)": lambda: jk.Optimizer.from_rule(
+        jk.optimizers.RULES["Lion"](0.2), clipnorm=1.0
+    ),
+    "Optimizer(learning_rate=0.001)": jk.Optimizer,
+    "LossScaleOptimizer(Adam(learning_rate=0.3))": lambda: jk.LossScaleOptimizer(jk.Adam(0.3)),
+    "MultiOptimizer(SGD(learning_rate=0.1), Adam(learning_rate=0.001))": (
+        lambda: jk.MultiOptimizer(jk.OptimizerMap(jk.Adam(), {"b": jk.SGD(0.1)}))
+    ),
+    "Adam(learning_rate=CosineDecay(initial_learning_rate=0.1, decay_steps=9))": (
+        lambda: jk.Adam(jk.schedules.CosineDecay(0.1, 9))
+    ),
+    "Options(skip_nonfinite=True)": lambda: jk.Options(skip_nonfinite=True),
+    "ExponentialDecay(initial_learning_rate=0.1, decay_steps=10, decay_rate=0.9, staircase=True)": (
+        lambda: jk.schedules.ExponentialDecay(0.1, 10, 0.9, staircase=True)
+    ),
+    "<History without rows>": lambda: jk.history.History(),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_an_optimizer_prints(text):
+    assert repr(TEXTS[text]()) == text
+
+
+def test_a_rate_prints_as_it_was_set():
+    optimizer = jk.Adam(0.1)
+    optimizer.learning_rate = 0.003
+    assert repr(optimizer) == "Adam(learning_rate=0.003)"
+    optimizer.learning_rate.assign(0.25)
+    assert repr(optimizer) == "Adam(learning_rate=0.25)"
+    assert "learning_rate=<function decayed" in repr(jk.Adam(decayed)) and "<function decayed" in repr(jk.adam(decayed))
+    optax_one = jk.Optimizer.from_optax(optax.sgd(0.1), use_ema=True)
+    assert repr(optax_one).startswith("Optimizer(GradientTransformation") and repr(optax_one).endswith("use_ema=True)")
+    assert repr(jk.adam(jnp.float32(0.5))) == f"Kernel(Adam(learning_rate={jnp.float32(0.5)!r}))"
+    jax.jit(lambda rate: [repr(jk.adam(rate))] and rate)(0.1)
+    history = jk.history.History()
+    history.append(step=1, loss=0.5)
+    assert repr(history) == "<History of 1 rows: step, loss>"
+
+
+def test_a_keras_adapter_prints_its_optimizer(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    adapters = pytest.importorskip("jaxopt_keras.interop.keras")
+    assert repr(adapters.Adam(0.003)) == str(adapters.Adam(0.003)) == "Adam(learning_rate=0.003)"
+    assert repr(adapters.as_keras(jk.LossScaleOptimizer(jk.SGD()))) == (
+        "WrappedLossScale(LossScaleOptimizer(SGD(learning_rate=0.01)))"
+    )
