@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, Self
 from jax import Array
 
 from jaxopt_keras.language import option_values as values
-from jaxopt_keras.language.option_values import Mask, MaskOfParams
+from jaxopt_keras.language.option_values import Format, Mask, MaskOfParams
 from jaxopt_keras.language.rule import COMPLEMENT, OFF_AT_ZERO, Amount, Count, Hyperparameters, Read, Within, fields_of
 
+Formats = Format | dict[str, Format] | tuple[tuple[str, Format], ...]  # a tuple: as `read_formats` stores a dict
 Limit = Annotated[float, Within(0, below=math.inf), OFF_AT_ZERO]
 
 
@@ -60,7 +61,7 @@ class Options(KerasOptions):
         clipvalue: the greatest absolute value of a gradient element; others are clipped to it.
         global_clipnorm: the greatest joint norm of all gradients; they are scaled down together.
         use_ema: keep an exponential moving average of the parameters (slot `average`).
-        ema_momentum: the decay of this average, in [0, 1].
+        ema_momentum: the decay of the average of the parameters.
         ema_overwrite_frequency: the number of updates after which the parameters become their average; None: never.
         loss_scale_factor: the factor of the loss (`Optimizer.scale_loss`); gradients are divided by it.
         gradient_accumulation_steps: an int >= 2: the number of calls for one update, with the mean of their gradients.
@@ -104,7 +105,7 @@ class Options(KerasOptions):
     constraints: Annotated[Any, Read(values.read_constraints)] = ()
     sparse: Literal["dense", "lazy"] = "dense"
     axis_name: Annotated[Any, Read(values.read_axes)] = None
-    state_dtype: Annotated[Any, Read(values.read_formats)] = None
+    state_dtype: Annotated[Formats | None, Read(values.read_formats)] = None
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: Count | None = None

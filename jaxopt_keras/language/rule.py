@@ -267,6 +267,10 @@ class Rule(Hyperparameters):
     Subclass it with hyperparameters as annotated fields, a `State` NamedTuple of slots, `init` and `update`. The
     arithmetic is in float32, or in float64 for a float64 parameter.
 
+    Args:
+        learning_rate: the rate: a number, or a schedule, which is a function of the step.
+        variant: the library whose numbers the rule follows where libraries differ.
+
     >>> import jaxopt_keras as jk
     >>> class Sign(Rule):
     ...     learning_rate: Rate = 1e-3
