@@ -175,6 +175,8 @@ class Kernel(optax.GradientTransformationExtraArgs):
     def current(self, state: State) -> dict[str, Any]:
         """The hyperparameters of a step from `state`: the injected ones in the state, and the kernel's for all others.
 
+        A rate that is a schedule is not among them: injected, it is in `state.hyperparams`, as the last step used it.
+
         Raises:
             TypeError: if `state` is no state. ValueError: if its hyperparameters are not those that the kernel injects.
         """

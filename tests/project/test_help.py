@@ -1,5 +1,6 @@
 """Errors that say what to write: for names of other libraries, donated arrays, optimizers of the other face."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -295,3 +297,62 @@ def test_a_keras_adapter_prints_its_optimizer(monkeypatch):
     assert repr(adapters.as_keras(jk.LossScaleOptimizer(jk.SGD()))) == (
         "WrappedLossScale(LossScaleOptimizer(SGD(learning_rate=0.01)))"
     )
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_norm_of_a_tree():
+    rng = np.random.default_rng(0)
+    tree = {"a": rng.normal(size=(3, 4)).astype("float32"), "b": [jnp.asarray(rng.normal(size=5), jnp.bfloat16), None]}
+    expected = np.sqrt(sum(np.sum(np.square(np.asarray(x, np.float64))) for x in jax.tree.leaves(tree)))
+    for norm in (jk.global_norm, jax.jit(jk.global_norm)):
+        np.testing.assert_allclose(norm(tree), expected, rtol=1e-6)
+        assert norm(tree).dtype == jnp.float32
+    assert jk.global_norm({}) == jk.global_norm(None) == 0
+    assert jk.global_norm([3, 4.0]) == jk.global_norm(jnp.asarray([3 + 4j])) == 5
+    np.testing.assert_allclose(jk.global_norm([jnp.full(4, 1e30), jnp.ones(3, jnp.float16)]), 2e30, rtol=1e-6)
+    assert jnp.isnan(jk.global_norm(jnp.asarray([jnp.nan, 1.0]))) and jk.global_norm(jnp.asarray(-jnp.inf)) == jnp.inf
+    rows = jk.IndexedSlices(jnp.array([[3.0], [1.0]]), jnp.array([1, 1]), (4, 1))  # one row, given twice
+    assert jk.global_norm({"rows": rows, "b": jnp.asarray(3.0)}) == 5
+    assert jk.global_norm([jk.Variable([3.0]), jk.Variable(4.0)]) == 5
+
+
+def test_the_version_is_that_of_the_project():
+    import tomllib
+
+    assert jk.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert "__version__" in dir(jk)
+
+
+def test_the_number_of_the_last_step():
+    kernel = jk.adam(lambda step: 0.1 / (1.0 + step.astype(float)), inject_hyperparams="learning_rate")
+    params, state = jnp.ones(2), kernel.init(jnp.ones(2))
+    for step in range(3):
+        params, state = kernel.step(params, state, jnp.ones(2))
+        assert float(state.hyperparams["learning_rate"]) == pytest.approx(0.1 / (1 + step))
+    assert "learning_rate" not in jk.adam(lambda step: 0.1).current(jk.adam().init(params))
+
+
+LOAD = """
+import keras
+from keras.saving import deserialize_keras_object as load
+config = {"module": "jaxopt_keras.interop.keras", "class_name": "Adam", "registered_name": "jaxopt_keras>Adam"}
+config["config"] = {"learning_rate": 0.5}
+try:
+    load(dict(config))
+except TypeError as error:
+    print(error)
+import jaxopt_keras.interop.keras
+print(load(dict(config)))
+"""
+
+
+def test_a_saved_model_needs_the_import_as_the_page_says():
+    pytest.importorskip("keras")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax"}
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, env=environment)
+    first, *_, last = done.stdout.strip().splitlines()
+    said = "Could not locate class 'Adam'"
+    assert said in first and last == "Adam(learning_rate=0.5)", done.stderr
+    assert said in (ROOT / "docs" / "keras.md").read_text()
