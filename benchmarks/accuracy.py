@@ -23,7 +23,7 @@ from jaxopt_keras.storage.rounding import stochastic
 
 MARK = "<!-- accuracy -->"
 FORMS = {"bfloat16": 0.15, "float16": 0.15, "float8": 0.15, "int8": 0.15, "int4": 0.5}  # the greatest excess loss
-BYTES = {"float32": 8.01, "bfloat16": 4.01, "int8": 2.2, "int4": 1.2}
+BYTES: dict[Any, float] = {"float32": 8.01, "bfloat16": 4.01, "int8": 2.2, "int4": 1.2}
 REMEDIES: list[dict[str, Any]] = [
     *({"master_weights": kind} for kind in ("float32", "bf16+16", "bf16+8")),
     {"rounding": "stochastic"},
@@ -44,7 +44,7 @@ class Row(NamedTuple):
         return self.value <= self.bar
 
 
-def regression(form: str | None, steps: int = 400) -> float:
+def regression(form: Any, steps: int = 400) -> float:
     """Return the final loss of two layers trained by AdamW; with float32 slots it is small."""
     rng = np.random.default_rng(0)
     x, hidden = jnp.asarray(rng.normal(size=(512, 16)), jnp.float32), jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)
@@ -119,7 +119,7 @@ RATES = {
 }  # else 3e-3
 
 
-def digits(name: str, form: str | None, steps: int = 300) -> np.ndarray:
+def digits(name: str, form: Any, steps: int = 300) -> np.ndarray:
     """Return the test accuracy for each seed of a small network on scans of handwritten digits."""
     images, labels = load_digits(return_X_y=True)
     x, y = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)

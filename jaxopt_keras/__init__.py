@@ -8,6 +8,7 @@ from typing import Any as _Any
 from jaxopt_keras import optimizers as optimizers
 from jaxopt_keras import schedules as schedules
 from jaxopt_keras.engine.plan import nbytes as nbytes
+from jaxopt_keras.engine.stages.clip import global_norm as global_norm
 from jaxopt_keras.language.options import Options as Options
 from jaxopt_keras.language.rule import Rule as Rule
 from jaxopt_keras.language.sparse import IndexedSlices as IndexedSlices
@@ -43,12 +44,16 @@ if _TYPE_CHECKING:
     from jaxopt_keras import checkpoint as checkpoint
     from jaxopt_keras import history as history
 
+    __version__: str
+
 
 def __getattr__(name: str) -> _Any:
     if name in _LAZY:
         return _importlib.import_module(f"jaxopt_keras.{name}")
+    if name == "__version__":  # of the installed package; its metadata takes 10 ms to read
+        return _importlib.import_module("importlib.metadata").version("jaxopt_keras")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "__version__"})

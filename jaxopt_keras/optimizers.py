@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxopt_keras import rules
-from jaxopt_keras.language.options import EXTRAS, KERAS, Options, refuse_unknown
+from jaxopt_keras.language.meanings import description, entry, meanings
+from jaxopt_keras.language.options import EXTRAS, KERAS, Options
+from jaxopt_keras.language.other_names import refuse_unknown
 from jaxopt_keras.language.rule import RATE, Field, Rule, fields_of
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -82,7 +84,7 @@ def stateful(rule: type[Rule]) -> type[Optimizer]:
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     # `inspect.signature` reads this attribute, which type checkers do not know.
     __init__.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
-    members = {"__init__": __init__, "__doc__": _docstring(rule, "optimizer"), "__module__": "jaxopt_keras"}
+    members = {"__init__": __init__, "__doc__": _docstring(rule), "__module__": "jaxopt_keras"}
     return type(rule.__name__, (Optimizer,), members)
 
 
@@ -95,16 +97,18 @@ def pure(rule: type[Rule]) -> Callable[..., Kernel]:
 
     make.__name__ = make.__qualname__ = rule.__module__.rsplit(".", 1)[-1]
     make.__signature__ = signature  # type: ignore[attr-defined]  # as in `stateful`
-    make.__doc__, make.__module__ = _docstring(rule, "kernel"), "jaxopt_keras"
+    make.__doc__, make.__module__ = _docstring(rule), "jaxopt_keras"
     return make
 
 
-def _docstring(rule: type[Rule], what: str) -> str:
-    """The docstring of an optimizer: its rule's, with the arguments and their defaults."""
-    arguments = "\n".join(f"        {p.name}: default {p.default!r}." for p in parameters(rule))
+@functools.cache
+def _docstring(rule: type[Rule]) -> str:
+    """The docstring of an optimizer: its rule's, with the meaning, range and default of every argument."""
+    said, known = meanings(Options) | meanings(rule), fields_of(Options) | fields_of(rule)
+    arguments = "\n".join(entry(p.name, said.get(p.name, ""), known[p.name], p.default) for p in parameters(rule))
     return (
-        f"{inspect.getdoc(rule)}\n\n    Args (see `Options` for those common to every {what}):\n{arguments}\n\n"
-        "    Raises:\n        TypeError, ValueError: for an argument of a wrong type, or out of its range.\n"
+        f"{description(rule)}\n\nArgs:\n{arguments}\n\n"
+        "Raises:\n    TypeError, ValueError: for an argument of a wrong type, or out of its range.\n"
     )
 
 

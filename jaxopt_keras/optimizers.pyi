@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict, Unpack, type_check_only
 import numpy as np
 from jax import Array
 
+from jaxopt_keras.language.option_values import Format
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -38,7 +39,7 @@ class CommonOptions(TypedDict, total=False):
     constraints: dict[str, Callable[[Any], Any]] | tuple[()]  # ()
     sparse: Literal["dense", "lazy"]  # "dense"
     axis_name: Any  # None
-    state_dtype: Any  # None
+    state_dtype: Format | dict[str, Format] | None  # None
     master_weights: Literal["float32", "bf16+16", "bf16+8", None]  # None, ScheduleFreeAdamW: "float32"
     rounding: Literal["nearest", "stochastic"]  # "nearest"
     seed: int | None  # None

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 import jaxopt_keras as jk
-from docs.generator.docstrings import restructured
+from docs.generator.docstrings import prose, restructured
 from docs.generator.equations import End, symbol
+from jaxopt_keras.language.meanings import description, limits, meanings
 from jaxopt_keras.language.rule import Field, Rule, fields_of
 from jaxopt_keras.optimizers import RULES, parameters
 
@@ -28,12 +29,17 @@ def page() -> str:
 
 def section(name: str, rule: type[Rule]) -> str:
     function = rule.__module__.rsplit(".", 1)[-1]
-    doc = inspect.getdoc(rule) or ""
     head = [name, "-" * len(name), "", f".. py:class:: {name}({signature(rule)})", "   :no-contents-entry:", ""]
     head += [f".. py:function:: {function}({signature(rule)}) -> Kernel", "   :no-contents-entry:", ""]
     known = {*fields_of(rule), *rule.defaults}
     return "\n".join(
-        [*head, *restructured(doc.splitlines(), known), *hyperparameters(rule), *slots(rule), *facts(rule)]
+        [
+            *head,
+            *restructured(description(rule).splitlines(), known),
+            *hyperparameters(rule),
+            *slots(rule),
+            *facts(rule),
+        ]
     )
 
 
@@ -53,12 +59,14 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def hyperparameters(rule: type[Rule]) -> list[str]:
-    rows = []
+    rows, known = [], {*fields_of(rule), *rule.defaults}
     for parameter in parameters(rule):
         field = fields_of(rule).get(parameter.name)
         if field and parameter.name != "variant":
-            rows.append([f"`{parameter.name}`{sign(parameter.name)}", f"`{parameter.default!r}`", allowed(field)])
-    return table(["hyperparameter", "default", "may be"], rows)
+            meaning = " ".join(meanings(rule)[parameter.name].split())
+            name = f"`{parameter.name}`{sign(parameter.name)}"
+            rows.append([name, prose(meaning, known), f"`{parameter.default!r}`", limits(field) or "see there"])
+    return table(["hyperparameter", "meaning", "default", "values"], rows)
 
 
 def sign(name: str) -> str:
@@ -67,13 +75,6 @@ def sign(name: str) -> str:
         return f"  :math:`{symbol({'learning_rate': 'lr'}.get(name, name))}`"
     except End:
         return ""
-
-
-def allowed(field: Field) -> str:
-    kinds = {bool: "True or False", float: "a number", int: "an integer"}
-    said = next((text for kind, text in kinds.items() if kind in field.types), "see above")
-    said += f" in {field.range}" if field.range and str(field.range) != "(-inf, inf)" else ""
-    return said + (" or None" if type(None) in field.types else "")
 
 
 def slots(rule: type[Rule]) -> list[str]:

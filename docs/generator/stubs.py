@@ -29,6 +29,7 @@ from typing import Any, Literal, TypedDict, Unpack, type_check_only
 import numpy as np
 from jax import Array
 
+from jaxopt_keras.language.option_values import Format
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -66,6 +67,7 @@ CLASSES: dict[str, type[Adapter]]
 SPECIAL = {
     "learning_rate": "Rate",
     "exclude_from_weight_decay": "Sequence[str] | Callable[[str, Any], bool]",
+    "state_dtype": "Format | dict[str, Format] | None",
     "exclude_layers": "Sequence[str] | None",
     "constraints": "dict[str, Callable[[Any], Any]] | tuple[()]",
 }

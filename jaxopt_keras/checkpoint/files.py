@@ -28,7 +28,7 @@ DTYPES = {
 }  # fmt: skip
 MAKER, DIGEST, PAIRS = "made_by", "digest", "complex128"
 OURS = "jaxopt_keras"
-HINT = "Files need the package safetensors: pip install 'jaxopt_keras[checkpoint]'. Or save to a folder."
+NEEDED = ("A file", "checkpoint", " Or save to a folder.")
 ABANDONED = 3600.0  # seconds since the last write after which the writing process must have died
 
 
@@ -47,7 +47,7 @@ def write(path: Any, arrays: Mapping[str, Any]) -> None:
     metadata = {MAKER: OURS, PAIRS: "\n".join(pairs)}
     metadata[DIGEST] = digest(flat, metadata)
     # `save_file` would rename a temporary file of its own without synchronising it.
-    data = optional("safetensors.numpy", HINT).save(flat, metadata=metadata)
+    data = optional("safetensors.numpy", *NEEDED).save(flat, metadata=metadata)
     _remove_leftovers(path)
     _replace(path, data)
 
@@ -62,7 +62,7 @@ def read(path: Any, choose: Callable[[Mapping[str, Any]], Iterable[str]] = lambd
     Raises:
         OSError: if the file cannot be opened. ValueError: if it is empty, truncated, damaged, or not made by `write`.
     """
-    library = optional("safetensors", HINT)
+    library = optional("safetensors", *NEEDED)
     if not os.path.getsize(path):
         raise ValueError(f"{path} is empty: no checkpoint.")
     data = np.memmap(path, np.uint8, "r")  # views of it take no memory

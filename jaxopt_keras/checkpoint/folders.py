@@ -82,5 +82,4 @@ def _absolute(path: Any) -> Any:
 
 
 def _orbax() -> Any:
-    hint = "Folders need Orbax: pip install 'jaxopt_keras[orbax]'. Or save to a .safetensors file."
-    return optional("orbax.checkpoint", hint)
+    return optional("orbax.checkpoint", "A folder", "orbax", " Or save to a .safetensors file.")

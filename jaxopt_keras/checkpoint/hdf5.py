@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxopt_keras.language.optional import optional
 
-HINT = "`.weights.h5` files need h5py: `pip install h5py`."
+NEEDED = ("A `.weights.h5` file", "keras")
 BFLOAT16 = "bfloat16"  # HDF5 has no such dtype: Keras stores two bytes per number, and the dtype in an attribute
 
 
@@ -28,7 +28,7 @@ def opened(path: Any, group: str, mode: str) -> Iterator[list[Any]]:
     Raises:
         OSError: if the file cannot be opened. ValueError: if it has no such group, or a dataset is refused.
     """
-    library = optional("h5py", HINT)
+    library = optional("h5py", *NEEDED)
     if zipfile.is_zipfile(path):
         raise ValueError(f"{path} must be an HDF5 file. Received: an archive. Take `model.weights.h5` out of it first.")
     with library.File(path, mode) as file:
@@ -55,7 +55,7 @@ def _member(path: Any, group: Any, name: str, kind: type) -> Any:
     place = f"{group.name.rstrip('/')}/{name}"
     if not links.exists(key):
         raise ValueError(f"{path} must contain an optimizer's variables. Received: a file without `{place}`")
-    if links.get_info(key).type != optional("h5py", HINT).h5l.TYPE_HARD:
+    if links.get_info(key).type != optional("h5py", *NEEDED).h5l.TYPE_HARD:
         raise _elsewhere(path, place, "a link")
     if not isinstance(found := group[name], kind):
         raise ValueError(f"`{place}` in {path} must be a {kind.__name__}. Received: {type(found).__name__}")

@@ -104,7 +104,7 @@ def to_torch(
         ImportError: if torch is not installed. TypeError, ValueError: as in `from_torch`.
     """
     check_arguments(to_torch, kernel=kernel, state=state)
-    torch = optional("torch", "`to_torch` needs torch: `pip install torch`.")
+    torch = optional("torch", "`to_torch`", "torch")
     slots = rule_slots(flatten(leaves(state), portable=True))
     numbers = _numbers(state_dict)
     _check_order(order, numbers, dict.fromkeys(order))

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import eval_context
+from jax.core import Tracer, eval_context
 
 from jaxopt_keras.engine.slot_sharding import ON_ONE_DEVICE
 from jaxopt_keras.language.sparse import is_sparse
@@ -73,6 +73,11 @@ def call_donating(donating: Any, plain: Any, *args: Any) -> Any:
             if not any(part in str(error) for part in ("the same buffer twice", "donated in the same call")):
                 raise
     return plain(*args)
+
+
+def is_donated(x: Any) -> bool:
+    """Whether `x` is an array that was donated to an earlier call, or deleted."""
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted()
 
 
 def _trace_state() -> Any:

@@ -47,7 +47,7 @@ def initial_slots(core: Core, options: Options, leaf: Leaf, p: Array, slots: Slo
 def choose_format(options: Options, name: str, x: Any, kind: Slot) -> formats.Choice:
     """Choose the format of the slot `name`; `x` gives its shape and dtype."""
     wanted = options.state_dtype
-    requested = dict(wanted).get(name) if isinstance(wanted, tuple) else wanted
+    requested = dict(wanted).get(name) if isinstance(wanted, tuple | dict) else wanted
     return formats.choose_format(x, requested, kind, lazy=options.sparse == "lazy")
 
 

@@ -20,7 +20,7 @@ from jaxopt_keras.language.numerics import compute_dtype, square
 from jaxopt_keras.language.paths import first_match, leaves_by_path
 from jaxopt_keras.language.sparse import densify, is_sparse, rows_of
 from jaxopt_keras.packing.trees import Packed, unpacked
-from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.pure.kernel import Kernel, check_kernel
 
 Measures = dict[str, Array]
 Groups = Mapping[str, str]  # name of a group -> regular expression, searched for in paths
@@ -106,8 +106,7 @@ def measured_step(
     Raises:
         TypeError, ValueError: as in `Kernel.step` and `measure`; TypeError if `norms` is no bool.
     """
-    if not isinstance(kernel, Kernel):
-        raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
+    check_kernel("kernel", kernel)
     if not isinstance(norms, bool | np.bool_):
         raise TypeError(
             f"`norms` must be True or False when the step is compiled. Received: norms={norms!r}. Inside your own "

@@ -124,6 +124,9 @@ class History:
         found = dict.fromkeys(name for row in self.rows for name in row)
         return sorted(found, key=lambda name: name != "step")
 
+    def __repr__(self) -> str:
+        return f"<History of {len(self)} rows: {', '.join(self.names)}>" if len(self) else "<History without rows>"
+
     def __len__(self) -> int:
         return len(self._rows) + len(self._waiting)
 

@@ -39,7 +39,7 @@ def csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, float]]) -
 
 def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int) -> None:
     """Writes `rows`. Without a step, rows are numbered from `first`."""
-    library = optional("tensorboardX", "`tensorboard` needs tensorboardX: `pip install 'jaxopt_keras[tensorboard]'`.")
+    library = optional("tensorboardX", "`tensorboard`", "tensorboard")
     # Two files that are made in the same second need different names.
     with library.SummaryWriter(str(directory), filename_suffix=f".{first}") as writer:
         for i, row in enumerate(rows, first):
@@ -51,7 +51,7 @@ def tensorboard(directory: Path, rows: Sequence[Mapping[str, float]], first: int
 
 def plot(history: Any, path: Path | None) -> Any:
     """Plots the columns of a `History` in panels; returns matplotlib's `Figure`."""
-    matplotlib = optional("matplotlib.figure", "`plot` needs matplotlib: `pip install 'jaxopt_keras[plots]'`.")
+    matplotlib = optional("matplotlib.figure", "`plot`", "plots")
     if not len(history):
         raise ValueError("There is nothing to plot: the history has no rows. `append` rows first.")
     steps = history["step"] if "step" in history.names else np.arange(len(history))

@@ -26,26 +26,22 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
-from flax.training import train_state
 
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.optional import missing
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import Packed
-from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.pure.kernel import Kernel, check_kernel
 from jaxopt_keras.stateful.signals import uninterrupted
 
+try:
+    from flax import nnx
+    from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
+    from flax.training import train_state
+except ImportError as error:
+    raise missing("flax", "`jaxopt_keras.interop.flax`", "flax") from error
+
 Model = TypeVar("Model")
-
-
-def _kernel(tx: Any) -> Kernel:
-    if not isinstance(tx, Kernel):
-        raise TypeError(
-            f"`tx` must be a kernel, such as `jaxopt_keras.adam()`. Received: tx={tx!r}. For an optax transformation "
-            "use `Kernel.from_optax(tx)`."
-        )
-    return tx
 
 
 class Optimizer(nnx.Optimizer[Model]):
@@ -67,7 +63,7 @@ class Optimizer(nnx.Optimizer[Model]):
     tx: Kernel
 
     def __init__(self, model: Model, tx: Kernel, *, wrt: Any = nnx.Param, graph: bool | None = None) -> None:
-        kernel = _kernel(tx)
+        kernel = check_kernel("tx", tx)
         # nnx calls only `init`, although its annotation demands an optax class.
         tx_of_variables: Any = SimpleNamespace(init=partial(_init, kernel))
         super().__init__(model, tx_of_variables, wrt=wrt, graph=graph)
@@ -180,7 +176,7 @@ class TrainState(train_state.TrainState):
                 f"`params` must not hold `{OVERWRITE_WITH_GRADIENT}` (fp8 layers). Received: keys {sorted(params)}. "
                 "Use flax's `TrainState`, which takes kernels too."
             )
-        return super().create(apply_fn=apply_fn, params=params, tx=_kernel(tx), **fields)
+        return super().create(apply_fn=apply_fn, params=params, tx=check_kernel("tx", tx), **fields)
 
     def apply_gradients(self, *, grads: Any, **fields: Any) -> "TrainState":
         """Returns the state after one step, with `fields` replaced. Donate the old state in your `jit`."""

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from jaxopt_keras.language.paths import leaves_by_path
 
 HOST = "pinned_host"
-FORMATS = ("float32", "bfloat16", "float16", "float8", "int8", "int4")
+Format = Literal["float32", "bfloat16", "float16", "float8", "int8", "int4"]
+FORMATS = get_args(Format)
 Lists = list | tuple
 Sets = set | frozenset
 

@@ -7,16 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 
-def optional(module: str, hint: str) -> Any:
+def optional(module: str, what: str, extra: str, otherwise: str = "") -> Any:
     """Import a module of an optional library.
 
+    Args:
+        module: the module.
+        what: what needs it.
+        extra: the extra of this package that installs it (`project.optional-dependencies` in pyproject.toml).
+        otherwise: what to do without it.
+
     Raises:
-        ImportError: if it is not installed; `hint` says how to install it.
+        ImportError: if it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(hint) from error
+        raise missing(module.partition(".")[0], what, extra, otherwise) from error
 
 
 def when_imported(module: str, then: Callable[[Any], None]) -> None:
@@ -51,3 +57,8 @@ class _Waiting:
 
         spec.loader.exec_module = execute_and_tell
         return spec
+
+
+def missing(library: str, what: str, extra: str, otherwise: str = "") -> ImportError:
+    """Return the error that says which extra installs `library`."""
+    return ImportError(f"{what} needs {library}: `pip install 'jaxopt_keras[{extra}]'`.{otherwise}")

@@ -1,6 +1,5 @@
 """The options of every optimizer: weight decay, clipping, averaging, accumulation, constraints, storage."""
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
@@ -8,10 +7,11 @@ from typing import Annotated, Any, Literal, Self
 from jax import Array
 
 from jaxopt_keras.language import option_values as values
-from jaxopt_keras.language.option_values import Mask, MaskOfParams
+from jaxopt_keras.language.option_values import Format, Mask, MaskOfParams
 from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.language.rule import COMPLEMENT, OFF_AT_ZERO, Amount, Count, Hyperparameters, Read, Within, fields_of
 
+Formats = Format | dict[str, Format] | tuple[tuple[str, Format], ...]  # a tuple: as `read_formats` stores a dict
 Limit = Annotated[float, Within(0, below=math.inf), OFF_AT_ZERO]
 
 
@@ -61,7 +61,7 @@ class Options(KerasOptions):
         clipvalue: the greatest absolute value of a gradient element; others are clipped to it.
         global_clipnorm: the greatest joint norm of all gradients; they are scaled down together.
         use_ema: keep an exponential moving average of the parameters (slot `average`).
-        ema_momentum: the decay of this average, in [0, 1].
+        ema_momentum: the decay of the average of the parameters.
         ema_overwrite_frequency: the number of updates after which the parameters become their average; None: never.
         loss_scale_factor: the factor of the loss (`Optimizer.scale_loss`); gradients are divided by it.
         gradient_accumulation_steps: an int >= 2: the number of calls for one update, with the mean of their gradients.
@@ -105,7 +105,7 @@ class Options(KerasOptions):
     constraints: Annotated[Any, Read(values.read_constraints)] = ()
     sparse: Literal["dense", "lazy"] = "dense"
     axis_name: Annotated[Any, Read(values.read_axes)] = None
-    state_dtype: Annotated[Any, Read(values.read_formats)] = None
+    state_dtype: Annotated[Formats | None, Read(values.read_formats)] = None
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: Count | None = None
@@ -164,20 +164,13 @@ class Options(KerasOptions):
 
     def patterns(self) -> dict[str, tuple[str, ...]]:
         """Return the regular expressions that are searched for in paths, by option."""
-        excluded: Any = self.exclude_from_weight_decay
-        is_mask = isinstance(excluded, Mask | MaskOfParams) or callable(excluded)
-        constraints = tuple(pattern for pattern, _ in self.constraints)
-        return {"exclude_from_weight_decay": () if is_mask else excluded, "constraints": constraints}
+        excluded = self.exclude_from_weight_decay
+        patterns = excluded if isinstance(excluded, tuple) and not isinstance(excluded, Mask | MaskOfParams) else ()
+        return {
+            "exclude_from_weight_decay": patterns,
+            "constraints": tuple(pattern for pattern, _ in self.constraints),
+        }
 
 
 KERAS = tuple(fields_of(KerasOptions))
 EXTRAS = tuple(name for name in fields_of(Options) if name not in KERAS)  # Keras lacks them
-
-
-def refuse_unknown(what: str, arguments: dict[str, Any], known: Any) -> None:
-    """Raise a TypeError for the first of `arguments` that is not `known`, with the nearest known name."""
-    for name, value in arguments.items():
-        if name not in known:
-            close = ["learning_rate"] if name == "lr" else difflib.get_close_matches(name, list(known), n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"It has {list(known)}."
-            raise TypeError(f"{what} has no argument `{name}`. Received: {name}={value!r}. {hint}")

@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, dataclass_transform
 
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from jax.core import Tracer
 
 from jaxopt_keras.language.clock import Clock
 from jaxopt_keras.language.numerics import complemented
+from jaxopt_keras.language.other_names import PARAMS_FIRST
+from jaxopt_keras.language.printing import arguments_of, call
 
 
 class Within(NamedTuple):
@@ -152,6 +154,7 @@ class Field(NamedTuple):
         if not numeric or np.ndim(value) or np.iscomplexobj(value) or (kind is int and not float(value).is_integer()):
             hint = CAST if isinstance(value, Array) and np.iscomplexobj(value) else ""
             hint = hint if name == RATE or not callable(value) else f". Only `{RATE}` may be a schedule"
+            hint = PARAMS_FIRST if name == RATE and _holds_arrays(value) else hint
             raise TypeError(
                 f"`{name}` must be {'a number' if kind is float else 'an integer'}"
                 f"{' or None' if type(None) in self.types else ''}. Received: {name}={value!r} ({type(value).__name__})"
@@ -168,6 +171,13 @@ class Field(NamedTuple):
         if self.range is not None and number not in self.range:
             raise ValueError(f"`{name}` must be in {self.range}. Received: {name}={value!r}")
         return number
+
+
+def _holds_arrays(value: Any) -> bool:
+    """Whether `value` may be parameters: an array, or a list, a generator or a tree of them."""
+    return not isinstance(value, str) and (
+        bool(np.ndim(value)) if hasattr(value, "ndim") else isinstance(value, Iterable)
+    )
 
 
 RATE = "learning_rate"  # the one number that may be a function of the step
@@ -190,7 +200,7 @@ class Hyperparameters:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(frozen=True)(cls)
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
 
     def __post_init__(self) -> None:
         for name, field in fields_of(type(self)).items():
@@ -199,6 +209,9 @@ class Hyperparameters:
                 continue
             checked = field.check(name, value)
             object.__setattr__(self, name, value if field.traced and isinstance(value, Array) else checked)
+
+    def __repr__(self) -> str:
+        return call(type(self).__name__, *arguments_of(self, always=RATE))
 
     def _is_traced(self, name: str, field: Field) -> bool:
         value = getattr(self, name)
@@ -253,6 +266,10 @@ class Rule(Hyperparameters):
 
     Subclass it with hyperparameters as annotated fields, a `State` NamedTuple of slots, `init` and `update`. The
     arithmetic is in float32, or in float64 for a float64 parameter.
+
+    Args:
+        learning_rate: the rate: a number, or a schedule, which is a function of the step.
+        variant: the library whose numbers the rule follows where libraries differ.
 
     >>> import jaxopt_keras as jk
     >>> class Sign(Rule):

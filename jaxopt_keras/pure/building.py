@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxopt_keras.engine.compiled import is_donated
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.programs.around import plain_programs
@@ -62,12 +63,19 @@ def _check_storage(rule: Any, options: Options) -> None:
             raise ValueError(f"`{slot}` is no slot of {type(rule).__name__}. Its slots are {[*known]}")
 
 
-def explained(error: TypeError, **trees: Any) -> TypeError:
-    """An error that names the first leaf that is no array; `error` itself if all leaves are arrays."""
+def explained(error: Exception, **trees: Any) -> Exception:
+    """An error that names the first leaf that is no array, or was donated; `error` itself if there is none."""
     arrays = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, int, float, complex)
     for name, tree in trees.items():
         for path, leaf in leaves_by_path(tree):
-            if not isinstance(leaf, arrays):
+            if not isinstance(error, TypeError):
+                if is_donated(leaf) and "deleted" in str(error):
+                    return RuntimeError(
+                        f"`{name}` must hold arrays that exist. Received: one at `{path}` that was donated "
+                        "to an earlier `step`, or deleted. Keep the arrays that `step` returned, or pass it "
+                        "`donate=False`."
+                    )
+            elif not isinstance(leaf, arrays):
                 hint = ". For an Equinox module, pass its arrays: `eqx.filter(model, eqx.is_inexact_array)`."
                 return TypeError(
                     f"`{name}` must be a pytree of arrays. Received: {leaf!r} at `{path}`"

@@ -12,7 +12,7 @@ from jaxopt_keras.engine.programs.partitioned import Partitioned
 from jaxopt_keras.language.option_values import check_pattern
 from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.pure.building import refuse_flat
-from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.pure.kernel import Kernel, check_kernel
 
 DEFAULT = "default"
 
@@ -97,10 +97,7 @@ def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> K
         raise ValueError("`partition` needs at least one kernel. Received: none")
     everything = dict(kernels) | ({} if default is None else {DEFAULT: default})
     for name, kernel in everything.items():
-        if not isinstance(kernel, Kernel):
-            raise TypeError(
-                f"`kernels` must map patterns to kernels, such as `jaxopt_keras.adam()`. Received: {name!r}: {kernel!r}"
-            )
+        check_kernel("kernels", kernel, name)
         if not isinstance(kernel.program, (Program, Offloaded, Frozen)):
             raise ValueError(
                 f"The kernel of a group must be plain. Received: {name!r}: {kernel!r}. Wrap the partition instead: "

@@ -60,7 +60,7 @@ def _checked(program: Any, known: dict[str, Any], hyper: dict[str, Any]) -> dict
         if name in program.schedules():
             raise ValueError(
                 f"`{name}` is a schedule, and each step computes it anew. Received: {name}={value!r}. Make the kernel "
-                f"with a number: `{name}={value!r}`."
+                f"with a number, `{name}={value!r}`: it continues from this state, whose rate it can replace."
             )
         if name not in known:
             raise ValueError(

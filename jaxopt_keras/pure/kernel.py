@@ -14,13 +14,17 @@ from jaxopt_keras.engine.core import Core, Program
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.initial_state import initial_state
+from jaxopt_keras.engine.pipeline import Program as Pipeline
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import plain_programs
+from jaxopt_keras.engine.programs.partitioned import Partitioned
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import paths_of, warn_of
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.language.other_names import refuse_unknown
+from jaxopt_keras.language.printing import arguments_of, call
+from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.pure import injection
 from jaxopt_keras.pure.building import explained, program_of, refuse_no_floats
 
@@ -73,6 +77,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         Raises:
             TypeError: if `tx` lacks one of the two methods.
         """
+        refuse_unknown("Kernel.from_optax", options, fields_of(Options))
         return cls(Foreign(tx), Options(**options))
 
     # --- a value ------------------------------------------------------------------------------------------------------
@@ -106,7 +111,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         return Kernel, (self.program,)
 
     def __repr__(self) -> str:
-        return f"Kernel({self.program!r})"
+        return call("Kernel", *_parts(self.program))
 
     # --- its parts ----------------------------------------------------------------------------------------------------
 
@@ -170,6 +175,8 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
     def current(self, state: State) -> dict[str, Any]:
         """The hyperparameters of a step from `state`: the injected ones in the state, and the kernel's for all others.
+
+        A rate that is a schedule is not among them: injected, it is in `state.hyperparams`, as the last step used it.
 
         Raises:
             TypeError: if `state` is no state. ValueError: if its hyperparameters are not those that the kernel injects.
@@ -258,7 +265,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         hyper = self.hyper()
         try:
             state = initial_state(self.skeleton, self.compiled, params, hyper)
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise explained(error, params=params) from error
         return self.keep(injection.to_state(jax.tree.map(jnp.copy, self.program.injected(hyper))), state)
 
@@ -266,6 +273,10 @@ class Kernel(optax.GradientTransformationExtraArgs):
         self, grads: Any, state: State, params: Any = None, *, full_precision: bool = False, **extra: Any
     ) -> tuple[Any, State]:
         """The optax protocol: returns amounts to add to `params`, and the next state.
+
+        The order of arguments is optax's: gradients, state, parameters; that of `step` is parameters, state, gradients.
+        `grads` and `params` have the same structure, so that exchanged ones cannot be noticed: pass them by keyword if
+        in doubt.
 
         Args:
             grads: a pytree like `params`, also of `IndexedSlices` or `BCOO`. None leaves the parameter unchanged.
@@ -281,13 +292,16 @@ class Kernel(optax.GradientTransformationExtraArgs):
         """
         hyper = self._with(self.current(state), extra)
         run = self.compiled.update_wide if full_precision else self.compiled.update
-        return self._called(run, grads, state, params, hyper, grads=grads, params=params)
+        return self._called(run, grads, state, params, hyper, grads=grads, params=params, state=state)
 
     def step(self, params: Any, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[Any, State]:
         """Returns new `params` and `state` from one fused pass. Both arguments are donated: do not use them again.
 
         Nothing is donated inside a transformation (`jax.grad`, `jax.vmap`, ...), whose caller still has the arrays, nor
         in a call in which one array occurs twice, such as tied parameters.
+
+        The order of arguments is that of the results, so that `jit` can reuse the memory; `update` has optax's order.
+        Exchanged `params` and `grads` cannot be noticed, since their structures are the same; keywords are safe.
 
         Args:
             params: a pytree of arrays.
@@ -298,12 +312,12 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
         Raises:
             ValueError: if a structure or a shape does not match. TypeError: for a leaf of a wrong kind, or a keyword
-            that the transformation does not take.
+            that the transformation does not take. RuntimeError: if an array was donated to an earlier step.
         """
         hyper = self.given(state, extra)
         plain, donating = self.compiled.step, self.compiled.step_donating
         run = functools.partial(call_donating, donating, plain) if donate else plain
-        return self._called(run, params, state, grads, hyper, params=params, grads=grads)
+        return self._called(run, params, state, grads, hyper, params=params, grads=grads, state=state)
 
     def averaged(self, params: Any, state: State) -> Any:
         """The parameters to evaluate: their moving average under `use_ema`, else the rule's average (ScheduleFree's x).
@@ -311,7 +325,10 @@ class Kernel(optax.GradientTransformationExtraArgs):
         Without either, they are `params`. Nothing is donated.
         """
         hyper = self.current(state)
-        return self.compiled.averaged(params, state._replace(hyperparams={}), hyper)
+        try:
+            return self.compiled.averaged(params, state._replace(hyperparams={}), hyper)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise explained(error, params=params, state=state) from error
 
     def describe(self, params: Any) -> Plan:
         """The plan of a step over `params`, arrays or `jax.ShapeDtypeStruct`s. It prints as a table.
@@ -348,13 +365,52 @@ class Kernel(optax.GradientTransformationExtraArgs):
         """The run-time values of a call: hyperparameters, and keywords for an optax transformation."""
         return hyper | self.core.extra(extra) if extra and self._is_foreign else hyper  # type: ignore[attr-defined]
 
-    def _called(self, run: Any, first: Any, state: State, third: Any, hyper: Any, **trees: Any) -> tuple[Any, State]:
-        """The results of a compiled function. A TypeError names the leaf of `trees` that is no array."""
+    def _called(self, run: Any, first: Any, state: State, third: Any, hyper: Any, /, **trees: Any) -> tuple[Any, State]:
+        """The results of a compiled function. Its error names the leaf of `trees` that is no array, or is donated."""
         try:
             result, moved = run(first, state._replace(hyperparams={}), third, hyper)
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise explained(error, **trees) from error
         return result, self.keep(state.hyperparams, moved)
 
 
 jax.tree_util.register_static(Kernel)
+
+
+def _parts(program: Any) -> list[str]:
+    """The arguments in the text of a kernel: its rule and options, or a call for each program around others."""
+    if isinstance(program, Pipeline):
+        core = program.core
+        options = arguments_of(program.options)
+        of = core.rule if isinstance(core, Leafwise) else core.tx if isinstance(core, Foreign) else core
+        return [repr(of), call("Options", *options) if options else ""]
+    names = program.names if isinstance(program, Partitioned) else ()
+    inner = [_joined_parts(child) for child in program.children]
+    inner = [f"{name!r}: {text}" for name, text in zip(names, inner, strict=True)] if names else inner
+    return [call(type(program).__name__, *inner)]
+
+
+def _joined_parts(program: Any) -> str:
+    return ", ".join(part for part in _parts(program) if part)
+
+
+def check_kernel(name: str, value: Any, pattern: str | None = None) -> Kernel:
+    """Return the argument `name`, or its value at `pattern`, if it is a kernel.
+
+    Raises:
+        TypeError: if it is not. For an optimizer of another kind it says how to make a kernel.
+    """
+    if isinstance(value, Kernel):
+        return value
+    expected, given = "be a kernel", f"{name}={value!r}"
+    if pattern is not None:
+        expected, given = "map patterns to kernels", f"{pattern!r}: {value!r}"
+    if hasattr(value, "apply_gradients"):
+        hint = ". That is an optimizer of the stateful face; kernels are made by functions, in lower case."
+    elif isinstance(value, Rule):
+        hint = ". Wrap a rule: `jaxopt_keras.Kernel(rule)`."
+    elif hasattr(value, "init") and hasattr(value, "update"):
+        hint = ". Wrap an optax transformation: `jaxopt_keras.Kernel.from_optax(tx)`."
+    else:
+        hint = ""
+    raise TypeError(f"`{name}` must {expected}, such as `jaxopt_keras.adam()`. Received: {given}{hint}")

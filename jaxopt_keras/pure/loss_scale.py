@@ -5,7 +5,7 @@ from typing import Any
 from jaxopt_keras.engine.programs.loss_scaled import LossScaled
 from jaxopt_keras.engine.programs.offloaded import outermost
 from jaxopt_keras.language.rule import Amount, Count, Field
-from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.pure.kernel import Kernel, check_kernel
 
 LOWEST, HIGHEST = 1.0, 2.0**24
 AMOUNT, COUNT = Field.read(Amount), Field.read(Count)
@@ -62,8 +62,7 @@ def loss_scaled(
     Raises:
         TypeError: if `kernel` is no kernel, or a setting is no number. ValueError: if a setting is out of its range.
     """
-    if not isinstance(kernel, Kernel):
-        raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
+    check_kernel("kernel", kernel)
     settings = checked_settings(initial_scale, dynamic_growth_steps, lowest_scale, highest_scale)
     if _is_scaled(kernel.program):
         raise ValueError(f"`kernel` must have no loss scale already. Received: kernel={kernel!r}")

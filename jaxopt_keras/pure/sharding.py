@@ -15,7 +15,7 @@ from jaxopt_keras.engine.programs.zero1 import Zero1
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.pure.building import refuse_flat
-from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.pure.kernel import Kernel, check_kernel
 
 
 def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> State:
@@ -94,8 +94,7 @@ def zero1(kernel: Kernel, mesh: Mesh, axis: str = "data", param_specs: Any = Non
     Raises:
         TypeError: if `kernel` is no kernel. ValueError: if the mesh has no such axis, or for `flat_state=True`.
     """
-    if not isinstance(kernel, Kernel):
-        raise TypeError(f"`kernel` must be a kernel, such as `jaxopt_keras.adam()`. Received: kernel={kernel!r}")
+    check_kernel("kernel", kernel)
     refuse_flat(kernel.program, "zero1")
     if axis not in mesh.axis_names:
         raise ValueError(f"`axis` must be an axis of the mesh, which has {mesh.axis_names}. Received: axis={axis!r}")

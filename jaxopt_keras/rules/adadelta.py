@@ -19,6 +19,10 @@ class Adadelta(Rule):
 
     The paper has lr = 1. `variant="optax"` adds weight decay to the gradient (g <- g + weight_decay p) instead of the
     decoupled one.
+
+    Args:
+        rho: the decay of both averages of squares.
+        epsilon: a constant added to both averages under the roots.
     """
 
     learning_rate: Rate = 1e-3

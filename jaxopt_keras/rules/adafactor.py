@@ -29,6 +29,16 @@ class Adafactor(Rule):
 
     `variant="optax"` does not limit the rate, factors over the two largest axes if both have `min_dim_size_to_factor`
     (None: 128; the Keras variant: 1) elements, and applies weight decay as p <- p - weight_decay p, without the rate.
+
+    Args:
+        learning_rate: the greatest rate: a number, or a schedule, which is a function of the step.
+        beta_2_decay: the power of t in the decay of the second moments.
+        epsilon_1: a constant added to squared gradients.
+        epsilon_2: the least root mean square of a parameter that its rate is relative to.
+        clip_threshold: the greatest root mean square of an update before the rate.
+        relative_step: has no effect: the rate is always limited, or with "optax" never.
+        min_dim_size_to_factor: the least length of both axes of a matrix whose second moment is factored. None: that of
+            the variant.
     """
 
     grain: ClassVar = "matrix"

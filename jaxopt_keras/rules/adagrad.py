@@ -16,6 +16,10 @@ class Adagrad(Rule):
         p <- p - lr g / sqrt(n + epsilon)
 
     `variant="optax"` is the same.
+
+    Args:
+        initial_accumulator_value: the initial sum of squared gradients.
+        epsilon: a constant added to this sum under the root.
     """
 
     learning_rate: Rate = 1e-3

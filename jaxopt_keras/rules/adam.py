@@ -19,6 +19,12 @@ class Adam(Rule):
     Kingma & Ba 2014, arXiv:1412.6980, with the "epsilon hat" of its section 2; AMSGrad: Reddi et al. 2018,
     arXiv:1904.09237. `variant="optax"` is the paper's Algorithm 1: epsilon joins the bias-corrected sqrt(v / (1 -
     beta_2^t)), and AMSGrad's maximum is over bias-corrected values.
+
+    Args:
+        beta_1: the decay of `momentum`, the average of gradients.
+        beta_2: the decay of `velocity`, the average of squared gradients.
+        epsilon: a constant added to the denominator, so that it is not 0.
+        amsgrad: divide by the greatest `velocity` so far, the slot `velocity_hat`.
     """
 
     keras: ClassVar = KerasOrder(slot_groups=(("momentum", "velocity"), ("velocity_hat",)))

@@ -17,6 +17,11 @@ class Adamax(Rule):
         p <- p - lr / (1 - beta_1^t) m / (u + epsilon)
 
     `variant="optax"` has epsilon inside the maximum: u <- max(beta_2 u, |g| + epsilon), p <- p - ... m / u.
+
+    Args:
+        beta_1: the decay of `momentum`, the average of gradients.
+        beta_2: the decay of the greatest absolute gradient.
+        epsilon: a constant added to the denominator, so that it is not 0.
     """
 
     learning_rate: Rate = 1e-3

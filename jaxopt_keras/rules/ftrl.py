@@ -18,6 +18,14 @@ class Ftrl(Rule):
         p <- (clip(z, -l1, l1) - z) / (n'^k / lr + 2 l2),  n <- n'
 
     The initial value of p has no effect after the first update, as in Keras.
+
+    Args:
+        learning_rate_power: the power of n in the rate of each element; the usual value is the faster -0.5.
+        initial_accumulator_value: the initial n, the sum of squared gradients.
+        l1_regularization_strength: l1, the weight of |p|: small parameters become 0.
+        l2_regularization_strength: the weight of p² in the objective.
+        l2_shrinkage_regularization_strength: the weight of p² in the loss, where its gradient joins g.
+        beta: adds beta / (2 lr) to the weight of p² in the objective.
     """
 
     variants: ClassVar = ("keras",)

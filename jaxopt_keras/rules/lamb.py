@@ -17,6 +17,11 @@ class Lamb(Rule):
         p <- p - lr |p| / |u| u                 the ratio is 1 where either norm is 0
 
     Weight decay shrinks p first, outside the ratio. `variant="optax"`, as the paper: u <- u + weight_decay p inside.
+
+    Args:
+        beta_1: the decay of `momentum`, the average of gradients.
+        beta_2: the decay of `velocity`, the average of squared gradients.
+        epsilon: a constant added to the denominator, so that it is not 0.
     """
 
     grain: ClassVar = "leaf"

@@ -17,6 +17,10 @@ class Lion(Rule):
 
     Every element changes by lr: the paper advises a rate 3 to 10 times smaller than AdamW's, and weight decay larger by
     the same factor. `variant="optax"` is the same.
+
+    Args:
+        beta_1: the decay of the average whose sign is the step; above 0.
+        beta_2: the decay of `momentum`, the average that is kept.
     """
 
     learning_rate: Rate = 1e-3

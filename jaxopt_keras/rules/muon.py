@@ -45,6 +45,20 @@ class Muon(Rule):
 
     `variant="optax"`, as optax.contrib.muon: m is an average, bias-corrected; `epsilon` replaces 1e-7; rms_rate None:
     sqrt(max(1, columns / rows)); the Adam part has the paper's epsilon, and Nesterov momentum if `nesterov`.
+
+    Args:
+        adam_beta_1: `beta_1` of Adam, for the parameters that it updates.
+        adam_beta_2: `beta_2` of Adam.
+        adam_weight_decay: the weight decay of the parameters that Adam updates.
+        epsilon: `epsilon` of Adam; with "optax" of the iteration too.
+        exclude_layers: a list of regular expressions: Adam updates parameters with a matching path. None: no list.
+        exclude_embeddings: leave parameters with "embedding" in their path to Adam.
+        muon_a, muon_b, muon_c: the coefficients of the Newton-Schulz iteration.
+        adam_lr_ratio: the rate of the Adam part, in units of the rate.
+        momentum: the decay of the momentum of matrices.
+        ns_steps: the number of Newton-Schulz iterations.
+        nesterov: use Nesterov momentum.
+        rms_rate: the root mean square of an update of a matrix for a rate of 1.
     """
 
     grain: ClassVar = "matrix"

@@ -18,6 +18,11 @@ class Nadam(Rule):
         p <- p - lr m' / (sqrt(v / (1 - beta_2^t)) + epsilon)
 
     `variant="optax"` has a constant momentum: m' = beta_1 m / (1 - beta_1^{t+1}) + (1 - beta_1) g / (1 - beta_1^t).
+
+    Args:
+        beta_1: the limit of the decay of `momentum`; with "optax" the decay itself.
+        beta_2: the decay of `velocity`, the average of squared gradients.
+        epsilon: a constant added to the denominator, so that it is not 0.
     """
 
     learning_rate: Rate = 1e-3

@@ -18,6 +18,12 @@ class RMSprop(Rule):
         p <- p - b
 
     Centered: Graves 2013, arXiv:1308.0850. `variant="optax"` is the same (its `eps_in_sqrt=True`).
+
+    Args:
+        rho: the decay of `velocity`, the average of squared gradients.
+        momentum: the decay of the sum of steps; 0: no such slot.
+        epsilon: a constant added to the average under the root.
+        centered: divide by the standard deviation of gradients, not by their root mean square.
     """
 
     keras: ClassVar = KerasOrder(slot_groups=(("velocity",), ("momentum",), ("average_gradient",)))

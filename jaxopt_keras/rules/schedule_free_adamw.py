@@ -26,6 +26,12 @@ class ScheduleFreeAdamW(Rule):
 
     x is computed from y and z, so that rounding errors of y accumulate in x. A parameter of 16 bits therefore has
     `master_weights="float32"` by default.
+
+    Args:
+        beta_1: the weight of x, the average of iterates, in y, the parameter.
+        beta_2: the decay of `velocity`, the average of squared gradients.
+        epsilon: a constant added to the denominator, so that it is not 0.
+        warmup_steps: the number of updates over which the rate grows linearly.
     """
 
     defaults: ClassVar = {"master_weights": "float32"}

@@ -16,6 +16,10 @@ class SGD(Rule):
 
     Sutskever et al. 2013. `variant="optax"` keeps the rate out of the velocity (v <- momentum v + g; p <- p - lr v),
     which differs once the rate changes.
+
+    Args:
+        momentum: the decay of the velocity; 0: no velocity is kept.
+        nesterov: apply the momentum ahead of the step.
     """
 
     learning_rate: Rate = 0.01

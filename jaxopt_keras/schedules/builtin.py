@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxopt_keras.language.printing import arguments_of, call
 from jaxopt_keras.schedules.base import LearningRateSchedule
 
 
@@ -29,6 +30,9 @@ class BuiltIn(LearningRateSchedule):
 
     def __hash__(self) -> int:
         return hash((type(self), frozenset(vars(self).items())))
+
+    def __repr__(self) -> str:
+        return call(type(self).__name__, *arguments_of(self))
 
     def __call__(self, step: ArrayLike) -> Array:
         with jax.named_scope(self.name or type(self).__name__):

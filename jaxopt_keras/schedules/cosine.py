@@ -12,7 +12,7 @@ from jaxopt_keras.schedules.arguments import Delay, Factor, Name, Rate, Span, am
 from jaxopt_keras.schedules.builtin import BuiltIn, half_cosine, warm_up
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CosineDecay(BuiltIn):
     """Cosine decay: half a cosine wave, after an optional linear warm-up.
 
@@ -53,7 +53,7 @@ class CosineDecay(BuiltIn):
         return warm_up(step, warmup_steps, self.initial_learning_rate, peak, decayed)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CosineDecayRestarts(BuiltIn):
     """Cosine decay with restarts: each wave is `t_mul` times as long and `m_mul` times as high as the one before.
 

@@ -11,7 +11,7 @@ from jaxopt_keras.schedules.arguments import Each, Factor, Flag, Name, Rate, Spa
 from jaxopt_keras.schedules.builtin import BuiltIn
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExponentialDecay(BuiltIn):
     """Exponential decay: the rate is multiplied by `decay_rate` every `decay_steps` steps.
 
@@ -43,7 +43,7 @@ class ExponentialDecay(BuiltIn):
         return self.initial_learning_rate * self.decay_rate**p
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PiecewiseConstantDecay(BuiltIn):
     """Piecewise constant rate.
 
@@ -86,7 +86,7 @@ class PiecewiseConstantDecay(BuiltIn):
         return jnp.asarray(self.values, step.dtype)[i]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PolynomialDecay(BuiltIn):
     """Polynomial decay: a power of the remaining time leads from one rate to another.
 
@@ -122,7 +122,7 @@ class PolynomialDecay(BuiltIn):
         return self.end_learning_rate + (self.initial_learning_rate - self.end_learning_rate) * left**self.power
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InverseTimeDecay(BuiltIn):
     """Inverse-time decay: the rate is divided by a number that grows linearly with time.
 

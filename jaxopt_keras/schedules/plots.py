@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from jaxopt_keras.language.optional import optional
 from jaxopt_keras.schedules.base import Schedule, is_schedule
 
 if TYPE_CHECKING:
@@ -50,11 +51,8 @@ def plot(
     if at.size == 0:
         raise ValueError(f"`steps` must be at least 1. Received: steps={steps!r}")
     if ax is None:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("`plot` needs matplotlib: `pip install 'jaxopt_keras[plots]'`.") from error
-        ax = Figure(layout="constrained").subplots()
+        matplotlib = optional("matplotlib.figure", "`plot`", "plots")
+        ax = cast("Axes", matplotlib.Figure(layout="constrained").subplots())
     for label, each in lines:
         ax.plot(at, np.array([each(int(step)) for step in at], float), label=label)
     ax.set(xlabel="step", ylabel="learning rate")

@@ -18,7 +18,7 @@ _SHAPES: dict[str, Callable[[Array], Array]] = {
 _shape = Check("a string", (str,), f"one of {list(_SHAPES)}", lambda value: value in _SHAPES)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WarmupStableDecay(BuiltIn):
     """Linear warm-up, constant plateau, short decay: the length of the training need not be known at its start.
 
@@ -61,7 +61,7 @@ class WarmupStableDecay(BuiltIn):
         return warm_up(step, self.warmup_steps, self.initial_learning_rate, peak, after)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InverseSqrtDecay(BuiltIn):
     """Linear warm-up, then a decay with the inverse square root of the step, without an end.
 

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.slot_packing import LOOSE, should_pack_slots
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.language.options import Options, refuse_unknown
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.other_names import refuse_unknown
+from jaxopt_keras.language.printing import arguments_of, call
 from jaxopt_keras.language.rule import Rule, with_python_numbers
 from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
@@ -337,8 +339,15 @@ class Optimizer(Registry, Weights, Losses):
 
     @locked
     def __repr__(self) -> str:
-        rate = self._rate_source if self._rate_source is not None else self._kept.hyperparams.get("learning_rate")
-        return f"<{type(self).__name__} name={self.name!r} learning_rate={rate} iterations={int(self._kept.count)}>"
+        rule, options = self._rule, arguments_of(self._options, defaults=getattr(self._rule, "defaults", {}))
+        if isinstance(rule, Foreign):
+            return call(type(self).__name__, repr(rule.tx), *options)
+        rate = self._rate_source if self._rate_source is not None else self._rate_given()
+        if not isinstance(rule, Rule):  # hooks
+            return call(type(self).__name__, f"learning_rate={rate!r}", *options)
+        rule = rule.bind({"learning_rate": rate})
+        own = [repr(rule)] if type(self) is Optimizer else arguments_of(rule, always="learning_rate")
+        return call(type(self).__name__, *own, *options)
 
 
 def _shape_and_dtype(x: Any) -> Any:

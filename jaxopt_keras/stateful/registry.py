@@ -15,6 +15,7 @@ import numpy as np
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.unused_patterns import Unused, unused, warn_of
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.api import Custom
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.lock import locked

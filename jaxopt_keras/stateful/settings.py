@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxopt_keras import schedules
 from jaxopt_keras.engine.cores.foreign import Foreign
@@ -280,9 +281,15 @@ class Settings(Transactions):
             return None
         if "learning_rate" not in self._kept.hyperparams:
             return None
-        present = float(self._kept.hyperparams["learning_rate"])
+        return self._rate_given()
+
+    def _rate_given(self) -> float:
+        """Return the rate as a Python number: the one that was set, if the state still has it."""
         given = self._rule.rate if isinstance(self._rule, Hooks) else self._rule.learning_rate
-        return given if given is not None and present == float(as_scalar(RATE_FIELD, given)) else present
+        present = self._kept.hyperparams["learning_rate"]
+        if isinstance(present, Tracer) or present.is_deleted():
+            return given
+        return given if given is not None and float(present) == float(as_scalar(RATE_FIELD, given)) else float(present)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:

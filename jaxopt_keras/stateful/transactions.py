@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.other_names import METHODS
 from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.packing.slots import unpack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
@@ -36,7 +37,8 @@ class Transactions:
                 return getattr(self._options, name)
             if name in self._hypers:
                 return self._get_hyper(name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        hint = f". {METHODS[name]}" if name in METHODS else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     @locked
     def __setattr__(self, name: str, value: Any) -> None:

@@ -244,6 +244,10 @@ class Variable(ArrayLike):
             set at any time.
         constraint: a function of the array, applied after each update.
 
+    A variable is no array: pass functions of JAX its `value`, as in `jnp.sum(w.value)`. For the variable itself JAX
+    raises "Triggering __jax_array__() during abstractification is no longer supported". Operators, indexing and
+    methods (`w * 2`, `w[0]`, `w.sum()`) take it as it is.
+
     Raises:
         TypeError: if `initial_value` is not numeric, or complex where `dtype` is real; if `dtype` is not a dtype,
             `name` not a string or `constraint` not a function.

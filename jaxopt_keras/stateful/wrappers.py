@@ -15,6 +15,7 @@ from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import Unused
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.printing import call
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.lock import in_full, locked
 from jaxopt_keras.stateful.optimizer import Call, Optimizer
@@ -201,4 +202,4 @@ class Wrapper(Optimizer):
         raise AttributeError(f"{type(self).__name__} has no options of its own. {INNER}")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} name={self.name!r} of {self._inner}>"
+        return call(type(self).__name__, *map(repr, self._inner))

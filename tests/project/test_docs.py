@@ -1,12 +1,12 @@
 """Generated pages of the site (`docs/generator`): the page of optimizers and the page of the API."""
 
 import doctest
-import inspect
 
 import pytest
 
 import jaxopt_keras as jk
 from docs.generator import api, docstrings, equations, optimizers
+from jaxopt_keras.language.meanings import description
 from jaxopt_keras.optimizers import CLASSES, RULES
 
 
@@ -43,7 +43,7 @@ def test_what_is_no_equation_stays_code(text):
 def test_every_equation_of_every_rule_is_read(name):
     rule = RULES[name]
     lines = optimizers.section(name, rule).splitlines()
-    indented = [line.strip() for line in (inspect.getdoc(rule) or "").splitlines() if line.startswith("    ")]
+    indented = [line.strip() for line in description(rule).splitlines() if line.startswith("    ")]
     assert indented and not any("code-block" in line for line in lines)  # what was no equation
     assert sum(line.strip().startswith("&") for line in lines) == len(indented)
     for slot in rule.slots():

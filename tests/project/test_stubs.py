@@ -28,6 +28,9 @@ jk.Muon(1e-3, exclude_layers=["head"], momentum=0.9, gradient_accumulation_steps
 jk.sgd(lambda step: 0.1 / (1 + step), nesterov=True, exclude_from_weight_decay=["bias"], constraints={"kernel": abs})
 jk.lamb(exclude_from_weight_decay=lambda path, p: p.ndim < 2, offload={"kernel": "pinned_host"}, axis_name=("a", "b"))
 Adam(1e-3, beta_2=0.99, variant="optax", skip_nonfinite=True)
+jk.lion(state_dtype="int8", master_weights=None)
+jk.adam(state_dtype={"momentum": "bfloat16", "velocity": "float32"})
+jk.Options(state_dtype="int4")
 kernel: jk.Kernel = jk.adam()
 optimizer: jk.Optimizer = jk.Adam()
 
@@ -42,6 +45,10 @@ jk.sgd(0.1, engine="gpu")  # wrong
 jk.sgd(0.1, use_ema="yes")  # wrong
 jk.sgd(0.1, variant="torch")  # wrong
 jk.rmsprop(options={"clipnorm": 1.0})  # wrong
+jk.adam(state_dtype="int9")  # wrong
+jk.Adam(state_dtype={"momentum": "int9"})  # wrong
+Adam(state_dtype=8)  # wrong
+jk.Options(state_dtype="int9")  # wrong
 Adam(skip_spikes="often")  # wrong
 Adam(slip_spikes=2.0)  # wrong
 kernel = jk.Adam()  # wrong

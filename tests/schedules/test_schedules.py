@@ -1,11 +1,11 @@
 """Schedules against Keras, optax and formulas in doubles; what it means that they are values; errors and pictures."""
 
-import builtins
 import copy
 import inspect
 import json
 import math
 import pickle
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
@@ -690,13 +690,6 @@ def test_plot_errors(monkeypatch):
         with pytest.raises(ValueError, match="`steps` must be at least 1. Received: steps="):
             plot(CosineDecay(0.1, 20), steps)
 
-    imports = builtins.__import__
-
-    def without_matplotlib(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ModuleNotFoundError(name)
-        return imports(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # its import raises an ImportError
     with pytest.raises(ImportError, match=r"pip install 'jaxopt_keras\[plots\]'"):
         plot(CosineDecay(0.1, 20), 20)

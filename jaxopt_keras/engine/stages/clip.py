@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import norm
+from jaxopt_keras.language.numerics import compute_dtype, norm
+from jaxopt_keras.language.sparse import is_sparse
 
 Grads = list[Array | None]
 
@@ -32,9 +34,29 @@ def _factor(total: Array, limit: Array) -> Array:
     return jnp.where(limit > 0, limit / jnp.where(limit > 0, jnp.maximum(total, limit), 1), 1)
 
 
-def global_norm(grads: Grads) -> Array:
-    """Compute the joint norm of all arrays, in the default float dtype."""
-    return norm(*(g for g in grads if g is not None), dtype=jnp.result_type(float))
+def global_norm(tree: Any) -> Array:
+    """Compute the joint Euclidean norm of all arrays of a pytree, as `global_clipnorm` does: sqrt(sum |x|²).
+
+    The squares are summed in float32 or wider; where the sum overflows, the norm is computed from scaled elements.
+
+    Args:
+        tree: a pytree of numbers, such as gradients; also of `IndexedSlices` or BCOO. None counts as 0.
+
+    Returns:
+        A 0-d array of the default float dtype, 0 for a tree without arrays.
+
+    >>> float(global_norm({"w": jnp.array([3.0, 0.0]), "b": jnp.array(4.0), "frozen": None}))
+    5.0
+    >>> float(global_norm(jnp.full(4, 1e20))) / 1e20  # its squares are infinite in float32
+    2.0
+    """
+    leaves = jax.tree.leaves(tree, is_leaf=is_sparse)
+    return norm(*(_dense(x) for x in leaves), dtype=jnp.result_type(float))
+
+
+def _dense(x: Any) -> Array:
+    x = jnp.asarray(x.todense() if is_sparse(x) else x)
+    return x.astype(compute_dtype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else float)
 
 
 def by_global_norm(grads: Grads, limit: Array) -> Grads:

@@ -13,7 +13,12 @@ the state as `keras.Variable`s. docs/keras.md lists the differences from Keras's
 
 from typing import Any
 
-import keras
+from jaxopt_keras.language.optional import missing
+
+try:
+    import keras
+except ImportError as error:
+    raise missing("keras", "`jaxopt_keras.interop.keras`", "keras") from error
 
 if keras.backend.backend() != "jax":
     raise ImportError(

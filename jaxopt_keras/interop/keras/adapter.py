@@ -10,6 +10,7 @@ from keras.src.backend import in_stateless_scope
 from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.interop.keras.state import Address, Layout, StateVariable
+from jaxopt_keras.language.printing import call
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
 from jaxopt_keras.stateful.lock import LOCK
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -77,6 +78,12 @@ class Adapter(keras.optimizers.Optimizer):
         if name.startswith("_") or "wrapped" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.wrapped, name)
+
+    def __repr__(self) -> str:
+        if "wrapped" not in self.__dict__:
+            return object.__repr__(self)
+        same = type(self).__name__ == type(self.wrapped).__name__
+        return repr(self.wrapped) if same else call(type(self).__name__, repr(self.wrapped))
 
     def __setattr__(self, name: str, value: Any) -> None:
         wrapped = self.__dict__.get("wrapped")

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from jaxopt_keras import schedules
 from jaxopt_keras.language.numerics import compute_dtype
-from jaxopt_keras.language.options import EXTRAS, refuse_unknown
-from jaxopt_keras.language.rule import Field, Number, as_scalar
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.other_names import refuse_unknown
+from jaxopt_keras.language.rule import RATE, Field, Number, as_scalar, fields_of
 from jaxopt_keras.stateful.custom.hooks import Hooks, stand_in
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, has, slot_groups, slots_of, with_slots
@@ -229,7 +230,7 @@ class Custom(Transactions):
         """
         if kwargs.pop("decay", None) is not None:
             warnings.warn("`decay` is ignored, as in Keras 3: use a schedule.", stacklevel=4)
-        refuse_unknown(type(self).__name__, kwargs, EXTRAS)
+        refuse_unknown(type(self).__name__, kwargs, (RATE, *fields_of(Options)))
         return kwargs
 
 
