@@ -165,7 +165,8 @@ class Options(KerasOptions):
     def patterns(self) -> dict[str, tuple[str, ...]]:
         """Return the regular expressions that are searched for in paths, by option."""
         excluded = self.exclude_from_weight_decay
-        patterns = excluded if isinstance(excluded, tuple) and not isinstance(excluded, Mask | MaskOfParams) else ()
+        is_function = callable(excluded) or isinstance(excluded, MaskOfParams)  # masks of paths are functions too
+        patterns: Any = () if is_function else excluded
         return {
             "exclude_from_weight_decay": patterns,
             "constraints": tuple(pattern for pattern, _ in self.constraints),
