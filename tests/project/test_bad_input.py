@@ -98,7 +98,8 @@ def test_only_the_rate_may_be_a_schedule(name):
     state, schedule = kernel.init(PARAMS), lambda step: 0.9
     for argument in [argument for owner, argument in NO_SCHEDULE if owner == name]:
         field = (fields_of(rule) | fields_of(Options))[argument]
-        number, error = {float, int} & set(field.types), ValueError if field.choices else TypeError
+        is_choice = field.choices or argument == "state_dtype"  # a choice, or a dict of them
+        number, error = {float, int} & set(field.types), ValueError if is_choice else TypeError
         makers = [function, CLASSES[name], rule if argument in fields_of(rule) else Options]
         makers += [lambda **kw: dataclasses.replace(optimizer._rule, **kw)] if argument in fields_of(rule) else []
         makers += [lambda **kw: [setattr(optimizer, *pair) for pair in kw.items()]] if argument != "name" else []

@@ -213,7 +213,7 @@ def test_every_optional_import_names_its_extra():
         ("safetensors", "jk.checkpoint.save('x.safetensors', jk.sgd().init(1.0))", "checkpoint"),
         ("orbax", "jk.checkpoint.save('x', jk.sgd().init(1.0))", "orbax"),
         ("tensorboardX", "h = jk.history.History(); h.append({'a': 1.0}); h.tensorboard('x')", "tensorboard"),
-        ("torch", "jk.checkpoint.to_torch(jk.sgd().init(1.0), {}, {}, [])", "torch"),
+        ("torch", "jk.checkpoint.to_torch(k := jk.sgd(), k.init(1.0), {}, [])", "torch"),
         ("h5py", "from jaxopt_keras.checkpoint import hdf5; hdf5.NEEDED; hdf5.optional('h5py', *hdf5.NEEDED)", "keras"),
     ],
 )
