@@ -65,6 +65,7 @@ def test_value_and_grad_gives_none(kind, args):
     loss = lambda *x: jnp.sum(w.value @ b.value) * jnp.sum(c.value)
     out, (first, second, third) = jk.value_and_grad(loss, [w, b, c], *args)
     assert second is None and first.shape == (2, 3) and third.shape == (3,) and float(out) == float(loss())
+    np.testing.assert_allclose(third, np.full(3, np.sum(W @ B)), rtol=1e-6)  # not that of `b`
     b.trainable = True
     assert jk.value_and_grad(loss, [w, b, c], *args)[1][1].shape == (3,)
 
