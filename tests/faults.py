@@ -370,7 +370,7 @@ FAULTS = [
           "return scaled(value_of(loss), self.dynamic_scale.value * 0 + 64.0)",
           "the loss scale of the trainer is not the state's", "interop/test_interop_keras.py -k wrapped_again"),
     # Other libraries
-    Fault("pure/kernel.py", "return injection.merged(hyper, state.hyperparams)", "return hyper",
+    Fault("pure/numbers.py", "return injection.merged(hyper, state.hyperparams)", "return hyper",
           "injected hyperparameters are ignored", "pure/test_kernel_values.py -k 'injected_numbers and True-rule'"),
     Fault("pure/injection.py", "schedule(jnp.maximum(count - 1, 0))", "schedule(count)",
           "the state shows the rate of the next step",

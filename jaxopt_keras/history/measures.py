@@ -20,7 +20,8 @@ from jaxopt_keras.language.numerics import compute_dtype, square
 from jaxopt_keras.language.paths import first_match, leaves_by_path
 from jaxopt_keras.language.sparse import densify, is_sparse, rows_of
 from jaxopt_keras.packing.trees import Packed, unpacked
-from jaxopt_keras.pure.kernel import Kernel, check_kernel
+from jaxopt_keras.pure.arguments import check_kernel
+from jaxopt_keras.pure.kernel import Kernel
 
 Measures = dict[str, Array]
 Groups = Mapping[str, str]  # name of a group -> regular expression, searched for in paths

@@ -31,7 +31,8 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.optional import missing
 from jaxopt_keras.language.paths import path_of
 from jaxopt_keras.packing.trees import Packed
-from jaxopt_keras.pure.kernel import Kernel, check_kernel
+from jaxopt_keras.pure.arguments import check_kernel
+from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.signals import uninterrupted
 
 try:

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 # The same arguments under other names. A hint is given if the optimizer has all of them.
 RENAMED = {
     "lr": ("learning_rate",),
@@ -69,3 +71,10 @@ def refuse_unknown(what: str, arguments: dict[str, Any], known: Iterable[str]) -
     for name, value in arguments.items():
         if name not in known:
             raise TypeError(f"{what} has no argument `{name}`. Received: {name}={value!r}. {hint_for(name, known)}")
+
+
+def holds_arrays(value: Any) -> bool:
+    """Whether `value` may be parameters: an array, or a list, a generator or a tree of them."""
+    return not isinstance(value, str) and (
+        bool(np.ndim(value)) if hasattr(value, "ndim") else isinstance(value, Iterable)
+    )

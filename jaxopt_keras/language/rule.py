@@ -1,7 +1,6 @@
-"""The language of rules: hyperparameters, slots, and the class `Rule`.
+"""The language of rules: hyperparameters, slots, and `Rule`, an optimizer on one array.
 
-A rule is an optimizer on one array: a frozen dataclass of hyperparameters with a `State` NamedTuple, `init(p)` and
-`update(g, p, s, at)`. It does not depend on how it runs over a tree (`docs/design.md`).
+A rule does not depend on how it runs over a tree of arrays (`docs/design.md`).
 """
 
 import dataclasses
@@ -9,7 +8,7 @@ import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, dataclass_transform
 
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jax.core import Tracer
 
 from jaxopt_keras.language.clock import Clock
 from jaxopt_keras.language.numerics import complemented
-from jaxopt_keras.language.other_names import PARAMS_FIRST
+from jaxopt_keras.language.other_names import PARAMS_FIRST, holds_arrays
 from jaxopt_keras.language.printing import arguments_of, call
 
 
@@ -154,7 +153,7 @@ class Field(NamedTuple):
         if not numeric or np.ndim(value) or np.iscomplexobj(value) or (kind is int and not float(value).is_integer()):
             hint = CAST if isinstance(value, Array) and np.iscomplexobj(value) else ""
             hint = hint if name == RATE or not callable(value) else f". Only `{RATE}` may be a schedule"
-            hint = PARAMS_FIRST if name == RATE and _holds_arrays(value) else hint
+            hint = PARAMS_FIRST if name == RATE and holds_arrays(value) else hint
             raise TypeError(
                 f"`{name}` must be {'a number' if kind is float else 'an integer'}"
                 f"{' or None' if type(None) in self.types else ''}. Received: {name}={value!r} ({type(value).__name__})"
@@ -171,13 +170,6 @@ class Field(NamedTuple):
         if self.range is not None and number not in self.range:
             raise ValueError(f"`{name}` must be in {self.range}. Received: {name}={value!r}")
         return number
-
-
-def _holds_arrays(value: Any) -> bool:
-    """Whether `value` may be parameters: an array, or a list, a generator or a tree of them."""
-    return not isinstance(value, str) and (
-        bool(np.ndim(value)) if hasattr(value, "ndim") else isinstance(value, Iterable)
-    )
 
 
 RATE = "learning_rate"  # the one number that may be a function of the step
@@ -257,7 +249,7 @@ class KerasOrder(NamedTuple):
     """The order of an optimizer's arguments and arrays in Keras, where it is not the usual one."""
 
     signature: tuple[str, ...] = ()  # the constructor's first names, where options are among them
-    slot_groups: tuple[tuple[str, ...], ...] = ()  # of `variables`; slots that are in none form the last group
+    slot_groups: tuple[tuple[str, ...], ...] = ()  # of `variables`; all other slots form the last group
     legacy_interleaved: bool = False  # tf.keras's `get_weights` has all slots of a variable together
 
 

@@ -11,8 +11,9 @@ from jaxopt_keras.engine.programs.offloaded import Offloaded
 from jaxopt_keras.engine.programs.partitioned import Partitioned
 from jaxopt_keras.language.option_values import check_pattern
 from jaxopt_keras.language.paths import first_match
+from jaxopt_keras.pure.arguments import check_kernel
 from jaxopt_keras.pure.building import refuse_flat
-from jaxopt_keras.pure.kernel import Kernel, check_kernel
+from jaxopt_keras.pure.kernel import Kernel
 
 DEFAULT = "default"
 

@@ -7,29 +7,28 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
 from jaxopt_keras.engine.compiled import Compiled, call_donating, shared
 from jaxopt_keras.engine.core import Core, Program
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.initial_state import initial_state
-from jaxopt_keras.engine.pipeline import Program as Pipeline
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import plain_programs
-from jaxopt_keras.engine.programs.partitioned import Partitioned
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import paths_of, warn_of
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.other_names import refuse_unknown
-from jaxopt_keras.language.printing import arguments_of, call
+from jaxopt_keras.language.printing import call
 from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.pure import injection
 from jaxopt_keras.pure.building import explained, program_of, refuse_no_floats
+from jaxopt_keras.pure.kernel_text import parts
+from jaxopt_keras.pure.numbers import Numbers
 
 
-class Kernel(optax.GradientTransformationExtraArgs):
+class Kernel(Numbers, optax.GradientTransformationExtraArgs):
     """An optimizer as pure functions over pytrees: an `optax.GradientTransformationExtraArgs`, and more.
 
     Args:
@@ -54,7 +53,6 @@ class Kernel(optax.GradientTransformationExtraArgs):
     """
 
     program: Program
-    _arrays: dict[Any, dict[str, Any]]  # the hyperparameters, by the default float dtype
 
     def __new__(cls, rule: Any, options: Options | None = None) -> "Kernel":
         if options is not None and not isinstance(options, Options):
@@ -111,7 +109,7 @@ class Kernel(optax.GradientTransformationExtraArgs):
         return Kernel, (self.program,)
 
     def __repr__(self) -> str:
-        return call("Kernel", *_parts(self.program))
+        return call("Kernel", *parts(self.program))
 
     # --- its parts ----------------------------------------------------------------------------------------------------
 
@@ -151,86 +149,6 @@ class Kernel(optax.GradientTransformationExtraArgs):
     @functools.cached_property
     def compiled(self) -> Compiled:
         return shared(self.skeleton)
-
-    def replace(self, **numbers: Any) -> "Kernel":
-        """The kernel with other hyperparameters. It needs no new compilation.
-
-        With groups, every group that has all of the names gets the values. Injected ones stay those of the state.
-
-        >>> import jaxopt_keras as jk
-        >>> jk.adam(1e-3).replace(learning_rate=1e-4) == jk.adam(1e-4)
-        True
-
-        Raises:
-            ValueError: for a name that the kernel does not have, or a value out of its range.
-        """
-        return Kernel(self.program.replaced(**numbers))
-
-    # --- numbers ------------------------------------------------------------------------------------------------------
-
-    def hyper(self) -> dict[str, Any]:
-        """The run-time hyperparameters by name, as scalar arrays; with groups, a dict for each group."""
-        with jax.ensure_compile_time_eval():
-            return self.program.hyper()
-
-    def current(self, state: State) -> dict[str, Any]:
-        """The hyperparameters of a step from `state`: the injected ones in the state, and the kernel's for all others.
-
-        A rate that is a schedule is not among them: injected, it is in `state.hyperparams`, as the last step used it.
-
-        Raises:
-            TypeError: if `state` is no state. ValueError: if its hyperparameters are not those that the kernel injects.
-        """
-        if not isinstance(state, State):
-            raise TypeError(
-                "`state` must be what `init` or the last call returned. Received: a value of type "
-                f"{type(state).__name__}"
-            )
-        dtype = jnp.result_type(float)  # depends on whether x64 is enabled
-        if (hyper := self._arrays.get(dtype)) is None:
-            hyper = self.hyper()
-            if not any(isinstance(x, Tracer) for x in jax.tree.leaves(hyper)):  # traced values stay in their trace
-                self._arrays[dtype] = hyper
-        if state.hyperparams or self._injected:
-            injection.check(self._injected, state.hyperparams)
-            return injection.merged(hyper, state.hyperparams)
-        return hyper
-
-    @functools.cached_property
-    def _injected(self) -> list[str]:
-        """The names of the hyperparameters in a state, scheduled ones too."""
-        return injection.names(self.program.injected(self.hyper()), self.program.schedules())
-
-    def keep(self, hyperparams: dict[str, Any], state: State) -> State:
-        """A step's result, with the hyperparameters of the state before; scheduled ones are computed."""
-        found = self._scheduled(state._replace(slots={})) if self.program.schedules() else {}
-        return state._replace(hyperparams=injection.joined(hyperparams, found))
-
-    @functools.cached_property
-    def _scheduled(self) -> Any:
-        return injection.compiled_schedules(self.program.schedules())
-
-    def replaced(self, state: State, **hyper: Any) -> State:
-        """`state` with other injected hyperparameters, without a new compilation.
-
-        >>> import jax.numpy as jnp, jaxopt_keras as jk
-        >>> kernel = jk.sgd(0.1, inject_hyperparams="learning_rate")
-        >>> state = kernel.replaced(kernel.init(jnp.zeros(2)), learning_rate=0.5)
-        >>> float(state.hyperparams["learning_rate"])
-        0.5
-
-        With groups, every group that has all of the names gets the values; `in_group` changes one group. A rate that is
-        a schedule cannot be replaced: each step computes it anew, also where it was assigned in the state.
-
-        Raises:
-            ValueError: for a name that is not injected or a schedule, or for a value out of its range.
-        """
-        self.current(state)
-        return state._replace(hyperparams=injection.replaced(self.program, state.hyperparams, hyper))
-
-    def in_group(self, state: State, group: str, **hyper: Any) -> State:
-        """`state` with other injected hyperparameters in one group, named by its pattern, or "default"."""
-        return state._replace(hyperparams=injection.in_group(self.program, state.hyperparams, group, hyper))
 
     def scale_loss(self, loss: Any, state: State) -> Any:
         """The loss times the loss scale, in float32 or wider, for use in the function to differentiate.
@@ -375,42 +293,3 @@ class Kernel(optax.GradientTransformationExtraArgs):
 
 
 jax.tree_util.register_static(Kernel)
-
-
-def _parts(program: Any) -> list[str]:
-    """The arguments in the text of a kernel: its rule and options, or a call for each program around others."""
-    if isinstance(program, Pipeline):
-        core = program.core
-        options = arguments_of(program.options)
-        of = core.rule if isinstance(core, Leafwise) else core.tx if isinstance(core, Foreign) else core
-        return [repr(of), call("Options", *options) if options else ""]
-    names = program.names if isinstance(program, Partitioned) else ()
-    inner = [_joined_parts(child) for child in program.children]
-    inner = [f"{name!r}: {text}" for name, text in zip(names, inner, strict=True)] if names else inner
-    return [call(type(program).__name__, *inner)]
-
-
-def _joined_parts(program: Any) -> str:
-    return ", ".join(part for part in _parts(program) if part)
-
-
-def check_kernel(name: str, value: Any, pattern: str | None = None) -> Kernel:
-    """Return the argument `name`, or its value at `pattern`, if it is a kernel.
-
-    Raises:
-        TypeError: if it is not. For an optimizer of another kind it says how to make a kernel.
-    """
-    if isinstance(value, Kernel):
-        return value
-    expected, given = "be a kernel", f"{name}={value!r}"
-    if pattern is not None:
-        expected, given = "map patterns to kernels", f"{pattern!r}: {value!r}"
-    if hasattr(value, "apply_gradients"):
-        hint = ". That is an optimizer of the stateful face; kernels are made by functions, in lower case."
-    elif isinstance(value, Rule):
-        hint = ". Wrap a rule: `jaxopt_keras.Kernel(rule)`."
-    elif hasattr(value, "init") and hasattr(value, "update"):
-        hint = ". Wrap an optax transformation: `jaxopt_keras.Kernel.from_optax(tx)`."
-    else:
-        hint = ""
-    raise TypeError(f"`{name}` must {expected}, such as `jaxopt_keras.adam()`. Received: {given}{hint}")

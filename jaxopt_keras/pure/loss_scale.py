@@ -5,7 +5,8 @@ from typing import Any
 from jaxopt_keras.engine.programs.loss_scaled import LossScaled
 from jaxopt_keras.engine.programs.offloaded import outermost
 from jaxopt_keras.language.rule import Amount, Count, Field
-from jaxopt_keras.pure.kernel import Kernel, check_kernel
+from jaxopt_keras.pure.arguments import check_kernel
+from jaxopt_keras.pure.kernel import Kernel
 
 LOWEST, HIGHEST = 1.0, 2.0**24
 AMOUNT, COUNT = Field.read(Amount), Field.read(Count)

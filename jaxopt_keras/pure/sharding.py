@@ -14,8 +14,9 @@ from jaxopt_keras.engine.programs.offloaded import outermost
 from jaxopt_keras.engine.programs.zero1 import Zero1
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import leaves_by_path
+from jaxopt_keras.pure.arguments import check_kernel
 from jaxopt_keras.pure.building import refuse_flat
-from jaxopt_keras.pure.kernel import Kernel, check_kernel
+from jaxopt_keras.pure.kernel import Kernel
 
 
 def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> State:

@@ -9,8 +9,9 @@ from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.pure.loss_scale import HIGHEST, LOWEST, checked_settings
+from jaxopt_keras.stateful.call import Call
 from jaxopt_keras.stateful.lock import locked
-from jaxopt_keras.stateful.optimizer import Call, Optimizer
+from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
 from jaxopt_keras.stateful.state_views import View

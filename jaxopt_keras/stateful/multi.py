@@ -16,9 +16,10 @@ from jaxopt_keras.language.option_values import check_pattern
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.call import Call
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer
-from jaxopt_keras.stateful.optimizer import Call, Optimizer
+from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
 from jaxopt_keras.stateful.state_views import slots_of, with_slots

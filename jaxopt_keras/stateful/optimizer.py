@@ -5,7 +5,7 @@ call of the pure pipeline, and writes the results back.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxopt_keras.language.printing import arguments_of, call
 from jaxopt_keras.language.rule import Rule, with_python_numbers
 from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
-from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.call import Call
 from jaxopt_keras.stateful.custom.api import HOOKS
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.gradients import Losses
@@ -39,17 +39,6 @@ from jaxopt_keras.stateful.validation import (
 )
 from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
 from jaxopt_keras.stateful.weight_lists import Weights, cast_like
-
-
-class Call(NamedTuple):
-    """A prepared step: the kernel and its arguments."""
-
-    kernel: Kernel
-    params: Any
-    state: Any  # with slots of `params` only, and without hyperparameters
-    grads: Any
-    hyper: Any
-    inner: Any = None  # of a wrapper: the calls of its inner optimizers, by their numbers
 
 
 class Optimizer(Registry, Weights, Losses):

@@ -17,8 +17,9 @@ from jaxopt_keras.engine.unused_patterns import Unused
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.printing import call
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.call import Call
 from jaxopt_keras.stateful.lock import in_full, locked
-from jaxopt_keras.stateful.optimizer import Call, Optimizer
+from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View
 from jaxopt_keras.stateful.variable import check_iterable
 
