@@ -93,3 +93,8 @@ def test_other_libraries_are_imported_only_when_used():
             else:
                 continue
             assert roots <= allowed | standard, f"{path.relative_to(ROOT)} imports {roots}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_can_be_read_at_once(path):
+    assert len(path.read_text().splitlines()) <= 350
