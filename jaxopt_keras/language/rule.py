@@ -58,6 +58,7 @@ class Read(NamedTuple):
     """A function that validates a value, and returns it as it is stored."""
 
     function: Callable[[Any], Any]
+    searched: bool = False  # its values are regular expressions that are searched for in paths
 
 
 OFF_AT_ZERO = Fixed(0.0)  # switches the feature, and its slot, off
@@ -104,7 +105,7 @@ class Field(NamedTuple):
     traced: bool  # a float: a run-time value
     complement: bool
     fixed: float | None  # the value that is part of the program, if there is one
-    reader: Callable[[Any], Any] | None  # of a value that is not a number
+    reader: Read | None  # of a value that is not a number
 
     @classmethod
     def read(cls, hint: Any) -> "Field":
@@ -114,7 +115,7 @@ class Field(NamedTuple):
         choices = typing.get_args(plain) if typing.get_origin(plain) is Literal else ()
         marks = markers(hint, Marker)
         fixed = next((m.value for m in markers(hint, Fixed)), None)
-        reader = next((m.function for m in markers(hint, Read)), None)
+        reader = next(iter(markers(hint, Read)), None)
         within = next(iter(markers(hint, Within)), None)
         return cls(types, choices, within, float in types, COMPLEMENT in marks, fixed, reader)
 
@@ -132,7 +133,7 @@ class Field(NamedTuple):
                 f'`optax.inject_hyperparams`, pass `static_args=("{name}",)`.'
             )
         if self.reader is not None:
-            return self.reader(value)
+            return self.reader.function(value)
         if self.choices:
             if value not in self.choices:
                 raise ValueError(f"`{name}` must be one of {list(self.choices)}. Received: {name}={value!r}")
@@ -340,10 +341,6 @@ class Rule(Hyperparameters):
     def accepts(self, path: str, p: Array) -> bool:
         """Whether this rule updates the parameter; `fallback` updates the others."""
         return True
-
-    def patterns(self) -> dict[str, tuple[str, ...]]:
-        """Return the regular expressions that `accepts` searches for in paths, by argument."""
-        return {}
 
     @property
     def fallback(self) -> "Rule":

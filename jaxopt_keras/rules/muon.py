@@ -72,7 +72,7 @@ class Muon(Rule):
     adam_beta_2: Decay = 0.999
     adam_weight_decay: Amount | None = 0.004
     epsilon: Amount = 1e-7
-    exclude_layers: Annotated[Any, Read(_read_layers)] = None
+    exclude_layers: Annotated[Any, Read(_read_layers, searched=True)] = None
     exclude_embeddings: bool = True
     muon_a: Number = 3.4445
     muon_b: Number = -4.7750
@@ -90,9 +90,6 @@ class Muon(Rule):
         if p.ndim != 2 or (self.exclude_embeddings and "embedding" in path.lower()):
             return False
         return first_match(self.exclude_layers, path) is None
-
-    def patterns(self) -> dict[str, tuple[str, ...]]:
-        return {"exclude_layers": self.exclude_layers}
 
     @property
     def fallback(self) -> Rule:

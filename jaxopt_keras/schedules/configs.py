@@ -45,7 +45,7 @@ def deserialize(
         TypeError: if `config` is not such a dict. ValueError: if its class is neither built in nor in `custom_objects`.
 
     >>> deserialize({"class_name": "InverseSqrtDecay", "config": {"peak_learning_rate": 1, "warmup_steps": 100}})
-    InverseSqrtDecay(peak_learning_rate=1.0, warmup_steps=100, initial_learning_rate=0.0, name='InverseSqrtDecay')
+    InverseSqrtDecay(peak_learning_rate=1.0, warmup_steps=100)
     """
     if not (isinstance(config, Mapping) and isinstance(config.get("class_name"), str)):
         raise TypeError(f"`config` must be a dict with `class_name` and `config`. Received: config={config!r}")

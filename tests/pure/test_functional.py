@@ -183,7 +183,8 @@ def test_hyperparameters_are_replaced_in_the_kernel_or_in_the_state():
 
 
 def test_the_docstring_and_signature_tell_the_arguments():
-    assert "beta_2: default 0.999" in (jk.adam.__doc__ or "")
+    assert "    beta_2: the decay of `velocity`, the average of squared gradients. " in (jk.adam.__doc__ or "")
+    assert "A number in [0, 1). Default: 0.999.\n" in (jk.adam.__doc__ or "")
     assert list(__import__("inspect").signature(jk.adamw).parameters)[:3] == ["learning_rate", "weight_decay", "beta_1"]
 
 

@@ -85,7 +85,7 @@ def test_everything_at_once(name: str, variant: str):
         "ema_momentum": 0.75,
         "ema_overwrite_frequency": 3,
         "gradient_accumulation_steps": 2,
-        "constraints": {"kernel": abs, "wide": abs, "bias": abs},
+        "constraints": {path: abs for path in ("kernel", "wide", "bias") if path in case.params},
     }
     case = cases.with_starts(replace(case, options=options, rate=cases.decaying(0.1)), seed=0)
     reference = Oracle().optimizer(case)

@@ -96,7 +96,8 @@ class Leafwise(Core):
         return self.rule.grain == "element" and type(self.rule).accepts is Rule.accepts
 
     def patterns(self) -> dict[str, tuple[str, ...]]:
-        return self.rule.patterns()
+        fields = fields_of(type(self.rule)).items()
+        return {name: getattr(self.rule, name) for name, f in fields if f.reader is not None and f.reader.searched}
 
     def slot_names(self) -> tuple[str, ...]:
         rule = self.rule.skeleton()
