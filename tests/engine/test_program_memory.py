@@ -90,19 +90,24 @@ def test_what_a_dropped_kernel_refers_to_is_freed(use, smallest_caches):
 
 
 def test_kernels_share_programs_as_long_as_one_lives_and_for_a_while_after(smallest_caches):
-    kernel = jk.adam(0.1)
+
+    class Own(jk.rules.Adam):
+        """A rule that no kernel of another test has."""
+
+    adam = lambda rate, **numbers: jk.Kernel(Own(rate, **numbers))
+    kernel = adam(0.1)
     mine = kernel.compiled
-    assert jk.adam(0.2, beta_1=0.5).compiled is mine
+    assert adam(0.2, beta_1=0.5).compiled is mine
     assert jk.sgd(0.1).compiled is not mine  # takes the place in the cache
-    assert jk.adam(0.3).compiled is mine
+    assert adam(0.3).compiled is mine
     jk.sgd(0.1).compiled  # noqa: B018  # takes it again
     alive = weakref.ref(mine)
     del kernel, mine
     gc.collect()
     assert alive() is None
-    first = weakref.ref(jk.adam(0.1).compiled)
+    first = weakref.ref(adam(0.1).compiled)
     gc.collect()
-    assert first() is not None and jk.adam(0.2).compiled is first()  # made anew
+    assert first() is not None and adam(0.2).compiled is first()  # made anew
 
 
 def test_measures_are_compiled_once_for_equal_kernels(smallest_caches):
