@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxopt_keras.language import sparse
+from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.variable import check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle
 
@@ -54,7 +55,7 @@ def check_pairs(grads: list[Any], handles: list[Handle]) -> None:
     if len(set(ids)) != len(ids):
         twice = next(h.path for i, h in enumerate(handles) if ids[i] in ids[:i])
         raise ValueError(f"Each variable may occur once. Received: `{twice}` twice. Add its gradients.")
-    packed = [v for h in handles for v in getattr(h.variable, "variables", ())]
+    packed = [v for h in handles if isinstance(h.variable, Buffer) for v in h.variable.variables]
     if frozen := [v.path for v in packed if not v.trainable]:
         raise ValueError(
             f"A step over a buffer updates all its variables. Received: {frozen} with `trainable=False`, in a buffer "
