@@ -34,7 +34,8 @@ from examples.common import Digits
 
 BATCH = 64
 EPOCHS = {"digits": 12, "mnist": 1}
-TOLERANCE = 1e-3  # of a loss: rounding errors, which grow in some hundred steps
+TOLERANCE = 1e-4  # of a loss: rounding errors
+COMPARED = 50  # steps: in some hundred, rounding errors grow to any size, sooner or later by the processor
 LEAST_ACCURACY = 0.97  # of Adam on the digits' test data
 
 
@@ -166,8 +167,8 @@ def compare(
 
 
 def difference(pure: Run, stateful: Run) -> float:
-    """Return the greatest difference between the losses of both faces."""
-    return float(np.max(np.abs(pure.losses - stateful.losses)))
+    """Return the greatest difference between the losses of both faces in the first steps."""
+    return float(np.max(np.abs(pure.losses - stateful.losses)[:COMPARED]))
 
 
 def last_epoch(run: Run, epochs: int) -> float:
