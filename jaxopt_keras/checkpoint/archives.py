@@ -24,6 +24,7 @@ def read(archive: NpzFile, choose: Callable[[Mapping[str, Any]], Iterable[str]])
 
 def _declared(archive: NpzFile, name: str) -> jax.ShapeDtypeStruct:
     try:
+        # `zip` is None in a closed archive only.
         with archive.zip.open(f"{name}.npy") as file:  # pyright: ignore[reportOptionalMemberAccess]
             header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = header(file)

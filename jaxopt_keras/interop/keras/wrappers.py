@@ -51,6 +51,7 @@ def _registered() -> dict[str, Any]:
 
 @keras.saving.register_keras_serializable(package="jaxopt_keras")
 # Both bases have `from_config`, with different signatures.
+# Two base classes, each with Keras's methods: `Wrapped` comes first, and its methods run.
 class WrappedLossScale(Wrapped, keras.optimizers.LossScaleOptimizer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """The adapter of a `LossScaleOptimizer`. Derived from Keras's, so that mixed precision does not wrap it again."""
 
