@@ -10,7 +10,6 @@ from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.pure.loss_scale import HIGHEST, LOWEST, checked_settings
 from jaxopt_keras.stateful.call import Call
-from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
@@ -90,10 +89,9 @@ class LossScaleOptimizer(Wrapper):
     def dynamic_growth_steps(self) -> int:
         return self._settings[1]
 
-    @locked
     def scale_loss(self, loss: Any) -> Any:
-        """Return the loss times the scale, in float32 at least. Compute gradients of this."""
-        return scaled(loss, self._kept.scalars[SCALE])
+        """Return the loss times the present scale, in float32 at least. Compute gradients of this."""
+        return scaled(loss, self.dynamic_scale.value)
 
     @property
     def iterations(self) -> View:

@@ -29,7 +29,7 @@ from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.packed_variables import Buffer
-from jaxopt_keras.stateful.state_views import RATE, STEP, View, slots_of, with_slots, without_masked
+from jaxopt_keras.stateful.state_views import RATE, SCHEDULED, STEP, View, slots_of, with_slots, without_masked
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
@@ -70,7 +70,7 @@ class Settings(Transactions):
     def learning_rate(self) -> Any:
         """Rate of the next step: an assignable view, or the present value of the schedule or function."""
         if self._rate_source is not None and not self._in_hooks:  # in hooks the view has the step's rate
-            return self._hyper(self._kept)["learning_rate"]
+            return self.view(SCHEDULED).value
         if "learning_rate" not in self._kept.hyperparams:
             raise AttributeError(
                 f"{self.name} has no `learning_rate`: an optax transformation contains its rate "

@@ -24,6 +24,8 @@ The `part` is the `Part` of a packed variable: its range of the slot of the buff
 
 STEP: Place = ("count",)
 RATE: Place = ("hyperparams", "learning_rate")
+SCHEDULED: Place = ("scheduled",)
+"""Not in the state: the rate that the optimizer's schedule or function has at present."""
 OPTION_SLOTS = (AVERAGE, SUM, MASTER)
 """Names of the slots that options add to the rule's."""
 OPTION_SCALARS = (MICRO_STEP, SKIPPED, USUAL)
@@ -49,6 +51,8 @@ class View(ArrayLike):
         return f"{self.optimizer.name}/{self.name}"
 
     def _raw_value(self) -> Any:
+        if self.place == SCHEDULED:
+            return self.optimizer._hyper(self.optimizer._kept)["learning_rate"]
         return read(self.optimizer._state_for(self.place), self.place)
 
     def _safe_value(self) -> Any:

@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 import jaxopt_keras as jk
 from jaxopt_keras import value_and_grad
-from jaxopt_keras.stateful.gradients import _cached_trace, _Key
+from jaxopt_keras.stateful.traced_loss import _cached_traces, _Key
 from jaxopt_keras.stateful.variable import ArrayLike
 from tests.stateful.facade import close, refused, same, two, unchanged, values
 
@@ -149,12 +149,12 @@ def test_the_cache_is_bounded():
     w = jk.Variable(1.0)
     for i in range(3):
         value_and_grad(lambda x, i=i: x * w * i, [w], jnp.float32(1))
-    limit = _cached_trace.cache_info().maxsize
-    assert limit and _cached_trace.cache_info().currsize <= limit
+    limit = _cached_traces.cache_info().maxsize
+    assert limit and _cached_traces.cache_info().currsize <= limit
     for i in range(limit + 1):
-        _cached_trace(_Key(lambda i=i: i, [], False))
+        _cached_traces(_Key(lambda i=i: i, [], False))
     value_and_grad(lambda x: x * w, [w], jnp.float32(1))
-    assert _cached_trace.cache_info().currsize == limit
+    assert _cached_traces.cache_info().currsize == limit
 
 
 def test_any_callable_will_do():
