@@ -80,8 +80,10 @@ class Reads:
         elif isinstance(value, types.MethodType):
             self._visit(value.__self__)
             self._visit(value.__func__)
-        elif isinstance(value, CODE):
-            self._visit(value.fget if isinstance(value, property) else value.__func__)
+        elif isinstance(value, (classmethod, staticmethod)):
+            self._visit(value.__func__)
+        elif isinstance(value, property):
+            self._visit(value.fget)
         elif isinstance(value, functools.partial):
             self._visit([value.func, *value.args, *value.keywords.values()], name)
         elif isinstance(value, (types.ModuleType, type)):
