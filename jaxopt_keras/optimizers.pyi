@@ -50,6 +50,13 @@ class CommonOptions(TypedDict, total=False):
     flat_state: bool | None  # None
     inject_hyperparams: Any  # None
 
+class AdaBelief(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-16,
+        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Adadelta(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, rho: float = 0.95, epsilon: float = 1e-07, weight_decay: float | None = None,
@@ -92,6 +99,28 @@ class AdamW(Optimizer):
         variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Adan(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.98, beta_2: float = 0.92, beta_3: float = 0.99,
+        epsilon: float = 1e-08, weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class AdEMAMix(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, beta_3: float = 0.9999,
+        alpha: float = 2.0, beta3_warmup: int | None = None, alpha_warmup: int | None = None, epsilon: float = 1e-08,
+        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class ADOPT(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.9999, epsilon: float = 1e-06,
+        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Ftrl(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
@@ -100,11 +129,23 @@ class Ftrl(Optimizer):
         variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Grams(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-06,
+        weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Lamb(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
         weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class LaProp(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.0004, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-15,
+        weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -130,6 +171,13 @@ class Nadam(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class RAdam(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
+        degenerated_to_sgd: bool = False, weight_decay: float | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class RMSprop(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, rho: float = 0.9, momentum: float = 0.0, epsilon: float = 1e-07,
@@ -151,6 +199,30 @@ class SGD(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Signum(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.01, momentum: float = 0.9, weight_decay: float | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class StableAdamW(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, epsilon: float = 1e-06,
+        weight_decay: float | None = 0.01, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Yogi(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.01, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 0.001,
+        initial_accumulator_value: float = 1e-06, weight_decay: float | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+def adabelief(
+    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-16,
+    weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def adadelta(
     learning_rate: Rate = 0.001, rho: float = 0.95, epsilon: float = 1e-07, weight_decay: float | None = None, *,
     variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
@@ -181,16 +253,40 @@ def adamw(
     epsilon: float = 1e-07, amsgrad: bool = False, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def adan(
+    learning_rate: Rate = 0.001, beta_1: float = 0.98, beta_2: float = 0.92, beta_3: float = 0.99,
+    epsilon: float = 1e-08, weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def ademamix(
+    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, beta_3: float = 0.9999, alpha: float = 2.0,
+    beta3_warmup: int | None = None, alpha_warmup: int | None = None, epsilon: float = 1e-08,
+    weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def adopt(
+    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.9999, epsilon: float = 1e-06,
+    weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def ftrl(
     learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
     l1_regularization_strength: float = 0.0, l2_regularization_strength: float = 0.0,
     l2_shrinkage_regularization_strength: float = 0.0, beta: float = 0.0, weight_decay: float | None = None, *,
     variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def grams(
+    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-06,
+    weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
     weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def laprop(
+    learning_rate: Rate = 0.0004, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-15,
+    weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def lion(
     learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, weight_decay: float | None = None, *,
@@ -209,6 +305,11 @@ def nadam(
     weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def radam(
+    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
+    degenerated_to_sgd: bool = False, weight_decay: float | None = None, *,
+    variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def rmsprop(
     learning_rate: Rate = 0.001, rho: float = 0.9, momentum: float = 0.0, epsilon: float = 1e-07,
     centered: bool = False, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
@@ -223,9 +324,24 @@ def sgd(
     learning_rate: Rate = 0.01, momentum: float = 0.0, nesterov: bool = False, weight_decay: float | None = None, *,
     variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def signum(
+    learning_rate: Rate = 0.01, momentum: float = 0.9, weight_decay: float | None = None, *,
+    variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def stable_adamw(
+    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, epsilon: float = 1e-06,
+    weight_decay: float | None = 0.01, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def yogi(
+    learning_rate: Rate = 0.01, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 0.001,
+    initial_accumulator_value: float = 1e-06, weight_decay: float | None = None, *,
+    variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 
 __all__ = [
-    "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Ftrl", "Lamb", "Lion", "Muon", "Nadam", "RMSprop",
-    "ScheduleFreeAdamW", "SGD", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "ftrl", "lamb", "lion",
-    "muon", "nadam", "rmsprop", "schedule_free_adamw", "sgd",
+    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Adan", "AdEMAMix", "ADOPT", "Ftrl",
+    "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "RAdam", "RMSprop", "ScheduleFreeAdamW", "SGD", "Signum",
+    "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "adan",
+    "ademamix", "adopt", "ftrl", "grams", "lamb", "laprop", "lion", "muon", "nadam", "radam", "rmsprop",
+    "schedule_free_adamw", "sgd", "signum", "stable_adamw", "yogi",
 ]

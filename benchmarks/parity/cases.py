@@ -130,7 +130,8 @@ def draw_value(rng: np.random.Generator, field: Field, default: Any) -> Any:
     if default == 0:  # a strength that is off
         return float(rng.choice([0.0, 10 ** rng.uniform(-3, -1)]))
     positive = field.range is not None and max(field.range.low, field.range.above) >= 0
-    return float(default * (10 ** rng.uniform(-1, 1) if positive else rng.uniform(0.97, 1.03)))
+    value = float(default * (10 ** rng.uniform(-1, 1) if positive else rng.uniform(0.97, 1.03)))
+    return value if field.range is None or value in field.range else default
 
 
 def draw_options(

@@ -22,11 +22,16 @@ OPTAX = {
         },
         pinned={"exclude_embeddings": False},
     ),
+    "AdaBelief": Agreement(lambda epsilon: {"eps": epsilon, "eps_root": epsilon}),
+    "Adan": Agreement(lambda epsilon: {"eps": epsilon, "eps_root": epsilon}),
+    "RAdam": Agreement(pinned={"beta_2": 0.9}),  # optax's length of the average has no digits left for long averages
+    "Rprop": Agreement(scheduled=False),
     "ScheduleFreeAdamW": Agreement(lambda warmup_steps: {"warmup_steps": warmup_steps or None}, scheduled=False),
 }
 OPTAX_NAMES = {
     "beta_1": "b1",
     "beta_2": "b2",
+    "beta_3": "b3",
     "epsilon": "eps",
     "rho": "decay",
     "epsilon_1": "eps",

@@ -33,12 +33,15 @@ def square(x: Array) -> Array:
     return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
 
 
-def squarable(x: Array) -> Array:
+def squarable(x: Array, terms: int = 1) -> Array:
     """Limit finite numbers to those whose square is finite: to ±1.3e19 in float32.
 
     A finite gradient of 1e20 would make an average of squares infinite, and the parameter NaN in the next step.
+
+    Args:
+        terms: the number of such numbers in a sum that is squared.
     """
-    limit, size = float(jnp.finfo(x.dtype).max / 2) ** 0.5, jnp.abs(x)
+    limit, size = float(jnp.finfo(x.dtype).max / 2) ** 0.5 / terms, jnp.abs(x)
     if jnp.iscomplexobj(x):
         limited = x * (limit / jnp.maximum(size, limit)).astype(x.dtype)
     else:

@@ -45,6 +45,9 @@ RULES = {
     "muon": Exceptional("five Newton-Schulz iterations of three matrix products each", extra=31),
     "schedule_free_adamw": Exceptional(OLD_SLOT + "; the limited gradient", extra=1, copies=1),
 }
+OTHERS = Exceptional(
+    "a rule that is not listed may keep intermediate results, and read an old slot twice", extra=4, copies=2
+)
 OPTIONS: dict[str, tuple[dict[str, Any], Exceptional]] = {
     "ema": ({"use_ema": True}, Exceptional("")),
     "decay": ({"weight_decay": 0.1}, Exceptional("")),
@@ -90,7 +93,7 @@ def check(kernel: jk.Kernel, params: Any, allowed: Exceptional = USUAL, engine: 
     donated = len(jax.tree.leaves((params, state)))
     written = len(jax.tree.leaves(params)) + len(jax.tree.leaves(state.slots))
     assert found.aliases == donated
-    assert found.copies == allowed.copies
+    assert found.copies <= allowed.copies if allowed is OTHERS else found.copies == allowed.copies
     assert found.fusions <= written + allowed.extra
     assert not re.search(r"f64\[\d", found.text)
     return found
@@ -98,7 +101,8 @@ def check(kernel: jk.Kernel, params: Any, allowed: Exceptional = USUAL, engine: 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_rules(name):
-    check(FUNCTIONS[name](0.1), jnp.ones(SHAPE), RULES.get(name, Exceptional("")))
+    kernel = FUNCTIONS[name](0.1)
+    check(kernel, jnp.ones(SHAPE), RULES.get(name, USUAL if "keras" in kernel.rule.variants else OTHERS))
 
 
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable())

@@ -17,7 +17,9 @@ from jaxopt_keras.interop.keras import CLASSES
 def pytest_configure() -> None:
     """Here, not where this module is imported: others may look at it, for doctests."""
     for name, cls in CLASSES.items():
-        own = getattr(keras.optimizers, name)
+        own = getattr(keras.optimizers, name, None)
+        if own is None:
+            continue
         for module in (keras.optimizers, theirs, importlib.import_module(own.__module__)):
             setattr(module, name, cls)
         theirs.ALL_OBJECTS_DICT[name.lower()] = cls

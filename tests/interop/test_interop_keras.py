@@ -16,7 +16,7 @@ import pytest
 import jaxopt_keras as jk
 from jaxopt_keras.interop import keras as interop
 from jaxopt_keras.interop.keras import as_keras
-from jaxopt_keras.optimizers import CLASSES
+from jaxopt_keras.optimizers import CLASSES, RULES
 
 pytestmark = pytest.mark.usefixtures("jax_defaults")  # Keras leans on implicit promotion
 every_class = pytest.mark.parametrize("name", CLASSES)
@@ -64,15 +64,22 @@ def some_grads(i=0):
 
 
 @every_class
-def test_a_class_for_each_optimizer_with_the_same_arguments_and_the_numbers_of_keras(name):
+def test_a_class_for_each_optimizer_with_the_same_arguments(name):
     cls = getattr(interop, name)
     assert issubclass(cls, keras.optimizers.Optimizer)
     assert cls.__init__.__signature__ == CLASSES[name].__init__.__signature__
-    ours, theirs, v, w = cls(), getattr(keras.optimizers, name)(), two(), two()
+    ours, v = cls(), two()
+    for i in range(3):
+        ours.apply_gradients(zip(some_grads(i), v, strict=True))
+    assert int(ours.iterations) == 3
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if "keras" in rule.variants])
+def test_the_numbers_are_kerass(name):
+    ours, theirs, v, w = getattr(interop, name)(), getattr(keras.optimizers, name)(), two(), two()
     for i in range(3):
         ours.apply_gradients(zip(some_grads(i), v, strict=True))
         theirs.apply_gradients(zip(some_grads(i), w, strict=True))
-    assert int(ours.iterations) == 3
     for a, b in zip(v, w, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxopt_keras.engine.stages.guard import SKIPPED
-from tests.laws.cases import KERAS, RATE, SMALL, assert_same_bits, gradients, parameters, run
+from tests.laws.cases import FIRST, RATE, SMALL, assert_same_bits, gradients, parameters, run
 
 SETTINGS = {
     "plain": {},
@@ -22,8 +22,8 @@ SETTINGS = {
     "average": {"use_ema": True, "ema_overwrite_frequency": 2},
     "scale": {"loss_scale_factor": 4.0},
 }
-ADAM = next(case for case in KERAS if type(case.rule).__name__ == "Adam")
-OTHERS = [case for case in reversed(KERAS) if case is not ADAM]
+ADAM = next(case for case in FIRST if type(case.rule).__name__ == "Adam")
+OTHERS = [case for case in reversed(FIRST) if case is not ADAM]
 
 
 def without_counter(state):

@@ -111,6 +111,6 @@ def test_every_number_of_the_options_counts(case, options):
 
 
 def assert_differ(kernel, changed, name):
-    params, grads = parameters(), gradients(4)
+    params, grads = parameters(), gradients(8)
     after, before = (jax.tree.leaves(run(k, params, grads)[0]) for k in (changed, kernel))
     assert any((a != b).any() for a, b in zip(after, before, strict=True)), f"{name} changes nothing"

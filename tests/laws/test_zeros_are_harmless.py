@@ -25,7 +25,7 @@ def test_zeros_are_harmless(case):
     kernel, params = case.kernel(RATE, global_clipnorm=1.0), draw(SHAPES, 0)
     grads = [dead(draw(SHAPES, i, scale=1e3)) for i in (1, 2)]
     nothing = jax.tree.map(jnp.zeros_like, params)
-    for order in ([*grads, nothing], [nothing, *grads]):
+    for order in ([*grads, nothing] * 2, [nothing, *grads] * 2):
         moved, state = run(kernel, params, order)
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((moved, state)))
         assert not np.array_equal(moved["w"], params["w"])

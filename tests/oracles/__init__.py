@@ -7,23 +7,12 @@ Every module has two functions on the arrays of one parameter:
 
 `t` is 1 at the first update, `lr` the learning rate of this update, `wd` the weight decay of this parameter (`None`:
 no decay), `path` its name. `hyper` are the optimizer's own arguments with Keras's names and defaults, anything else is
-ignored. `variant` is "keras" (Keras 3.15) or "optax" (optax 0.2.8, the function of the same name). `loop` runs a whole
-optimizer.
+ignored. `variant` is "keras" (Keras 3.15), "optax" (optax 0.2.8, the function of the same name) or "authors" (the
+authors' own release, for an optimizer that Keras does not have). `loop` runs a whole optimizer.
+
+A module may have `telling`: hyperparameters with which each of them shows in a few updates, for the laws.
 """
 
-NAMES = (
-    "sgd",
-    "rmsprop",
-    "adam",
-    "adamw",
-    "adadelta",
-    "adagrad",
-    "adamax",
-    "adafactor",
-    "nadam",
-    "ftrl",
-    "lion",
-    "lamb",
-    "muon",
-    "schedule_free_adamw",
-)
+import pathlib
+
+NAMES = tuple(sorted({path.stem for path in pathlib.Path(__file__).parent.glob("*.py")} - {"__init__", "loop"}))

@@ -14,7 +14,7 @@ keras = pytest.importorskip("keras")
 WRAPPERS = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer"}
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if "keras" in rule.variants])
 def test_the_difference_is_within_the_bar(name: str):
     cell = compare(RULES[name], "keras", Keras(), seeds=[0], steps=40)
     if cell.difference is None:

@@ -5,6 +5,7 @@ and optax; the float32 optimizers are the affair of the other parity tests. The 
 `python -m benchmarks.parity` itself.
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Collection
@@ -23,6 +24,7 @@ from benchmarks.parity.peer import RULES
 from jaxopt_keras import Options
 from jaxopt_keras.engine.core import is_absent
 from jaxopt_keras.language.rule import fields_of
+from tests.oracles import NAMES
 
 BAR = 1e-12
 ODD = {"cube": (2, 3, 4), "zero": (3,), "empty": (0, 3)}
@@ -53,6 +55,16 @@ def test_random_settings(name: str, variant: str):
     case = draw(name, variant, shapes=cases.shapes_for(RULES[name]) | ODD)
     case.params["zero"][:] = 0
     assert_equal_runs(cases.run(case), Oracle().run(case), case)
+
+
+def test_every_rule_has_a_reference_with_its_defaults():
+    assert set(NAMES) == set(RULES)
+    for name, rule in RULES.items():
+        module = Oracle().module(rule)
+        for function in (module.init, module.update):
+            for n, parameter in inspect.signature(function).parameters.items():
+                if n in fields_of(rule) and parameter.default is not parameter.empty:
+                    assert parameter.default == getattr(rule, n), (name, n)
 
 
 def switches_thrown(name: str) -> dict[str, Any]:

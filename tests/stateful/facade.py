@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import jaxopt_keras as jk
-from jaxopt_keras.optimizers import CLASSES
+from jaxopt_keras.optimizers import CLASSES, RULES
 from jaxopt_keras.stateful.variable_kinds import handle
 
 KINDS = {
@@ -23,6 +23,7 @@ KINDS = {
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_class = pytest.mark.parametrize("name", CLASSES)
+in_keras = pytest.mark.parametrize("name", [name for name, rule in RULES.items() if "keras" in rule.variants])
 
 
 def two(kind: str = "ours", dtype: Any = np.float32) -> list[Any]:

@@ -26,6 +26,7 @@ from tests.stateful.facade import (
     close,
     every_class,
     every_kind,
+    in_keras,
     same,
     some_grads,
     two,
@@ -101,7 +102,7 @@ class Tf2Momentum(jk.Optimizer):
 # --- signatures -------------------------------------------------------------------------------------------------------
 
 
-@every_class
+@in_keras
 def test_signatures_are_keras_own(name):
     ours = inspect.signature(CLASSES[name]).parameters
     theirs = inspect.signature(getattr(keras.optimizers, name)).parameters
@@ -121,7 +122,7 @@ def test_functions_have_the_parameters_of_their_class(cls, function):
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
-@every_class
+@in_keras
 def test_configs_are_keras_own(name):
     ours, theirs = CLASSES[name]().get_config(), getattr(keras.optimizers, name)().get_config()
     assert list(ours)[: len(BASE)] == BASE == list(theirs)[: len(BASE)]
@@ -182,7 +183,7 @@ def test_what_a_config_cannot_hold_is_left_out_with_a_warning():
         assert len(caught) == 1
 
 
-@every_class
+@in_keras
 def test_kerass_own_serialized_optimizers_load(name):
     theirs = getattr(keras.optimizers, name)(0.25, clipnorm=0.5)
     config = json.loads(json.dumps(keras.optimizers.serialize(theirs)))

@@ -10,7 +10,7 @@ import pytest
 
 import jaxopt_keras as jk
 from jaxopt_keras.rules import RMSprop
-from tests.stateful.facade import CLASSES, close, every_class, refused, same, some_grads, two, unchanged
+from tests.stateful.facade import CLASSES, close, every_class, in_keras, refused, same, some_grads, two, unchanged
 
 SWITCHES = {
     "SGD": {"momentum": 0.9},
@@ -29,7 +29,7 @@ def built(name, **arguments):
 # --- variables: Keras 3 -----------------------------------------------------------------------------------------------
 
 
-@every_class
+@in_keras
 @pytest.mark.parametrize("switched", [False, True])
 @pytest.mark.parametrize(
     "options", [{}, {"use_ema": True}, {"learning_rate": keras.optimizers.schedules.CosineDecay(0.1, 9)}]

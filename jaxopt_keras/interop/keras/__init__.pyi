@@ -10,6 +10,13 @@ from jaxopt_keras.optimizers import CommonOptions, Rate
 
 CLASSES: dict[str, type[Adapter]]
 
+class AdaBelief(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-16,
+        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Adadelta(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, rho: float = 0.95, epsilon: float = 1e-07, weight_decay: float | None = None,
@@ -52,6 +59,28 @@ class AdamW(Adapter):
         variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Adan(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.98, beta_2: float = 0.92, beta_3: float = 0.99,
+        epsilon: float = 1e-08, weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class AdEMAMix(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, beta_3: float = 0.9999,
+        alpha: float = 2.0, beta3_warmup: int | None = None, alpha_warmup: int | None = None, epsilon: float = 1e-08,
+        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class ADOPT(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.9999, epsilon: float = 1e-06,
+        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Ftrl(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
@@ -60,11 +89,23 @@ class Ftrl(Adapter):
         variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Grams(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-06,
+        weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Lamb(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
         weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class LaProp(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.0004, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-15,
+        weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Lion(Adapter):
@@ -90,6 +131,13 @@ class Nadam(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class RAdam(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
+        degenerated_to_sgd: bool = False, weight_decay: float | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class RMSprop(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, rho: float = 0.9, momentum: float = 0.0, epsilon: float = 1e-07,
@@ -111,7 +159,27 @@ class SGD(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Signum(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.01, momentum: float = 0.9, weight_decay: float | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class StableAdamW(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, epsilon: float = 1e-06,
+        weight_decay: float | None = 0.01, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Yogi(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.01, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 0.001,
+        initial_accumulator_value: float = 1e-06, weight_decay: float | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 __all__ = [
-    "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Ftrl", "Lamb", "Lion", "Muon", "Nadam", "RMSprop",
-    "ScheduleFreeAdamW", "SGD", "as_keras",
+    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Adan", "AdEMAMix", "ADOPT", "Ftrl",
+    "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "RAdam", "RMSprop", "ScheduleFreeAdamW", "SGD", "Signum",
+    "StableAdamW", "Yogi", "as_keras",
 ]
