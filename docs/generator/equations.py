@@ -27,7 +27,7 @@ TOKEN = re.compile(
     re.ASCII,
 )
 START = re.compile(
-    r"(?<![\w'`.])(?:[A-Za-z]\w*(?:(?<=_)\{[^}]*\})?'? (?:<-|=) |(?P<function>max|min|sqrt)\()", re.ASCII
+    r"(?<![\w'`.])(?:[A-Za-z]\w*(?:(?<=_)\{[^}]*\})?['²]? (?:<-|=) |(?P<function>max|min|sqrt)\()", re.ASCII
 )
 
 

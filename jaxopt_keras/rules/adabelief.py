@@ -16,7 +16,7 @@ class AdaBelief(Rule):
         v <- beta_2 v + (1 - beta_2) (g - m)² + epsilon
         p <- p - lr m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon)
 
-    The paper's algorithm, with the epsilon of the release; the release's rectification is left out (its `rectify=False`).
+    The paper's algorithm with the release's epsilon, and without its rectification, as with its `rectify=False`.
     `variant="optax"` is the same.
 
     Args:

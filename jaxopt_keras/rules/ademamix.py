@@ -18,9 +18,9 @@ class AdEMAMix(Rule):
         u = (m / (1 - beta_1^t) + a s) / (sqrt(v / (1 - beta_2^t)) + epsilon)
         p <- p - lr u
 
-    a grows linearly from 0 to alpha in `alpha_warmup` updates, and the half-life of b linearly from that of beta_1 to that
-    of beta_3 in `beta3_warmup` updates. Both are meant for a whole training: a large b needs a long one. `variant="optax"`
-    is the same.
+    a grows linearly from 0 to alpha in `alpha_warmup` updates, and the half-life of b linearly from that of beta_1 to
+    that of beta_3 in `beta3_warmup` updates. Both are meant for a whole training: a large b needs a long one.
+    `variant="optax"` is the same.
 
     Args:
         beta_1: the decay of `momentum`, the average of gradients.

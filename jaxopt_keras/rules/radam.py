@@ -13,13 +13,14 @@ class RAdam(Rule):
     """Rectified Adam (Liu et al. 2019, arXiv:1908.03265), with a warm-up of its own.
 
         m <- beta_1 m + (1 - beta_1) g          v² <- beta_2 v² + (1 - beta_2) g²
-        l = 2 / (1 - beta_2) - 1,  n = l - 2 t beta_2^t / (1 - beta_2^t),  r = sqrt((n - 4) (n - 2) l / ((l - 4) (l - 2) n))
+        l = 2 / (1 - beta_2) - 1,  n = l - 2 t beta_2^t / (1 - beta_2^t)
+        r = sqrt((n - 4) (n - 2) l / ((l - 4) (l - 2) n))
         p <- p - lr r sqrt(1 - beta_2^t) / (1 - beta_1^t) m / (v + epsilon)  if n is at least 5
         p <- p - lr m / (1 - beta_1^t)  else, with `degenerated_to_sgd`
 
-    n is the number of gradients in the average v²; it reaches 5 in the sixth update. v, the slot `root`, is kept instead
-    of its square, which would overflow. Weight decay is applied in every update; the release leaves it out where p stays.
-    `variant="optax"`: epsilon joins the bias-corrected root, and the first updates are always those of SGD.
+    n is the number of gradients in the average v²; it is 5 in the sixth update. v, the slot `root`, is kept instead
+    of its square, which would overflow. Weight decay is applied in every update; the release omits it where p does
+    not move. `variant="optax"`: epsilon joins the bias-corrected root, and the first updates are always those of SGD.
 
     Args:
         beta_1: the decay of `momentum`, the average of gradients.

@@ -5,7 +5,8 @@
     n >= 5:  p' = p - lr sqrt((n - 4) / (l - 4) (n - 2) / (l - 2) l / n) mhat / d
     else:    p' = p - lr mhat  with `degenerated_to_sgd` and in optax, else p
 
-The slot `root` is sqrt(v). Here d = (sqrt(v') + eps) / sqrt(1 - b2^t) for the authors, sqrt(v' / (1 - b2^t)) + eps in optax. Decay is decoupled.
+The slot `root` is sqrt(v). Here
+d = (sqrt(v') + eps) / sqrt(1 - b2^t) for the authors, sqrt(v' / (1 - b2^t)) + eps in optax. Decay is decoupled.
 """
 
 import numpy as np

@@ -16,7 +16,7 @@ from jaxopt_keras.language.rule import Decay, Rule
 
 ROOT = pathlib.Path(jaxopt_keras.__file__).parent.parent
 WRITERS = [(stubs.PATH, stubs.stub), (stubs.KERAS, stubs.keras_stub)]
-MOST_LINES = 500
+MOST_LINES = 40 * len(optimizers.RULES)
 
 USER = """
 import jaxopt_keras as jk
