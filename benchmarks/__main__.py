@@ -9,16 +9,14 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import limits, ours, report
-from benchmarks.measure import Effort, Tell, measure
+from benchmarks.measure import Effort, measure
 from benchmarks.parity.peer import default_promotion
 from benchmarks.peers import PEERS
 from benchmarks.problem import DTYPES, RULES
@@ -26,39 +24,26 @@ from benchmarks.records import Record, Row
 from benchmarks.runs import Implementation, Wish
 from benchmarks.ways import candidates
 from benchmarks.workloads import WORKLOADS
+from command import Parser, count, output_file, pattern, positive, progress
 from jaxopt_keras.language.option_values import FORMATS
 
 ROOT = Path(__file__).parent.parent
 QUICK = {"scale": 0.01, "seconds": 0.3, "rounds": 5, "memory": False}
 QUICK_WORKLOADS, QUICK_PEERS = ["lenet5", "embedding"], ["optax"]
 WIDTH = 190  # of the output, if it is not a terminal
-REFRESH = 0.2  # seconds between two refreshes of the progress bar; none is made during a measurement
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Exit with argparse's message and a hint."""
-        self.exit(2, f"{self.prog}: {message}\n`{self.prog} --help` explains every argument.\n")
+def threads(text: str) -> int:
+    """A number of threads: from 1 to the number of cores."""
+    if (chosen := count(text)) > available_cores():
+        raise argparse.ArgumentTypeError(f"must be from 1 to {available_cores()}, the cores here. Received: {text}")
+    return chosen
 
 
-def positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be greater than 0. Received: {text}")
-    return value
-
-
-def pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"must be a regular expression. Received: {text} ({error})") from None
-
-
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+def parser() -> Parser:
     parser = Parser(
-        prog="python -m benchmarks",
-        description="Times the step of an optimizer, and compares it with other libraries and the machine's limit. "
+        "benchmarks",
+        "Times the step of an optimizer, and compares it with other libraries and the machine's limit.\n"
         "Every result is first compared with float64; an implementation that differs is not timed.",
         epilog="workloads: " + "; ".join(f"{w.name}: {w.about}" for w in WORKLOADS.values()),
     )
@@ -81,42 +66,37 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     add("--only", type=pattern, metavar="REGEX", help="only the rows whose name matches, and `step`")
     add("--scale", type=positive, metavar="X", help="multiply every side of at least 16 by X (default: 1)")
     add("--seconds", type=positive, metavar="S", help=f"of timing, for each table (default: {Effort().seconds:g})")
-    add("--rounds", type=int, metavar="N", help=f"at most so many rounds (default: {Effort().rounds})")
+    add("--rounds", type=count, metavar="N", help=f"at most so many rounds (default: {Effort().rounds})")
     add(
         "--threads",
-        type=int,
+        type=threads,
         metavar="N",
         default=available_cores(),
         help="for torch and the stream (default: all cores)",
     )
     add("--no-memory", dest="memory", action="store_false", default=None, help="do not measure peak memory")
     add("--quick", action="store_true", help="a smoke run: few workloads, tiny arrays, five rounds")
-    add("--json", type=Path, metavar="FILE", help="write the results, after each table")
-    add("--plot", type=Path, metavar="FILE", help="write a picture: how near each one is to the limit (PNG)")
+    add("--json", type=output_file, metavar="FILE", help="write the results, after each table")
+    add("--plot", type=output_file, metavar="FILE", help="write a picture: how near each one is to the limit (PNG)")
     add("--readme", action="store_true", help="only write the README's table from benchmarks/results")
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    chosen = parser().parse_args(arguments)
     if chosen.workload is None:
         chosen.workload = QUICK_WORKLOADS if chosen.quick else list(WORKLOADS)
     if chosen.peer is None:
         chosen.peer = QUICK_PEERS if chosen.quick else list(PEERS)
-    if chosen.rounds is not None and chosen.rounds < 1:
-        parser.error(f"argument --rounds: must be at least 1. Received: {chosen.rounds}")
-    if not 1 <= chosen.threads <= available_cores():
-        parser.error(
-            f"argument --threads: must be from 1 to {available_cores()}, the cores here. Received: {chosen.threads}"
-        )
-    for file in (chosen.json, chosen.plot):
-        if file is not None and not file.absolute().parent.is_dir():
-            parser.error(f"{file} cannot be written: there is no folder {file.parent}")
-    chosen.device = find_device(parser, chosen.device)
+    chosen.device = find_device(chosen.device)
     return chosen
 
 
-def find_device(parser: Parser, name: str | None) -> Any:
+def find_device(name: str | None) -> Any:
     try:
         return jax.devices(name)[0] if name else jax.devices()[0]
     except RuntimeError:
-        parser.error(
+        parser().error(
             f"argument --device: JAX sees no {name} here, but {', '.join(map(str, jax.devices()))}. For a GPU, install "
             'its JAX: pip install "jax[cuda13]"'
         )
@@ -169,30 +149,6 @@ def command(arguments: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "benchmarks", *(a for i, a in enumerate(arguments) if i not in files)])
 
 
-@contextmanager
-def progress(console: Console) -> Iterator[Progress]:
-    """Show a progress bar without a refreshing thread, which would disturb the timing."""
-    bar = Progress(
-        TextColumn("{task.fields[table]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
-        console=console, transient=True, auto_refresh=False,
-    )  # fmt: skip
-    with bar:
-        yield bar
-
-
-def telling(bar: Progress, task: Any) -> Tell:
-    last = 0.0
-
-    def tell(what: str, part: float) -> None:
-        nonlocal last
-        bar.update(task, description=what, completed=part)
-        if time.monotonic() - last > REFRESH:
-            bar.refresh()
-            last = time.monotonic()
-
-    return tell
-
-
 def wishes(chosen: argparse.Namespace, effort: Effort) -> Iterator[tuple[Wish, str]]:
     """Yield each measurement to make, and the name of its optimizer."""
     variants = ("optax", "keras") if "keras" in chosen.peer else ("optax",)
@@ -237,9 +193,8 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
         console.print(f"{record.device}, {record.machine}; copy {record.copy_gb_per_s:.1f} GB/s; {record.versions}")
         for wish, optimizer in wishes(chosen, effort):
             found = wanted(candidates(wish, libraries), chosen.only)
-            with progress(console) as bar:
-                task = bar.add_task("", total=1.0, table=f"{wish.workload.name} {optimizer} {wish.dtype}")
-                table = measure(wish, optimizer, found, effort, telling(bar, task))
+            with progress(f"{wish.workload.name} {optimizer} {wish.dtype}", console=console) as tell:
+                table = measure(wish, optimizer, found, effort, lambda what, part, tell=tell: tell(part, what))
             record.tables.append(table)
             console.print(report.grid(table), *report.notes(table), sep="\n")
             if chosen.json:

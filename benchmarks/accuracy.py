@@ -3,10 +3,9 @@
 Every row has a bar. The runs that are compared differ only in the storage.
 """
 
-import argparse
 import json
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import jaxopt_keras as jk
+from command import Parser, output_file, page_with, place, progress
 from jaxopt_keras.optimizers import FUNCTIONS
 from jaxopt_keras.storage import hash_rng
 from jaxopt_keras.storage.rounding import stochastic
@@ -174,21 +174,33 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--markdown", metavar="FILE", type=Path, help=f"write the table into FILE, between {MARK} marks"
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows here")
-    args = parser.parse_args()
-    rows = [*losses(), *bias(), *small_updates(), *rules(), *sizes()]
+STUDIES = {
+    "losses of a regression": losses, "bias of rounding": bias, "small updates": small_updates,
+    "digits, with every optimizer": rules, "sizes": sizes,
+}  # fmt: skip
+
+
+def parser() -> Parser:
+    parser = Parser("benchmarks.accuracy", __doc__)
+    add = parser.add_argument
+    add("--markdown", metavar="FILE", type=page_with(MARK), help=f"write the table, between two lines {MARK} if any")
+    add("--json", metavar="FILE", type=output_file, help="write the rows here")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    rows = []
+    with progress("accuracy", len(STUDIES)) as tell:
+        for i, (name, study) in enumerate(STUDIES.items()):
+            tell(i, name)
+            rows += study()
     table = Table("study", "case", "measured", "at most", "")
     for r in rows:
         table.add_row(r.study, r.case, f"{r.value:.3g}", f"{r.bar:.3g}", "" if r.holds else "[red]FAILS")
     Console().print(table)
     if args.markdown:
-        before, _, after = args.markdown.read_text().split(MARK)
-        args.markdown.write_text(f"{before}{MARK}\n{markdown(rows)}\n{MARK}{after}")
+        place(args.markdown, MARK, markdown(rows))
     if args.json:
         args.json.write_text(json.dumps([r._asdict() for r in rows], indent=2))
     return 0 if all(r.holds for r in rows) else 1

@@ -3,7 +3,6 @@
 python -m benchmarks.history [--engine xla] [--seconds 15]
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 import jaxopt_keras as jk
 from benchmarks.timing import LIMIT, interleaved
+from command import Parser, positive, progress
 
 TREES = {
     "9.4 M parameters in 18 arrays": {f"w{i}": (1024, 1024) for i in range(9)} | {f"b{i}": (1024,) for i in range(9)},
@@ -59,11 +59,15 @@ def steps(kernel: jk.Kernel) -> dict[str, Callable[..., Any]]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    parser = Parser("benchmarks.history", __doc__)
     parser.add_argument("--engine", default="auto", choices=("auto", "xla", "native"), help="of the kernel")
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each tree")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--seconds", type=positive, default=15.0, help="for each tree (default: 15)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
     kernel, rng = jk.adamw(1e-3, engine=arguments.engine), np.random.default_rng(0)
     for title, shapes in TREES.items():
         params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
@@ -72,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for run in runs.values():
             run.step()
             run.block()
-        times = interleaved(runs, arguments.seconds, 400, lambda done: None, rng)
+        with progress(title) as tell:
+            times = interleaved(runs, arguments.seconds, 400, tell, rng)
         print(f"\n{title}, engine {arguments.engine}, by the step alone: median (quartiles)")
         for name in runs:
             ratio = times.ratio(name, LIMIT)

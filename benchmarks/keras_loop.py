@@ -8,8 +8,7 @@ import os
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import keras
 import numpy as np
 
 from benchmarks.timing import LIMIT, Spread, interleaved
+from command import Parser, positive, progress
 from jaxopt_keras.interop import keras as ours
 
 FACES: dict[str, Any] = {"keras.optimizers.Adam": keras.optimizers.Adam, "interop.keras.Adam": ours.Adam}
@@ -70,7 +70,8 @@ class Eager:
 def compared(title: str, make: Callable[[Any], Any], budget: float, steps: int) -> None:
     runs = {name: make(cls(1e-3)) for name, cls in FACES.items()}
     again = {LIMIT: runs[THEIRS], OURS: runs[OURS], THEIRS: runs[THEIRS]}
-    times = interleaved(again, budget, 200, lambda _: None, np.random.default_rng(0))
+    with progress(title) as tell:
+        times = interleaved(again, budget, 200, tell, np.random.default_rng(0))
     print(f"{title}, ms a step: the median (quartiles) over {len(times.steady)} rounds")
     for name in (THEIRS, OURS):
         print(f"  {name:24}{_shown(times.spread(name), 1e3 / steps)}")
@@ -84,10 +85,14 @@ def _shown(spread: Spread, scale: float) -> str:
     return f"{spread.median * scale:.3g} ({spread.q1 * scale:.3g} to {spread.q3 * scale:.3g})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Keras with our Adam and with Keras's.")
-    parser.add_argument("--seconds", type=float, default=15, help="for each of the two comparisons")
-    seconds = parser.parse_args().seconds
+def parser() -> Parser:
+    parser = Parser("benchmarks.keras_loop", __doc__)
+    parser.add_argument("--seconds", type=positive, default=15.0, help="for each comparison (default: 15)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    seconds = parser().parse_args(argv).seconds
     theirs, mine = (Fit(cls(1e-3)).losses() for cls in FACES.values())
     gap = max(abs(a / b - 1) for a, b in zip(mine, theirs, strict=True))
     print(f"losses of {STEPS} steps of the perceptron agree to {gap:.1e} (relative)")

@@ -6,7 +6,6 @@ XLA compiles for the GPU of the machine, or without one for the H100 of `hlo.py`
 CUDA's compiler: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc`, the first two in jaxlib's version.
 """
 
-import argparse
 import re
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from jax.sharding import SingleDeviceSharding
 import jaxopt_keras as jk
 from benchmarks.hlo import device, launches
 from benchmarks.workloads import WORKLOADS
+from command import Parser, place, progress
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 MARK = "<!-- kernels -->"
@@ -100,14 +100,18 @@ def counted(kernel: Any, params: Any) -> Counts:
     return Counts(len(launched) - copies, copies, moved, least, kept, aliased, temporary, seconds)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    parser = Parser("benchmarks.kernels", __doc__)
     parser.add_argument("--workload", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--step", nargs="+", choices=STEPS, help="default: a selection for each workload")
     parser.add_argument("--page", action="store_true", help="write the table into docs/gpu.md")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
     if device() is None:
-        parser.exit(1, MISSING + f", of version {version('jaxlib')}\n")
+        parser().exit(1, MISSING + f", of version {version('jaxlib')}\n")
     lines = [
         f"Counted, not timed: {datetime.now(UTC):%Y-%m-%d}, jax {jax.__version__}, {device().device_kind}.", "",
         "| workload | step | kernels | copies | in place | passes | temporary MiB | compiled in s |",
@@ -119,11 +123,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             kernel, dtype = STEPS[name]
             tree = {k: jax.ShapeDtypeStruct(s, jnp.dtype(dtype)) for k, s in WORKLOADS[workload].shapes.items()}
             tree = jax.eval_shape(jk.pack, tree) if name.startswith("packed") else tree
-            lines.append(f"| {WORKLOADS[workload].about} | {name} | {counted(kernel, tree).row()} |")
+            with progress(workload) as tell:
+                tell(0, f"compiling {name}")
+                lines.append(f"| {WORKLOADS[workload].about} | {name} | {counted(kernel, tree).row()} |")
             print(lines[-1], flush=True)
     if arguments.page:
-        before, _, after = PAGE.read_text().split(MARK)
-        PAGE.write_text(f"{before}{MARK}\n" + "\n".join(lines) + f"\n{MARK}{after}")
+        place(PAGE, MARK, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,64 +1,31 @@
 """Shared code of the examples: command-line options, figures, and scikit-learn's handwritten digits."""
 
-import argparse
-import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import command
 
 OUT = Path(__file__).parent / "out"
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
+def parser(module: str, doc: str | None) -> command.Parser:
     """Return a parser of the options that every example has; `doc` is the example's docstring."""
-    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = command.Parser(module, doc)
     result.add_argument(
-        "--out", type=Path, default=OUT, metavar="DIR", help="folder of the plots (default: examples/out)"
-    )
+        "--out", type=command.output_folder, default=OUT, metavar="DIR",
+        help="folder of the plots (default: examples/out)",
+    )  # fmt: skip
     result.add_argument("--quick", action="store_true", help="run only a few steps, to check that the example works")
     return result
 
 
 def heading(text: str) -> None:
     print(f"\n{text}\n{'-' * len(text)}")
-
-
-@contextlib.contextmanager
-def progress(title: str, steps: int) -> Iterator[Callable[[Callable[[], str]], None]]:
-    """Show a progress bar on a terminal, or print lines elsewhere.
-
-    Call the function that this yields after each step, with a function that returns a description of the step. The
-    description is computed only a few times a second.
-    """
-    console = Console()
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task, last_shown, done = bar.add_task("", total=steps), 0.0, 0
-
-        def advance(describe: Callable[[], str]) -> None:
-            nonlocal last_shown, done
-            done += 1
-            now = time.monotonic()
-            if now - last_shown > (0.2 if console.is_terminal else 10) or done == steps:
-                last_shown = now
-                bar.update(task, completed=done, description=describe())
-                if not console.is_terminal:
-                    print(f"{title}: {describe()}")
-
-        yield advance
 
 
 def save(figure: Figure, out: Path, name: str) -> Path:

@@ -22,6 +22,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 import jaxopt_keras as jk
+from command import Parser
 from examples import common
 
 
@@ -152,8 +153,12 @@ def aggregated_by_hand() -> None:
     print(f"Greatest difference of a weight between two halves and one batch: {difference:.1e}")
 
 
+def parser() -> Parser:
+    return common.parser("examples.custom_loop", __doc__)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = common.parser(__doc__).parse_args(argv)
+    arguments = parser().parse_args(argv)
     training_loop(epochs=2 if arguments.quick else 15, out=arguments.out)
     optimizer_weights()
     aggregated_by_hand()

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import jaxopt_keras as jk
 import jaxopt_keras.interop.tensorflow as tf  # before: import tensorflow as tf
+from command import Parser, progress
 from examples import common
 from examples.custom_loop import Model, cross_entropy
 from jaxopt_keras.language.rule import Clock, Rate, Rule
@@ -145,15 +146,23 @@ def draw(histories: dict[str, list[float]], out: Path) -> None:
     common.save(figure, out, "custom_optimizers.png")
 
 
+def parser() -> Parser:
+    return common.parser("examples.custom_optimizers", __doc__)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = common.parser(__doc__).parse_args(argv)
+    arguments = parser().parse_args(argv)
     optimizers = {
         "SimpleGD (TF 2)": SimpleGD(learning_rate=0.01),
         "TestGD (TF 2)": TestGD(),
         "KerasGD (Keras 3)": KerasGD(learning_rate=0.01),
         "Descent (a rule)": jk.Optimizer.from_rule(Descent(learning_rate=0.01)),
     }
-    histories = {name: train(optimizer, 2 if arguments.quick else 20) for name, optimizer in optimizers.items()}
+    histories = {}
+    with progress("training", len(optimizers)) as tell:
+        for i, (name, optimizer) in enumerate(optimizers.items()):
+            tell(i, name)
+            histories[name] = train(optimizer, 2 if arguments.quick else 20)
 
     print(f"{'loss in epoch':20s}" + "".join(f"{name:>20s}" for name in histories))
     for epoch, losses in enumerate(zip(*histories.values(), strict=True), start=1):

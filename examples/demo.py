@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import jaxopt_keras as jk
+from command import Parser
 from examples import common, lenet
 from examples.common import Digits
 
@@ -223,9 +224,8 @@ def for_validation(data: Digits) -> Digits:
     return Digits(data.x_train[:n], data.y_train[:n], data.x_train[n:], data.y_train[n:])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    began = time.perf_counter()
-    parser = lenet.options(common.parser(__doc__))
+def parser() -> Parser:
+    parser = lenet.options(common.parser("examples.demo", __doc__))
     parser.add_argument(
         "--optimizers", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="NAME", help=", ".join(CHOICES)
     )
@@ -234,7 +234,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="validate on a held-out part of the training data instead of the test data",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    began = time.perf_counter()
+    arguments = parser().parse_args(argv)
     console = Console()
     if not console.is_terminal:
         console.width = 110  # of the table in a file

@@ -5,6 +5,7 @@ The data are scikit-learn's handwritten digits: 1797 real scans of 8 x 8 pixels,
 """
 
 import argparse
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 from jax import Array
 from matplotlib.figure import Figure
 
+import command
 import jaxopt_keras as jk
 from examples import common
 from examples.common import Digits
 from examples.custom_optimizers import TestGD
+from jaxopt_keras.optimizers import FUNCTIONS
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The network
@@ -159,12 +162,13 @@ def train(
 
     rng = np.random.default_rng(seed)
     history = jk.history.History(every=5, groups=GROUPS)
-    with common.progress("LeNet-5", epochs * (len(data.x_train) // 64)) as advance:
+    steps = epochs * (len(data.x_train) // 64)
+    with command.progress("LeNet-5", steps) as tell:
         for _ in range(epochs):
             for x, y in batches(data, 64, rng):
                 value, gradients = jk.value_and_grad(loss_fn, trainable, x, y)
                 history.apply_gradients(optimizer, zip(gradients, trainable, strict=True), loss=value)
-                advance(history.line)
+                tell(len(history), history.line)
     return {name: v.value for name, v in variables.items()}, history
 
 
@@ -185,25 +189,47 @@ def draw(losses: np.ndarray, predicted: np.ndarray, data: Digits, name: str, out
     common.save(figure, out, "lenet.png")
 
 
-def options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def mnist_file(text: str) -> Path:
+    """The type of the option: a file in the format of Keras's mnist.npz."""
+    path = command.input_file(text)
+    try:
+        load(path)
+    except (ValueError, OSError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
+
+
+def options(parser: command.Parser) -> command.Parser:
     """Add the options of all programs that train this network."""
+    add = parser.add_argument
+    add("--mnist", type=mnist_file, metavar="PATH", help="Keras's mnist.npz, instead of scikit-learn's digits")
+    add("--epochs", type=command.count, metavar="N", help="number of epochs")
+    add(
+        "--seed", type=command.index, default=0, metavar="N",
+        help="seed of the initial parameters and of the order of the data",
+    )  # fmt: skip
+    return parser
+
+
+def tensorboard_folder(text: str) -> Path:
+    """The type of the option: a folder, if the package that writes to it is installed."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise argparse.ArgumentTypeError("needs tensorboardX: pip install '.[tensorboard]'")
+    return command.output_folder(text)
+
+
+def parser() -> command.Parser:
+    parser = options(common.parser("examples.lenet", __doc__))
     parser.add_argument(
-        "--mnist", type=Path, metavar="PATH", help="Keras's mnist.npz, instead of scikit-learn's digits"
-    )
-    parser.add_argument("--epochs", type=int, help="number of epochs")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the initial parameters and of the order of the data"
-    )
+        "--optimizer", metavar="NAME", choices=[*FUNCTIONS],
+        help=f"{', '.join(FUNCTIONS)} (default: TestGD of custom_optimizers)",
+    )  # fmt: skip
+    parser.add_argument("--tensorboard", type=tensorboard_folder, metavar="DIR", help="folder for the run's scalars")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = options(common.parser(__doc__))
-    parser.add_argument(
-        "--optimizer", metavar="NAME", help="adam, sgd, lion, ... (default: TestGD of custom_optimizers)"
-    )
-    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="folder for the run's scalars")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     optimizer = TestGD() if arguments.optimizer is None else jk.get(arguments.optimizer)
     data = load(arguments.mnist)
     if arguments.quick:

@@ -13,6 +13,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 import jaxopt_keras as jk
+from command import Parser
 from examples import common
 
 
@@ -85,8 +86,12 @@ def draw(x: Array, y: Array, model: Regression, history: History, out: Path) -> 
     common.save(figure, out, "linear_regression.png")
 
 
+def parser() -> Parser:
+    return common.parser("examples.linear_regression", __doc__)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = common.parser(__doc__).parse_args(argv)
+    arguments = parser().parse_args(argv)
     epochs, lr = 10 if arguments.quick else 70, 0.001
     rng = np.random.default_rng(0)
     x = rng.uniform(0.0, 1.0, 200)

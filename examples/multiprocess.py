@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
+from command import Parser, count, index, new_folder, progress
 from jaxopt_keras.pure import sharding
 
 WIDTH, BATCH = 64, 32
+LIMIT_SECONDS = 300
 
 
 def train(steps: int, save_to: str | None) -> float:
@@ -83,7 +86,7 @@ def launch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "examples.multiprocess", *rest, "--address", f"127.0.0.1:{port}"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    began, environment = time.monotonic(), os.environ | {"JAX_PLATFORMS": "cpu"}
     with contextlib.ExitStack() as files:
         outputs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(arguments.processes)]
         started = [
@@ -91,7 +94,13 @@ def launch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             for i, out in enumerate(outputs)
         ]
         try:
-            codes = [process.wait(timeout=300) for process in started]
+            with progress(f"{arguments.processes} processes") as tell:
+                while any(process.poll() is None for process in started):
+                    if time.monotonic() - began > LIMIT_SECONDS:
+                        raise TimeoutError(f"The processes have not ended after {LIMIT_SECONDS} seconds.")
+                    tell(0, f"{arguments.steps} steps")
+                    time.sleep(0.1)
+            codes = [process.wait() for process in started]
         finally:
             for process in started:
                 process.kill()
@@ -102,16 +111,21 @@ def launch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return max(map(abs, codes))
 
 
+def parser() -> Parser:
+    parser = Parser("examples.multiprocess", __doc__)
+    add = parser.add_argument
+    add("--processes", type=count, default=2, metavar="N", help="processes to start on this machine (default: 2)")
+    add("--devices", type=count, default=2, metavar="N", help="CPU devices of each process (default: 2)")
+    add("--steps", type=count, default=100, metavar="N", help="steps of training (default: 100)")
+    add("--save", type=new_folder, metavar="DIR", help="a new folder for an Orbax checkpoint")
+    add("--join", action="store_true", help="run as one of the processes of a cluster")
+    add("--address", help=argparse.SUPPRESS)
+    add("--process", type=index, help=argparse.SUPPRESS)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.multiprocess", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--processes", type=int, default=2, help="number of processes to start on this machine")
-    parser.add_argument("--devices", type=int, default=2, help="CPU devices of each process")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--save", help="a new folder for an Orbax checkpoint")
-    parser.add_argument("--join", action="store_true", help="run as one of the processes of a cluster")
-    parser.add_argument("--address", help=argparse.SUPPRESS)
-    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.join:
         jax.distributed.initialize()
     elif options.process is None:

@@ -10,6 +10,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 import jaxopt_keras as jk
+from command import Parser
 from examples import common
 from jaxopt_keras import schedules
 
@@ -91,8 +92,12 @@ def change_the_rate(steps: int, out: Path) -> None:
     common.save(figure, out, "changed_rate.png")
 
 
+def parser() -> Parser:
+    return common.parser("examples.schedules", __doc__)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = common.parser(__doc__).parse_args(argv)
+    arguments = parser().parse_args(argv)
     pictures(points=40 if arguments.quick else 1000, out=arguments.out)
     follow_a_schedule()
     change_the_rate(steps=20 if arguments.quick else 200, out=arguments.out)

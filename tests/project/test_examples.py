@@ -101,8 +101,6 @@ def test_lenet(run: Run, tmp_path: Path):
     assert_drawn(tmp_path / "lenet_history.png")
     header, *rows = (tmp_path / "lenet_history.csv").read_text().splitlines()
     assert header.startswith("step,") and len(rows) == 5
-    with pytest.raises(ValueError, match="There is no optimizer `adamant`"):
-        run(lenet, "--optimizer", "adamant")
 
 
 def test_lenet_has_the_parameters_of_lenet():
