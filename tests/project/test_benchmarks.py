@@ -111,7 +111,10 @@ def test_all_rows_of_one_table(tmp_path: Path):
         (["--dtype", "float8"], "bfloat16"),
         (["--storage", "int3"], "int4"),
         (["--scale", "0"], "--scale: must be a number greater than 0. Received: 0"),
-        (["--only", "("], "--only: must be a regular expression (missing ), unterminated subpattern at position 0). Received: ("),
+        (
+            ["--only", "("],
+            "--only: must be a regular expression (missing ), unterminated subpattern at position 0). Received: (",
+        ),
         (["--rounds", "0"], "--rounds: must be a whole number of at least 1. Received: 0"),
         (["--threads", "9999"], "the cores here. Received: 9999"),
         (["--device", "tpu"], "JAX sees no tpu here"),
