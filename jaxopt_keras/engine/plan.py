@@ -12,8 +12,9 @@ from jaxopt_keras.engine import slot_storage
 from jaxopt_keras.engine.core import Layout, Leaf, Now
 from jaxopt_keras.engine.cores.leafwise import Leafwise, route
 from jaxopt_keras.engine.native import reasons, unavailable
+from jaxopt_keras.language.matrix_rule import MatrixRule
 from jaxopt_keras.language.numerics import compute_dtype, is_inexact
-from jaxopt_keras.language.rule import Slot
+from jaxopt_keras.language.rule import Rule, Slot
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.blockwise import Blocks
 
@@ -32,7 +33,7 @@ class Kind(NamedTuple):
     """The common properties of a group of parameters."""
 
     rule: str
-    grain: str
+    grain: str  # of a rule on matrices also how an array is seen, if not as it is: "matrix, 4 of 64 x 64"
     dtype: str
     slots: tuple[str, ...]  # "momentum int8"
     engine: str  # "native", "xla", or "xla (why)"
@@ -56,7 +57,7 @@ class Plan:
 
     groups: list[Group]
     scalars: int  # bytes of the count and the scalars
-    notes: tuple[str, ...] = ()  # on packing: whether arrays are packed or should be, and why
+    notes: tuple[str, ...] = ()  # on rules of matrices and their fallbacks, and on packing: whether, and why
 
     @property
     def elements(self) -> int:
@@ -97,17 +98,36 @@ def plan(program: Any, params: Any) -> Plan:
         params = jax.eval_shape(Packed.unpack, params)
     layout, stored = Layout.read(params, program.options)
     slots = layout.by_leaf(jax.eval_shape(unpacked, state.slots))
-    entries, rate = [], rate_of(program)
+    entries, rate, others = [], rate_of(program), dict[str, list[str]]()
     for leaf, p, own, engine in zip(layout.leaves, stored, slots, engines(program, params, state), strict=True):
         rule, grain, kinds = program.core, "tree", {}
         if isinstance(program.core, Leafwise):
             rule = route(program.core.rule, leaf.path, p)
-            grain, kinds = rule.grain, rule.slots()
+            grain, kinds = about(rule, p), rule.kinds(p)
+            if type(rule) is not type(program.core.rule):
+                others.setdefault(type(rule).__name__, []).append(leaf.path)
         formats = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p)}" for name, x in own.items())
         kind = Kind(type(rule).__name__, grain, str(p.dtype), formats, engine, rate, decay_of(program, leaf, p))
         entries.append((kind, leaf.path, p.size, nbytes(own)))
     entries += [frozen_entry(path, p) for path, p in layout.frozen.values()]
-    return Plan(grouped(entries), nbytes((state.count, state.scalars)), notes)
+    return Plan(grouped(entries), nbytes((state.count, state.scalars)), (*rule_notes(program, others), *notes))
+
+
+def about(rule: Rule, p: Any) -> str:
+    """Return the rule's grain; of an array that is seen as other matrices than itself, how many and of which shape."""
+    if not isinstance(rule, MatrixRule):
+        return rule.grain
+    seen = rule.view(p.shape)
+    return rule.grain if seen.matrix == p.shape else f"{rule.grain}, {seen}"
+
+
+def rule_notes(program: Any, others: dict[str, list[str]]) -> list[str]:
+    """Say how matrices are computed, and which parameters each fallback updates."""
+    rule = getattr(program.core, "rule", None)
+    if not isinstance(rule, MatrixRule):
+        return []
+    left = [f"{name}, instead of {type(rule).__name__}, updates {', '.join(paths)}" for name, paths in others.items()]
+    return [note for note in (rule.note(), *left) if note]
 
 
 def rate_of(program: Any) -> str:

@@ -71,7 +71,7 @@ def norm(*arrays: Array, dtype: Any = None) -> Array:
     down = min((2.0 ** -(jnp.finfo(x.dtype).maxexp * 5 // 8) for x in arrays), default=1.0)
     plain, scaled = total(1), total(down)
     overflows = plain > jnp.finfo(dtype).max
-    return jnp.sqrt(jnp.where(overflows, scaled, plain)) * jnp.where(overflows, 1 / down, 1).astype(dtype)
+    return jnp.sqrt(jnp.where(overflows, scaled, plain)) * jnp.where(overflows, jnp.array(1 / down, dtype), 1)
 
 
 def rms(x: Array) -> Array:

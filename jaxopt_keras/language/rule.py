@@ -316,12 +316,6 @@ class Rule(Hyperparameters):
         """Return the amount to add to `p`, and the new slots."""
         raise NotImplementedError(f"{type(self).__name__} needs `update(self, g, p, s, at) -> (step, state)`.")
 
-    # For a rule that needs whole matrices: `lead(g, p, s, at) -> (u, state)`, which acts on each element alone, and
-    # `whole(u)`, such that `update` is `(-at.lr * whole(u), state)`. Matrices of one shape can then be stacked, and the
-    # stack sharded over devices (`engine.cores.stacked`).
-    lead: ClassVar[Any] = None
-    whole: ClassVar[Any] = None
-
     def scalars(self) -> Any:
         """Return the initial numbers that are kept once for all arrays: a NamedTuple, or None if there are none."""
         return None
@@ -341,6 +335,10 @@ class Rule(Hyperparameters):
     def accepts(self, path: str, p: Array) -> bool:
         """Whether this rule updates the parameter; `fallback` updates the others."""
         return True
+
+    def placed(self, path: str, p: Array) -> "Rule":
+        """Return the rule for one parameter that it accepts, where it depends on the path or the shape."""
+        return self
 
     @property
     def fallback(self) -> "Rule":

@@ -6,10 +6,12 @@ from jaxopt_keras.rules.adafactor import Adafactor as Adafactor
 from jaxopt_keras.rules.adagrad import Adagrad as Adagrad
 from jaxopt_keras.rules.adam import Adam as Adam
 from jaxopt_keras.rules.adamax import Adamax as Adamax
+from jaxopt_keras.rules.adamuon import AdaMuon as AdaMuon
 from jaxopt_keras.rules.adamw import AdamW as AdamW
 from jaxopt_keras.rules.adan import Adan as Adan
 from jaxopt_keras.rules.ademamix import AdEMAMix as AdEMAMix
 from jaxopt_keras.rules.adopt import ADOPT as ADOPT
+from jaxopt_keras.rules.dion2 import Dion2 as Dion2
 from jaxopt_keras.rules.ftrl import Ftrl as Ftrl
 from jaxopt_keras.rules.grams import Grams as Grams
 from jaxopt_keras.rules.lamb import Lamb as Lamb
@@ -17,6 +19,7 @@ from jaxopt_keras.rules.laprop import LaProp as LaProp
 from jaxopt_keras.rules.lion import Lion as Lion
 from jaxopt_keras.rules.muon import Muon as Muon
 from jaxopt_keras.rules.nadam import Nadam as Nadam
+from jaxopt_keras.rules.normuon import NorMuon as NorMuon
 from jaxopt_keras.rules.radam import RAdam as RAdam
 from jaxopt_keras.rules.rmsprop import RMSprop as RMSprop
 from jaxopt_keras.rules.schedule_free_adamw import ScheduleFreeAdamW as ScheduleFreeAdamW

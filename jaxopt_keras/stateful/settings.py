@@ -258,11 +258,13 @@ class Settings(Transactions):
         config = {"name": self.name, "learning_rate": self._rate_config()}
         config |= {n: getattr(self._options, n) for n in KEYS}
         if isinstance(self._rule, Rule):
-            config |= {
-                f.name: _as_list(getattr(self._rule, f.name))
-                for f in dataclasses.fields(self._rule)
-                if f.name != "learning_rate" and (not f.kw_only or getattr(self._rule, f.name) != f.default)
-            }
+            own = {f.name: f for f in dataclasses.fields(self._rule) if f.name != "learning_rate"}
+            values = {n: getattr(self._rule, n) for n, f in own.items()}
+            code = [n for n, x in values.items() if callable(x) or isinstance(x, Rule)]
+            for name in code:
+                warnings.warn(f"`{name}` is code, which a config cannot hold. It is left out.", stacklevel=2)
+            shown = [n for n, f in own.items() if n not in code and (not f.kw_only or values[n] != f.default)]
+            config |= {n: _as_list(values[n]) for n in shown}
         defaults = DEFAULTS | getattr(self._rule, "defaults", {})
         for name in EXTRAS:
             value = getattr(self._options, name)
@@ -314,8 +316,8 @@ def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) 
 
 
 def _as_list(value: Any) -> Any:
-    """Convert a tuple to a list, as JSON has it."""
-    return list(value) if isinstance(value, tuple) else value
+    """Convert tuples to lists, as JSON has them."""
+    return [_as_list(x) for x in value] if isinstance(value, tuple) else value
 
 
 def _converted(old: Any, fresh: Any) -> Any:

@@ -1,5 +1,6 @@
 """Many devices: state is sharded like its parameter, zero1 and offload change no number, and the report is right."""
 
+import contextlib
 import functools
 
 import jax
@@ -147,28 +148,66 @@ def sixteen_matrices():
     return params, grads, jk.muon(0.1).step(params, jk.muon(0.1).init(params), grads, donate=False)[0]
 
 
-@pytest.mark.parametrize("spec", [P("data", None), P(None, "data"), P()], ids=str)
-def test_muon_works_on_whole_matrices_without_a_word(spec):
-    kernel, m = jk.muon(0.1), mesh()
+def two_axes(kind=AxisType.Auto):
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+
+
+MATRICES = {
+    "rows": (mesh, P("data", None)),
+    "columns": (mesh, P(None, "data")),
+    "copies": (mesh, P()),
+    "both": (two_axes, P("model", "data")),
+    "one of two axes": (two_axes, P(None, "data")),
+    "both on one side": (two_axes, P(("model", "data"), None)),
+}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit, None], ids=["auto", "explicit", "no mesh is set"])
+@pytest.mark.parametrize("where", MATRICES)
+def test_muon_works_on_whole_matrices_without_a_word(where, kind):
+    kernel, (make, spec) = jk.muon(0.1), MATRICES[where]
+    m = make(kind or AxisType.Auto)
     params, grads, expected = sixteen_matrices()
-    with jax.set_mesh(m):
+    with jax.set_mesh(m) if kind else contextlib.nullcontext():
         params, grads = jax.device_put((params, grads), NamedSharding(m, spec))
         state = jax.jit(kernel.init)(params)
         after, _ = jax.jit(kernel.step)(params, state, grads)
         report = sharding.report(kernel.step, params, state, grads)
     close(after, expected)
-    assert len(report.collectives) <= 2
-    assert not any(c.in_loop or "whole" in c.source for c in report.collectives)
+    assert {x.sharding for x in after.values()} == {NamedSharding(m, spec)}
+    # One exchange there and one back for each axis of the mesh; devices with copies share the work.
+    assert report.count("all-gather") <= 1 and report.count("all-to-all") <= 4
+    assert len(report.collectives) == report.count("all-gather") + report.count("all-to-all")
+    assert not any(c.in_loop for c in report.collectives)
+    assert report.temporary <= 2 * sum(x.nbytes for x in params.values())
+
+
+def test_each_device_multiplies_its_own_matrices_only():
+    m, n = mesh(), 128
+    params = placed(draw({f"w{i}": (n, n) for i in range(8)}, 0), m, P("data"))
+    kernel = jk.muon(0.1)
+    compiled = jax.jit(kernel.step).lower(params, kernel.init(params), params).compile()
+    assert compiled.cost_analysis()["flops"] <= 1.05 * 5 * 3 * 2 * n**3
+
+
+def test_a_matrix_that_the_devices_do_not_divide():
+    @jax.jit
+    def step(params, state, grads):
+        grads = jax.lax.with_sharding_constraint(grads, NamedSharding(mesh(), P("data")))  # blocks of 2, and of 1
+        return kernel.step(params, state, grads)
+
+    kernel, params = jk.muon(0.1), draw({"a": (15, 4), "b": (15, 4)}, 0)
+    expected, _ = kernel.step(params, kernel.init(params), params, donate=False)
+    close(step(*placed((params, kernel.init(params), params), mesh(), P()))[0], expected)
 
 
 def test_muon_spreads_over_two_axes():
     """With matrices that are fewer than devices, and of two shapes."""
-    m = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    m = two_axes()
     kernel, params = jk.muon(0.1), draw({"a": (8, 16), "b": (8, 16), "c": (16, 8), "bias": (8,)}, 0)
     expected, _ = kernel.step(params, kernel.init(params), params, donate=False)
-    with jax.set_mesh(m):
-        params = placed(params, m, {"a": P("data", "model"), "b": P("data", "model"), "c": P("model"), "bias": P()})
-        after, _ = jax.jit(kernel.step)(params, jax.jit(kernel.init)(params), params)
+    params = placed(params, m, {"a": P("data", "model"), "b": P("data", "model"), "c": P("model"), "bias": P()})
+    after, _ = jax.jit(kernel.step)(params, jax.jit(kernel.init)(params), params)
     close(after, expected)
     assert where(after) == where(params)
 

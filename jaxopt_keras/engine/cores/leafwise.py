@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
-from jaxopt_keras.engine.cores.stacked import map_matrices
+from jaxopt_keras.engine.cores.matrices import Job, update_matrices
+from jaxopt_keras.engine.cores.rule_state import present, state_of
 from jaxopt_keras.language import numerics
+from jaxopt_keras.language.matrix_rule import MatrixRule
 from jaxopt_keras.language.numerics import Complemented, real_dtype
 from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar, fields_of
 
@@ -40,12 +42,7 @@ def route(rule: Rule, path: str, p: Any) -> Rule:
     """Return the rule that updates the parameter: `rule`, or the first of its fallbacks that accepts it."""
     while not rule.accepts(path, p):
         rule = rule.fallback
-    return rule
-
-
-def present(state: Any) -> Slots:
-    """Return the fields that are not None, by name; {} for None."""
-    return {} if state is None else {name: x for name, x in state._asdict().items() if x is not None}
+    return rule.placed(path, p)
 
 
 def first_scalars(rule: Rule) -> Any:
@@ -56,10 +53,9 @@ def first_scalars(rule: Rule) -> Any:
 
 
 def _update(skeleton: Rule, g: Array, p: Any, slots: Slots, numbers: dict[str, Any], at: At) -> tuple[Any, Slots]:
-    """Return the step and the new slots of one array; for a rule with `whole`, the argument of `whole` as the step."""
+    """Return the step and the new slots of one array."""
     rule = skeleton.bind(numbers)
-    state = rule.State(**{name: slots.get(name) for name in rule.State._fields})
-    step, state = (rule.update if rule.whole is None else rule.lead)(g, p, state, at)
+    step, state = rule.update(g, p, state_of(rule, slots), at)
     return step, present(state)
 
 
@@ -97,7 +93,7 @@ class Leafwise(Core):
 
     def patterns(self) -> dict[str, tuple[str, ...]]:
         fields = fields_of(type(self.rule)).items()
-        return {name: getattr(self.rule, name) for name, f in fields if f.reader is not None and f.reader.searched}
+        return {n: _patterns(getattr(self.rule, n)) for n, f in fields if f.reader is not None and f.reader.searched}
 
     def slot_names(self) -> tuple[str, ...]:
         rule = self.rule.skeleton()
@@ -138,24 +134,22 @@ class Leafwise(Core):
         dtypes = {real_dtype(g.dtype) for g in grads if g is not None}
         clocks = {dtype: self._clock(now, shared, dtype) for dtype in dtypes}
         jitted: dict[Rule, Any] = {}  # for this call only: a lasting `jit` would keep all that the rules refer to
-        matrices: dict[Any, list[Any]] = {}  # by rule, shape and dtype, for `whole`
+        jobs: dict[int, Job] = {}
         for i, (leaf, g, p, s) in enumerate(zip(layout.leaves, grads, params, slots, strict=True)):
             if g is not None:
                 bound, decaying, plain = clocks[real_dtype(g.dtype)]
                 rule, at = route(bound, leaf.path, g), decaying if leaf.decays else plain
                 skeleton = rule.skeleton()
+                if isinstance(skeleton, MatrixRule):
+                    jobs[i] = Job(skeleton, rule.traced(), g, p, s, at)
+                    continue
                 # `jit` traces it once for all arrays of a shape; the compiler inlines the calls.
                 run = functools.partial(_update, skeleton)
                 if _is_hashable(skeleton):
                     run = jitted.setdefault(skeleton, jax.jit(run))
                 steps[i], new[i] = run(g, p, s, rule.traced(), at)
-                if rule.whole is not None:
-                    u = steps[i]
-                    matrices.setdefault((type(rule), u.shape, u.dtype), []).append((i, u, rule, at))
-        for group in matrices.values():
-            indices, us, rules, ats = zip(*group, strict=True)
-            for i, x, at in zip(indices, map_matrices(rules[0].whole, list(us)), ats, strict=True):
-                steps[i] = -at.lr * x
+        for i, (step, state) in zip(jobs, update_matrices([*jobs.values()]), strict=True):
+            steps[i], new[i] = step, state
         return steps, new, scalars
 
     def _clock(self, now: Now, shared: Any, dtype: Any) -> tuple[Rule, At, At]:
@@ -165,7 +159,12 @@ class Leafwise(Core):
 
     def averaged(self, leaf: Leaf, p: Array, slots: Slots, hyper: dict[str, Any]) -> Array:
         rule = route(self.rule.bind(cast(hyper, real_dtype(p.dtype))), leaf.path, p)
-        return rule.averaged(p, rule.State(**{name: slots.get(name) for name in rule.State._fields}))
+        return rule.averaged(p, state_of(rule, slots))
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    """Return the patterns of a tuple of them, or of pairs of a pattern and something else; none of a function."""
+    return tuple(x if isinstance(x, str) else x[0] for x in value) if isinstance(value, tuple) else ()
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxopt_keras.engine.cores.stacked import reshard
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import is_inexact
@@ -77,7 +76,9 @@ class Zero1(Around):
     def _put(self, x: Any, spec: PartitionSpec) -> Any:
         if not hasattr(x, "ndim") or x.ndim < len(spec):
             return x
-        return reshard(x, self.mesh, NamedSharding(self.mesh, spec))
+        sharding, kinds = NamedSharding(self.mesh, spec), self.mesh.axis_types
+        is_explicit = all(kind == AxisType.Explicit for kind in kinds)
+        return (jax.sharding.reshard if is_explicit else jax.lax.with_sharding_constraint)(x, sharding)
 
 
 def split(spec: PartitionSpec, shape: tuple[int, ...], axis: str, mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -1,0 +1,76 @@
+"""The update of all parameters with a `MatrixRule`: the matrices of one shape are computed together."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+from jax.sharding import AxisType, get_abstract_mesh
+
+from jaxopt_keras.engine.core import Slots
+from jaxopt_keras.engine.cores.rule_state import present, state_of
+from jaxopt_keras.engine.cores.stacked import map_matrices
+from jaxopt_keras.language.matrix_rule import MatrixRule
+
+
+class Job(NamedTuple):
+    """The update of one parameter."""
+
+    skeleton: MatrixRule
+    numbers: dict[str, Any]
+    g: Array
+    p: Any
+    slots: Slots
+    at: Any
+
+
+def update_matrices(jobs: list[Job]) -> list[tuple[Array, Slots]]:
+    """Return the step and the new slots of each parameter."""
+    skeletons, arrays = [job.skeleton for job in jobs], [job[1:] for job in jobs]
+    mesh = get_abstract_mesh()
+    explicit = tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+    if not jobs or not explicit:
+        return _update(skeletons, arrays)
+    # Types do not always tell how a reshaped array is sharded: XLA decides, and results are sharded as before.
+    specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, [(job.g, job.slots) for job in jobs])
+    run = jax.sharding.auto_axes(functools.partial(_update, skeletons), axes=explicit, out_sharding=specs)
+    return run(arrays)
+
+
+def _update(skeletons: list[MatrixRule], arrays: list[Any]) -> list[tuple[Array, Slots]]:
+    jobs = [Job(skeleton, *each) for skeleton, each in zip(skeletons, arrays, strict=True)]
+    # `jit` traces a part once for all arrays of a shape; for this call only, as in `Leafwise.update`.
+    leads, trails = [{x: jax.jit(functools.partial(f, x)) for x in {*skeletons}} for f in (_lead, _trail)]
+    found = [leads[job.skeleton](*job[1:]) for job in jobs]
+    stacks = [job.skeleton.view(u.shape).matrices(u) for job, (u, _) in zip(jobs, found, strict=True)]
+    groups: dict[Any, list[int]] = {}
+    for i, (job, x) in enumerate(zip(jobs, stacks, strict=True)):
+        if x.size:
+            groups.setdefault((type(job.skeleton), x.shape[1:], x.dtype), []).append(i)
+    for members in groups.values():
+        first = jobs[members[0]]
+        whole = functools.partial(_whole, first.skeleton)
+        with jax.named_scope("whole"):
+            results = map_matrices(whole, first.numbers, [stacks[i] for i in members])
+        for i, x in zip(members, results, strict=True):
+            stacks[i] = x
+    return [
+        trails[job.skeleton](job.numbers, job.skeleton.view(u.shape).restored(x), job.p, slots, job.at)
+        for job, x, (u, slots) in zip(jobs, stacks, found, strict=True)
+    ]
+
+
+def _lead(skeleton: MatrixRule, numbers: Any, g: Array, p: Any, slots: Slots, at: Any) -> tuple[Array, Slots]:
+    rule = skeleton.bind(numbers)
+    u, state = rule.lead(g, p, state_of(rule, slots), at)
+    return u, present(state)
+
+
+def _whole(skeleton: MatrixRule, numbers: Any, u: Array) -> Array:
+    return skeleton.bind(numbers).whole(u)
+
+
+def _trail(skeleton: MatrixRule, numbers: Any, x: Array, p: Any, slots: Slots, at: Any) -> tuple[Array, Slots]:
+    rule = skeleton.bind(numbers)
+    step, state = rule.trail(x, p, state_of(rule, slots), at)
+    return step, present(state)

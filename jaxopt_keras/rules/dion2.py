@@ -1,0 +1,66 @@
+"""Dion2: Muon of a fraction of each matrix, with error feedback."""
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxopt_keras.language.rule import Amount, Clock, Decay, Rate, Read
+from jaxopt_keras.rules.muon import Muon
+
+
+def read_fraction(value: Any) -> float:
+    """Validate `fraction`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`fraction` must be a Python number. Received: fraction={value!r} ({type(value).__name__})")
+    if not 0 < value <= 1:
+        raise ValueError(f"`fraction` must be more than 0, and at most 1. Received: fraction={value!r}")
+    return float(value)
+
+
+class Dion2(Muon):
+    """Dion2 (Ahn et al. 2025, arXiv:2512.16928): orthogonalizes the largest rows of the momentum only.
+
+        m <- m + g
+        i = the `fraction` of the slices along the shorter side of m with the largest sums of |m|
+        x_i = orthogonalized(m_i), as by `Muon`,  0 elsewhere;   m_i <- momentum m_i
+        p <- p - lr sqrt(columns / rows) x
+
+    The products cost a fraction of Muon's. Adam, with `adam_beta_1`, `adam_beta_2` and `epsilon` of the paper's form,
+    updates the parameters that are no matrices (see `Muon`).
+
+    Args:
+        fraction: the part of the slices that a step updates, more than 0 and at most 1.
+        momentum: the factor of the momentum of slices that a step has used.
+        nesterov: has no effect.
+    """
+
+    variants: ClassVar = ("authors",)
+    defaults: ClassVar = {"weight_decay": 0.01}
+
+    learning_rate: Rate = 0.01
+    adam_beta_2: Decay = 0.95
+    adam_weight_decay: Amount | None = 0.01
+    epsilon: Amount = 1e-8
+    scale: Literal["rms", "keller", "spectral"] = "spectral"
+    fraction: Annotated[Any, Read(read_fraction)] = 0.25
+
+    def lead(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
+        m = s.momentum + g
+        return m, s._replace(momentum=m)
+
+    def whole(self, u: Array) -> Array:
+        side = int(u.shape[0] > u.shape[1])  # the shorter one
+        _, chosen = jax.lax.top_k(jnp.sum(jnp.abs(u), 1 - side), math.ceil(self.fraction * u.shape[side]))
+        x = super().whole(jnp.take(u, chosen, side))
+        return jnp.zeros_like(u).at[(slice(None),) * side + (chosen,)].set(x)
+
+    def trail(self, x: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
+        seen = self.view(x.shape)
+        stack, rows_are_longer = seen.matrices(x), seen.matrix[0] > seen.matrix[1]
+        # A slice that was chosen is zero only if its momentum is.
+        chosen = jnp.any(stack != 0, 1 if rows_are_longer else 2, keepdims=True)
+        used = seen.restored(jnp.broadcast_to(chosen, stack.shape))
+        return self.scaled(x, p, at), s._replace(momentum=jnp.where(used, self.momentum * s.momentum, s.momentum))
