@@ -21,6 +21,7 @@ from jaxopt_keras.pure.groups import frozen as frozen
 from jaxopt_keras.pure.groups import partition as partition
 from jaxopt_keras.pure.kernel import Kernel as Kernel
 from jaxopt_keras.pure.loss_scale import loss_scaled as loss_scaled
+from jaxopt_keras.rules.orthogonal.clip import qk_clip as qk_clip
 from jaxopt_keras.stateful.gradients import value_and_grad as value_and_grad
 from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer as LossScaleOptimizer
 from jaxopt_keras.stateful.multi import MultiOptimizer as MultiOptimizer

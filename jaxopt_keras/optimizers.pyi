@@ -2,7 +2,7 @@
 
 # fmt: off
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, type_check_only
 
 import numpy as np
@@ -92,6 +92,22 @@ class Adamax(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class AdaMuon(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.999,
+        adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
+        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2, beta_2: float = 0.999,
+        variant: Literal["authors"] = "authors",
+        matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+        iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+        normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+        precision: Literal["device", "float32", "bfloat16"] = "device",
+        scale: Literal["rms", "keller", "spectral"] = "rms", cautious_decay: bool = False,
+        others: Rule | Kernel | None = None, signed: bool = False, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class AdamW(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, weight_decay: float | None = 0.004, beta_1: float = 0.9,
@@ -119,6 +135,22 @@ class ADOPT(Optimizer):
         self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.9999, epsilon: float = 1e-06,
         weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Dion2(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.01, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
+        adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
+        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+        scale: Literal["rms", "keller", "spectral"] = "spectral", fraction: float = 0.25,
+        variant: Literal["authors"] = "authors",
+        matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+        iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+        normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+        precision: Literal["device", "float32", "bfloat16"] = "device", cautious_decay: bool = False,
+        others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Ftrl(Optimizer):
@@ -161,7 +193,13 @@ class Muon(Optimizer):
         exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
         muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
         ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
-        variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        variant: Literal["keras", "optax"] = "keras",
+        matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+        iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+        normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+        precision: Literal["device", "float32", "bfloat16"] = "device",
+        scale: Literal["rms", "keller", "spectral"] = "rms", cautious_decay: bool = False,
+        others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Nadam(Optimizer):
@@ -169,6 +207,22 @@ class Nadam(Optimizer):
         self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
         weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class NorMuon(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
+        adam_weight_decay: float | None = 0.0, epsilon: float = 1e-10, weight_decay: float | None = None, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
+        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+        scale: Literal["rms", "keller", "spectral"] = "keller", beta_2: float = 0.95,
+        variant: Literal["authors"] = "authors",
+        matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+        iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+        normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+        precision: Literal["device", "float32", "bfloat16"] = "device", cautious_decay: bool = False,
+        others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -248,6 +302,20 @@ def adamax(
     weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def adamuon(
+    learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.999,
+    adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
+    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
+    muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
+    ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2, beta_2: float = 0.999,
+    variant: Literal["authors"] = "authors",
+    matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+    iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+    normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+    precision: Literal["device", "float32", "bfloat16"] = "device", scale: Literal["rms", "keller", "spectral"] = "rms",
+    cautious_decay: bool = False, others: Rule | Kernel | None = None, signed: bool = False,
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def adamw(
     learning_rate: Rate = 0.001, weight_decay: float | None = 0.004, beta_1: float = 0.9, beta_2: float = 0.999,
     epsilon: float = 1e-07, amsgrad: bool = False, *, variant: Literal["keras", "optax"] = "keras",
@@ -268,6 +336,20 @@ def adopt(
     learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.9999, epsilon: float = 1e-06,
     weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def dion2(
+    learning_rate: Rate = 0.01, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
+    adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
+    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
+    muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
+    ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+    scale: Literal["rms", "keller", "spectral"] = "spectral", fraction: float = 0.25,
+    variant: Literal["authors"] = "authors",
+    matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+    iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+    normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+    precision: Literal["device", "float32", "bfloat16"] = "device", cautious_decay: bool = False,
+    others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def ftrl(
     learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
@@ -298,12 +380,31 @@ def muon(
     exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
     muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
     ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
-    variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+    variant: Literal["keras", "optax"] = "keras",
+    matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+    iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+    normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+    precision: Literal["device", "float32", "bfloat16"] = "device", scale: Literal["rms", "keller", "spectral"] = "rms",
+    cautious_decay: bool = False, others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def nadam(
     learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
     weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def normuon(
+    learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
+    adam_weight_decay: float | None = 0.0, epsilon: float = 1e-10, weight_decay: float | None = None, *,
+    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
+    muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
+    ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+    scale: Literal["rms", "keller", "spectral"] = "keller", beta_2: float = 0.95,
+    variant: Literal["authors"] = "authors",
+    matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+    iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+    normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+    precision: Literal["device", "float32", "bfloat16"] = "device", cautious_decay: bool = False,
+    others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def radam(
     learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
@@ -339,9 +440,10 @@ def yogi(
 ) -> Kernel: ...
 
 __all__ = [
-    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Adan", "AdEMAMix", "ADOPT", "Ftrl",
-    "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "RAdam", "RMSprop", "ScheduleFreeAdamW", "SGD", "Signum",
-    "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "adan",
-    "ademamix", "adopt", "ftrl", "grams", "lamb", "laprop", "lion", "muon", "nadam", "radam", "rmsprop",
-    "schedule_free_adamw", "sgd", "signum", "stable_adamw", "yogi",
+    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
+    "Dion2", "Ftrl", "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "NorMuon", "RAdam", "RMSprop",
+    "ScheduleFreeAdamW", "SGD", "Signum", "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad",
+    "adam", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "dion2", "ftrl", "grams", "lamb", "laprop",
+    "lion", "muon", "nadam", "normuon", "radam", "rmsprop", "schedule_free_adamw", "sgd", "signum", "stable_adamw",
+    "yogi",
 ]

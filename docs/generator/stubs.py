@@ -23,7 +23,7 @@ HEAD = '''"""Written by `python -m docs.generator.stubs`, from the rules. Not by
 
 # fmt: off
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, type_check_only
 
 import numpy as np
@@ -53,12 +53,16 @@ class CommonOptions(TypedDict, total=False):
 HEAD_OF_KERAS = '''"""Written by `python -m docs.generator.stubs`, from the rules. Not by hand."""
 
 # fmt: off
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack
+
+from jax import Array
 
 from jaxopt_keras.interop.keras.adapter import Adapter
 from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
+from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.optimizers import CommonOptions, Rate
+from jaxopt_keras.pure.kernel import Kernel
 
 CLASSES: dict[str, type[Adapter]]
 '''
@@ -69,6 +73,10 @@ SPECIAL = {
     "exclude_from_weight_decay": "Sequence[str] | Callable[[str, Any], bool]",
     "state_dtype": "Format | dict[str, Format] | None",
     "exclude_layers": "Sequence[str] | None",
+    "matrices": "Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()]",
+    "iteration": "str | Sequence[Sequence[float]] | Callable[[Array], Array] | None",
+    "others": "Rule | Kernel | None",
+    "fraction": "float",
     "constraints": "dict[str, Callable[[Any], Any]] | tuple[()]",
 }
 # All options but one: rules place `weight_decay` among their own arguments, and choose its default.

@@ -12,7 +12,7 @@ _AXIS = re.compile(r"\(([^()]*)\)|(\S+)")
 
 
 class View(NamedTuple):
-    """An array as `count` matrices of `rows` x `columns` elements. Each axis, or part of one, has one of `WORDS`."""
+    """An array as `number` matrices of `rows` x `columns` elements. Each axis, or part of one, has one of `WORDS`."""
 
     shape: tuple[int, ...]  # of the array
     sizes: tuple[int, ...]  # of the axes after those of `shape` are split
@@ -27,7 +27,8 @@ class View(NamedTuple):
         return math.prod(self.sizes[i] for i in self.axes(word))
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
+        """How many matrices there are."""
         return self.size("batch")
 
     @property
@@ -40,8 +41,8 @@ class View(NamedTuple):
         return tuple(i for word in WORDS for i in self.axes(word))
 
     def matrices(self, x: Array) -> Array:
-        """Return the array as a stack of shape (count, rows, columns)."""
-        return x.reshape(self.sizes).transpose(self._order).reshape(self.count, *self.matrix)
+        """Return the array as a stack of shape (number, rows, columns)."""
+        return x.reshape(self.sizes).transpose(self._order).reshape(self.number, *self.matrix)
 
     def restored(self, stack: Array) -> Array:
         """Return the array of a stack: the inverse of `matrices`."""
@@ -68,7 +69,7 @@ class View(NamedTuple):
 
     def __str__(self) -> str:
         rows, columns = self.matrix
-        return f"{rows} x {columns}" if self.count == 1 else f"{self.count} of {rows} x {columns}"
+        return f"{rows} x {columns}" if self.number == 1 else f"{self.number} of {rows} x {columns}"
 
 
 def view(text: str, shape: tuple[int, ...], path: str = "") -> View:

@@ -17,7 +17,7 @@ class AdaMuon(Muon):
 
         m <- momentum m + (1 - momentum) g
         u = momentum m + (1 - momentum) g if nesterov else m
-        x = orthogonalized(sign(u) if signed else u), as by `Muon`
+        u <- sign(u) if signed,   x = orthogonalized(u), as by `Muon`
         v <- beta_2 v + (1 - beta_2) x²,   y = x / (sqrt(v / (1 - beta_2^t)) + 1e-8)
         p <- p - lr rms_rate sqrt(rows columns) y / (|y| + 1e-8)
 
@@ -38,7 +38,7 @@ class AdaMuon(Muon):
     beta_2: Decay = 0.999
     signed: bool = field(default=False, kw_only=True)
 
-    class State(NamedTuple):
+    class State(NamedTuple):  # pyright: ignore[reportIncompatibleVariableOverride]  # it has a slot more
         momentum: Signed
         velocity: NonNegative
 

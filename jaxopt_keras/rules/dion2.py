@@ -23,13 +23,13 @@ def read_fraction(value: Any) -> float:
 class Dion2(Muon):
     """Dion2 (Ahn et al. 2025, arXiv:2512.16928): orthogonalizes the largest rows of the momentum only.
 
-        m <- m + g
-        i = the `fraction` of the slices along the shorter side of m with the largest sums of |m|
-        x_i = orthogonalized(m_i), as by `Muon`,  0 elsewhere;   m_i <- momentum m_i
-        p <- p - lr sqrt(columns / rows) x
+        m <- m + g,   x = orthogonalized(m), as by `Muon`
+        p <- p - lr sqrt(columns / rows) x,   m <- momentum m
 
-    The products cost a fraction of Muon's. Adam, with `adam_beta_1`, `adam_beta_2` and `epsilon` of the paper's form,
-    updates the parameters that are no matrices (see `Muon`).
+    Orthogonalized, updated and multiplied are only the slices of m with the largest sums of absolute values: `fraction`
+    of the rows, or of the columns if they are fewer. The others of p and m do not change. The products cost a fraction
+    of Muon's. Adam, with `adam_beta_1`, `adam_beta_2` and `epsilon` of the paper's form, updates the parameters that
+    are no matrices (see `Muon`).
 
     Args:
         fraction: the part of the slices that a step updates, more than 0 and at most 1.

@@ -38,20 +38,24 @@ class NorMuon(Muon):
 
     learning_rate: Rate = 0.02
     adam_beta_2: Decay = 0.95
-    adam_weight_decay: Amount | None = None
+    adam_weight_decay: Amount | None = 0.0
     epsilon: Amount = 1e-10
     scale: Literal["rms", "keller", "spectral"] = "keller"
     beta_2: Decay = 0.95
 
-    class State(NamedTuple):
+    class State(NamedTuple):  # pyright: ignore[reportIncompatibleVariableOverride]  # it has a slot more
         momentum: Signed
         velocity: Neurons
 
+    def rows(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the axes of rows, which the slot of neurons lacks."""
+        return self.view(shape).lacking("rows") if len(shape) > 1 else ()
+
     def init(self, p: Array) -> State:
-        return self.State(jnp.zeros_like(p), jnp.zeros_like(p.real).sum(self.view(p.shape).lacking("rows")))
+        return self.State(jnp.zeros_like(p), jnp.zeros_like(p.real).sum(self.rows(p.shape)))
 
     def kinds(self, p: Array) -> dict[str, Slot]:
-        return self.slots() | {"velocity": Slot(nonnegative=True, lacks=self.view(p.shape).lacking("rows"))}
+        return self.slots() | {"velocity": Slot(nonnegative=True, lacks=self.rows(p.shape))}
 
     def lead(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
         m = ema(s.momentum, g, self.momentum)

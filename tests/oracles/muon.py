@@ -9,7 +9,9 @@ A matrix (two axes, `path` without "embedding" if `exclude_embeddings`, and not 
     p' = p (1 - lr wd) - lr scale X
 
     scale = sqrt(max(rows, cols)) rms_rate;   without `rms_rate`:  keras 1,  optax sqrt(max(1, cols / rows))
+    scale of Keller: sqrt(max(1, cols / rows)),  of Dion ("spectral"): sqrt(cols / rows)
     eps_ns:  keras 1e-7,  optax epsilon
+    cautious decay (arXiv:2510.12402): in the place of p (1 - lr wd),  p - lr wd p where p and the step agree in sign
 
 Any other array, with r = lr adam_lr_ratio and `adam_weight_decay` (w) in the place of `wd`:
 
@@ -55,6 +57,35 @@ def newton_schulz(x, steps, a, b, c, eps):
     return x.T if tall else x
 
 
+def shape_scale(rows, cols, scale="rms", rms_rate=0.2, otherwise=1.0):
+    if scale == "keller":
+        return np.sqrt(max(1, cols / rows)) if rows else 1.0
+    if scale == "spectral":
+        return np.sqrt(cols / rows) if rows else 0.0
+    return otherwise if rms_rate is None else np.sqrt(max(rows, cols)) * rms_rate
+
+
+def moved(p, direction, lr, wd, cautious):
+    """Decay, and subtract lr times the direction."""
+    if wd is not None:
+        p = p - lr * wd * (p * (p * direction >= 0) if cautious else p)
+    return p - lr * direction
+
+
+def adam(g, p, s, t, lr, *, variant, nesterov, b1, b2, epsilon, ratio, wd):
+    rate = lr * ratio
+    if wd is not None:
+        p = p * (1 - (lr if variant == "keras" else rate) * wd)
+    m = b1 * s["momentum"] + (1 - b1) * g
+    v = b2 * s["velocity"] + (1 - b2) * g**2
+    if variant == "keras":
+        step = rate * np.sqrt(1 - b2**t) / (1 - b1**t) * m / (np.sqrt(v) + epsilon)
+    else:
+        m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t) if nesterov else m / (1 - b1**t)
+        step = rate * m_hat / (np.sqrt(v / (1 - b2**t)) + epsilon)
+    return p - step, {"momentum": m, "velocity": v}
+
+
 def update(
     g,
     p,
@@ -79,23 +110,14 @@ def update(
     ns_steps=5,
     nesterov=True,
     rms_rate=0.2,
+    scale="rms",
+    cautious_decay=False,
     **_,
 ):
     if uses_adam(p, path, exclude_layers, exclude_embeddings):
-        b1, b2, rate = adam_beta_1, adam_beta_2, lr * adam_lr_ratio
-        if adam_weight_decay is not None:
-            p = p * (1 - (rate if variant == "optax" else lr) * adam_weight_decay)
-        m = b1 * s["momentum"] + (1 - b1) * g
-        v = b2 * s["velocity"] + (1 - b2) * g**2
-        if variant == "keras":
-            step = rate * np.sqrt(1 - b2**t) / (1 - b1**t) * m / (np.sqrt(v) + epsilon)
-        else:
-            m_hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t) if nesterov else m / (1 - b1**t)
-            step = rate * m_hat / (np.sqrt(v / (1 - b2**t)) + epsilon)
-        return p - step, {"momentum": m, "velocity": v}
+        numbers = {"b1": adam_beta_1, "b2": adam_beta_2, "epsilon": epsilon, "ratio": adam_lr_ratio}
+        return adam(g, p, s, t, lr, variant=variant, nesterov=nesterov, wd=adam_weight_decay, **numbers)
 
-    if wd is not None:
-        p = p * (1 - lr * wd)
     mu = momentum
     if variant == "keras":
         m = mu * s["momentum"] + g
@@ -104,11 +126,5 @@ def update(
         m = mu * s["momentum"] + (1 - mu) * g
         d = mu * m / (1 - mu ** (t + 1)) + (1 - mu) * g / (1 - mu**t) if nesterov else m / (1 - mu**t)
     x = newton_schulz(d, ns_steps, muon_a, muon_b, muon_c, epsilon if variant == "optax" else 1e-7)
-    rows, cols = p.shape
-    if rms_rate is not None:
-        scale = np.sqrt(max(rows, cols)) * rms_rate
-    elif variant == "optax":
-        scale = np.sqrt(max(1, cols / rows))
-    else:
-        scale = 1.0
-    return p - lr * scale * x, {"momentum": m}
+    otherwise = shape_scale(*p.shape, "keller") if variant == "optax" else 1.0
+    return moved(p, x * shape_scale(*p.shape, scale, rms_rate, otherwise), lr, wd, cautious_decay), {"momentum": m}

@@ -1,4 +1,4 @@
-"""How stacks of matrices lie on devices, whatever mesh they were sharded over.
+"""How stacks of matrices are placed on devices, whatever mesh they were sharded over.
 
 Under `jit`, XLA knows shardings as blocks of devices, without the names of the user's mesh. Here the same devices form
 a mesh with an axis for each prime factor of their number: every regular sharding is one over these axes.

@@ -33,7 +33,7 @@ def update_matrices(jobs: list[Job]) -> list[tuple[Array, Slots]]:
         return _update(skeletons, arrays)
     # Types do not always tell how a reshaped array is sharded: XLA decides, and results are sharded as before.
     specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, [(job.g, job.slots) for job in jobs])
-    run = jax.sharding.auto_axes(functools.partial(_update, skeletons), axes=explicit, out_sharding=specs)
+    run: Any = jax.sharding.auto_axes(functools.partial(_update, skeletons), axes=explicit, out_sharding=specs)
     return run(arrays)
 
 

@@ -1,12 +1,16 @@
 """Written by `python -m docs.generator.stubs`, from the rules. Not by hand."""
 
 # fmt: off
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Unpack
+
+from jax import Array
 
 from jaxopt_keras.interop.keras.adapter import Adapter
 from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
+from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.optimizers import CommonOptions, Rate
+from jaxopt_keras.pure.kernel import Kernel
 
 CLASSES: dict[str, type[Adapter]]
 
@@ -52,6 +56,22 @@ class Adamax(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class AdaMuon(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.999,
+        adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
+        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2, beta_2: float = 0.999,
+        variant: Literal["authors"] = "authors",
+        matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+        iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+        normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+        precision: Literal["device", "float32", "bfloat16"] = "device",
+        scale: Literal["rms", "keller", "spectral"] = "rms", cautious_decay: bool = False,
+        others: Rule | Kernel | None = None, signed: bool = False, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class AdamW(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, weight_decay: float | None = 0.004, beta_1: float = 0.9,
@@ -79,6 +99,22 @@ class ADOPT(Adapter):
         self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.9999, epsilon: float = 1e-06,
         weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Dion2(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.01, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
+        adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
+        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+        scale: Literal["rms", "keller", "spectral"] = "spectral", fraction: float = 0.25,
+        variant: Literal["authors"] = "authors",
+        matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+        iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+        normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+        precision: Literal["device", "float32", "bfloat16"] = "device", cautious_decay: bool = False,
+        others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Ftrl(Adapter):
@@ -121,7 +157,13 @@ class Muon(Adapter):
         exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
         muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
         ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
-        variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        variant: Literal["keras", "optax"] = "keras",
+        matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+        iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+        normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+        precision: Literal["device", "float32", "bfloat16"] = "device",
+        scale: Literal["rms", "keller", "spectral"] = "rms", cautious_decay: bool = False,
+        others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Nadam(Adapter):
@@ -129,6 +171,22 @@ class Nadam(Adapter):
         self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
         weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class NorMuon(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
+        adam_weight_decay: float | None = 0.0, epsilon: float = 1e-10, weight_decay: float | None = None, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
+        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+        scale: Literal["rms", "keller", "spectral"] = "keller", beta_2: float = 0.95,
+        variant: Literal["authors"] = "authors",
+        matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
+        iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
+        normalization: Literal["frobenius", "schatten", "spectral", "aol"] = "frobenius", gram: bool = False,
+        precision: Literal["device", "float32", "bfloat16"] = "device", cautious_decay: bool = False,
+        others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class RAdam(Adapter):
@@ -179,7 +237,7 @@ class Yogi(Adapter):
     ) -> None: ...
 
 __all__ = [
-    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Adan", "AdEMAMix", "ADOPT", "Ftrl",
-    "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "RAdam", "RMSprop", "ScheduleFreeAdamW", "SGD", "Signum",
-    "StableAdamW", "Yogi", "as_keras",
+    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
+    "Dion2", "Ftrl", "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "NorMuon", "RAdam", "RMSprop",
+    "ScheduleFreeAdamW", "SGD", "Signum", "StableAdamW", "Yogi", "as_keras",
 ]

@@ -54,11 +54,11 @@ def orthogonalized(
         x, first = normalized(x, normalization, product, scale, epsilon)
         if callable(iteration):
             return iteration(x)
-        small = gram and gram_saves(*x.shape, len(steps))
+        small = gram and gram_saves(x.shape[0], x.shape[1], len(steps))
         return (gram_newton_schulz if small else newton_schulz)(x, steps, product, first)
 
     tall = u.shape[0] > u.shape[1]
-    x = u.T if tall else u
+    x: Any = u.T if tall else u
     if precision == "device":  # the platform is known where the program is compiled
         one, other = partial(run, Arithmetic()), partial(run, Arithmetic(bfloat16=True))
         x = jax.lax.platform_dependent(x, cpu=one, default=other)
@@ -100,7 +100,8 @@ def gram_newton_schulz(x: Array, steps: Sequence[Triple], product: Arithmetic, g
     A step multiplies x by Q = a + b A + c A², and A by Q². Only after each `RESTART` steps, and at the end, x itself is
     multiplied by the product of these: rounding errors of A would grow otherwise.
     """
-    q, r = None, product.gram(x) if gram is None else gram
+    q: Any = None
+    r = product.gram(x) if gram is None else gram
     for i, (a, b, c) in enumerate(steps):
         if _restarts(i):
             x, q = product(q, x), None

@@ -36,6 +36,7 @@ def seen_as(matrices: Any, path: str, shape: tuple[int, ...]) -> View | None:
     """
     if isinstance(matrices, View):
         return matrices
+    text: Any
     if callable(matrices):
         text = matrices(path, shape)
     else:
