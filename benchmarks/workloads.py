@@ -133,6 +133,7 @@ WORKLOADS = {
             "embedding", "1 M x 64, 1024 rows touched", {"table": (1_000_000, 64)}, "adam", kind="rows", rows=1024
         ),
         Workload("muon", "48 matrices of a 12-layer transformer of width 128", matrices(128), "muon"),
+        Workload("muon768", "the 48 matrices of GPT-2 small", matrices(768), "muon"),
         Workload(
             "training", "a train step of a perceptron 784-512-512-10, batch 32", perceptron([784, 512, 512, 10]),
             kind="training", rows=32,

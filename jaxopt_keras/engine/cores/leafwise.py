@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
 from jaxopt_keras.engine.cores.matrices import Job, update_matrices
-from jaxopt_keras.engine.cores.rule_state import present, state_of
+from jaxopt_keras.engine.cores.rule_state import present, state_of, traced_once
 from jaxopt_keras.language import numerics
 from jaxopt_keras.language.matrix_rule import MatrixRule
 from jaxopt_keras.language.numerics import Complemented, real_dtype
@@ -133,7 +133,7 @@ class Leafwise(Core):
         steps, new = list[Any](grads), list(slots)
         dtypes = {real_dtype(g.dtype) for g in grads if g is not None}
         clocks = {dtype: self._clock(now, shared, dtype) for dtype in dtypes}
-        jitted: dict[Rule, Any] = {}  # for this call only: a lasting `jit` would keep all that the rules refer to
+        known: dict[Any, Any] = {}
         jobs: dict[int, Job] = {}
         for i, (leaf, g, p, s) in enumerate(zip(layout.leaves, grads, params, slots, strict=True)):
             if g is not None:
@@ -143,11 +143,7 @@ class Leafwise(Core):
                 if isinstance(skeleton, MatrixRule):
                     jobs[i] = Job(skeleton, rule.traced(), g, p, s, at)
                     continue
-                # `jit` traces it once for all arrays of a shape; the compiler inlines the calls.
-                run = functools.partial(_update, skeleton)
-                if _is_hashable(skeleton):
-                    run = jitted.setdefault(skeleton, jax.jit(run))
-                steps[i], new[i] = run(g, p, s, rule.traced(), at)
+                steps[i], new[i] = traced_once(_update, skeleton, known)(g, p, s, rule.traced(), at)
         for i, (step, state) in zip(jobs, update_matrices([*jobs.values()]), strict=True):
             steps[i], new[i] = step, state
         return steps, new, scalars

@@ -8,7 +8,7 @@ from jax import Array
 from jax.sharding import AxisType, get_abstract_mesh
 
 from jaxopt_keras.engine.core import Slots
-from jaxopt_keras.engine.cores.rule_state import present, state_of
+from jaxopt_keras.engine.cores.rule_state import present, state_of, traced_once
 from jaxopt_keras.engine.cores.stacked import map_matrices
 from jaxopt_keras.language.matrix_rule import MatrixRule
 
@@ -39,9 +39,8 @@ def update_matrices(jobs: list[Job]) -> list[tuple[Array, Slots]]:
 
 def _update(skeletons: list[MatrixRule], arrays: list[Any]) -> list[tuple[Array, Slots]]:
     jobs = [Job(skeleton, *each) for skeleton, each in zip(skeletons, arrays, strict=True)]
-    # `jit` traces a part once for all arrays of a shape; for this call only, as in `Leafwise.update`.
-    leads, trails = [{x: jax.jit(functools.partial(f, x)) for x in {*skeletons}} for f in (_lead, _trail)]
-    found = [leads[job.skeleton](*job[1:]) for job in jobs]
+    known: dict[Any, Any] = {}
+    found = [traced_once(_lead, job.skeleton, known)(*job[1:]) for job in jobs]
     stacks = [job.skeleton.view(u.shape).matrices(u) for job, (u, _) in zip(jobs, found, strict=True)]
     groups: dict[Any, list[int]] = {}
     for i, (job, x) in enumerate(zip(jobs, stacks, strict=True)):
@@ -54,9 +53,10 @@ def _update(skeletons: list[MatrixRule], arrays: list[Any]) -> list[tuple[Array,
             results = map_matrices(whole, first.numbers, [stacks[i] for i in members])
         for i, x in zip(members, results, strict=True):
             stacks[i] = x
+    shaped = [job.skeleton.view(u.shape).restored(x) for job, x, (u, _) in zip(jobs, stacks, found, strict=True)]
     return [
-        trails[job.skeleton](job.numbers, job.skeleton.view(u.shape).restored(x), job.p, slots, job.at)
-        for job, x, (u, slots) in zip(jobs, stacks, found, strict=True)
+        traced_once(_trail, job.skeleton, known)(job.numbers, x, job.p, slots, job.at)
+        for job, x, (_, slots) in zip(jobs, shaped, found, strict=True)
     ]
 
 

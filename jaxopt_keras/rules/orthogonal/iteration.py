@@ -53,7 +53,8 @@ def orthogonalized(
     def run(product: Arithmetic, x: Array) -> Array:
         x, first = normalized(x, normalization, product, scale, epsilon)
         if callable(iteration):
-            return iteration(x)
+            out: Any = iteration(x)
+            return out
         small = gram and gram_saves(x.shape[0], x.shape[1], len(steps))
         return (gram_newton_schulz if small else newton_schulz)(x, steps, product, first)
 
