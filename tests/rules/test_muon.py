@@ -253,6 +253,7 @@ def test_qk_clip():
         jk.qk_clip(jnp.asarray(q), largest[:2])
 
 
+@pytest.mark.usefixtures("jax_defaults")
 def test_optax_sees_the_same_matrices():
     p = {"w": jnp.asarray(RNG.normal(size=(4, 3, 5)), jnp.float32)}
     numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=2)
