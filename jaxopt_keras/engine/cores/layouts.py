@@ -21,6 +21,10 @@ class Layout(NamedTuple):
     rows: Axes = ()
     columns: Axes = ()
 
+    def divides(self, mesh: Mesh, shape: tuple[int, ...]) -> bool:
+        """Whether all blocks of a stack have one size."""
+        return all(n % math.prod(mesh.shape[a] for a in axes) == 0 for n, axes in zip(shape, self, strict=True))
+
     def sharding(self, mesh: Mesh) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(axes or None for axes in self)))
 
@@ -28,12 +32,13 @@ class Layout(NamedTuple):
 def find_layouts(shardings: list[Sharding], shapes: list[tuple[int, ...]]) -> tuple[Mesh, list[Layout]]:
     """Return a mesh of all devices, and the layout of each stack on it.
 
-    A stack whose sharding is not regular, as where the devices do not divide an axis, gets the layout without sharding.
+    A stack whose sharding is not regular, or whose axes the devices do not divide, gets the layout without sharding.
     """
-    # Maps are in the order of XLA's partitions, to which collectives refer.
-    maps = [s.devices_indices_map(shape) for s, shape in zip(shardings, shapes, strict=True)]
+    # Maps are in the order of XLA's partitions, to which collectives refer. The devices divide these larger shapes.
+    large = [tuple(n * s.num_devices for n in shape) for s, shape in zip(shardings, shapes, strict=True)]
+    maps = [s.devices_indices_map(shape) for s, shape in zip(shardings, large, strict=True)]
     devices = np.array(list(maps[0]))
-    blocks = [_blocks([*each.values()], shape) for each, shape in zip(maps, shapes, strict=True)]
+    blocks = [_blocks([*each.values()], shape) for each, shape in zip(maps, large, strict=True)]
     tried: list[tuple[Mesh, list[Layout | None]]] = []
     for sizes in _factors(len(devices)):
         mesh = Mesh(devices.reshape(sizes), tuple(f"axis{i}" for i in range(len(sizes))))
@@ -41,7 +46,7 @@ def find_layouts(shardings: list[Sharding], shapes: list[tuple[int, ...]]) -> tu
         if None not in tried[-1][1]:
             break
     mesh, found = min(tried, key=lambda x: x[1].count(None))
-    return mesh, [layout or Layout() for layout in found]
+    return mesh, [x if x and x.divides(mesh, shape) else Layout() for x, shape in zip(found, shapes, strict=True)]
 
 
 def _factors(n: int) -> Iterator[tuple[int, ...]]:
@@ -56,8 +61,8 @@ def _factors(n: int) -> Iterator[tuple[int, ...]]:
 def _blocks(indices: list[tuple[slice, ...]], shape: tuple[int, ...]) -> np.ndarray:
     """Return the number of each device's block along each dimension, of shape (dimensions, devices)."""
     bounds = np.array([[cut.indices(n)[:2] for cut, n in zip(each, shape, strict=True)] for each in indices])
-    starts, sizes = bounds[..., 0].T, np.maximum(bounds[..., 1] - bounds[..., 0], 1).T
-    return np.where((sizes == sizes[:, :1]).all(1, keepdims=True), starts // sizes, -1)  # -1: blocks of unequal sizes
+    starts, ends = bounds[..., 0].T, bounds[..., 1].T
+    return starts // (ends - starts)
 
 
 def _layout(mesh: Mesh, blocks: np.ndarray) -> Layout | None:
