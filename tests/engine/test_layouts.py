@@ -11,7 +11,7 @@ P = PartitionSpec
 SPECS = [P(), P(None, "a"), P(None, None, "b"), P("a", "b"), P(None, ("b", "a")), P("b", ("a", "c")), P("c", None, "a")]
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 3, 1), (3, 2, 1), (4, 2, 1), (2, 2, 2), (1, 7, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 3, 1), (3, 2, 1), (4, 2, 1), (2, 2, 2), (1, 7, 1)], ids=str)
 @pytest.mark.parametrize("backwards", [False, True])
 def test_layouts(sizes, backwards):
     devices = np.array(jax.devices()[: np.prod(sizes)][:: -1 if backwards else 1]).reshape(sizes)
