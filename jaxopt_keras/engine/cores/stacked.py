@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh
 
 from jaxopt_keras.engine.cores.layouts import Layout, find_layouts
@@ -87,6 +86,8 @@ def _vmapped(
 
 def _on_all_devices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]:
     """Compute the matrices wherever XLA has them. On one device that is `_on_one_device`."""
+    from jax.experimental.custom_partitioning import custom_partitioning  # not needed to import this package
+
     leaves, tree = jax.tree.flatten(numbers)
 
     def here(leaves: list[Array], stacks: list[Array]) -> list[Array]:
