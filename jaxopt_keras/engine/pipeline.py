@@ -17,7 +17,7 @@ from jax import Array
 from jaxopt_keras.engine import core, rows, slot_storage
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
 from jaxopt_keras.engine.gradients import read_gradient, sum_over, unscaled
-from jaxopt_keras.engine.native import native, unavailable
+from jaxopt_keras.engine.native import native, none_is_available
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.slot_packing import LOOSE
@@ -127,8 +127,8 @@ class Program(core.Program):
     def on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Run `function` on the engine of the options. Applied here, so that each program in a tree has its own."""
         engine = self.options.engine
-        # Without a C compiler it is faster only for quantized slots, which it fuses on a GPU.
-        if engine == "xla" or (engine == "auto" and unavailable() and self.options.state_dtype is None):
+        # Without a backend it is faster only for quantized slots, which it fuses on a GPU.
+        if engine == "xla" or (engine == "auto" and none_is_available() and self.options.state_dtype is None):
             return function
         return native(function, strict=engine == "native")
 

@@ -195,8 +195,7 @@ def engines(program: Any, params: Any, state: Any) -> list[str]:
     leaves = [p for p in every if is_inexact(p)]
     if program.options.engine == "xla":
         return ["xla"] * len(leaves)
-    obstacle = unavailable() if jax.default_backend() == "cpu" else f"on {jax.default_backend()}"
-    if obstacle:
+    if obstacle := unavailable():
         return [f"xla ({obstacle})"] * len(leaves)
     why = reasons(program.bare_step, params, state, params, program.hyper())[: len(every)]
     why = [reason for reason, p in zip(why, every, strict=True) if is_inexact(p)]

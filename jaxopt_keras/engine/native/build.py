@@ -27,7 +27,7 @@ import tempfile
 import jax
 
 RUNTIME = pathlib.Path(__file__).with_name("runtime.h")
-FFI = RUNTIME.with_name("ffi.h")
+HEADERS = (RUNTIME, *(RUNTIME.with_name(name) for name in ("ffi.h", "conversions.h")))
 PROBE = RUNTIME.with_name("probe.c").read_text()
 # Strict arithmetic (no -ffast-math: NaN and infinity count), but without errno and traps.
 FLAGS = (
@@ -118,7 +118,7 @@ def identity(command: tuple[str, ...]) -> str:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         processor += next((x for x in lines if x.startswith(("flags", "Features"))), "")
     header = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_bytes()
-    ours = [FFI.read_text(), RUNTIME.read_text()]
+    ours = [path.read_text() for path in HEADERS]
     said = [*command, version(command), processor, hashlib.sha256(header).hexdigest(), *ours]
     return "\n".join([*said, *FLAGS, *FLAGS_OF_GCC])
 
@@ -195,19 +195,47 @@ def library(source: str) -> tuple[str, ctypes.CDLL]:
 
 def load(path: pathlib.Path) -> ctypes.CDLL | None:
     """The library at `path`; None if it does not exist, is not the user's own, or does not match its digest."""
-    digest = path.with_suffix(".sha256")
     try:
-        if not (is_private(path) and is_private(digest)):
-            return None
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest.read_text().strip():
-            return None
-        return ctypes.CDLL(str(path))
+        return None if kept(path) is None else ctypes.CDLL(str(path))
     except OSError:
         return None
 
 
+def kept(path: pathlib.Path) -> bytes | None:
+    """A file of the cache; None if it does not exist, is not the user's own, or does not match its digest."""
+    digest = path.with_suffix(".sha256")
+    try:
+        if not (is_private(path) and is_private(digest)):
+            return None
+        found = path.read_bytes()
+        if hashlib.sha256(found).hexdigest() != digest.read_text().strip():
+            return None
+        return found
+    except OSError:
+        return None
+
+
+def keep(path: pathlib.Path, content: bytes) -> None:
+    """Store a file in the cache. Many processes may do so at once: each puts whole files into their places.
+
+    Raises:
+        Unavailable: if that fails.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+            file, digest = pathlib.Path(temporary, "file"), pathlib.Path(temporary, "digest")
+            file.write_bytes(content)
+            digest.write_text(hashlib.sha256(content).hexdigest())
+            os.chmod(file, 0o700)
+            os.chmod(digest, 0o600)
+            os.replace(file, path)
+            os.replace(digest, path.with_suffix(".sha256"))
+    except OSError as error:
+        raise Unavailable(f"nothing can be stored in {path.parent}: {error}") from None
+
+
 def compiled(source: str, path: pathlib.Path, command: list[str]) -> pathlib.Path:
-    """Compiles `source` to `path`. Many processes may do so at once: each puts whole files into their places.
+    """Compiles `source` to `path`.
 
     Raises:
         Unavailable: with what the compiler said.
@@ -225,11 +253,7 @@ def compiled(source: str, path: pathlib.Path, command: list[str]) -> pathlib.Pat
             if done.returncode:
                 said = done.stderr.strip()
                 raise Unavailable(f"`{' '.join(command)}` fails: {first_error(said)}\n{said[:2000]}".strip())
-            os.chmod(work / "loop.so", 0o700)
-            (work / "digest").write_text(hashlib.sha256((work / "loop.so").read_bytes()).hexdigest())
-            os.chmod(work / "digest", 0o600)
-            os.replace(work / "loop.so", path)
-            os.replace(work / "digest", path.with_suffix(".sha256"))
+            keep(path, (work / "loop.so").read_bytes())
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"the compiler cannot run: {error}") from None
     return path

@@ -1,12 +1,13 @@
-"""XLA's types and operations in C: the expressions that the source of a loop consists of."""
+"""XLA's types and operations in C and CUDA C++: the expressions that the source of a loop consists of."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxopt_keras.engine.native.ir import INDEX, Constant
-from jaxopt_keras.engine.native.loop import Operation, Unsupported
+from jaxopt_keras.engine.native.loop import Loop, Operand, Operation, Ref, Unsupported
 
 
 class Type(NamedTuple):
@@ -28,11 +29,14 @@ TYPES = {
     "float16": Type(
         "uint16_t", "float", "from_f16({})", "to_f16({})", "from_f16(to_f16({}))", scalar="as_float(S[{k}])"
     ),
+    "float8_e4m3fn": Type(
+        "uint8_t", "float", "from_f8({})", "to_f8({})", "from_f8(to_f8({}))", scalar="as_float(S[{k}])"
+    ),
     "bool": Type("uint8_t", "int"),
     **{f"{u}int{n}": Type(f"{u}int{n}_t", f"{u}int{n}_t") for n in (8, 16, 32) for u in ("", "u")},
     **{f"{u}int64": Type(f"{u}int64_t", f"{u}int64_t", words=2, scalar="as_int64(S + {k})") for u in ("", "u")},
 }
-FLOATS = ("float32", "float64", "bfloat16", "float16")
+FLOATS = ("float32", "float64", "bfloat16", "float16", "float8_e4m3fn")
 
 # `{f}` is the suffix of a library function: "f" for a float, nothing for a double.
 ANY = {
@@ -52,6 +56,20 @@ WHOLE = {"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "abs": "{0} 
 SHIFTS = {"shift_right_logical": ">>", "shift_left": "<<", "shift_right_arithmetic": ">>"}
 LIBRARY = ("exp", "log", "expm1", "log1p", "tanh", "cbrt", "pow")  # of these, glibc has vector forms
 OPERATORS = {"reduce_sum": "+", "reduce_max": "max", "reduce_min": "min", "reduce_and": "&", "reduce_or": "|"}
+
+
+def scalars(loop: Loop) -> Iterator[str]:
+    """The lines that read the scalars of a loop from its words."""
+    k = 0
+    for i, x in enumerate(loop.scalars):
+        kind = type_of(x.dtype)
+        yield f"const {kind.register} s{i} = {kind.scalar.format(register=kind.register, k=k)};"
+        k += kind.words
+
+
+def is_absolute(loop: Loop, x: Operand) -> bool:
+    """Whether `x` has no sign."""
+    return isinstance(x, Ref) and x.kind == "v" and loop.operations[x.number].name == "abs"
 
 
 def type_of(dtype: str) -> Type:

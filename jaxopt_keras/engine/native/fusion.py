@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from jaxopt_keras.engine.native import rows
 from jaxopt_keras.engine.native.c_ops import FLOATS
+from jaxopt_keras.engine.native.cuda import render as cuda
 from jaxopt_keras.engine.native.ir import INTRINSICS, PACK, UNPACK, Atom, Equation, Trace, Value, is_scalar, needed
-from jaxopt_keras.engine.native.loop import REDUCTIONS, Leaf, Unsupported, built, is_total, pairs_of
+from jaxopt_keras.engine.native.loop import REDUCTIONS, Leaf, Unsupported, built, is_total, pairs_of, refusal
 from jaxopt_keras.engine.native.render_c import render_c
 
 BARRIERS = ("cond", "while", "scan", "psum", "psum2", "psum_invariant", "optimization_barrier", UNPACK, PACK)
@@ -141,7 +142,9 @@ class Fusion:
             wanted, reduced = outputs if level == last else [], totals.get(level, [])
             computed = needed([*equations, *reduced], [*wanted, *(e.outputs[0] for e in reduced)])
             leaf = built(region.count, block, alias, computed, wanted)
-            render_c(leaf.loop)  # raises Unsupported
+            reasons = [refusal(render, leaf.loop) for render in (render_c, cuda.render)]
+            if all(reasons):
+                raise Unsupported(reasons[0])
             if not leaf.inputs:
                 raise Unsupported("a loop without inputs")
             region.leaves[level] = leaf

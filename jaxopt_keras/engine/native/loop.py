@@ -10,7 +10,7 @@ array. A reduction over a block ends a stage: its result is known one stage late
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -210,6 +210,15 @@ def simplified(e: Equation, inputs: tuple[Operand, ...]) -> tuple[str, tuple[Ope
     if e.name == "pow" and isinstance(inputs[1], Constant) and float(inputs[1].value) == 0.5:
         return "sqrt", inputs[:1]
     return e.name, inputs
+
+
+def refusal(render: Callable[[Loop], str], loop: Loop) -> str:
+    """Why a renderer has no form for a loop; "" if it has one."""
+    try:
+        render(loop)
+    except Unsupported as error:
+        return str(error)
+    return ""
 
 
 def pairs_of(e: Equation) -> list[Any]:

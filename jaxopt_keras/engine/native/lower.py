@@ -7,16 +7,14 @@ from typing import Any
 import jax
 from jax import lax
 
+from jaxopt_keras.engine.native.backends import refuses
 from jaxopt_keras.engine.native.build import Unavailable
-from jaxopt_keras.engine.native.call import Call, run
 from jaxopt_keras.engine.native.cond_sinking import sink
 from jaxopt_keras.engine.native.fusion import Fusion, Region, remaining
 from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value, evaluate, is_scalar, trace_of, traced
 from jaxopt_keras.engine.native.loop import Leaf
 from jaxopt_keras.engine.native.packed_operands import PackedOperands, Repacked
-
-# Leaves in one call: XLA's time to pair the memory of inputs and outputs grows faster than their number.
-AT_ONCE = 128
+from jaxopt_keras.engine.native.phase import Phase, run
 
 
 def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., Any]:
@@ -41,8 +39,13 @@ def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., 
 def reasons(function: Callable[..., Any], *args: Any) -> list[str]:
     """Why XLA runs the arithmetic of `function` on each of the arrays in `args`; "" for those that loops run."""
     trace, _ = trace_of(function, *args)
-    found = {x: region.reason for region in Fusion(trace).regions for x in region.values}
+    found = {x: reason_of(region) for region in Fusion(trace).regions for x in region.values}
     return ["one element" if is_scalar(x) else found.get(x, "") for x in trace.inputs]
+
+
+def reason_of(region: Region) -> str:
+    """Why XLA runs a region on the default platform; "" if loops do."""
+    return region.reason or next(filter(None, map(refuses, region.leaves.values())), "")
 
 
 def results_of(trace: Trace, args: list[Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
@@ -62,9 +65,9 @@ def results_of(trace: Trace, args: list[Any], partners: dict[Any, Value], strict
     written = {each.buffer for each in repacked}
     steps: list[tuple[Any, Any]] = [((*fusion.starts[e], 0), e) for e in remaining(fusion, rest)]
     steps += [((*fusion.starts[each.equation], 0), each) for each in repacked]
-    steps += calls(fusion.regions, partners, written, strict)
+    steps += phases(fusion.regions, partners, written, strict)
     for _, step in sorted(steps, key=lambda x: x[0]):
-        if isinstance(step, Call):
+        if isinstance(step, Phase):
             results = run(step, *(known[x] for x in step.operands))
             known.update(zip(step.results, results, strict=True))  # a packed buffer keeps its name
         elif isinstance(step, Repacked):
@@ -76,8 +79,8 @@ def results_of(trace: Trace, args: list[Any], partners: dict[Any, Value], strict
     return [x.value if isinstance(x, Constant) else known[x] for x in trace.outputs]
 
 
-def calls(regions: list[Region], partners: dict[Any, Value], written: set[Value], strict: bool) -> Iterable[Any]:
-    """The calls of all loops, equal ones together, after the depth and the level at which they run.
+def phases(regions: list[Region], partners: dict[Any, Value], written: set[Value], strict: bool) -> Iterable[Any]:
+    """The loops that can run at the same time, after the depth and the level at which they run.
 
     Args:
         written: the packed buffers that loops write into.
@@ -85,12 +88,9 @@ def calls(regions: list[Region], partners: dict[Any, Value], written: set[Value]
     groups: dict[Any, list[Leaf]] = {}
     for region in regions:
         for level, leaf in region.leaves.items() if not region.reason else ():
-            groups.setdefault((region.depth, level, leaf.loop, *leaf.buffers), []).append(leaf)
-    for (depth, level, *_), members in groups.items():
-        for i in range(0, len(members), AT_ONCE):
-            leaves = members[i : i + AT_ONCE]
-            aliases = [aliases_of(leaf, partners) for leaf in leaves]
-            yield (depth, level, 1), Call(leaves, aliases, written, strict)
+            groups.setdefault((region.depth, level), []).append(leaf)
+    for (depth, level), leaves in groups.items():
+        yield (depth, level, 1), Phase(leaves, [aliases_of(leaf, partners) for leaf in leaves], written, strict)
 
 
 def aliases_of(leaf: Leaf, partners: dict[Any, Value]) -> dict[int, int]:

@@ -16,6 +16,7 @@ from jaxopt_keras.engine.native.loop import BLOCK, ELEMENT, PAIRED, Loop, Operan
 CHEAP = ("abs", "neg", "min", "lt", "gt", "convert_element_type", "bitcast_convert_type")
 UNIT = 4096  # the least number of elements for one thread
 TILES = 2**15  # the most elements in the tiles on a thread's stack, which on some systems is 512 KiB
+FLOAT8 = "float8_e4m3fn"  # C lacks its conversions
 STARTS = {"+": "0", "max": "-INFINITY", "&": "1", "|": "0"}  # of totals
 COMBINE = {"+": "SUM", "max": "GREATEST", "&": "ALL", "|": "SOME"}
 ADD = {"+": "R[{k}] + {x}", "max": "MAX({x}, R[{k}])", "&": "R[{k}] && {x}", "|": "R[{k}] || {x}"}
@@ -36,6 +37,8 @@ class _Writer:
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
+        if FLOAT8 in {x.dtype for x in (*loop.inputs, *loop.scalars, *loop.operations, *loop.outputs)}:
+            raise c.Unsupported(FLOAT8)
         self.before, self.loads, self.body, self.after = (defaultdict[int, list[str]](list) for _ in range(4))
         self.reduced: dict[int, list[tuple[str, str]]] = defaultdict(list)  # (operator, variable)
         self.tiles: dict[str, str] = {}  # the C type of each
@@ -137,7 +140,7 @@ class _Writer:
             kind, start, text, read = "int", int(operator == "&"), f"{result} {operator}= {value};", result
         elif dtype in ("float32", "float64") and operator == "+":
             kind, start, text, read = "double", 0, f"{result} += (double){value};", result
-        elif dtype == "float32" and operator == "max" and self._is_absolute(x):
+        elif dtype == "float32" and operator == "max" and c.is_absolute(self.loop, x):
             # Without signs, floats are ordered as their bits are, and NaN is the greatest.
             kind, start, read = "uint32_t", 0, f"as_float({result})"
             text = f"{result} = MAX(as_bits({value}), {result});"
@@ -147,9 +150,6 @@ class _Writer:
         self.body[stage].append(text)
         self.reduced[stage].append((operator, result))
         return read
-
-    def _is_absolute(self, x: Operand) -> bool:
-        return isinstance(x, Ref) and x.kind == "v" and self.loop.operations[x.number].name == "abs"
 
     # --- results ------------------------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class _Writer:
         inputs, outputs = ([c.type_of(x.dtype).memory for x in side] for side in (loop.inputs, loop.outputs))
         lines = [*self._layout(), '#include "runtime.h"', ""]
         lines.append("static void loop(int64_t n, int64_t start, const uint32_t* S, char** X, char** Y, double* R) {")
-        lines += self._scalars()
+        lines += [f"  {text}" for text in c.scalars(loop)]
         lines += [f"  const {kind}* X{k} = (const {kind}*)X[{k}];" for k, kind in enumerate(inputs)]
         lines += [f"  {kind}* Y{k} = ({kind}*)Y[{k}];" for k, kind in enumerate(outputs)]
         step = "BLOCK" if loop.block else "n"
@@ -218,13 +218,6 @@ class _Writer:
         yield f"typedef {'double' if any(t.dtype == 'float64' for t in loop.totals) else 'float'} result_t;"
         if any(operation.name in c.LIBRARY for operation in loop.operations):
             yield "#define NEEDS_LIBRARY"
-
-    def _scalars(self) -> Iterator[str]:
-        k = 0
-        for i, x in enumerate(self.loop.scalars):
-            kind = c.type_of(x.dtype)
-            yield f"  const {kind.register} s{i} = {kind.scalar.format(register=kind.register, k=k)};"
-            k += kind.words
 
 
 def _array(name: str, items: Iterable[object], none: str) -> str:

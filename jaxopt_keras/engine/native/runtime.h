@@ -24,25 +24,8 @@ static inline float as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f;
 static inline uint32_t as_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 static inline double as_double(const uint32_t* s) { double d; memcpy(&d, s, 8); return d; }
 static inline int64_t as_int64(const uint32_t* s) { int64_t i; memcpy(&i, s, 8); return i; }
-static inline float from_bf16(uint16_t h) { return as_float((uint32_t)h << 16); }
-static inline uint16_t upper_half(float f) { return (uint16_t)(as_bits(f) >> 16); }
-static inline uint16_t to_bf16(float f) {  // to nearest, ties to even; NaN stays NaN
-  uint32_t u = as_bits(f);
-  return f != f ? (uint16_t)(u >> 16 | 0x40) : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-static inline float from_f16(uint16_t h) {
-  uint32_t sign = (uint32_t)(h & 0x8000) << 16, size = (uint32_t)(h & 0x7fff) << 13;
-  float normal = as_float(size + (112u << 23)), small = (float)(int32_t)(size >> 13) * 0x1p-24f;
-  uint32_t bits = size >= 31u << 23 ? size + (224u << 23) : size < 1u << 23 ? as_bits(small) : as_bits(normal);
-  return as_float(sign | bits);
-}
-static inline uint16_t to_f16(float f) {  // to nearest, ties to even
-  uint32_t sign = as_bits(f) >> 16 & 0x8000, size = as_bits(f) & 0x7fffffff;
-  uint32_t normal = (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13;
-  uint32_t small = as_bits(as_float(size) + 0.5f) - as_bits(0.5f);  // in units of 2^-24
-  uint32_t large = size > 255u << 23 ? 0x7e00 | (size >> 13 & 0x3ff) : 0x7c00;
-  return (uint16_t)(sign | (size >= 0x477ff000 ? large : size < 113u << 23 ? small : normal));
-}
+#define FUNCTION static inline
+#include "conversions.h"
 
 #if defined(NEEDS_LIBRARY) && defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
 #define VECTOR __attribute__((simd("notinbranch"), const))

@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.interpreters import mlir
 
 from jaxopt_keras.engine.native import build
-from jaxopt_keras.engine.native.call import against
+from jaxopt_keras.engine.native.backends import against
 from jaxopt_keras.packing.trees import split, unpack_p
 
 SOURCE = pathlib.Path(__file__).with_name("unpack.c").read_text()
@@ -34,11 +34,21 @@ def copied(buffer: Array, sizes: tuple[int, ...]) -> list[Array]:
     return [next(pieces) if size <= SMALL else lax.slice(buffer, [at], [at + size]) for at, size in spans]
 
 
+def can_copy() -> bool:
+    """Whether `unpack.c` can be compiled here."""
+    try:
+        build.target(SOURCE)
+    except build.Unavailable as error:
+        build.fallback(error)
+        return False
+    return True
+
+
 def _lowered(context: Any, buffer: Any, sizes: tuple[int, ...]) -> Any:
     dtype = context.avals_in[0].dtype
     in_bytes = dtype == jnp.bfloat16 or getattr(dtype, "kind", "") in tuple("biufc")  # not four-bit types, nor keys
     many = in_bytes and sum(size <= SMALL for size in sizes) >= FEW
-    native = many and not against(context.module_context, SOURCE)
+    native = many and not against(context.module_context) and can_copy()
     return mlir.lower_fun(copied if native else split, multiple_results=True)(context, buffer, sizes=sizes)
 
 

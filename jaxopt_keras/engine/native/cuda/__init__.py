@@ -1,0 +1,1 @@
+"""The backend for NVIDIA's GPUs: all loops of a phase as one kernel, in CUDA C++."""

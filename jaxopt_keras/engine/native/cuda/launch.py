@@ -1,0 +1,137 @@
+"""The backend for NVIDIA's GPUs: the loops of a phase as one kernel, which a launcher passes to the device."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_keras.engine.native.cuda import kernel
+from jaxopt_keras.engine.native.cuda.kernel import Kind, Layout
+from jaxopt_keras.engine.native.cuda.render import render
+from jaxopt_keras.engine.native.ir import Value
+from jaxopt_keras.engine.native.loop import Leaf, refusal
+from jaxopt_keras.engine.native.phase import Phase
+from jaxopt_keras.packing.trees import concatenate
+
+MOST = 2**31  # elements of an array: its places are words of 32 bits
+
+
+class Kernel(NamedTuple):
+    """A kernel that fits one call."""
+
+    layout: Layout
+    table: np.ndarray
+    cases: tuple[tuple[int, ...], ...]  # the parameters of each leaf
+    parameters: int
+    blocks: int  # of threads
+
+    def source(self, form: str) -> str:
+        return kernel.source(self.layout, *((self.parameters, self.cases) if form == "switch" else ()))
+
+
+class Launcher(Protocol):
+    """Passes kernels to a device."""
+
+    def unavailable(self) -> str:
+        """Return why it cannot; "" if it can."""
+        ...
+
+    def launch(self, made: Kernel, results: list[Any], aliases: dict[int, int], operands: list[Any]) -> Sequence[Any]:
+        """Return the results of a kernel.
+
+        Args:
+            results: their shapes and dtypes.
+            aliases: operand -> result that takes its memory.
+
+        Raises:
+            Unavailable: if the kernel cannot be compiled.
+        """
+        ...
+
+
+class Launch(Phase):
+    """Loops as one kernel, with the leaves in the order of their kinds."""
+
+    launcher: Launcher
+
+    def native(self, *operands: Any) -> list[Any]:
+        """The results by the kernel.
+
+        Raises:
+            Unavailable: if it cannot be compiled.
+        """
+        kinds = [*dict.fromkeys(map(Kind.of, self.leaves))]
+        scalars, rows = self._scalars(dict(zip(self.operands, operands, strict=True)), kinds)
+        arrays = [scalars, *operands[len(self.scalars) :]]
+        layout, results = Layout(tuple(kind.loop for kind in kinds)), self.shapes()
+        blocks, count, wide = sum(map(kernel.chunks, self.leaves)), len(self.leaves), layout.totals
+        if wide:
+            results.append(jax.ShapeDtypeStruct((2 * blocks * wide,), jnp.uint32))  # partial totals in float64
+            results.append(jax.ShapeDtypeStruct((count, wide), layout.result))
+        numbers = self._numbers(len(arrays))
+        table, cases = kernel.table(kinds, self.leaves, rows, numbers), kernel.switch(self.leaves, numbers)
+        made = Kernel(layout, table, cases, len(arrays) + len(results), blocks)
+        out = self.launcher.launch(made, results, self.pairs(1, 1 + len(self.buffers)), arrays)
+        totals = [
+            out[-1][i, k].astype(x.aval.dtype).reshape(x.shape)
+            for i, f in enumerate(self.leaves)
+            for k, x in enumerate(f.totals)
+        ]
+        return [*out[: len(self.outputs) + len(self.written)], *totals]
+
+    def _scalars(self, known: dict[Value, Any], kinds: list[Kind]) -> tuple[Any, list[int]]:
+        """The scalars of all leaves, one kind after the other, and where those of each leaf start."""
+        parts, rows, start = [], [], 0
+        for kind in kinds:
+            mine = [i for i, leaf in enumerate(self.leaves) if Kind.of(leaf) == kind]
+            words = Phase.part(self, mine).words(known)
+            count, width = words.shape
+            rows += [start + (i * width if count > 1 else 0) for i in range(len(mine))]
+            parts.append(words.reshape(-1))
+            start += count * width
+        return concatenate(parts), rows
+
+    def _numbers(self, operands: int) -> dict[Any, int]:
+        """The number of each pointer: first those of the operands, then those of the results."""
+        reads = [*self.buffers, *(x for leaf in self.leaves for x in leaf.unpacked(leaf.inputs))]
+        writes = [*self.outputs, *self.written]
+        numbers: dict[Any, int] = {(x, False): 1 + k for k, x in enumerate(reads)}
+        numbers |= {(x, True): operands + k for k, x in enumerate(writes)}
+        return numbers | {"partial": operands + len(writes)}
+
+
+class InCuda:
+    """Runs the loops of a phase in as few launches as the limits of a kernel allow."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+
+    def unavailable(self) -> str:
+        return self.launcher.unavailable()
+
+    def refuses(self, leaf: Leaf) -> str:
+        return "2^31 elements or more" if leaf.count >= MOST else refusal(render, leaf.loop)
+
+    def parts(self, phase: Phase) -> Iterator[Launch]:
+        kinds = [*dict.fromkeys(map(Kind.of, phase.leaves))]
+        order = sorted(range(len(phase.leaves)), key=lambda i: kinds.index(Kind.of(phase.leaves[i])))
+        layout = Layout(tuple(kind.loop for kind in kinds))
+        part: list[int] = []
+        pointers = first = 3 + 2 * len(phase.buffers)
+        for i in order:
+            leaf = phase.leaves[i]
+            own = len(leaf.unpacked(leaf.inputs)) + len(leaf.unpacked(leaf.outputs))
+            if part and (pointers + own > kernel.POINTERS or layout.words(len(part) + 1) > kernel.WORDS):
+                yield self._launch(phase, part)
+                part, pointers = [], first
+            part.append(i)
+            pointers += own
+        if part:
+            yield self._launch(phase, part)
+
+    def _launch(self, phase: Phase, numbers: list[int]) -> Launch:
+        launch = Launch.part(phase, numbers)
+        launch.launcher = self.launcher
+        return launch

@@ -1,0 +1,175 @@
+"""The loops that can run at the same time, as a JAX primitive: a backend runs them, or XLA runs their equations.
+
+Under `vmap` and `grad` there is no loop of the batched or differentiated form, so XLA runs those of the equations.
+`backends.py` decides where a backend runs a phase.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import ad, batching
+
+from jaxopt_keras.engine.native.c_ops import type_of
+from jaxopt_keras.engine.native.ir import Value, evaluate, is_scalar
+from jaxopt_keras.engine.native.loop import Leaf
+from jaxopt_keras.packing.trees import Primitive, concatenate
+
+
+class Phase:
+    """Loops that do not depend on one another, each over its own array.
+
+    Operands: the scalars, the packed buffers, then the other inputs of each leaf. Results: the outputs of each leaf
+    that are not in packed buffers, the packed buffers that are written, then the totals of each leaf.
+
+    Args:
+        aliases: for each leaf: input -> output that may take its memory.
+        writes: packed buffers that some loop writes. They pass through each call that reads them, uncopied.
+        strict: raise an error where the loops cannot be native.
+    """
+
+    def __init__(self, leaves: list[Leaf], aliases: list[dict[int, int]], writes: set[Value], strict: bool) -> None:
+        self.leaves, self.aliases, self.writes, self.strict = leaves, aliases, writes, strict
+        self.scalars = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.scalars)]
+        self.buffers = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.buffers)]
+        self.written = [buffer for buffer in self.buffers if buffer in writes]
+        self.operands = [*self.scalars, *self.buffers, *(x for f in self.leaves for x in f.unpacked(f.inputs))]
+        self.outputs = [x for f in self.leaves for x in f.unpacked(f.outputs)]
+        self.totals = [x for leaf in self.leaves for x in leaf.totals]
+        self.results = [*self.outputs, *self.written, *self.totals]
+
+    @classmethod
+    def part(cls, phase: "Phase", numbers: Sequence[int]) -> Self:
+        """The leaves of `phase` with these numbers."""
+        leaves, aliases = [phase.leaves[i] for i in numbers], [phase.aliases[i] for i in numbers]
+        return cls(leaves, aliases, phase.writes, phase.strict)
+
+    def reference(self, *operands: Any) -> list[Any]:
+        """The results by the equations, through XLA."""
+        known = self._known(operands)
+        for leaf in self.leaves:
+            evaluate(leaf.equations, known)
+        return self._results(known)
+
+    def in_two_passes(self, *operands: Any) -> list[Any]:
+        """The results of `reference`, with the scales of blocks computed in a pass of their own.
+
+        In one pass XLA would write the new slots to memory in float32, between the scales and the quantization: for two
+        int8 slots a GPU would move 36 bytes for each parameter, where two passes move 22. The barriers keep XLA from
+        merging the passes.
+        """
+        known = self._known(operands)
+
+        def hold(*values: Value) -> None:
+            known.update(zip(values, lax.optimization_barrier([known[x] for x in values]), strict=True))
+
+        for leaf in self.leaves:
+            scales = [e for e in leaf.equations if e.name == "reduce_max" and not is_scalar(e.outputs[0])]
+            if scales:
+                # The scalars too: one of them may be a norm, from an earlier pass.
+                hold(*leaf.inputs, *(x for x in leaf.scalars if jnp.issubdtype(x.dtype, jnp.floating)))
+                evaluate(leaf.equations, known)
+                hold(*leaf.inputs, *(e.outputs[0] for e in scales))
+            evaluate([e for e in leaf.equations if e not in scales], known)
+        return self._results(known)
+
+    def _known(self, operands: Any) -> dict[Value, Any]:
+        """The operands by name, with the arrays in packed buffers."""
+        known = dict(zip(self.operands, operands, strict=True))
+        for leaf in self.leaves:
+            packed = {x: leaf.places[x] for x in leaf.inputs if x in leaf.places}
+            known |= {x: known[buffer][start : start + x.shape[0]] for x, (buffer, start) in packed.items()}
+        return known
+
+    def _results(self, known: dict[Value, Any]) -> list[Any]:
+        """The results, with the new arrays in their packed buffers."""
+        places = {x: leaf.places[x] for leaf in self.leaves for x in leaf.outputs if x in leaf.places}
+        for buffer in self.written:
+            arrays = {at.start: known[x] for x, at in places.items() if at.buffer is buffer}
+            known[buffer] = replaced(known[buffer], arrays)
+        return [known[x] for x in self.results]
+
+    # --- for the calls of backends --------------------------------------------------------------------------------
+
+    def shapes(self) -> list[jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of the arrays that a call writes."""
+        return [jax.ShapeDtypeStruct(x.shape, x.aval.dtype) for x in (*self.outputs, *self.written)]
+
+    def pairs(self, first_buffer: int, first_array: int) -> dict[int, int]:
+        """Which result of a call takes the memory of which operand.
+
+        Args:
+            first_buffer: the number of the first packed buffer among the operands of the call.
+            first_array: the number of the first other array.
+        """
+        pairs: dict[int, int] = {}
+        reads, writes = first_array, 0
+        for leaf, aliases in zip(self.leaves, self.aliases, strict=True):
+            pairs |= {reads + into: writes + out for into, out in aliases.items()}
+            reads, writes = reads + len(leaf.unpacked(leaf.inputs)), writes + len(leaf.unpacked(leaf.outputs))
+        return pairs | {first_buffer + self.buffers.index(x): writes + k for k, x in enumerate(self.written)}
+
+    def words(self, known: dict[Value, Any]) -> Any:
+        """The scalars as words: one row if they are the same for all leaves, otherwise a row for each leaf."""
+        columns = [*zip(*(leaf.scalars for leaf in self.leaves), strict=True)]
+        shared = all(len(set(column)) == 1 for column in columns)
+        count = 1 if shared else len(self.leaves)
+        rows = [jnp.zeros((count, 0), jnp.uint32)]
+        for column in columns:
+            if len(set(column)) == 1:
+                width = type_of(column[0].dtype).words
+                rows.append(jnp.broadcast_to(words(known[column[0]]), (count, width)))
+            else:
+                # In one dimension XLA sees that consecutive slices of an array, concatenated, are that array.
+                rows.append(concatenate([words(known[x]) for x in column]).reshape(count, -1))
+        return jnp.concatenate(rows, axis=1) if columns else jnp.zeros((1, 1), jnp.uint32)
+
+
+def replaced(whole: Any, arrays: dict[int, Any]) -> Any:
+    """A flat array with some spans replaced by `arrays`, given by their starts."""
+    pieces, end = [], 0
+    for start in sorted(arrays):
+        pieces += [whole[end:start], arrays[start]]
+        end = start + arrays[start].shape[0]
+    return concatenate([*pieces, whole[end:]])
+
+
+def words(x: Any) -> Any:
+    """A scalar as words of 32 bits."""
+    if x.dtype.itemsize == 8:
+        return lax.bitcast_convert_type(x, jnp.uint32).reshape(2)
+    wide = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32
+    return lax.bitcast_convert_type(x if x.dtype == jnp.uint32 else x.astype(wide), jnp.uint32).reshape(1)
+
+
+phase_p = Primitive("jaxopt_keras_loops")
+phase_p.multiple_results = True
+
+
+def run(phase: Phase, *operands: Any) -> list[Any]:
+    return phase_p.bind(*operands, phase=phase)
+
+
+@phase_p.def_impl
+def _(*operands: Any, phase: Phase) -> list[Any]:
+    return phase.reference(*operands)
+
+
+@phase_p.def_abstract_eval
+def _(*operands: Any, phase: Phase) -> list[Any]:
+    return [x.aval for x in phase.results]
+
+
+def _jvp(primals: Any, tangents: Any, phase: Phase) -> Any:
+    return jax.jvp(phase.reference, tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents))
+
+
+def _batched(operands: Any, axes: Any, phase: Phase) -> Any:
+    out = jax.vmap(phase.reference, axes)(*operands)
+    return out, [0] * len(out)
+
+
+ad.primitive_jvps[phase_p] = _jvp
+batching.primitive_batchers[phase_p] = _batched
