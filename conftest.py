@@ -4,8 +4,11 @@ import importlib.metadata
 import os
 import pathlib
 
-# Set before the imports, which read these variables. JAXOPT_KERAS_TEST_DEVICE=cuda runs the tests on that platform.
-os.environ["JAX_PLATFORMS"] = ",".join(dict.fromkeys([os.environ.get("JAXOPT_KERAS_TEST_DEVICE", "cpu"), "cpu"]))
+# Set before the imports, which read these variables. JAXOPT_KERAS_TEST_DEVICE=cuda runs the tests on that platform;
+# "grid" runs the kernels for GPUs on a CPU, in the place of the loops in C (tests/engine/native/cuda_grid.py).
+os.environ["JAX_PLATFORMS"] = ",".join(
+    dict.fromkeys([os.environ.get("JAXOPT_KERAS_TEST_DEVICE", "cpu"), "cpu"])
+).removeprefix("grid,")
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
 # Compilation takes most of the time, and many tests compile the same programs: workers and runs share a cache.
@@ -25,6 +28,8 @@ import jax
 import pytest
 
 from jaxopt_keras.engine.native import Unavailable, unavailable
+from jaxopt_keras.engine.native.backends import BACKENDS
+from jaxopt_keras.engine.native.cuda.launch import InCuda
 
 jax.config.update("jax_num_cpu_devices", 8)
 # The library must not rely on implicit promotion: it hides a float64 that should be float32, and a shape (n,) that
@@ -41,6 +46,10 @@ hypothesis.settings.load_profile("jaxopt_keras")
 
 
 def pytest_configure():
+    if os.environ.get("JAXOPT_KERAS_TEST_DEVICE") == "grid":
+        from tests.engine.native.cuda_grid import Grid
+
+        BACKENDS["cpu"] = InCuda(Grid())
     try:
         unavailable()
     except Unavailable as reason:

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import unavailable
-from jaxopt_keras.engine.native.lower import AT_ONCE
+from jaxopt_keras.engine.native.call import AT_ONCE
 from jaxopt_keras.engine.slot_packing import FEW
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.pure import sharding
@@ -28,7 +28,7 @@ LOWERED = {
     "engine.slot_packing.LARGE": 6,
     "packing.slots.LARGE": 6,
     "packing.trees._AT_ONCE": 2,
-    "engine.native.lower.AT_ONCE": 2,
+    "engine.native.call.AT_ONCE": 2,
     "engine.native.unpack.FEW": 1,
     "engine.native.unpack.SMALL": 5,
     "engine.plan.MANY": 1,

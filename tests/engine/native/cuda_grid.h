@@ -77,6 +77,14 @@ static void release(int from, int to) {
   for (int t = from; t < to; t++) fibers[t].state = READY;
 }
 
+static int run_warp(int from) {  // whether a thread could run
+  int ran = 0;
+  for (int t = from; t < from + 32; t++)
+    if (fibers[t].state == READY) threadIdx.x = t, ran = 1, swapcontext(&scheduler, &fibers[t].context);
+  if (all_at(AT_WARP, from, from + 32)) release(from, from + 32);
+  return ran;
+}
+
 static int run_block() {  // whether all threads come to the end
   for (int t = 0; t < THREADS; t++) {
     ucontext_t* c = &fibers[t].context;
@@ -87,12 +95,10 @@ static int run_block() {  // whether all threads come to the end
   }
   while (!all_at(DONE, 0, THREADS)) {
     int ran = 0;
-    for (int t = 0; t < THREADS; t++)
-      if (fibers[t].state == READY) threadIdx.x = t, ran = 1, swapcontext(&scheduler, &fibers[t].context);
-    for (int t = 0; t < THREADS; t += 32)
-      if (all_at(AT_WARP, t, t + 32)) release(t, t + 32);
+    for (int from = 0; from < THREADS; from += 32)  // a warp goes as far as it can before the next one starts
+      while (run_warp(from)) ran = 1;
     if (all_at(AT_BLOCK, 0, THREADS)) release(0, THREADS);
-    if (!ran) return 0;
+    else if (!ran) return 0;
   }
   return 1;
 }

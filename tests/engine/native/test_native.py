@@ -19,9 +19,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import Unavailable, build, unavailable
-from jaxopt_keras.engine.native.call import Call
 from jaxopt_keras.engine.native.fusion import Fusion
 from jaxopt_keras.engine.native.ir import trace_of
+from jaxopt_keras.engine.native.phase import Phase
 from jaxopt_keras.language.numerics import ema
 from jaxopt_keras.language.rule import Decay, Rate, Rule, Signed
 
@@ -71,7 +71,7 @@ def test_two_passes_have_the_numbers_of_one(monkeypatch):
 
     # Operation by operation, hence to the bit.
     one = INT8.program.step(params, state, BLOCKS, INT8.hyper())
-    monkeypatch.setattr(Call, "reference", Call.in_two_passes)
+    monkeypatch.setattr(Phase, "reference", Phase.in_two_passes)
     jax.tree.map(np.testing.assert_array_equal, one, INT8.program.step(params, state, BLOCKS, INT8.hyper()))
 
 

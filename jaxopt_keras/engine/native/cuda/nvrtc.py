@@ -30,9 +30,12 @@ def library() -> ctypes.CDLL:
     folders = [pathlib.Path(f) for f in (spec.submodule_search_locations or ())] if spec else []
     majors = sorted(("12", "13"), key=lambda major: importlib.util.find_spec(f"jax_cuda{major}_plugin") is None)
     names = [f"libnvrtc.so.{major}" for major in majors]
-    for path in [*(str(p) for name in names for f in folders for p in f.glob(f"*/lib/{name}")), *names]:
+    for path in [*(p for name in names for f in folders for p in f.glob(f"*/lib/{name}")), *map(pathlib.Path, names)]:
         try:
-            return ctypes.CDLL(path)
+            if path.is_absolute():  # otherwise NVRTC may not find this part of it
+                for part in path.parent.glob(f"libnvrtc-builtins.so{path.suffix}*"):
+                    ctypes.CDLL(str(part))
+            return ctypes.CDLL(str(path))
         except OSError:
             continue
     raise Unavailable("there is no NVRTC: `pip install nvidia-cuda-nvrtc`")
