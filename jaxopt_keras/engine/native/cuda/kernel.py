@@ -163,7 +163,7 @@ def _functions(layout: Layout) -> Iterator[str]:
 
 
 def _chunk(layout: Layout, kind: int, is_switch: bool) -> Iterator[str]:
-    """What a thread block does for a leaf of this kind."""
+    """The lines of a thread block that has a leaf of this kind."""
     loop = layout.loops[kind]
     tiling, operands = Tiling.of(loop), [*loop.inputs, *loop.outputs]
     names = [*(f"X{k}" for k in range(len(loop.inputs))), *(f"Y{k}" for k in range(len(loop.outputs)))]
