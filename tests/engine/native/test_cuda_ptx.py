@@ -1,4 +1,4 @@
-"""What becomes of kernels before a GPU runs them: PTX by NVRTC, the call in a program, the probe. No GPU is needed."""
+"""Kernels before a GPU runs them: their PTX by NVRTC, their call in a program, the probe. No GPU is needed."""
 
 import pathlib
 import re
@@ -82,7 +82,7 @@ def test_other_gpus(capability, described):
 
 
 def assembled(text, arch):
-    """What `ptxas` makes of PTX: registers of a thread, and bytes of local memory."""
+    """The registers of a thread, and its bytes of local memory, by `ptxas`."""
     folders = pathlib.Path(nvrtc.library()._name).parent.parent.glob("bin/ptxas")
     program = shutil.which("ptxas") or next(map(str, folders), None)
     if program is None:
