@@ -104,7 +104,16 @@ class Losses(Transactions):
         Raises:
             TypeError, ValueError: as `apply_gradients` and `value_and_grad`.
         """
-        return self.apply_gradients(zip(*self._gradients(loss, var_list, grad_loss), strict=True))
+        return self.apply_gradients(self._compute_gradients(loss, var_list, grad_loss))
+
+    def _compute_gradients(self, loss: Any, var_list: Any, grad_loss: Any = None, tape: None = None) -> list[Any]:
+        """Return the (gradient, variable) pairs of `minimize`, which TF 2's classes may override."""
+        given = (lambda: self._transform_loss(loss())) if callable(loss) else loss
+        return [*zip(*self._gradients(given, var_list, grad_loss), strict=True)]
+
+    def _transform_loss(self, loss: Any) -> Any:
+        """Return the loss that `minimize` differentiates."""
+        return loss
 
     def get_gradients(self, loss: Callable[[], Any], params: Any) -> list[Any]:
         """Return the gradients of `loss` with respect to the variables `params`; None for one with `trainable=False`.

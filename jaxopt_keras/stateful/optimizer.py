@@ -20,8 +20,9 @@ from jaxopt_keras.language.rule import Rule, with_python_numbers
 from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.stateful.call import Call
-from jaxopt_keras.stateful.custom.api import HOOKS
-from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.custom.hooks import INNER, Hooks
+from jaxopt_keras.stateful.custom.overrides import overrides
+from jaxopt_keras.stateful.custom.scoped import Scoped, uncompiled
 from jaxopt_keras.stateful.gradients import Losses
 from jaxopt_keras.stateful.lock import LOCK, in_full, locked
 from jaxopt_keras.stateful.registry import Registry
@@ -38,10 +39,10 @@ from jaxopt_keras.stateful.validation import (
     without_frozen,
 )
 from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
-from jaxopt_keras.stateful.weight_lists import Weights, cast_like
+from jaxopt_keras.stateful.weight_lists import cast_like
 
 
-class Optimizer(Registry, Weights, Losses):
+class Optimizer(Registry, Scoped, Losses):
     """A Keras-style optimizer. The named classes (`Adam`, `SGD`, ...) are derived from it; see `optimizers`.
 
     There are three ways to write a new optimizer. All run compiled, in the same pipeline (clipping, decay, averaging,
@@ -90,12 +91,14 @@ class Optimizer(Registry, Weights, Losses):
         **kwargs: Any,
     ) -> None:
         if isinstance(learning_rate, str):  # TF 2: the name is the first argument
-            learning_rate, name = self._tf2_rate(kwargs), learning_rate
+            learning_rate, name = 0.001, learning_rate
+        older = self._older_arguments(kwargs, tf2=overrides(type(self), "_resource_apply_dense"))
+        learning_rate = older.pop("learning_rate", learning_rate)
         keras = (  # in the order of `Options`
             weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency,
             loss_scale_factor, gradient_accumulation_steps, name,
         )  # fmt: skip
-        self._start(Hooks(self), Options(*keras, **self._extras(kwargs)), learning_rate)
+        self._start(Hooks(self), Options(*keras, **self._extras(kwargs)), learning_rate, **older)
 
     @classmethod
     def from_rule(cls, rule: Rule, **options: Any) -> "Optimizer":
@@ -110,17 +113,11 @@ class Optimizer(Registry, Weights, Losses):
         refuse_unknown("Optimizer.from_optax", options, OPTIONS)
         return Optimizer.__new__(Optimizer)._start(Foreign(tx), Options(**options), None)
 
-    def _start(self, rule: Any, options: Options, learning_rate: Any) -> Self:
-        """Set all attributes and the initial state."""
-        hook = next((h for h in HOOKS if hasattr(type(self), h)), None)
-        if hook and not isinstance(rule, Hooks):
-            raise TypeError(
-                f"`{hook}` of {type(self).__name__} would never run: {type(rule).__name__} has its own update. Derive "
-                "the class from `jaxopt_keras.Optimizer`."
-            )
+    def _start(self, rule: Any, options: Options, learning_rate: Any, **own: Any) -> Self:
+        """Set all attributes and the initial state; `own` are attributes with other values than the usual ones."""
         rule, options = with_python_numbers(rule) if isinstance(rule, Rule) else rule, with_python_numbers(options)
         self._init_attributes(
-            options, type(rule).__name__ if type(self) is Optimizer else type(self).__name__, _rule=rule
+            options, type(rule).__name__ if type(self) is Optimizer else type(self).__name__, _rule=rule, **own
         )
         if learning_rate is not None:
             self._configure_rate(learning_rate)
@@ -188,7 +185,9 @@ class Optimizer(Registry, Weights, Losses):
             ValueError: if all gradients are None, a shape does not fit, or a variable occurs twice.
         """
         grads, variables = pairs(grads_and_vars)
-        if grads:
+        if overrides(type(self), "apply"):
+            self.apply(grads, variables)
+        elif grads:
             self._apply(grads, variables)
         return self.iterations
 
@@ -214,6 +213,8 @@ class Optimizer(Registry, Weights, Losses):
 
     def _apply(self, grads: list[Any], variables: list[Any]) -> None:
         """Validate the arguments, register new variables, and step; if that raises, undo it."""
+        if self._mapped_variables:
+            return self._apply_in_scope(grads, variables)
         with LOCK:
             if any(id(v) not in self._keys for v in variables):
                 grads, variables = self._unpacked_buffers(grads, variables)
@@ -235,7 +236,8 @@ class Optimizer(Registry, Weights, Losses):
         call = self._prepare_step(given)
         # Without an axis the argument is left out, so that both faces share one program.
         reduce = {} if self._options.axis_name is None else {"reduce": False}
-        params, state = call.kernel.compiled.step_donating(call.params, call.state, call.grads, call.hyper, **reduce)
+        step = call.kernel.compiled.step_donating if self.jit_compile else uncompiled(call.kernel.program)
+        params, state = step(call.params, call.state, call.grads, call.hyper, **reduce)
         refuse_traced(state.count)
         self._accept_results(call, params, state)
 
@@ -260,6 +262,7 @@ class Optimizer(Registry, Weights, Losses):
             state = state if packs else self._state
         slots = state.slots if isinstance(state.slots, Packed) else masked(state.slots, params)
         used = state._replace(slots=pack_slots_eagerly(slots, LOOSE) if packs else slots, hyperparams={})
+        used = self._with_inner(used) if INNER not in used.scalars else used
         grads = {k: given.get(k) for k in params}
         return Call(kernel, params, used, grads, self._hyper(state))
 
@@ -315,12 +318,6 @@ class Optimizer(Registry, Weights, Losses):
         new, state = self._pure_step(given, state, params, reduce=not skip_gradients_aggregation)
         states = self._states_of(state)
         return [new[path] for path in paths], [read(states[id(view.optimizer)], view.place) for view in views]
-
-    def _pure_step(self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool) -> tuple[Any, Any]:
-        """Return parameters and state after a step from `params` and `state`, as a pure function. All are by path."""
-        call = self._prepare_step(given, state, params)
-        new, result = call.kernel.compiled.step(call.params, call.state, call.grads, call.hyper, reduce=reduce)
-        return self._results(call, state, new, result)
 
     def view(self, place: Place) -> View:
         """Return the array at `place` of the state as an assignable variable (`state_views`)."""

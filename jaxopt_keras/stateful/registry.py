@@ -17,7 +17,8 @@ from jaxopt_keras.engine.unused_patterns import Unused, unused, warn_of
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.api import Custom
-from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.custom.hooks import INNER, Hooks
+from jaxopt_keras.stateful.custom.stand_ins import StandIn
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.settings import Exclusion, Settings
@@ -25,7 +26,7 @@ from jaxopt_keras.stateful.validation import checked_gradient, refuse_traced
 from jaxopt_keras.stateful.variable import check_iterable, deduplicated, unique_name
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 
-_NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_rate_now")
+_NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_rate_now", "_nested", "_traced")
 
 
 class Registry(Settings, Custom):
@@ -56,7 +57,16 @@ class Registry(Settings, Custom):
             _hypers={},  # name -> value, of run-time hyperparameters of a user's class
             _views={},  # place -> View
             _stand_ins={},  # path -> StandIn
-            _in_hooks=False,  # whether hooks are being traced
+            _in_hooks=False,  # whether hooks are running
+            _traced=None,  # while hooks run: the hyperparameters and scalars at the start of the step
+            _mapped_variables={},  # while hooks run: id of a variable -> the variable as hooks get it
+            _nested={},  # path of the attribute -> inner optimizer
+            _read_names=set(),  # of the settings that hooks have read
+            _iterations_from=None,  # the variable that `_iterations` was set to; None: the state's
+            _initial_decay=0.0,  # TF 2's `decay`
+            jit_compile=True,
+            gradient_transformers=(),
+            gradient_aggregator=None,
             _kernel_cache=None,  # the kernel, or None; of a wrapper the kernels by those of its groups
         )
         attributes |= own
@@ -67,6 +77,7 @@ class Registry(Settings, Custom):
         """Create the slots of `variables`. Otherwise the first step does that. More variables may be added later."""
         with self._transaction():
             given = list(check_iterable("variables", variables))
+            given = [self._mapped_from(v) for v in given]
             self._create_slots_of(self._register_all(self._unpacked_buffers([None] * len(given), given)[1]))
         object.__setattr__(self, "built", True)
 
@@ -74,6 +85,15 @@ class Registry(Settings, Custom):
         """Return the handle of a variable, registered or not."""
         key = self._keys.get(id(variable))
         return handle(variable) if key is None else self._handles[key]
+
+    def _mapped_from(self, variable: Any) -> Any:
+        """Return the variable of a stand-in for another optimizer's hooks; others unchanged."""
+        if isinstance(variable, StandIn) and id(variable) not in self._keys:
+            original = variable.optimizer._handles[variable.path].variable
+            if id(original) in self._keys:
+                self._keys[id(variable)] = self._keys[id(original)]
+            return original
+        return variable
 
     def _key(self, variable: Any) -> str:
         """Return the path under which a variable is registered.
@@ -95,9 +115,13 @@ class Registry(Settings, Custom):
     def _ensure(self, variables: list[Any]) -> dict[str, Any] | None:
         """Register new variables, if there are any. Return a snapshot to `_restore` if the step fails, or None."""
         if all(id(v) in self._keys for v in variables):
+            if self._kernel_cache is None:
+                self._find_attributes()
             return None
+        variables = [self._mapped_from(v) for v in variables]
         with self._transaction() as before:
             self._run_build_hooks(self._register_all(variables), type(self).build is not Registry.build)
+            self._find_attributes()
             object.__setattr__(self, "built", True)
         return before
 
@@ -199,6 +223,7 @@ class Registry(Settings, Custom):
         state = self._state  # with unpacked slots
         if isinstance(state.slots, list):  # of the states of inner optimizers, which are among the attributes
             state = state._replace(slots={})
+        state = state._replace(scalars={n: x for n, x in state.scalars.items() if n != INNER})  # likewise
         kept = {k: v for k, v in self.__dict__.items() if k not in _NOT_COPIED}
         shapes = self._unbound | {k: h.shape for k, h in self._handles.items()}
         ids = {id(v) for v in self._excluded.variables}
@@ -214,6 +239,7 @@ class Registry(Settings, Custom):
         attributes = self.__dict__  # may contain views and stand-ins already, which pickle restored before
         views, stand_ins, keys = (attributes.get(name, {}) for name in ("_views", "_stand_ins", "_keys"))
         attributes.update(kept, _handles={}, _keys=keys, _kernel_cache=None, _views=views, _stand_ins=stand_ins)
+        attributes.update(_nested={}, _traced=None)
         attributes["_kept"] = jax.tree.map(jnp.asarray, kept["_kept"])
         if self._rate_source is not None:
             self._configure_rate(self._rate_source)

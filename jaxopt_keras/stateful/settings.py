@@ -16,7 +16,6 @@ from jax.core import Tracer
 
 from jaxopt_keras import schedules
 from jaxopt_keras.engine.cores.foreign import Foreign
-from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED
@@ -27,9 +26,11 @@ from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, with_python_numbers
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.custom.older_names import hyper_key
+from jaxopt_keras.stateful.custom.overrides import overrides
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.packed_variables import Buffer
-from jaxopt_keras.stateful.state_views import RATE, SCHEDULED, STEP, View, slots_of, with_slots, without_masked
+from jaxopt_keras.stateful.state_views import RATE, SCHEDULED, View, slots_of, with_slots, without_masked
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
@@ -69,6 +70,11 @@ class Settings(Transactions):
     @locked
     def learning_rate(self) -> Any:
         """Rate of the next step: an assignable view, or the present value of the schedule or function."""
+        if overrides(type(self), "_get_current_learning_rate"):
+            return self._get_current_learning_rate()
+        return self._present_rate()
+
+    def _present_rate(self) -> Any:
         if self._rate_source is not None and not self._in_hooks:  # in hooks the view has the step's rate
             return self.view(SCHEDULED).value
         if "learning_rate" not in self._kept.hyperparams:
@@ -80,6 +86,9 @@ class Settings(Transactions):
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
+        self._set_rate(value)
+
+    def _set_rate(self, value: Any) -> None:
         if isinstance(self._rule, Foreign):
             raise AttributeError(
                 f"{self.name} has no `learning_rate` to set: an optax transformation contains its rate. Received: "
@@ -121,11 +130,11 @@ class Settings(Transactions):
     @property
     def iterations(self) -> View:
         """Number of updates made. Under accumulation that is not the number of calls."""
-        return self.view(STEP)
+        return self._iterations
 
     @iterations.setter
     def iterations(self, value: Any) -> None:
-        self.view(STEP).assign(COUNT.check("iterations", value_of(value)))
+        self._iterations.assign(COUNT.check("iterations", value_of(value)))
 
     @property
     def skipped(self) -> Any:
@@ -172,10 +181,10 @@ class Settings(Transactions):
         for name in getattr(rule, "required", ()):
             if getattr(options, name) is None:
                 raise ValueError(f"`{name}` must be a number for {type(rule).__name__}. Received: {name}=None")
-        kernel, old, state = Kernel(core_of(rule), self._effective(options)), self._kernel(), self._kept
-        assigned = {n: x for n, x in state.hyperparams.items() if n in ("learning_rate", *self._hypers)}
+        kernel, old, state = Kernel(self._core(rule), self._effective(options)), self._kernel(), self._kept
+        assigned = {n: x for n, x in state.hyperparams.items() if n in ("learning_rate", *map(hyper_key, self._hypers))}
         hyper = kernel.hyper() | assigned
-        if kernel.skeleton == old.skeleton:
+        if kernel.skeleton == old.skeleton and not self._read_by_hooks(rule, options):
             kernel = old  # with its compiled functions
         else:
             state, fresh = self._with_initial_slots(kernel, self._handles)
@@ -203,7 +212,7 @@ class Settings(Transactions):
         """Return the kernel of the present settings and variables."""
         kernel = self._kernel_cache
         if kernel is None:
-            kernel = self.__dict__["_kernel_cache"] = Kernel(core_of(self._rule), self._effective(self._options))
+            kernel = self.__dict__["_kernel_cache"] = Kernel(self._core(self._rule), self._effective(self._options))
         return kernel
 
     def _effective(self, options: Options) -> Options:
@@ -220,6 +229,7 @@ class Settings(Transactions):
         return dataclasses.replace(
             options,
             flat_state=None,  # slots are packed before the step, if at all (`engine/slot_packing.py`)
+            **self._own_stages(),
             exclude_from_weight_decay=ExcludedPaths(excluded) if excluded else (),
             constraints=options.constraints + constraints,
         )
@@ -338,9 +348,3 @@ def _rate_scalar(value: Any) -> Any:
             f"`learning_rate` must be one number. Received: an array of shape {rate.shape} from its function"
         )
     return rate.astype(jnp.result_type(float))
-
-
-def core_of(rule: Any) -> Any:
-    """Return the core of an optimizer: it leaves slots and scalars alone that the user's class creates."""
-    core = Leafwise(rule) if isinstance(rule, Rule) else rule
-    return core if isinstance(core, Hooks) else dataclasses.replace(core, any_slots=True)

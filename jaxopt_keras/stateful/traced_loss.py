@@ -1,9 +1,7 @@
 """A loss over variables as a pure function, and as a compiled program that is kept between calls."""
 
-import contextlib
 import functools
 import itertools
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.stateful.keras_scope import mapped
 from jaxopt_keras.stateful.python_reads import Reads, contents, identity
 from jaxopt_keras.stateful.scope import Scope
 from jaxopt_keras.stateful.variable import as_array, value_of
@@ -61,7 +60,8 @@ class Traced:
         read: set[int] = set()
 
         def run(values: list[Any]) -> Any:
-            with _mapped(self.variables + (self.others if others else []), values + others) as scope:
+            scope = Scope(self.variables + (self.others if others else []), values + others)
+            with mapped(scope):
                 out = self.loss(*args)
             read.update(scope.read_ids)
             unmapped = [*scope.unmapped.values()]
@@ -97,40 +97,6 @@ class Traced:
 
 class _UnmappedVariables(BaseException):  # not an Exception, which the loss might catch
     """Raised while a loss is traced: it uses variables, the argument, that are not inputs yet."""
-
-
-@contextlib.contextmanager
-def _mapped(variables: list[Any], values: list[Any]) -> Iterator[Scope]:
-    """Map variables to values, Keras's variables too."""
-    scope = Scope(variables, values)
-    keras_scope = _keras_scope()(scope) if "keras" in sys.modules else contextlib.nullcontext()
-    with scope.active(), keras_scope:
-        yield scope
-
-
-@functools.cache
-def _keras_scope() -> Any:
-    """Return a class of Keras scopes that map Keras's variables as a `Scope` does. Keras is imported only here."""
-    import keras
-
-    class KerasScope(keras.StatelessScope):
-        def __init__(self, scope: Scope) -> None:
-            super().__init__(initialize_variables=False)
-            self.scope = scope
-
-        def get_current_value(self, variable: Any) -> Any:
-            return self.scope.read(variable, self.outside)
-
-        def outside(self, variable: Any) -> Any:
-            if variable._value is None:
-                raise ValueError(f"`{variable.path}` is created inside the loss. Build the model first: call it once.")
-            outer = self.original_scope
-            return variable._value if outer is None else outer.get_current_value(variable)
-
-        def add_update(self, update: tuple[Any, Any]) -> None:
-            self.scope.write(*update)
-
-    return KerasScope
 
 
 def _checked_pair(out: Any) -> tuple[Any, Any]:

@@ -31,12 +31,14 @@ class Transactions:
         if isinstance(given, property):  # it raised an AttributeError: raise that one
             return given.__get__(self)
         if "_rule" in self.__dict__:
+            if name in self._hypers:
+                return self._get_hyper(name)
+            if self._in_hooks:
+                self._read_names.add(name)
             if isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
                 return getattr(self._rule, name)
             if name in OPTIONS:
                 return getattr(self._options, name)
-            if name in self._hypers:
-                return self._get_hyper(name)
         hint = f". {METHODS[name]}" if name in METHODS else ""
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
@@ -52,12 +54,12 @@ class Transactions:
                 "another name."
             )
         own = hasattr(type(self), name) or name in self.__dict__
-        if not own and isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
+        if not own and name in self._hypers:
+            self._set_hyper(name, value)
+        elif not own and isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
             self._configure(dataclasses.replace(self._rule, **{name: value_of(value)}), self._options)
         elif not own and name in OPTIONS:
             self._configure(self._rule, dataclasses.replace(self._options, **{name: value_of(value)}))
-        elif not own and name in self._hypers:
-            self._set_hyper(name, value)
         else:
             object.__setattr__(self, name, value)
             if name not in ("name", "built") and not isinstance(getattr(type(self), name, None), property):
@@ -75,7 +77,11 @@ class Transactions:
     @property
     @locked
     def _state(self) -> State:
-        """State with unpacked slots. Packed slots are unpacked and kept so; the next step packs them again."""
+        """State with unpacked slots, and with the states of inner optimizers of a user's class."""
+        return self._with_inner(self._own_state())
+
+    def _own_state(self) -> State:
+        """Return the state with unpacked slots. They are kept so; the next step packs them again."""
         kept = self._kept
         if isinstance(kept.slots, Packed):
             kept = kept._replace(slots=without_masked(unpack_slots_eagerly(kept.slots)))
@@ -84,7 +90,7 @@ class Transactions:
 
     def _state_for(self, place: Place) -> State:
         """Return the state to read `place` from. All but slots can be read without unpacking."""
-        return self._state if place[0] == "slots" else self._kept
+        return self._own_state() if place[0] == "slots" else self._kept
 
     def _set_state(self, state: State) -> None:
         self._check_outside_hooks()

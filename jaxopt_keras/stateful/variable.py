@@ -12,27 +12,19 @@ from jax import Array
 from jax.core import Tracer
 
 from jaxopt_keras.stateful.lock import LOCK, locked
+from jaxopt_keras.stateful.operators import Operators
+from jaxopt_keras.stateful.operators import value_of as value_of
 from jaxopt_keras.stateful.scope import active_scope
+from jaxopt_keras.stateful.tensorflow_names import Shape, TensorFlowNames
 
 
-def _operators(names: str) -> list[Callable[..., Any]]:
-    """Return methods that call the array's methods of these names, without their underscores."""
-    return [_operator(f"__{name}__") for name in names.split()]
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    def method(self: Any, *others: Any) -> Any:
-        return getattr(self.value, name)(*(value_of(other) for other in others))
-
-    return method
-
-
-class ArrayLike:
+class ArrayLike(Operators, TensorFlowNames):
     """A named array that can be assigned and acts as an array in arithmetic. Subclasses define its storage."""
 
     name: str
     path: str
     buffer: Any = None  # the `Buffer` that holds the array, if it is packed
+    adopts = False  # whether it is the view of a variable whose array it has taken
 
     def _raw_value(self) -> Any:
         """Return the stored array itself, for immediate use: a later step may donate it."""
@@ -59,8 +51,8 @@ class ArrayLike:
         with LOCK:
             return self._safe_value() if scope is None else scope.read(self)
 
-    def assign(self, value: Any) -> Any:
-        """Replace the array; `value` is cast to the present dtype.
+    def assign(self, value: Any, use_locking: Any = None, name: Any = None, read_value: bool = True) -> Any:
+        """Replace the array; `value` is cast to the present dtype. TF's other arguments have no effect.
 
         Raises:
             ValueError: if the shape differs. TypeError: if `value` is not numeric, is complex where the variable is
@@ -80,12 +72,12 @@ class ArrayLike:
                 self._store(value)
         return self
 
-    def assign_add(self, value: Any) -> Any:
-        """Add `value` in place."""
+    def assign_add(self, value: Any, use_locking: Any = None, name: Any = None, read_value: bool = True) -> Any:
+        """Add `value` in place. TF's other arguments have no effect."""
         return self.assign(self.value + self._amount(value))
 
-    def assign_sub(self, value: Any) -> Any:
-        """Subtract `value` in place."""
+    def assign_sub(self, value: Any, use_locking: Any = None, name: Any = None, read_value: bool = True) -> Any:
+        """Subtract `value` in place. TF's other arguments have no effect."""
         return self.assign(self.value - self._amount(value))
 
     def _amount(self, value: Any) -> Array:
@@ -97,8 +89,8 @@ class ArrayLike:
         return np.array(self.value)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self._scoped_value().shape
+    def shape(self) -> Shape:
+        return Shape(self._scoped_value().shape)
 
     @property
     def dtype(self) -> Any:
@@ -113,27 +105,12 @@ class ArrayLike:
         return np.array(self.value, dtype, copy=copy)
 
     def __jax_array__(self) -> Any:
-        return self.value
+        return value_of(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} path={self.path!r} shape={self.shape} dtype={self.dtype} value={self.value}>"
 
-    __add__, __sub__, __mul__, __matmul__, __pow__ = _operators("add sub mul matmul pow")
-    __radd__, __rsub__, __rmul__, __rmatmul__, __rpow__ = _operators("radd rsub rmul rmatmul rpow")
-    __truediv__, __floordiv__, __mod__, __and__, __or__, __xor__ = _operators("truediv floordiv mod and or xor")
-    __rtruediv__, __rfloordiv__, __rmod__, __rand__, __ror__, __rxor__ = _operators(
-        "rtruediv rfloordiv rmod rand ror rxor"
-    )
-    __neg__, __pos__, __abs__, __invert__, __round__ = _operators("neg pos abs invert round")
-    __lt__, __le__, __gt__, __ge__, __eq__, __ne__ = _operators("lt le gt ge eq ne")  # elementwise
-    __getitem__, __len__, __iter__ = _operators("getitem len iter")
-    __float__, __int__, __index__, __bool__, __format__ = _operators("float int index bool format")
     __hash__ = object.__hash__  # by identity
-
-
-def value_of(x: Any) -> Any:
-    """Return the array of a variable; return anything else unchanged."""
-    return x.value if isinstance(x, ArrayLike) else x
 
 
 def check(valid: bool, name: str, value: Any, kind: str) -> None:
@@ -297,11 +274,21 @@ class Variable(ArrayLike):
         self.buffer, self._value = buffer, None
 
     @locked
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Variable":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self.is_adopted and (optimizer := memo.get(id(self.buffer.optimizer))) is not None:
+            return optimizer.view(self.buffer.place)
         copy = object.__new__(type(self))
         memo[id(self)] = copy
         copy.__dict__.update(self.__dict__, _value=jnp.copy(self._raw_value()), buffer=None)
         return copy
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether the array is part of an optimizer's state (`custom/adoption.py`)."""
+        return self.buffer is not None and self.buffer.adopts
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.buffer.__reduce__() if self.is_adopted else super().__reduce_ex__(protocol)
 
     @locked
     def __getstate__(self) -> dict[str, Any]:  # unpacked: a copy of the buffer packs it again

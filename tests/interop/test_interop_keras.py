@@ -444,7 +444,7 @@ def test_settings_are_attributes_and_may_bring_slots():
 
 
 def test_hooks_that_would_never_run_are_refused():
-    with pytest.raises(TypeError, match="`update_step` of Mine would never run"):
+    with pytest.raises(TypeError, match="`update_step` of Mine would never be called"):
         type("Mine", (interop.Adam,), {"update_step": lambda *_: None})
     with pytest.raises(TypeError, match="must be a `jaxopt_keras.Optimizer`.*from_optax"):
         as_keras(optax.adam(0.1))
@@ -472,3 +472,18 @@ def test_on_eight_devices_a_model_trains_as_on_one(kind):
     slot = next(v for v in made.optimizer.variables if v.path.endswith("kernel_velocity")).value
     assert slot.sharding.is_equivalent_to(kernel.sharding, 2) and len(slot.sharding.device_set) == 8
     assert kernel.sharding.is_fully_replicated == (kind == "data")
+
+
+def test_accumulation_with_a_schedule_says_what_it_counts():
+    schedule, w = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5), keras.Variable(np.ones(2), name="w")
+    with pytest.warns(UserWarning, match=r"counts updates; Keras's counts calls.*schedule\(2 \* step \+ 1\)"):
+        interop.SGD(schedule, gradient_accumulation_steps=2).build([w])
+    interop.SGD(schedule).build([w])  # no warning
+    calls = interop.SGD(lambda step: schedule(2 * step + 1), gradient_accumulation_steps=2)
+    found = []
+    for optimizer in (calls, keras.optimizers.SGD(schedule, gradient_accumulation_steps=2)):
+        w = keras.Variable(np.zeros(1), name="w")
+        for _ in range(6):
+            optimizer.apply_gradients([(jnp.ones(1), w)])
+        found.append(w.numpy())
+    np.testing.assert_allclose(*found, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Programs of TensorFlow 2's time run on the namespace that stands in for it."""
 
+import re
 import sys
 from typing import Any
 
@@ -215,10 +216,10 @@ def test_gradients_summed_by_hand():
     [
         ("GradientTape", "jaxopt_keras.value_and_grad"),
         ("GradientTape", "optimizer.minimize"),
-        ("function", "jax.jit"),
         ("keras.Sequential", "KERAS_BACKEND=jax"),
-        ("einsum", "jax.numpy"),
-        ("math.erf", "jax.numpy"),
+        ("audio", "for others, use `jax.numpy`"),
+        ("math.sqroot", "Did you mean `sqrt`"),
+        ("linalg.quantum", "There are: band_part, cholesky,"),
     ],
 )
 def test_what_is_missing_says_what_to_do(path: str, remedy: str):
@@ -227,7 +228,7 @@ def test_what_is_missing_says_what_to_do(path: str, remedy: str):
     for parent in parents:
         place = getattr(place, parent)
     assert not hasattr(place, name)
-    with pytest.raises(AttributeError, match=remedy.replace(".", r"\.")) as caught:
+    with pytest.raises(AttributeError, match=re.escape(remedy)) as caught:
         getattr(place, name)
     assert f"`{path}`" in str(caught.value)
 

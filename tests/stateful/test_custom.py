@@ -231,7 +231,7 @@ class Failing(Keras3):
     def update_step(self, gradient, variable, learning_rate):
         super().update_step(gradient, variable, learning_rate)
         self.note = 1
-        self.notes.append(1)
+        self.notes.append("seen")
         if self.when == "update_step" and variable.name == "bias":
             raise OSError("in update_step")
 

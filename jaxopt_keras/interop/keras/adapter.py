@@ -11,7 +11,9 @@ from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.interop.keras.state import Address, Layout, StateVariable
 from jaxopt_keras.language.printing import call
+from jaxopt_keras.schedules import LearningRateSchedule
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
+from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, is_library, overrides, refuse_overrides
 from jaxopt_keras.stateful.lock import LOCK
 from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.settings import RATE_FIELD, arguments_of
@@ -23,6 +25,14 @@ from jaxopt_keras.stateful.variable import value_of
 IN_TRAINER = (
     "Keras's trainer holds the optimizer's state at the moment, inside its compiled loop. In a callback, access it "
     "through `self.model.optimizer`, which makes Keras write the state back first."
+)
+ACCUMULATED = (
+    "With gradient accumulation the schedule counts updates; Keras's counts calls. For Keras's rates pass "
+    "`learning_rate=lambda step: schedule({0} * step + {1})`, a function that says so itself."
+)
+INSIDE = (
+    "the whole step is one call of `wrapped`. Derive the class from an optimizer of `jaxopt_keras`, such as "
+    "`jaxopt_keras.Adam`, and adapt it by `as_keras`; or derive it from `keras.optimizers.Optimizer`"
 )
 SCHEDULED = (
     "This optimizer was created with a `LearningRateSchedule` or a function, so `learning_rate` cannot be set to a "
@@ -43,11 +53,8 @@ class Adapter(keras.optimizers.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "update_step" in cls.__dict__:
-            raise TypeError(
-                f"`update_step` of {cls.__name__} would never run: the whole step is one call of `wrapped`. Derive the "
-                "class from `keras.optimizers.Optimizer`; or from `jaxopt_keras.Optimizer`, and adapt it by `as_keras`."
-            )
+        if not is_library(cls):
+            refuse_overrides(cls, NEVER_CALLED | dict.fromkeys(HOOKS, INSIDE))
 
     def _wrap(self, optimizer: Optimizer, name: str | None) -> None:
         keras.optimizers.Optimizer.__init__(self, learning_rate=0.0, name=name)
@@ -154,6 +161,9 @@ class Adapter(keras.optimizers.Optimizer):
                 "`gradient_accumulation_steps` must be None with variables that are set to their gradients (of float8 "
                 f"layers). Received: {[v.path for v in overwritten]}"
             )
+        steps, schedule = self.wrapped.gradient_accumulation_steps, self.wrapped._rate_source
+        if steps and isinstance(schedule, (LearningRateSchedule, keras.optimizers.schedules.LearningRateSchedule)):
+            warnings.warn(ACCUMULATED.format(steps, steps - 1), stacklevel=2)
         updated = [v for v in variables if not getattr(v, "overwrite_with_gradient", False)]
         self.wrapped.build(updated)
         if len(self.wrapped._paths) != len(updated):
@@ -242,6 +252,8 @@ class Adapter(keras.optimizers.Optimizer):
         """
         if not self.built:
             raise ValueError("`stateless_apply` needs a built optimizer. Call `build(trainable_variables)` first.")
+        if overrides(type(self), "apply"):
+            return super().stateless_apply(optimizer_variables, grads, trainable_variables)  # calls `apply` in a scope
         for name, given, length in (
             ("optimizer_variables", optimizer_variables, len(self._variables)),
             ("grads", grads, len(self._trainable_variables)),

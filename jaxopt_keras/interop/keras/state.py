@@ -85,12 +85,12 @@ class Layout:
     """Conversion between an optimizer's whole state and a list of arrays."""
 
     def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
+        self._optimizer, views = optimizer, optimizer.variables  # listed first: that may find more state
         leaves, treedef = jax.tree.flatten(optimizer._state)
         numbers = optimizer._states_of(jax.tree.unflatten(treedef, range(len(leaves))))
         self.addresses: list[tuple[Address, str]] = []
         self._order: list[int] = []
-        for view in optimizer.variables:
+        for view in views:
             for address, suffix in _leaves(Address.of(view)):
                 self.addresses.append((address, view.name + suffix))
                 inside = _at(numbers[id(address.optimizer)], address.keys)

@@ -1,31 +1,46 @@
 """Methods of `Optimizer` for user-defined subclasses: slots, variables, hyperparameters and build hooks."""
 
 import contextlib
+import dataclasses
+import functools
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from jaxopt_keras import schedules
+from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.other_names import refuse_unknown
-from jaxopt_keras.language.rule import RATE, Field, Number, as_scalar, fields_of
-from jaxopt_keras.stateful.custom.hooks import Hooks, stand_in
+from jaxopt_keras.language.rule import RATE, Rule, fields_of
+from jaxopt_keras.stateful.custom.hooks import Hooks
+from jaxopt_keras.stateful.custom.inner import Inner
+from jaxopt_keras.stateful.custom.older_names import OlderNames
+from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, is_library, overridden, refuse_overrides
+from jaxopt_keras.stateful.custom.stand_ins import stand_in, wants_tensors
+from jaxopt_keras.stateful.custom.steps import Steps
+from jaxopt_keras.stateful.keras_scope import mapped
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, has, slot_groups, slots_of, with_slots
-from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.validation import of_length
-from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check, check_iterable, deduplicated, value_of
+from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check, check_iterable, deduplicated
 
-NUMBER = Field.read(Number)
-HOOKS = ("update_step", "_resource_apply_dense", "_resource_apply_sparse")
+OLDER_ARGUMENTS = {"jit_compile": True, "gradient_transformers": (), "gradient_aggregator": None}
+RUNNING = ("_in_hooks", "_traced", "_mapped_variables")
 
 
-class Custom(Transactions):
+class Custom(Steps, OlderNames, Inner):
     """API for user-defined optimizers: slots, variables, hyperparameters, hooks."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not is_library(cls):
+            refuse_overrides(cls, NEVER_CALLED)
+            if "build" in vars(cls):
+                cls.build = _finding_attributes(cls.build)
 
     # --- slots and variables ----------------------------------------------------------------------------------------
 
@@ -53,6 +68,8 @@ class Custom(Transactions):
         if id(getattr(var, "buffer", None)) in self._keys:
             self._key(var)  # raises: only the buffer can have slots
         h = self._handle(var)
+        if shape is None and getattr(initializer, "shape", None) == () and not isinstance(initializer, np.generic):
+            shape = ()  # TF 2: an array has its own shape
         array = _initial(initializer, h.shape if shape is None else shape, compute_dtype(h.dtype))
         with self._transaction():
             self._register([var])
@@ -84,8 +101,19 @@ class Custom(Transactions):
         return [name for group in (*groups, OPTION_SLOTS) for name in group if name in found]
 
     @locked
-    def add_variable(self, shape: Any, initializer: Any = "zeros", dtype: Any = None, name: str | None = None) -> View:
-        """Create a variable of the optimizer itself, kept once for all parameters. Return it as an assignable view."""
+    def add_variable(
+        self,
+        shape: Any,
+        initializer: Any = "zeros",
+        dtype: Any = None,
+        name: str | None = None,
+        aggregation: Any = None,
+        layout: Any = None,
+    ) -> View:
+        """Create a variable of the optimizer itself, kept once for all parameters. Return it as an assignable view.
+
+        The last two arguments are Keras's, and have no effect.
+        """
         check(isinstance(name, str | None), "name", name, "a string or None")
         name = deduplicated(name or "variable", self._state.scalars)
         array = _initial(initializer, shape, jnp.result_type(float) if dtype is None else as_dtype(dtype))
@@ -107,11 +135,31 @@ class Custom(Transactions):
         return self.add_variable(shape, initializer, dtype, name)
 
     def add_variable_from_reference(
-        self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
+        self,
+        reference_variable: Any = None,
+        name: str | None = None,
+        initializer: Any = "zeros",
+        *,
+        model_variable: Any = None,
+        variable_name: str | None = None,
+        shape: Any = None,
+        initial_value: Any = None,
     ) -> View:
-        """Create a slot of `reference_variable`: Keras 3's `add_slot`. A number is appended to an existing name."""
-        slots = slots_of(self._state, self._keys.get(id(reference_variable), ""))
-        return self.add_slot(reference_variable, deduplicated(name or "slot", slots), initializer)
+        """Create a slot of `reference_variable`: Keras 3's `add_slot`. A number is appended to an existing name.
+
+        A variable that the optimizer does not have gives its shape and dtype only: the result is one of `add_variable`.
+        The keyword-only arguments are those of tf.keras 2.11.
+        """
+        reference = model_variable if reference_variable is None else reference_variable
+        name = name or variable_name or "slot"
+        initializer = initializer if initial_value is None else initial_value
+        key = self._keys.get(id(reference))
+        if key is None and self._paths:
+            dtype = getattr(reference.dtype, "base_dtype", reference.dtype)
+            shape = tuple(reference.shape) if shape is None else shape
+            stem = str(getattr(reference, "path", None) or reference.name).replace("/", "_").replace(":", "_")
+            return self.add_variable(shape, initializer, compute_dtype(jnp.dtype(dtype)), f"{stem}_{name}")
+        return self.add_slot(reference, deduplicated(name, slots_of(self._state, key or "")), initializer, shape)
 
     def add_optimizer_variables(self, trainable_variables: Sequence[Any], name: Any, initializer: Any = "zeros") -> Any:
         """Create a slot for each variable, and return the list; for a list of names, return a tuple of lists."""
@@ -136,54 +184,22 @@ class Custom(Transactions):
         """Subtract `value` from `variable` in place."""
         variable.assign_sub(value)
 
-    def _get_variable_index(self, variable: Any) -> int:
-        return self._paths.index(self._key(variable))
-
     def _record_name(self, name: str) -> None:
         """Record that the subclass created a slot or variable of this name."""
         if name not in self._custom_names:
             self._custom_names.append(name)
 
-    # --- hyperparameters of TF 2 ------------------------------------------------------------------------------------
-
-    @locked
-    def _set_hyper(self, name: str, value: Any) -> None:
-        """Create or set a run-time hyperparameter, which hooks read with `_get_hyper`."""
-        if name == "learning_rate":
-            self.learning_rate = value
-            return
-        value = NUMBER.check(name, value_of(value))
-        self._set_state(self._state._replace(hyperparams=self._state.hyperparams | {name: as_scalar(NUMBER, value)}))
-        self.__dict__["_hypers"] = self._hypers | {name: value}
-
-    def _get_hyper(self, name: str, dtype: Any = None) -> Any:
-        """Return the current value of a hyperparameter."""
-        value = self.learning_rate if name == "learning_rate" else self.view(("hyperparams", name))
-        return value if dtype is None else jnp.asarray(value_of(value)).astype(getattr(dtype, "base_dtype", dtype))
-
-    def _serialize_hyperparameter(self, name: str) -> Any:
-        """Return the current value of a hyperparameter, for `get_config`."""
-        return self._rate_config() if name == "learning_rate" else float(self._get_hyper(name))
-
-    def _decayed_lr(self, dtype: Any) -> Any:
-        """Return the learning rate of this step, after the schedule."""
-        return self._get_hyper("learning_rate", dtype)
-
-    def hook_hyper(self) -> dict[str, Any]:
-        """Return the run-time hyperparameters as arrays."""
-        return {name: as_scalar(NUMBER, value) for name, value in self._hypers.items()}
-
     # --- running the hooks ------------------------------------------------------------------------------------------
 
     def hook_variables(self, paths: list[str]) -> list[Any]:
-        """Return the variables that hooks get: ours, or stand-ins for those of other libraries and for TF 2's hooks."""
-        is_tf2 = hasattr(self, "_resource_apply_dense")
+        """Return the variables that hooks get: ours, or stand-ins for those of other libraries and for TF's hooks."""
+        tensors = wants_tensors(self)
         variables = {k: self._handles[k].variable for k in paths}
-        return [stand_in(self, k) if is_tf2 or not isinstance(v, Variable) else v for k, v in variables.items()]
+        return [stand_in(self, k) if tensors or not isinstance(v, Variable) else v for k, v in variables.items()]
 
     def _run_build_hooks(self, new: list[str], own_build: bool) -> None:
         """Call the subclass's `build`, if it has one, and its `_create_slots` for new variables."""
-        if not isinstance(self._rule, Hooks) or not new:
+        if not self._has_hooks() or not new:
             return
         cls: Any = type(self)
         if own_build:
@@ -196,31 +212,77 @@ class Custom(Transactions):
         self._create_slots_of(new)
 
     def _create_slots_of(self, new: list[str]) -> None:
-        """Call the subclass's `_create_slots`, if it has one, for new variables."""
-        hook = getattr(self, "_create_slots", None)
-        if new and hook is not None:
-            hook(self.hook_variables(new))
+        """Call the subclass's `_create_hypers` and `_create_slots` for new variables, and find its attributes."""
+        if new:
+            self._create_hypers()
+            self._create_slots(self.hook_variables(new))
+            self._find_attributes(new=True)
 
     @contextlib.contextmanager
-    def hooks_running(self) -> Iterator[None]:
-        """Let hooks assign, but create nothing, while they are traced. If one raises, all changes are undone."""
-        with self._transaction():
-            object.__setattr__(self, "_in_hooks", True)
+    def hooks_running(self, scope: Any, now: Any, scalars: Any, inner: dict[str, Any]) -> Iterator[None]:
+        """Map variables and states to the values of a step. Hooks may assign, but create nothing.
+
+        Args:
+            scope: the map.
+            now: the time and hyperparameters of the step.
+            scalars: those at the start of the step.
+            inner: the states of the inner optimizers at the start of the step, by path.
+        """
+        traced = {self: (now.hyper, scalars)}
+        traced |= {self._nested[path]: (state.hyperparams, state.scalars) for path, state in inner.items()}
+        known = {id(self._handles[k].variable): v for k, v in zip(self._paths, self._trainable_variables, strict=True)}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._transaction())
+            for optimizer, start in traced.items():
+                before = {name: optimizer.__dict__[name] for name in RUNNING}
+                stack.callback(optimizer.__dict__.update, before)
+                optimizer.__dict__.update(_in_hooks=True, _traced=start, _mapped_variables=known)
+                keys = {id(v): optimizer._keys[i] for i, v in known.items() if i in optimizer._keys}
+                optimizer._keys.update(keys)
+            stack.enter_context(mapped(scope))
             yield
-            object.__setattr__(self, "_in_hooks", False)
 
     def _invalidate_traces(self) -> None:
         """Discard traced hooks after an attribute has changed."""
-        if isinstance(self._rule, Hooks) and not self._in_hooks:
+        if self._has_hooks() and not self._in_hooks:
             object.__setattr__(self, "_kernel_cache", None)
+
+    def _has_hooks(self) -> bool:
+        """Whether code of a subclass runs inside the step."""
+        transforms = self.__dict__.get("gradient_transformers") or self.__dict__.get("gradient_aggregator")
+        named = isinstance(self._rule, Rule) and (overridden(type(self), HOOKS) or transforms)
+        return isinstance(self._rule, Hooks) or bool(named)
+
+    def _core(self, rule: Any) -> Any:
+        """Return the core of an optimizer: it leaves slots and scalars alone that the user's class creates."""
+        core = Leafwise(rule) if isinstance(rule, Rule) else rule
+        if isinstance(core, Hooks):
+            return core
+        core = dataclasses.replace(core, any_slots=True)
+        return Hooks(self, core=core) if self._has_hooks() else core
+
+    def _read_by_hooks(self, rule: Any, options: Options) -> bool:
+        """Whether hooks have read a setting that `rule` or `options` change: they must be traced again."""
+        changed = [(self._options, options), *([(self._rule, rule)] if isinstance(rule, Rule) else [])]
+        return any(getattr(a, n, None) != getattr(b, n, None) for a, b in changed for n in self._read_names)
 
     # --- arguments --------------------------------------------------------------------------------------------------
 
-    def _tf2_rate(self, kwargs: dict[str, Any]) -> Any:
-        """Remove TF 2's `lr` and `decay` from the keyword arguments, and return the rate."""
-        rate = kwargs.pop("lr", 0.001)
-        decay = kwargs.pop("decay", 0.0)
-        return schedules.InverseTimeDecay(rate, 1, decay) if decay else rate
+    def _older_arguments(self, kwargs: dict[str, Any], tf2: bool) -> dict[str, Any]:
+        """Remove the arguments of TF 2 and tf.keras 2.11 from the keyword arguments.
+
+        Args:
+            tf2: whether the class is written for TF 2, where `lr` and `decay` are arguments of every class.
+
+        Returns:
+            attributes of the optimizer; `learning_rate`, if `lr` is given, is one of them.
+        """
+        own = {name: kwargs.pop(name, default) for name, default in OLDER_ARGUMENTS.items()}
+        kwargs.pop("is_legacy_optimizer", None)
+        if tf2:
+            own |= {"_initial_decay": kwargs.pop("decay", None) or 0.0}
+            own |= {"learning_rate": kwargs.pop("lr")} if "lr" in kwargs else {}
+        return own
 
     def _extras(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments, which must be options that Keras lacks, without TF's `decay`.
@@ -232,6 +294,17 @@ class Custom(Transactions):
             warnings.warn("`decay` is ignored, as in Keras 3: use a schedule.", stacklevel=4)
         refuse_unknown(type(self).__name__, kwargs, (RATE, *fields_of(Options)))
         return kwargs
+
+
+def _finding_attributes(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a user's `build`, after which variables and optimizers among the attributes are part of the state."""
+
+    @functools.wraps(build)
+    def run(self: Any, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        self._find_attributes(new=True)
+
+    return run
 
 
 def _initial(initializer: Any, shape: Any, dtype: Any) -> Any:

@@ -1,0 +1,147 @@
+"""The command: `python -m benchmarks.collections FOLDER`.
+
+Each optimizer class of a folder makes 40 steps on three variables, in a process of its own: with its own Keras on
+TensorFlow, and with this library after a change of imports. A class that crashes or hangs stops nothing.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.collections.classes import Found, classes_in
+
+PROGRAM = Path(__file__).parent / "program.py"
+LIMIT = 1e-4  # greatest difference of a variable, relative to the greatest element of the three and to 1
+VERDICTS = {
+    "agrees": "the same variables after 1, 10, 20, 30 and 40 steps",
+    "refused": "an error of this library",
+    "fails": "another error",
+    "differs": "other variables, without an error",
+    "own fails": "does not run with its own Keras",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with argparse's message and a hint."""
+        self.exit(2, f"{self.prog}: {message}\n`{self.prog} --help` explains every argument.\n")
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog="python -m benchmarks.collections", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a folder with Python files, such as a clone's folder of optimizers")
+    parser.add_argument("--only", help="part of the names of the classes to run", default="")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--theirs", type=Path, help="keep the results with their own Keras in this folder; read them")
+    parser.add_argument("--seconds", type=float, default=300, help="limit for each process (default: 300)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: 2)")
+    chosen = parser.parse_args(arguments)
+    if not chosen.folder.is_dir():
+        parser.error(f"argument folder: must be a folder. Received: {chosen.folder}")
+    for name in ("seconds", "jobs"):
+        if not getattr(chosen, name) > 0:
+            parser.error(f"argument --{name}: must be greater than 0. Received: {getattr(chosen, name)}")
+    chosen.found = [x for x in classes_in(chosen.folder) if chosen.only.lower() in x.name.lower()]
+    if not chosen.found:
+        parser.error(f"argument folder: no file of {chosen.folder} has such an optimizer class")
+    return chosen
+
+
+def ran(found: Found, side: str, result: Path, seconds: float) -> dict[str, Any]:
+    """Run one class in a process. Its arrays are in `result` then, if it has no error."""
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    environment |= {"TF_USE_LEGACY_KERAS": "1"} if found.legacy else {"KERAS_BACKEND": "tensorflow"}
+    command = [sys.executable, str(PROGRAM), str(found.path.resolve()), found.name, side, str(result)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return {"error": f"no end after {seconds:g} s", "where": ""}
+    except (json.JSONDecodeError, IndexError):
+        return {"error": f"the process ended with {done.returncode}: {done.stderr[-300:]}", "where": ""}
+
+
+def compared(found: Found, chosen: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Return the row of one class."""
+    name = f"{found.path.stem}.{found.name}"
+    row = {"file": found.path.name, "class": found.name}
+    own, mine = ((chosen.theirs or scratch) / f"{name}.npz", scratch / f"{name}.ours.npz")
+    kept = own.with_suffix(".json")
+    theirs = json.loads(kept.read_text()) if kept.exists() else ran(found, "theirs", own, chosen.seconds)
+    if not kept.exists():
+        kept.write_text(json.dumps(theirs))
+    if "error" in theirs:
+        return row | {"verdict": "own fails", "reason": theirs["error"]}
+    ours = ran(found, "ours", mine, chosen.seconds)
+    if "error" in ours:
+        verdict = "refused" if "/jaxopt_keras/" in ours["where"] else "fails"
+        return row | {"verdict": verdict, "reason": ours["error"], "where": ours["where"]}
+    gap = difference(own, mine)
+    return row | {"verdict": "agrees" if gap <= LIMIT else "differs", "difference": gap, "how": ours["how"]}
+
+
+def difference(own: Path, mine: Path) -> float:
+    """Return the greatest difference, relative to the size of the variables. NaN agrees with NaN only."""
+    a, b = ([file[key] for key in file.files] for file in (np.load(own), np.load(mine)))
+    gaps = []
+    for x, y in zip(a, b, strict=True):
+        x, y = np.nan_to_num(x.astype(float), nan=1e30), np.nan_to_num(y.astype(float), nan=1e30)
+        gaps.append(float(np.max(np.abs(x - y)) / max(1.0, np.max(np.abs(x)))))
+    return max(gaps)
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    shown = Table("file", "class", "", "difference", "how", "reason")
+    for row in rows:
+        gap = f"{row['difference']:.0e}" if "difference" in row else ""
+        reason = " ".join(row.get("reason", "").split())[:240]
+        shown.add_row(row["file"], row["class"], row["verdict"], gap, row.get("how", ""), reason)
+    return shown
+
+
+def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
+    found = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS}
+    compiled = sum(row.get("how") == "compiled" and row["verdict"] == "agrees" for row in rows)
+    return {"classes": len(rows), "run with their own Keras": len(rows) - found["own fails"], **found} | {
+        "of those that agree, compiled": compiled
+    }
+
+
+def main() -> None:
+    chosen, console = parsed(), Console(width=None if sys.stdout.isatty() else 190)
+    if chosen.theirs:
+        chosen.theirs.mkdir(parents=True, exist_ok=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console, transient=True,
+    )  # fmt: skip
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch, bar, ThreadPoolExecutor(chosen.jobs) as pool:
+        task = bar.add_task("", total=len(chosen.found))
+        waiting = [pool.submit(compared, found, chosen, Path(scratch)) for found in chosen.found]
+        for done in as_completed(waiting):
+            rows.append(done.result())
+            bar.update(task, description=rows[-1]["class"], advance=1)
+    rows.sort(key=lambda row: (row["verdict"], row["file"], row["class"]))
+    console.print(table(rows))
+    for name, count in counts(rows).items():
+        console.print(f"{name}: {count}" + (f"  ({VERDICTS[name]})" if name in VERDICTS else ""), highlight=False)
+    if chosen.json:
+        chosen.json.write_text(
+            json.dumps({"folder": chosen.folder.name, "counts": counts(rows), "classes": rows}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
