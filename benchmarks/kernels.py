@@ -1,9 +1,11 @@
-"""Counts the kernels of a step on a GPU and the bytes that they move, in the program that XLA compiles.
+"""Counts the kernels of a step on a GPU or a TPU and the bytes that they move, in the program that XLA compiles.
 
     python -m benchmarks.kernels [--workload one lenet5] [--step adamw lamb] [--page]
+    python -m benchmarks.kernels --device v5e [--step adamw "int8 slots"] [--page]
 
 XLA compiles for the GPU of the machine, or without one for the H100 of `hlo.py`. This needs only JAX's plugin and
 CUDA's compiler: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc`, the first two in jaxlib's version.
+For a TPU it compiles with `pip install "jax[tpu]"`, and JAX_PLATFORMS=cpu.
 """
 
 import re
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 import jaxopt_keras as jk
+from benchmarks import tpu, tpu_steps
 from benchmarks.hlo import device, launches
 from benchmarks.workloads import WORKLOADS
 from command import Parser, place, progress
@@ -102,14 +105,23 @@ def counted(kernel: Any, params: Any) -> Counts:
 
 def parser() -> Parser:
     parser = Parser("benchmarks.kernels", __doc__)
+    parser.add_argument("--device", choices=("h100", *tpu.CHIPS), default="h100", help="or the GPU of the machine")
     parser.add_argument("--workload", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--step", nargs="+", choices=STEPS, help="default: a selection for each workload")
-    parser.add_argument("--page", action="store_true", help="write the table into docs/gpu.md")
+    steps = [*dict.fromkeys([*STEPS, *tpu_steps.STEPS])]
+    parser.add_argument(
+        "--step", nargs="+", choices=steps, help="default: a selection for each workload; for a TPU all"
+    )
+    parser.add_argument("--page", action="store_true", help="write the table into docs/gpu.md or docs/tpu.md")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
+    known = tpu_steps.STEPS if arguments.device in tpu.CHIPS else STEPS
+    if unknown := [name for name in arguments.step or () if name not in known]:
+        parser().error(f"`--step` must be of {[*known]} for {arguments.device}. Received: {unknown}")
+    if arguments.device in tpu.CHIPS:
+        return of_tpu(arguments.device, arguments.step or [*known], arguments.page)
     if device() is None:
         parser().exit(1, MISSING + f", of version {version('jaxlib')}\n")
     lines = [
@@ -129,6 +141,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(lines[-1], flush=True)
     if arguments.page:
         place(PAGE, MARK, "\n".join(lines))
+
+
+def of_tpu(chip: str, steps: list[str], page: bool) -> None:
+    """Print the table for a TPU."""
+    if not tpu.devices(chip):
+        parser().exit(1, tpu.MISSING + "\n")
+    lines = [f"Counted, not timed: {datetime.now(UTC):%Y-%m-%d}, jax {jax.__version__}, {chip}.", "", tpu_steps.HEAD]
+    print(*lines, sep="\n")
+    for name in steps:
+        with progress(chip) as tell:
+            tell(0, f"compiling {name}")
+            lines.append(f"| {name} | {tpu_steps.counted(tpu_steps.STEPS[name], chip).row()} |")
+        print(lines[-1], flush=True)
+    if page:
+        place(PAGE.with_name("tpu.md"), f"<!-- {chip} -->", "\n".join(lines))
 
 
 if __name__ == "__main__":

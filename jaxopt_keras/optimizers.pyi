@@ -43,7 +43,7 @@ class CommonOptions(TypedDict, total=False):
     master_weights: Literal["float32", "bf16+16", "bf16+8", None]  # None, ScheduleFreeAdamW: "float32"
     rounding: Literal["nearest", "stochastic"]  # "nearest"
     seed: int | None  # None
-    engine: Literal["auto", "xla", "native"]  # "auto"
+    engine: Literal["auto", "xla", "native", "pallas"]  # "auto"
     skip_nonfinite: bool  # False
     skip_spikes: float | None  # None
     offload: Any  # None

@@ -1,5 +1,6 @@
 """Conversion of a saved value to the format of an optimizer: checks the shape, casts, quantizes, dequantizes."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxopt_keras.checkpoint.names import Quantized
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.stateful.state_views import device_put_like
 from jaxopt_keras.storage import formats, masters
-from jaxopt_keras.storage.blockwise import Blocks, block_length, dequantize
+from jaxopt_keras.storage.blockwise import Blocks, dequantize, quantize, stored_dtype
 
 MASTERS = {"float32": "float32", "int16": "bf16+16", "int8": "bf16+8"}  # by the dtype of the slot
 
@@ -34,8 +35,10 @@ def convert(name: str, saved: Any, like: Any, p: Any = None) -> Any:
         data = convert(name, saved, jax.random.key_data(like))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
     if isinstance(saved, Quantized):
-        saved = Blocks(jnp.asarray(saved.codes), jnp.asarray(saved.scales), saved.code, like.shape[-1])
-        if isinstance(like, Blocks) and saved.code == like.code and saved.scales.shape == like.scales.shape:
+        length = like.shape[saved.tiles.axis if saved.tiles else -1]
+        codes = jnp.asarray(saved.codes).astype(stored_dtype(saved.code, saved.tiles))
+        saved = Blocks(codes, jnp.asarray(saved.scales), saved.code, length, saved.tiles)
+        if isinstance(like, Blocks) and jax.tree.structure(saved) == jax.tree.structure(like):
             return jax.tree.map(_placed_like, saved, like)
         saved = dequantize(saved)
     if name.endswith(f"/{masters.MASTER}") and saved.dtype != like.dtype:
@@ -71,18 +74,16 @@ def check(name: str, saved: Any, like: Any) -> None:
 
 def _check_codes(name: str, saved: Quantized, shape: tuple[int, ...]) -> None:
     """Checks that `saved` is a quantized array of this shape."""
-    if not shape:
+    if len(shape) < (-saved.tiles.axis if saved.tiles else 1):
         raise _shape_error(name, f"codes of shape {tuple(saved.codes.shape)}", shape)
-    *rows, n = shape
-    blocks = -(-n // block_length(n, saved.code.block))
-    for x, kind, length, dtype in (
-        (saved.codes, "codes", -(-n // 2) if saved.code.name == "int4" else n, saved.code.dtype),
-        (saved.scales, "scales", blocks, jnp.float32),
-    ):
-        if tuple(x.shape) != (*rows, length):
+    form = functools.partial(quantize, code=saved.code, tiles=saved.tiles)
+    wanted = jax.eval_shape(form, jax.ShapeDtypeStruct(shape, jnp.float32))
+    for kind in ("codes", "scales"):
+        x, like = getattr(saved, kind), getattr(wanted, kind)
+        if tuple(x.shape) != like.shape:
             raise _shape_error(name, f"{kind} of shape {tuple(x.shape)}", shape)
-        if x.dtype != dtype and not (saved.code.name == "int4" and kind == "codes"):
-            raise TypeError(f"The {kind} of `{name}` must have the dtype {jnp.dtype(dtype)}. Received: {x.dtype}")
+        if x.dtype != like.dtype and not (saved.code.name == "int4" and kind == "codes"):
+            raise TypeError(f"The {kind} of `{name}` must have the dtype {like.dtype}. Received: {x.dtype}")
 
 
 def _shape_error(name: str, received: str, shape: tuple[int, ...]) -> ValueError:

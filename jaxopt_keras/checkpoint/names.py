@@ -3,7 +3,8 @@
 format                      the version of the layout
 step                        the number of updates
 slots/PATH/SLOT             a slot of the parameter at PATH; slots/SLOT if the parameters are one bare array
-slots/PATH/SLOT.CODE        the codes of a quantized slot; CODE is int8, uint8, ... (u: unsigned)
+slots/PATH/SLOT.CODE        the codes of a quantized slot; CODE is int8, uint8, ... (u: unsigned), or int8@-2x256 if its
+                            blocks are not of the last axis, but 256 elements of the axis before it
 slots/PATH/SLOT.scales      the scales of a quantized slot
 scalars/NAME                a number for all parameters: u_product, micro_step, skipped, dynamic_scale, ...
 scalars/GROUP/NAME          a number for the parameters of one group; its own step is among them
@@ -15,6 +16,7 @@ kernels that inject none ignore them.
 Packed parameters have the same names as unpacked ones.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from jaxopt_keras.packing.trees import Packed, Part, concatenate, unpacked
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS, device_put_like
 from jaxopt_keras.storage import formats
 from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize
+from jaxopt_keras.storage.tiles import Tiles
 
 VERSION = 1
 FORMAT, STEP, SCALES, COMPLEMENT = "format", "step", ".scales", ".complement"
@@ -39,6 +42,7 @@ CODES = {
     for name in ("int8", "int4", "float8", "float16")
     for signed in (True, False)
 }
+_FORM = re.compile(rf"({'|'.join(CODES)})(?:@(-[1-9])x([1-9]\d{{0,6}}))?")
 
 
 class Quantized(NamedTuple):
@@ -47,6 +51,7 @@ class Quantized(NamedTuple):
     codes: Any
     scales: Any
     code: Code
+    tiles: Tiles | None = None
 
 
 def slot_name(path: str, slot: str) -> str:
@@ -180,7 +185,9 @@ def flatten(found: dict[str, Any], portable: bool) -> dict[str, Any]:
             flat[name], flat[name + COMPLEMENT] = x.value, x.complement
         elif isinstance(x, Blocks) and not portable:
             code = next(code for code, known in CODES.items() if known == x.code)
-            flat[f"{name}.{code}"], flat[name + SCALES] = x.codes, x.scales
+            form = f"{code}@{x.tiles.axis}x{x.tiles.block}" if x.tiles else code
+            codes = x.codes.astype(x.code.dtype) if x.tiles else x.codes  # files have no type of four bits
+            flat[f"{name}.{form}"], flat[name + SCALES] = codes, x.scales
         elif isinstance(x, Blocks):
             flat[name] = dequantize(x)
         else:
@@ -214,8 +221,9 @@ def unflatten(flat: Any) -> dict[str, Any]:
     del found[FORMAT]
     for name in flat:
         base, _, kind = name.rpartition(".")
-        if kind in CODES and base + SCALES in found:
-            found[base] = Quantized(found.pop(name), found.pop(base + SCALES), CODES[kind])
+        if (form := _FORM.fullmatch(kind)) and base + SCALES in found:
+            tiles = Tiles(int(form[2]), int(form[3])) if form[2] else None
+            found[base] = Quantized(found.pop(name), found.pop(base + SCALES), CODES[form[1]], tiles)
         elif is_complement(name) and base in found:
             found[base] = Complements(found[base], found.pop(name))
     return found

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer, eval_context
 
 from jaxopt_keras.engine.slot_sharding import ON_ONE_DEVICE
+from jaxopt_keras.language.places import Places
 from jaxopt_keras.language.sparse import is_sparse
 from jaxopt_keras.packing.trees import Packed
 
@@ -19,7 +20,7 @@ class Compiled:
     others: dict[Any, Any]  # functions of the same program that other modules have jitted, by their settings
 
     def __init__(self, program: Any) -> None:
-        self.others = {}
+        self.program, self.others = program, {}
         self.init = jax.jit(program.init)
         self.init_on_one_device = jax.jit(functools.partial(_init_on_one_device, program))
         self.update = jax.jit(functools.partial(narrow_update, program))
@@ -28,6 +29,18 @@ class Compiled:
         self.step = jax.jit(program.step, static_argnames="reduce")
         self.step_donating = jax.jit(program.step, static_argnames="reduce", donate_argnums=(0, 1))
         self.averaged = jax.jit(program.averaged)
+
+    def init_at(self, places: Places) -> Any:
+        """Return `init` for parameters that are split over devices, or on another platform than the default one."""
+        if places not in self.others:
+            self.others[places] = jax.jit(functools.partial(init_at, self.program, places))
+        return self.others[places]
+
+
+def init_at(program: Any, places: Places, params: Any, hyper: Any) -> Any:
+    """Return `program.init(params, hyper)` for arrays at `places`."""
+    with places.traced():
+        return program.init(params, hyper)
 
 
 def _init_on_one_device(program: Any, params: Any, hyper: Any) -> Any:

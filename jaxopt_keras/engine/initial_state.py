@@ -16,6 +16,7 @@ from jaxopt_keras.engine.core import Layout
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import is_inexact
+from jaxopt_keras.language.places import Places, platform
 from jaxopt_keras.packing.trees import Packed
 
 MANY = 50  # arrays of one shape: a small program takes as long to compile as their part of a large one
@@ -28,9 +29,11 @@ def initial_state(program: Any, compiled: Compiled, params: Any, hyper: dict[str
         program: a skeleton, and `compiled` its functions.
         params: arrays, traced ones too, or `jax.ShapeDtypeStruct`s, for which the state holds such structs.
     """
-    leaves = jax.tree.leaves(params)
+    leaves, places = jax.tree.leaves(params), Places.of(params)
     if any(isinstance(p, jax.ShapeDtypeStruct) for p in leaves):
-        return jax.eval_shape(compiled.init, params, hyper)
+        return jax.eval_shape(compiled.init_at(places), params, hyper)
+    if places != Places(platform()):
+        return compiled.init_at(places)(params, hyper)
     if not all(map(_is_on_one_device, leaves)):
         return compiled.init(params, hyper)
     floats = [p for p in leaves if is_inexact(p)]

@@ -18,6 +18,7 @@ from jaxopt_keras.engine import core, rows, slot_storage
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
 from jaxopt_keras.engine.gradients import read_gradient, sum_over, unscaled
 from jaxopt_keras.engine.native import native, none_is_available
+from jaxopt_keras.engine.one_pass import in_one_pass
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.slot_packing import LOOSE
@@ -104,8 +105,11 @@ class Program(core.Program):
         """Return the slots of fresh parameters, and the scalars without those of the guard."""
         work = [upcast(p) for p in stored]
         slots, scalars = self.core.init(layout, work, hyper)
-        everything = zip(layout.leaves, stored, slots, strict=True)
-        slots = [slot_storage.initial_slots(self.core, self.options, leaf, p, s) for leaf, p, s in everything]
+        empty: list[dict[str, bool]] = [{} for _ in slots]
+        if self.options.state_dtype:
+            empty = slot_storage.known_zeros(lambda *x: self.core.init(layout, *x)[0], work, hyper)
+        everything = zip(layout.leaves, stored, slots, empty, strict=True)
+        slots = [slot_storage.initial_slots(self.core, self.options, *x) for x in everything]
         if self.options.use_ema:
             slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
@@ -128,7 +132,8 @@ class Program(core.Program):
         """Run `function` on the engine of the options. Applied here, so that each program in a tree has its own."""
         engine = self.options.engine
         # Without a backend it is faster only for quantized slots, which it fuses on a GPU.
-        if engine == "xla" or (engine == "auto" and none_is_available() and self.options.state_dtype is None):
+        no_loop = engine == "auto" and none_is_available() and self.options.state_dtype is None
+        if engine in ("xla", "pallas") or no_loop:
             return function
         return native(function, strict=engine == "native")
 
@@ -176,7 +181,11 @@ class Program(core.Program):
             gradients = unscaled(gradients, hyper["loss_scale_factor"])
 
         def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
-            out, slots, scalars = self._update(layout, gradients, stored, slots, scalars, state.count, hyper, write)
+            everything = layout, gradients, stored, slots, scalars, state.count, hyper
+            if self.options.engine == "pallas" and write and self.core.elementwise:
+                out, slots, scalars = in_one_pass(self._update, self.options, *everything)
+            else:
+                out, slots, scalars = self._update(*everything, write)
             return (out, optax.safe_increment(state.count)), slots, scalars
 
         # Under accumulation a parameter may be updated by earlier gradients, without one in this call.

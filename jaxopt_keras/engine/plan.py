@@ -1,5 +1,6 @@
 """The plan of a step: the parameters, grouped by rule, storage and engine, as a table with reasons."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,25 +9,30 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxopt_keras.engine import slot_storage
+from jaxopt_keras.engine import one_pass, slot_storage
+from jaxopt_keras.engine.compiled import init_at
 from jaxopt_keras.engine.core import Layout, Leaf, Now
 from jaxopt_keras.engine.cores.leafwise import Leafwise, route
 from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.language.matrix_rule import MatrixRule
 from jaxopt_keras.language.numerics import compute_dtype, is_inexact
+from jaxopt_keras.language.places import Place, Places, platform_of
 from jaxopt_keras.language.rule import Rule, Slot
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.blockwise import Blocks
+from jaxopt_keras.storage.tiles import stored_bytes
 
 
 def nbytes(tree: Any) -> int:
     """Return the bytes of all arrays in a pytree; a `jax.ShapeDtypeStruct` counts as the array that it describes.
 
+    An array on a TPU consists of whole tiles of 8 x 128 elements: there one of (64, 64) takes as much as (64, 128).
+
     >>> import jax.numpy as jnp
     >>> nbytes({"w": jnp.zeros((3, 2)), "b": jnp.zeros(2, jnp.bfloat16)})
     28
     """
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(stored_bytes(x.shape, x.dtype, platform_of(x)) for x in jax.tree.leaves(tree))
 
 
 class Kind(NamedTuple):
@@ -92,7 +98,13 @@ def _cells(count: int, elements: int, nbytes: int) -> tuple[str, str, str, str]:
 
 def plan(program: Any, params: Any) -> Plan:
     """Return the plan of a `pipeline.Program` for `params`, arrays or `jax.ShapeDtypeStruct`s; computes no array."""
-    state = jax.eval_shape(program.init, params, program.hyper())
+    places = Places.of(params)
+    with places.traced():
+        return _plan(program, params, places)
+
+
+def _plan(program: Any, params: Any, places: Places) -> Plan:
+    state = jax.eval_shape(functools.partial(init_at, program, places), params, program.hyper())
     notes = packing_notes(program, params)
     if isinstance(params, Packed) and program.why_unpack(params):
         params = jax.eval_shape(Packed.unpack, params)
@@ -106,7 +118,8 @@ def plan(program: Any, params: Any) -> Plan:
             grain, kinds = about(rule, p), rule.kinds(p)
             if type(rule) is not type(program.core.rule):
                 others.setdefault(type(rule).__name__, []).append(leaf.path)
-        formats = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p)}" for name, x in own.items())
+        place = Place(places.platform, dict(places.shards).get(leaf.path, p.shape))
+        formats = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p, place)}" for name, x in own.items())
         kind = Kind(type(rule).__name__, grain, str(p.dtype), formats, engine, rate, decay_of(program, leaf, p))
         entries.append((kind, leaf.path, p.size, nbytes(own)))
     entries += [frozen_entry(path, p) for path, p in layout.frozen.values()]
@@ -195,7 +208,10 @@ def engines(program: Any, params: Any, state: Any) -> list[str]:
     leaves = [p for p in every if is_inexact(p)]
     if program.options.engine == "xla":
         return ["xla"] * len(leaves)
-    if obstacle := unavailable():
+    if program.options.engine == "pallas":
+        return _with_kernels(program, params, state)
+    where = Places.of(params).platform
+    if obstacle := unavailable() if where == jax.default_backend() else f"on {where}":
         return [f"xla ({obstacle})"] * len(leaves)
     why = reasons(program.bare_step, params, state, params, program.hyper())[: len(every)]
     why = [reason for reason, p in zip(why, every, strict=True) if is_inexact(p)]
@@ -204,14 +220,24 @@ def engines(program: Any, params: Any, state: Any) -> list[str]:
     return [f"xla ({reason})" if reason else "native" for reason in why]
 
 
-def format_of(program: Any, name: str, x: Any, kind: Slot | None, p: Any) -> str:
+def _with_kernels(program: Any, params: Any, state: Any) -> list[str]:
+    """Return "pallas" for each parameter that has a kernel, else "xla", and why."""
+    layout, stored = Layout.read(params, program.options)
+    slots = layout.by_leaf(jax.eval_shape(unpacked, state.slots))
+    found = [one_pass.grid_of(program.options, p, p, s) for p, s in zip(stored, slots, strict=True)]
+    if not program.core.elementwise:
+        found = ["a rule of whole arrays"] * len(found)
+    return [f"xla ({x})" if isinstance(x, str) else "pallas" for x in found]
+
+
+def format_of(program: Any, name: str, x: Any, kind: Slot | None, p: Any, place: Place) -> str:
     """Describe the format of a slot, with the reason if it differs from the requested one."""
     if isinstance(x, Blocks):
-        return f"{x.code.name} in blocks"
+        return f"{x.code.name} in blocks" + (f" of {x.tiles}" if x.tiles else "")
     reason = ""
     if kind is not None and program.options.state_dtype is not None:
         fresh = jax.ShapeDtypeStruct(x.shape, compute_dtype(p.dtype))
-        reason = slot_storage.choose_format(program.options, name, fresh, kind).reason
+        reason = slot_storage.choose_format(program.options, name, fresh, kind, place).reason
     return f"{x.dtype}" + (f" ({reason})" if reason else "")
 
 

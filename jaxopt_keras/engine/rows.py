@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.language.places import platform
 from jaxopt_keras.language.sparse import IndexedSlices, valid_indices
+from jaxopt_keras.storage.tiles import layout
 
 
 class Rows(NamedTuple):
@@ -41,7 +43,13 @@ def gather(x: Any, rows: Rows | None) -> Any:
     """Return the rows of an array, or of every array in a dict of slots; the whole of it if `rows` is None."""
     if rows is None:
         return x
-    return jax.tree.map(lambda a: a.at[rows.indices].get(mode="clip", wrap_negative_indices=False), x)
+
+    def get(a: Array) -> Array:
+        if _is_narrow(a):
+            return _columns(a, rows.indices)
+        return a.at[rows.indices].get(mode="clip", wrap_negative_indices=False)
+
+    return jax.tree.map(get, x)
 
 
 def scatter(old: Any, new: Any, rows: Rows | None) -> Any:
@@ -50,7 +58,38 @@ def scatter(old: Any, new: Any, rows: Rows | None) -> Any:
         return new
 
     def put(a: Array, b: Array) -> Array:
+        if _is_narrow(a):
+            return _with_columns(a, b.astype(a.dtype), rows.indices)
         at = a.at[rows.indices]
         return at.set(b.astype(a.dtype), mode="drop", unique_indices=True, wrap_negative_indices=False)
 
     return jax.tree.map(put, old, new)
+
+
+def _is_narrow(a: Array) -> bool:
+    """Whether a TPU lays the rows of `a` side by side, along lanes: XLA would turn it around to gather rows."""
+    return platform() == "tpu" and a.ndim > 1 and layout(a.shape)[1] == 0
+
+
+def _columns(a: Array, indices: Array) -> Array:
+    """Return rows of `a`, one after the other, read as columns of the array as it is in memory."""
+    whole, n = jnp.moveaxis(a, 0, -1), len(indices)
+
+    def copy(i: Array, found: Array) -> Array:
+        column = jax.lax.dynamic_slice_in_dim(whole, jnp.minimum(indices[i], len(a) - 1), 1, -1)
+        return jax.lax.dynamic_update_slice_in_dim(found, column, i, -1)
+
+    found = jax.lax.fori_loop(0, n, copy, jnp.zeros((*whole.shape[:-1], n), a.dtype))
+    return jnp.moveaxis(found, -1, 0)
+
+
+def _with_columns(a: Array, new: Array, indices: Array) -> Array:
+    """Return `a` with other rows, written in place one after the other; indices past the end write nothing."""
+    columns = jnp.moveaxis(new, 0, -1)
+
+    def put(i: Array, whole: Array) -> Array:
+        at = jnp.minimum(indices[i], len(a) - 1)
+        old, column = (jax.lax.dynamic_slice_in_dim(x, k, 1, -1) for x, k in ((whole, at), (columns, i)))
+        return jax.lax.dynamic_update_slice_in_dim(whole, jnp.where(indices[i] < len(a), column, old), at, -1)
+
+    return jnp.moveaxis(jax.lax.fori_loop(0, len(indices), put, jnp.moveaxis(a, 0, -1)), -1, 0)

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxopt_keras.engine.core import Slots
 from jaxopt_keras.language.rule import Slot
-from jaxopt_keras.storage.blockwise import Blocks
+from jaxopt_keras.storage.blockwise import Blocks, quantize
 
 # Whether a program is traced for arrays that are on one device each: `shard_like` then does nothing.
 ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=False)
@@ -27,6 +27,8 @@ def _shard_slot_like(x: Any, p: Array, kind: Slot) -> Any:
     # Without the barrier, all zeros of one shape would be one array, with one sharding.
     x, p = jax.lax.optimization_barrier((x, p))
     if isinstance(x, Blocks):  # scales are sharded like their codes
+        if x.tiles:
+            return jax.tree.map(_tie_sharding, x, quantize(p.astype(x.dtype), x.code, tiles=x.tiles))
         return jax.tree.map(
             lambda part: _tie_sharding(part, p if part.shape == p.shape else p.sum(-1, keepdims=True)), x
         )

@@ -9,16 +9,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 
 from jaxopt_keras.engine.core import Core, Leaf, Slots
+from jaxopt_keras.engine.native.ir import Constant, trace_of
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.places import Place, place_of
 from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.storage import formats, hash_rng
 from jaxopt_keras.storage.masters import MASTER, has_master, join_master, split_master
 
 Seeds = Callable[[Leaf, str], Array]
+COPIES = ("broadcast_in_dim", "reshape", "convert_element_type", "copy", "copy_p")  # primitives that change no number
 
 
 class Stored(NamedTuple):
@@ -33,22 +37,41 @@ def upcast(p: Any) -> Any:
     return p if p is None else p.astype(compute_dtype(p.dtype))
 
 
-def initial_slots(core: Core, options: Options, leaf: Leaf, p: Array, slots: Slots) -> Slots:
-    """Convert the fresh slots of `p` to their formats, and add its master weight."""
+def initial_slots(core: Core, options: Options, leaf: Leaf, p: Array, slots: Slots, empty: dict[str, bool]) -> Slots:
+    """Convert the fresh slots of `p` to their formats, and add its master weight.
+
+    Args:
+        empty: which slots are known to be zeros.
+    """
     kinds = core.kinds(leaf, p) if options.state_dtype else {}
     for name, x in slots.items():
         kind = kinds.get(name, Slot())
-        slots = slots | {name: formats.quantize_slot(x, choose_format(options, name, x, kind).format, kind)}
+        choice = choose_format(options, name, x, kind, place_of(leaf.path, p))
+        slots = slots | {name: formats.quantize_slot(x, choice, kind, empty.get(name, False))}
     if has_master(options.master_weights, p.dtype):
         slots[MASTER] = split_master(upcast(p), str(options.master_weights), p.dtype)[1]
     return slots
 
 
-def choose_format(options: Options, name: str, x: Any, kind: Slot) -> formats.Choice:
-    """Choose the format of the slot `name`; `x` gives its shape and dtype."""
+def choose_format(options: Options, name: str, x: Any, kind: Slot, place: Place) -> formats.Choice:
+    """Choose the format of the slot `name`; `x` gives its shape and dtype, and `place` is that of its parameter."""
+    place = place if len(place.shard) == len(x.shape) else place._replace(shard=x.shape)
     wanted = options.state_dtype
     requested = dict(wanted).get(name) if isinstance(wanted, tuple | dict) else wanted
-    return formats.choose_format(x, requested, kind, lazy=options.sparse == "lazy")
+    return formats.choose_format(x, requested, kind, place, lazy=options.sparse == "lazy")
+
+
+def known_zeros(function: Callable[..., Any], *args: Any) -> Any:
+    """Return for each array in the result of `function` whether it consists of zeros, whatever `args` are."""
+    trace, structure = trace_of(function, *args)
+    makers = {x: e for e in trace.equations for x in e.outputs}
+
+    def is_zero(x: Any) -> bool:
+        if isinstance(x, Constant):
+            return not np.any(x.value)
+        return x in makers and makers[x].name in COPIES and is_zero(makers[x].inputs[0])
+
+    return jax.tree.unflatten(structure, [is_zero(x) for x in trace.outputs])
 
 
 def dequantize(options: Options, stored: Stored, dtype: Any) -> tuple[Any, Slots]:

@@ -1,12 +1,14 @@
 """Checks that a state fits the options and the parameters of a step, once for each structure: while it is traced."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxopt_keras.engine.core import Layout, Slots
+from jaxopt_keras.storage.blockwise import Blocks, quantize
 
 REMEDY = (
     "Make a new state with `kernel.init(params)`, or convert this one: `from_dict(kernel, params, to_dict(state))` of "
@@ -41,6 +43,9 @@ def check_slots(layout: Layout, found: list[Slots], fresh: list[Slots], exact: s
     for leaf, slots, new in zip(layout.leaves, found, fresh, strict=True):
         for name in sorted(slots.keys() | new.keys()):
             have, want = slots.get(name), new.get(name)
+            if isinstance(have, Blocks) and isinstance(want, Blocks):  # any blocks will do
+                whole = jax.ShapeDtypeStruct(want.shape, want.dtype)
+                want = jax.eval_shape(partial(quantize, code=want.code, tiles=have.tiles), whole)
             if name in new and _form(have, name in exact) != _form(want, name in exact):
                 where = f"{name}` of `{leaf.path}" if leaf.path else name
                 raise ValueError(

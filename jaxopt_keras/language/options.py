@@ -86,7 +86,9 @@ class Options(KerasOptions):
         seed: the seed of stochastic rounding; None: 0.
         engine: what runs a step. "auto": the fastest way that is right for the platform and the sharding: on a CPU with
             a C compiler, native loops made from the rule's own arithmetic; elsewhere XLA. "xla": always XLA. "native":
-            the loops, or an error that says why there are none. `Kernel.describe` shows the choice.
+            the loops, or an error that says why there are none. "pallas": on a TPU, a kernel that reads and writes each
+            array with slots in blocks once; XLA for the rest. It has not run on a TPU yet; elsewhere it is interpreted,
+            slowly, for tests. `Kernel.describe` shows the choice.
         skip_nonfinite: a call with NaN or infinity in its gradients changes nothing but the counter `skipped`.
         skip_spikes: a number above 1: so does a call whose joint gradient norm is more than this many times its
             running mean. None: off.
@@ -109,7 +111,7 @@ class Options(KerasOptions):
     master_weights: Literal["float32", "bf16+16", "bf16+8", None] = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: Count | None = None
-    engine: Literal["auto", "xla", "native"] = "auto"
+    engine: Literal["auto", "xla", "native", "pallas"] = "auto"
     skip_nonfinite: bool = False
     skip_spikes: Annotated[float, Within(above=1, below=math.inf)] | None = None
     offload: Annotated[Any, Read(values.read_offload)] = None

@@ -18,6 +18,7 @@ from jaxopt_keras.language.numerics import Complements
 from jaxopt_keras.language.optional import when_imported
 from jaxopt_keras.packing.trees import Packed, Part, arrangement_of
 from jaxopt_keras.storage.blockwise import Blocks, Code
+from jaxopt_keras.storage.tiles import Tiles
 
 
 def register_with_flax(serialization: Any) -> None:
@@ -64,9 +65,9 @@ def register_with_export() -> None:
     )
 
 
-def _block_format(static: Any) -> tuple[Code, int]:
-    code, length = static
-    return Code(*code), length
+def _block_format(static: Any) -> tuple[Code, int, Tiles | None]:
+    code, length, *tiles = static
+    return Code(*code), length, Tiles(*tiles[0]) if any(tiles) else None
 
 
 def _arrangement(saved: bytes) -> Any:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxopt_keras.engine.plan import align, readable_size
@@ -14,9 +13,11 @@ from jaxopt_keras.engine.programs.offloaded import outermost
 from jaxopt_keras.engine.programs.zero1 import Zero1
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import leaves_by_path
+from jaxopt_keras.language.places import platform_of
 from jaxopt_keras.pure.arguments import check_kernel
 from jaxopt_keras.pure.building import refuse_flat
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.storage.tiles import stored_bytes
 
 
 def specs(kernel: Kernel, params: Any, param_specs: Any, mesh: Any = None) -> State:
@@ -200,9 +201,10 @@ def _share(name: str, tree: Any, shardings: Any) -> Share:
         placed = [getattr(x, "sharding", None) for x in leaves]
     whole = part = 0
     for x, sharding in zip(leaves, placed, strict=True):
-        item = np.dtype(x.dtype).itemsize
-        whole += math.prod(x.shape) * item
-        part += math.prod(x.shape if sharding is None else sharding.shard_shape(tuple(x.shape))) * item
+        where = platform_of(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding))
+        shard = x.shape if sharding is None else sharding.shard_shape(tuple(x.shape))
+        whole += stored_bytes(x.shape, x.dtype, where)
+        part += stored_bytes(shard, x.dtype, where)
     return Share(name, whole, part)
 
 

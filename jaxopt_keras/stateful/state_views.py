@@ -13,7 +13,8 @@ from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED, USUAL
 from jaxopt_keras.language.rule import KerasOrder
 from jaxopt_keras.stateful.variable import ArrayLike
-from jaxopt_keras.storage.blockwise import Blocks, dequantize, quantize
+from jaxopt_keras.storage.blockwise import Blocks, dequantize
+from jaxopt_keras.storage.formats import quantize_like
 from jaxopt_keras.storage.masters import MASTER
 
 Place = tuple[Any, ...]
@@ -116,7 +117,7 @@ def with_values(state: Any, new: Iterable[tuple[Place, Any]]) -> Any:
             key, name, *part = rest
             tree = trees[name] = trees.get(name) or dict(state.slots.get(name, {}))
             value = part[0].write(read(state, place[:3]), value) if part else value
-            tree[key] = quantize(value, tree[key].code) if isinstance(tree.get(key), Blocks) else value
+            tree[key] = quantize_like(value, tree[key]) if isinstance(tree.get(key), Blocks) else value
         elif kind == "count":
             state = state._replace(count=value)
         else:

@@ -13,7 +13,8 @@ or a table. Blocks follow Dettmers et al. 2021 (arXiv:2110.02861), four bits Li 
 formulas instead of tables FlashOptim 2026 (arXiv:2602.23349). Rounding is stochastic: rounded to nearest, an average
 that moves by a thousandth of itself in each step would never move.
 
-Blocks are cut from the last axis, so that codes and scales are sharded like their parameter, and rows stay rows.
+Blocks are cut from the last axis, so that codes and scales are sharded like their parameter, and rows stay rows; from
+another one (`tiles`) where that suits the machine better.
 """
 
 import functools
@@ -29,6 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_keras.storage import hash_rng
 from jaxopt_keras.storage.rounding import stochastic
+from jaxopt_keras.storage.tiles import Tiles, block_length, straddling
 
 
 class Code(NamedTuple):
@@ -82,56 +84,94 @@ class Code(NamedTuple):
 class Blocks:
     """A block-quantized array. `shape` and `dtype` describe the dequantized array."""
 
-    codes: Array  # (..., n), two in a byte for int4: (..., ceil(n / 2))
-    scales: Array  # (..., blocks)
+    codes: Array  # (..., n, ...); of int4 without tiles two in a byte: half as long, rounded up
+    scales: Array  # (..., blocks, ...)
     code: Code = field(metadata={"static": True})
-    length: int = field(metadata={"static": True})  # n, of the last axis
+    length: int = field(metadata={"static": True})  # n, of the axis that is cut
+    tiles: Tiles | None = field(default=None, metadata={"static": True})  # None: blocks of the last axis
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.codes.shape[:-1], self.length)
+        axis = self.codes.ndim + (self.tiles.axis if self.tiles else -1)
+        return (*self.codes.shape[:axis], self.length, *self.codes.shape[axis + 1 :])
 
     @property
     def dtype(self) -> Any:
         return jnp.dtype(jnp.float32)
 
 
+def stored_dtype(code: Code, tiles: Tiles | None) -> Any:
+    """Return the dtype of the array of codes. On tiles XLA packs those of four bits itself."""
+    if code.name != "int4":
+        return code.dtype
+    return jnp.uint8 if tiles is None else jnp.dtype("int4" if code.signed else "uint4")
+
+
+class Cut(NamedTuple):
+    """The division of an array into blocks."""
+
+    axis: int
+    n: int  # the length of the axis
+    block: int  # the length of a block
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], code: Code, tiles: Tiles | None) -> "Cut":
+        if tiles is None:
+            return cls(len(shape) - 1, shape[-1], block_length(shape[-1], code.block))
+        axis = len(shape) + tiles.axis
+        return cls(axis, shape[axis], tiles.block)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.n // self.block)
+
+
 # Jitted for calls outside a program (checkpoints, slots of the stateful face): run eagerly, each new shape would need
 # dozens of compilations. Inside a program it is inlined.
-@functools.partial(jax.jit, static_argnames="code", inline=True)
-def quantize(x: Array, code: Code, seed: Array | None = None) -> Blocks:
+@functools.partial(jax.jit, static_argnames=("code", "tiles"), inline=True)
+def quantize(x: Array, code: Code, seed: Array | None = None, tiles: Tiles | None = None) -> Blocks:
     """Quantize `x`, rounding stochastically by the random `seed`, or to nearest without it.
 
     Rounding to nearest restores the codes of an `x` that was dequantized.
     """
-    n = x.shape[-1]
+    cut = Cut.of(x.shape, code, tiles)
     x = x.astype(jnp.float32)
-    size, length = jnp.abs(x), block_length(n, code.block)
-    scales = jnp.max(_to_blocks(size, length), axis=-1)
-    c = (_float_codes if code.is_float else _integer_codes)(size, scales, code, seed)
-    c = (jnp.where(x < 0, -c, c) if code.signed else c).astype(code.dtype)
-    return Blocks(pack_nibbles(c) if code.name == "int4" else c, scales, code, n)
+    size = jnp.abs(x)
+    scales = jnp.max(_to_blocks(size, cut), axis=cut.axis + 1)
+    c = (_float_codes if code.is_float else _integer_codes)(size, scales, code, cut, seed)
+    c = jnp.where(x < 0, -c, c) if code.signed else c
+    if code.name == "int4" and tiles is None:
+        c = pack_nibbles(c.astype(code.dtype))
+    c = c.astype(stored_dtype(code, tiles))
+    return Blocks(c, scales, code, cut.n, tiles)
 
 
 @functools.partial(jax.jit, inline=True)
 def dequantize(stored: Blocks) -> Array:
     """Compute the float32 array from its codes and scales."""
-    code, n = stored.code, stored.length
-    codes = unpack_nibbles(stored.codes, n, code.signed) if code.name == "int4" else stored.codes
+    code, codes, cut = stored.code, stored.codes, Cut.of(stored.shape, stored.code, stored.tiles)
+    if code.name == "int4" and stored.tiles is None:
+        codes = unpack_nibbles(codes, cut.n, code.signed)
     if code.is_float:
         x = codes.astype(jnp.float32) * (1 / _greatest(code))
-        return (x if code.signed else x * x) * _per_element(stored.scales, n, code)
+        return (x if code.signed else x * x) * _per_element(stored.scales, cut)
     c = codes.astype(jnp.int32)
     size = jnp.abs(c) if code.signed else c
     y = jax.lax.bitcast_convert_type((size << code.shift) + _bits_of(code.least), jnp.float32)
-    x = (y - code.least) * _per_element(stored.scales * (1 / code.span), n, code)
+    x = (y - code.least) * _per_element(stored.scales * (1 / code.span), cut)
     return jnp.where(c < 0, -x, x) if code.signed else x
 
 
-def _integer_codes(size: Array, scales: Array, code: Code, seed: Array | None) -> Array:
+def zeros(like: Array, code: Code, tiles: Tiles | None = None) -> Blocks:
+    """Return the codes and scales of zeros, of the shape and sharding of `like`, without quantizing them."""
+    form = jax.eval_shape(functools.partial(quantize, code=code, tiles=tiles), like)
+    return jax.tree.map(jnp.zeros_like, form)
+
+
+def _integer_codes(size: Array, scales: Array, code: Code, cut: Cut, seed: Array | None) -> Array:
     """Compute int32 codes from absolute values and the scales of their blocks."""
     factor = jnp.where(scales > 0, code.span / scales, jnp.where(scales == 0, 0, jnp.nan))
-    bits = jax.lax.bitcast_convert_type(size * _per_element(factor, size.shape[-1], code) + code.least, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(size * _per_element(factor, cut) + code.least, jnp.uint32)
     part = jnp.uint32(1 << (code.shift - 1)) if seed is None else hash_rng.bits(size.shape, seed) >> (32 - code.shift)
     c = (bits - jnp.uint32(_bits_of(code.least)) + part) >> code.shift
     if not code.signed:
@@ -139,9 +179,9 @@ def _integer_codes(size: Array, scales: Array, code: Code, seed: Array | None) -
     return jnp.minimum(c, code.levels).astype(jnp.int32)  # NaN and infinity have no code: the scale carries them
 
 
-def _float_codes(size: Array, scales: Array, code: Code, seed: Array | None) -> Array:
+def _float_codes(size: Array, scales: Array, code: Code, cut: Cut, seed: Array | None) -> Array:
     """Compute the codes as `_integer_codes` does, for codes that are floats."""
-    c = size / _per_element(jnp.where(scales > 0, scales, 1), size.shape[-1], code)
+    c = size / _per_element(jnp.where(scales > 0, scales, 1), cut)
     c = (c if code.signed else jnp.sqrt(c)) * _greatest(code)
     c = c if seed is None else stochastic(c, code.dtype, seed).astype(jnp.float32)
     lowest = 0.0 if code.signed else jnp.where(size > 0, float(jnp.finfo(code.dtype).smallest_subnormal), 0.0)
@@ -156,58 +196,45 @@ def _bits_of(x: float) -> int:
     return int(np.float32(x).view(np.int32))
 
 
-def block_length(n: int, greatest: int) -> int:
-    """Return the longest block, at most `greatest`, that divides `n`.
-
-    Where all divisors are shorter than a quarter of it, return `greatest`: the last block is then padded.
-    """
-    if n <= greatest:
-        return max(n, 1)
-    divisor = next(b for b in range(greatest, 0, -1) if n % b == 0)
-    return divisor if divisor >= greatest // 4 else greatest
+def _to_blocks(x: Array, cut: Cut) -> Array:
+    """Split the axis into (blocks, block), padded with zeros."""
+    fill = cut.blocks * cut.block - x.shape[cut.axis]
+    x = jnp.pad(x, [(0, fill if i == cut.axis else 0) for i in range(x.ndim)]) if fill else x
+    return _resided(x, cut.axis, 1, (cut.blocks, cut.block))
 
 
-def _to_blocks(x: Array, length: int) -> Array:
-    """Reshape (..., n) to (..., blocks, length), padded with zeros."""
-    fill = -x.shape[-1] % length
-    if fill:
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, fill)])
-    shape = (*x.shape[:-1], x.shape[-1] // length, length)
-    spec = jax.typeof(x).sharding.spec  # empty, unless axes of the mesh are explicit
-    return jax.lax.reshape(x, shape, out_sharding=_sharding(x, (*spec, None), shape[-2]))
-
-
-def _per_element(x: Array, n: int, code: Code) -> Array:
-    """Broadcast a number for each block, (..., blocks), to one for each element, (..., n).
+def _per_element(x: Array, cut: Cut) -> Array:
+    """Broadcast a number for each block to one for each element.
 
     All arithmetic on elements then has the shape of the array. If some had the shape of the blocks, XLA on a GPU would
     make kernels of both shapes and store float32 arrays between them.
     """
-    length = block_length(n, code.block)
-    blocks = jnp.broadcast_to(x[..., None], (*x.shape, length))
-    spec = jax.typeof(blocks).sharding.spec
-    sharding = _sharding(blocks, spec[:-1], x.shape[-1])
-    return jax.lax.reshape(blocks, (*x.shape[:-1], x.shape[-1] * length), out_sharding=sharding)[..., :n]
+    axis, sides = cut.axis, (cut.blocks, cut.block)
+    blocks = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*x.shape[:axis], *sides, *x.shape[axis + 1 :]))
+    return _shortened(_resided(blocks, axis, 2, (cut.blocks * cut.block,)), cut)
 
 
-def _sharding(x: Array, spec: Any, blocks: int) -> Any:
-    """Return the sharding of a reshape that splits the last axis into blocks, or None if that axis is not sharded.
+def _shortened(x: Array, cut: Cut) -> Array:
+    return x if x.shape[cut.axis] == cut.n else jax.lax.slice_in_dim(x, 0, cut.n, axis=cut.axis)
+
+
+def _resided(x: Array, axis: int, count: int, sides: tuple[int, ...]) -> Array:
+    """Reshape `count` axes from `axis` on to others of these `sides`; the first of them is sharded as the first was.
 
     Raises:
         ValueError: if a block would straddle shards.
     """
-    last = x.ndim - 1 if len(spec) > x.ndim else x.ndim - 2
-    axes = spec[last] if last < len(spec) else None
-    if axes is None:
-        return None
-    mesh = jax.typeof(x).sharding.mesh
-    shards = math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+    shape = (*x.shape[:axis], *sides, *x.shape[axis + count :])
+    sharding = jax.typeof(x).sharding
+    spec = [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]  # without explicit axes of a mesh all are None
+    if spec[axis] is None:
+        return jax.lax.reshape(x, shape)
+    names = (spec[axis],) if isinstance(spec[axis], str) else spec[axis]
+    blocks, shards = min(x.shape[axis], sides[0]), math.prod(sharding.mesh.shape[name] for name in names)
     if blocks % shards:
-        raise ValueError(
-            f"Blocks of a quantized slot must not straddle shards. Received: {blocks} blocks along an axis that is "
-            f'sharded {shards} times. Shard another axis of the parameter, or keep the slot in "bfloat16".'
-        )
-    return NamedSharding(mesh, PartitionSpec(*spec))
+        raise straddling(blocks, shards)
+    spec[axis : axis + count] = [spec[axis], *[None] * (len(sides) - 1)]
+    return jax.lax.reshape(x, shape, out_sharding=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
 @jax.jit  # the native engine recognizes this function and the next by name
@@ -224,5 +251,8 @@ def unpack_nibbles(pairs: Array, n: int, signed: bool) -> Array:
     """Unpack the `n` codes of the last axis from bytes."""
     shifts = jnp.array([0, 4], jnp.uint8)[(None,) * pairs.ndim]
     halves = (pairs[..., None] >> shifts) & 15  # `stack` would write an array
-    c = halves.reshape(*pairs.shape[:-1], 2 * pairs.shape[-1])[..., :n]
+    return _signed(halves.reshape(*pairs.shape[:-1], 2 * pairs.shape[-1])[..., :n], signed)
+
+
+def _signed(c: Array, signed: bool) -> Array:
     return ((c ^ 8).astype(jnp.int8) - 8) if signed else c

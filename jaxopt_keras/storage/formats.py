@@ -7,29 +7,35 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.language.places import Place
 from jaxopt_keras.language.rule import Slot
-from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize, quantize
+from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize, quantize, zeros
 from jaxopt_keras.storage.rounding import stochastic
+from jaxopt_keras.storage.tiles import SHORT, Tiles, tiles_for
 
 SMALL = 4096  # elements: smaller slots stay float32, which is exact and costs little memory (as in bitsandbytes)
-SHORT = 16  # last axis: with fewer elements for each scale, the scales would cost more than the codes save
 
 
 class Choice(NamedTuple):
-    """A format, or None to keep the slot's own dtype; and why it differs from the requested format."""
+    """A format, or None to keep the slot's own dtype; why it differs from the requested format; and its blocks."""
 
     format: str | None
     reason: str = ""
+    tiles: Tiles | None = None
 
 
-def choose_format(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> Choice:
+def choose_format(x: Any, name: str | None, slot: Slot, place: Place, lazy: bool = False) -> Choice:
     """Choose the format of a fresh slot.
 
     Args:
         x: the slot, or its shape and dtype.
         name: the requested format, one of `options.FORMATS`, or None.
         slot: the rule's declaration of the slot.
-        lazy: whether single rows are updated (`sparse="lazy"`).
+        place: where it is.
+        lazy: whether single rows are updated (`sparse="lazy"`): they must stay rows.
+
+    Raises:
+        ValueError: if blocks would straddle shards.
     """
     if name is None:
         return Choice(None)
@@ -43,17 +49,25 @@ def choose_format(x: Any, name: str | None, slot: Slot, lazy: bool = False) -> C
         return Choice(None, f"fewer than {SMALL} elements")
     if lazy and len(x.shape) < 2:
         return Choice(None, "its elements are its rows")
-    return Choice(name) if x.shape[-1] >= SHORT else Choice("bfloat16", f"last axis shorter than {SHORT}")
+    greatest = Code(name, True).block
+    tiles = tiles_for(x.shape, greatest, place._replace(platform="") if lazy else place)
+    n = x.shape[tiles.axis if tiles else -1]
+    if n < SHORT:
+        return Choice("bfloat16", f"{'last ' if tiles is None or tiles.axis == -1 else ''}axis shorter than {SHORT}")
+    return Choice(name, tiles=tiles)
 
 
-def quantize_slot(x: Array, format: str | None, slot: Slot) -> Any:
-    """Convert a fresh slot to `format`; None keeps its dtype."""
-    if format is None:
+def quantize_slot(x: Array, choice: Choice, slot: Slot, is_zero: bool) -> Any:
+    """Convert a fresh slot to the format of its choice."""
+    if choice.format is None:
         return x
-    if format in ("float32", "bfloat16"):
-        return x.astype(format)
+    if choice.format in ("float32", "bfloat16"):
+        return x.astype(choice.format)
+    code = Code(choice.format, signed=not slot.nonnegative)
+    if is_zero:
+        return zeros(x, code, choice.tiles)
     x = jax.lax.optimization_barrier(x)  # otherwise XLA folds the codes of zeros at compile time, which takes seconds
-    return quantize(x, Code(format, signed=not slot.nonnegative))
+    return quantize(x, code, tiles=choice.tiles)
 
 
 def dequantize_slot(x: Any, dtype: Any) -> Any:
@@ -67,7 +81,7 @@ def dequantize_slot(x: Any, dtype: Any) -> Any:
 def quantize_like(x: Any, like: Any, seed: Callable[[], Array] | None = None) -> Any:
     """Convert `x` to the format of `like`, rounding stochastically by `seed()`, or to nearest without it."""
     if isinstance(like, Blocks):
-        return quantize(x, like.code, seed and seed())
+        return quantize(x, like.code, seed and seed(), like.tiles)
     if seed is not None and jnp.issubdtype(like.dtype, jnp.floating) and jnp.finfo(like.dtype).bits < 32:
         return stochastic(x.astype(jnp.float32), like.dtype, seed())
     return x.astype(like.dtype)

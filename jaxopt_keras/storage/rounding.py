@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.language.places import platform
 from jaxopt_keras.storage import hash_rng
 
 
@@ -33,8 +34,10 @@ def _bfloat16(x: Array, seed: Array) -> Array:
     rounded = jnp.minimum(size + (hash_rng.bits(x.shape, seed) >> 16), infinity - 1)
     # The quiet bit keeps a NaN one without its lower half.
     quiet = jnp.where(size > infinity, size | jnp.uint32(0x00400000), size)
-    upper = (sign | jnp.where(size < infinity, rounded, quiet)) >> 16
-    return jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
+    whole = sign | jnp.where(size < infinity, rounded, quiet)
+    if platform() == "tpu":  # there bfloat16 has no subnormals, and XLA fuses only this conversion with the rest
+        return jax.lax.bitcast_convert_type(whole & jnp.uint32(0xFFFF0000), jnp.float32).astype(jnp.bfloat16)
+    return jax.lax.bitcast_convert_type((whole >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
 def _other(x: Array, dtype: Any, seed: Array) -> Array:

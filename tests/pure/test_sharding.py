@@ -136,7 +136,10 @@ def test_specs():
     assert slots_at(state, "k") == {"momentum": P("data", "model"), "average": P("data", "model")}
     int8 = sharding.specs(jk.lion(state_dtype="int8"), wide, {"k": P("data", None), "v": P()}, m).slots["momentum"]["k"]
     assert int8.codes == int8.scales == P("data", None)
+    int8 = sharding.specs(jk.lion(state_dtype="int8"), wide, {"k": P(None, "data"), "v": P()}, m).slots["momentum"]["k"]
+    assert int8.codes == int8.scales == P(None, "data") and int8.tiles == (-1, 64)  # blocks follow the shards
     with pytest.raises(ValueError, match="straddle"):
+        wide["k"] = jax.ShapeDtypeStruct((256, 8 * 257), jnp.float32)
         sharding.specs(jk.lion(state_dtype="int8"), wide, {"k": P(None, "data"), "v": P()}, m)
 
 

@@ -14,6 +14,7 @@ from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.stages.accumulate import without
+from jaxopt_keras.engine.stages.branches import either
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names
@@ -54,7 +55,7 @@ class LossScaled(Around):
             amounts, _ = jax.eval_shape(proceed, grads)
             return jax.tree.map(jnp.zeros_like, amounts), state
 
-        out, moved = jax.lax.cond(finite, proceed, idle)
+        out, moved = either(finite, proceed, idle)
         grows = finite & (good + 1 >= self.growth)
         doubled, halved = jnp.minimum(2 * scale, self.highest), jnp.maximum(scale / 2, self.lowest)
         new = {

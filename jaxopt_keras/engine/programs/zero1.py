@@ -15,6 +15,7 @@ from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import is_inexact
 from jaxopt_keras.language.paths import leaves_by_path, map_by_path
+from jaxopt_keras.language.places import Places, platform
 from jaxopt_keras.storage.blockwise import Blocks
 
 
@@ -30,7 +31,9 @@ class Zero1(Around):
     specs: tuple[tuple[str, PartitionSpec], ...] = ()
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
-        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+        shards = {path: self._shard_shape(path, p.shape) for path, p in leaves_by_path(params) if is_inexact(p)}
+        places = Places(platform(), tuple(shards.items()))
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh), places.traced():
             state = self.inner.init(self._shard(params), hyper)
             return state._replace(slots=self._slots(params, state.slots))
 
@@ -51,6 +54,9 @@ class Zero1(Around):
         """Return the sharding of a parameter during the step."""
         return split(self.spec(path), shape, self.axis, self.mesh)
 
+    def _shard_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return NamedSharding(self.mesh, self.shard_spec(path, shape)).shard_shape(shape)
+
     def _shard(self, tree: Any) -> Any:
         put = lambda path, x: self._put(x, self.shard_spec(path, x.shape)) if is_inexact(x) else x
         return map_by_path(put, tree)
@@ -64,8 +70,8 @@ class Zero1(Around):
 
         def one(path: str, x: Any) -> Any:
             path = next((p for p in parents(path) if p in shapes), "")
-            if isinstance(x, Blocks):  # codes and scales are sharded alike: the last axis is split only between blocks
-                spec = self.shard_spec(path, (*x.shape[:-1], x.scales.shape[-1]))
+            if isinstance(x, Blocks):  # codes and scales are sharded alike: an axis is split only between blocks
+                spec = self.shard_spec(path, x.scales.shape)
                 return jax.tree.map(lambda part: self._put(part, spec), x)
             spec = self.spec(path) if x.shape == shapes.get(path) else PartitionSpec()
             return self._put(x, split(spec, x.shape, self.axis, self.mesh))

@@ -1,6 +1,6 @@
 """Gradient accumulation: one update for k calls, with the mean of their gradients.
 
-The update runs inside a `lax.cond`, so that the other k - 1 calls cost one addition each.
+The update runs inside a branch, so that the other k - 1 calls cost one addition each.
 """
 
 import functools
@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from jaxopt_keras.engine.stages.branches import branch
 
 SUM = "gradient_accumulator"
 MICRO_STEP = "micro_step"
@@ -47,7 +49,7 @@ def run_every(
                 out[i], new[i] = jax.tree.map(choose, (out[i], new[i]), (still[i], slots[i]))
         return (out, count), new, moved
 
-    out, slots, scalars = jax.lax.cond(last, real, lambda: idle(slots, scalars))
+    out, slots, scalars = branch(last, real, lambda: idle(slots, scalars))
     slots = [s | {SUM: a} for s, a in zip(slots, sums, strict=True)]
     return out, slots, scalars | {MICRO_STEP: jnp.where(last, 0, micro + 1)}
 

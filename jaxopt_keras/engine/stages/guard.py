@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.engine.stages.accumulate import without
+from jaxopt_keras.engine.stages.branches import either
 from jaxopt_keras.engine.stages.clip import global_norm
 
 SKIPPED = "skipped"
@@ -65,5 +66,5 @@ def guarded(
         is_usual, own[USUAL] = check_norm(hyper["skip_spikes"], grads, own[USUAL], step)
         good = good & is_usual
     own[SKIPPED] = own[SKIPPED] + (~good).astype(jnp.int32)
-    out, slots, others = jax.lax.cond(good, lambda: proceed(slots, others), lambda: idle(slots, others))
+    out, slots, others = either(good, lambda: proceed(slots, others), lambda: idle(slots, others))
     return out, slots, others | own
