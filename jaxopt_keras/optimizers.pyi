@@ -8,17 +8,23 @@ from typing import Any, Literal, TypedDict, Unpack, type_check_only
 import numpy as np
 from jax import Array
 
+from jaxopt_keras.language.modifier import Modifier
 from jaxopt_keras.language.option_values import Format
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Optimizer
 
-Rate = float | np.number[Any] | Array | Callable[..., Any]
+Number = float | np.number[Any] | Array | Callable[..., Any]
 """A number, or a schedule: a function of the step. The stateful face also takes a function without arguments."""
+Rate = Number
 
 RULES: dict[str, type[Rule]]
 CLASSES: dict[str, type[Optimizer]]
 FUNCTIONS: dict[str, Callable[..., Kernel]]
+MODIFIERS: dict[str, type[Modifier]]
+MORE: dict[str, type[Rule]]
+MORE_CLASSES: dict[str, type[Optimizer]]
+MORE_FUNCTIONS: dict[str, Callable[..., Kernel]]
 
 def parameters(rule: type[Rule]) -> list[inspect.Parameter]: ...
 
@@ -26,13 +32,13 @@ def parameters(rule: type[Rule]) -> list[inspect.Parameter]: ...
 class CommonOptions(TypedDict, total=False):
     """The options of every optimizer, with their defaults; `jaxopt_keras.Options` explains each."""
 
-    clipnorm: float | None  # None
-    clipvalue: float | None  # None
-    global_clipnorm: float | None  # None
+    clipnorm: Number | None  # None
+    clipvalue: Number | None  # None
+    global_clipnorm: Number | None  # None
     use_ema: bool  # False
-    ema_momentum: float  # 0.99
+    ema_momentum: Number  # 0.99
     ema_overwrite_frequency: int | None  # None
-    loss_scale_factor: float | None  # None
+    loss_scale_factor: Number | None  # None
     gradient_accumulation_steps: int | None  # None
     name: str | None  # None
     exclude_from_weight_decay: Sequence[str] | Callable[[str, Any], bool]  # ()
@@ -45,60 +51,61 @@ class CommonOptions(TypedDict, total=False):
     seed: int | None  # None
     engine: Literal["auto", "xla", "native", "pallas"]  # "auto"
     skip_nonfinite: bool  # False
-    skip_spikes: float | None  # None
+    skip_spikes: Number | None  # None
     offload: Any  # None
     flat_state: bool | None  # None
     inject_hyperparams: Any  # None
 
 class AdaBelief(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-16,
-        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-16,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adadelta(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, rho: float = 0.95, epsilon: float = 1e-07, weight_decay: float | None = None,
-        *, variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, rho: Number = 0.95, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adafactor(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_2_decay: float = -0.8, epsilon_1: float = 1e-30,
-        epsilon_2: float = 0.001, clip_threshold: float = 1.0, relative_step: bool = True,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_2_decay: Number = -0.8, epsilon_1: Number = 1e-30,
+        epsilon_2: Number = 0.001, clip_threshold: Number = 1.0, relative_step: bool = True,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         min_dim_size_to_factor: int | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adagrad(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, initial_accumulator_value: float = 0.1, epsilon: float = 1e-07,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, initial_accumulator_value: Number = 0.1, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adam(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-        amsgrad: bool = False, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+        amsgrad: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adamax(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class AdaMuon(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.999,
-        adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
-        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2, beta_2: float = 0.999,
+        self, learning_rate: Rate = 0.02, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.999,
+        adam_weight_decay: Number | None = 0.01, epsilon: Number = 1e-08, weight_decay: Number | None = 0.01, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+        muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2, beta_2: Number = 0.999,
         variant: Literal["authors"] = "authors",
         matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
         iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
@@ -110,40 +117,48 @@ class AdaMuon(Optimizer):
 
 class AdamW(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, weight_decay: float | None = 0.004, beta_1: float = 0.9,
-        beta_2: float = 0.999, epsilon: float = 1e-07, amsgrad: bool = False, *,
+        self, learning_rate: Rate = 0.001, weight_decay: Number | None = 0.004, beta_1: Number = 0.9,
+        beta_2: Number = 0.999, epsilon: Number = 1e-07, amsgrad: bool = False, *,
         variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adan(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.98, beta_2: float = 0.92, beta_3: float = 0.99,
-        epsilon: float = 1e-08, weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
-        **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.98, beta_2: Number = 0.92, beta_3: Number = 0.99,
+        epsilon: Number = 1e-08, weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class AdEMAMix(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, beta_3: float = 0.9999,
-        alpha: float = 2.0, beta3_warmup: int | None = None, alpha_warmup: int | None = None, epsilon: float = 1e-08,
-        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number = 0.9999,
+        alpha: Number = 2.0, beta3_warmup: int | None = None, alpha_warmup: int | None = None, epsilon: Number = 1e-08,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class ADOPT(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.9999, epsilon: float = 1e-06,
-        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.9999, epsilon: Number = 1e-06,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class DAdaptAdamW(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        use_bias_correction: bool = False, d0: Number = 1e-06, growth_rate: Number | None = None,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Dion2(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.01, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
-        adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
-        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+        self, learning_rate: Rate = 0.01, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
+        adam_weight_decay: Number | None = 0.01, epsilon: Number = 1e-08, weight_decay: Number | None = 0.01, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+        muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2,
         scale: Literal["rms", "keller", "spectral"] = "spectral", fraction: float = 0.25,
         variant: Literal["authors"] = "authors",
         matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
@@ -153,46 +168,56 @@ class Dion2(Optimizer):
         others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class DoG(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 1.0, reps_rel: Number = 1e-06, epsilon: Number = 1e-08,
+        init_eta: Number | None = None, weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Ftrl(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
-        l1_regularization_strength: float = 0.0, l2_regularization_strength: float = 0.0,
-        l2_shrinkage_regularization_strength: float = 0.0, beta: float = 0.0, weight_decay: float | None = None, *,
+        self, learning_rate: Rate = 0.001, learning_rate_power: Number = -0.5, initial_accumulator_value: Number = 0.1,
+        l1_regularization_strength: Number = 0.0, l2_regularization_strength: Number = 0.0,
+        l2_shrinkage_regularization_strength: Number = 0.0, beta: Number = 0.0, weight_decay: Number | None = None, *,
         variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Grams(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-06,
-        weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06,
+        weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Lamb(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class LaProp(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.0004, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-15,
-        weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.0004, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-15,
+        weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Lion(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, weight_decay: float | None = None,
-        *, variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Muon(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, adam_beta_1: float = 0.9, adam_beta_2: float = 0.999,
-        adam_weight_decay: float | None = 0.004, epsilon: float = 1e-07, weight_decay: float | None = 0.004, *,
-        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+        self, learning_rate: Rate = 0.001, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.999,
+        adam_weight_decay: Number | None = 0.004, epsilon: Number = 1e-07, weight_decay: Number | None = 0.004, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+        muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2,
         variant: Literal["keras", "optax"] = "keras",
         matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
         iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
@@ -204,19 +229,19 @@ class Muon(Optimizer):
 
 class Nadam(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class NorMuon(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
-        adam_weight_decay: float | None = 0.0, epsilon: float = 1e-10, weight_decay: float | None = None, *,
-        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
-        scale: Literal["rms", "keller", "spectral"] = "keller", beta_2: float = 0.95,
+        self, learning_rate: Rate = 0.02, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
+        adam_weight_decay: Number | None = 0.0, epsilon: Number = 1e-10, weight_decay: Number | None = None, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+        muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2,
+        scale: Literal["rms", "keller", "spectral"] = "keller", beta_2: Number = 0.95,
         variant: Literal["authors"] = "authors",
         matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
         iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
@@ -225,89 +250,172 @@ class NorMuon(Optimizer):
         others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Prodigy(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number | None = None,
+        epsilon: Number = 1e-08, use_bias_correction: bool = False, safeguard_warmup: bool = False, d0: Number = 1e-06,
+        d_coef: Number = 1.0, growth_rate: Number | None = None, weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class RAdam(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
-        degenerated_to_sgd: bool = False, weight_decay: float | None = None, *,
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        degenerated_to_sgd: bool = False, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class RMSprop(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, rho: float = 0.9, momentum: float = 0.0, epsilon: float = 1e-07,
-        centered: bool = False, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, rho: Number = 0.9, momentum: Number = 0.0, epsilon: Number = 1e-07,
+        centered: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class ScheduleFreeAdamW(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.0025, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
-        warmup_steps: int = 0, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.0025, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        warmup_steps: int = 0, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class SGD(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.01, momentum: float = 0.0, nesterov: bool = False,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.01, momentum: Number = 0.0, nesterov: bool = False,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Signum(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.01, momentum: float = 0.9, weight_decay: float | None = None, *,
+        self, learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class StableAdamW(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, epsilon: float = 1e-06,
-        weight_decay: float | None = 0.01, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99, epsilon: Number = 1e-06,
+        weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Yogi(Optimizer):
     def __init__(
-        self, learning_rate: Rate = 0.01, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 0.001,
-        initial_accumulator_value: float = 1e-06, weight_decay: float | None = None, *,
+        self, learning_rate: Rate = 0.01, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 0.001,
+        initial_accumulator_value: Number = 1e-06, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class AdaptiveClip(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, clipping: Number = 0.01, eps: Number = 0.001, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Cautious(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, least: Number = 0.001, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class CautiousDecay(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Centralized(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Lookahead(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, la_steps: int = 5, la_alpha: Number = 0.8, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Mars(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, gamma: Number = 0.025, beta: Number = 0.95, clip: bool = True, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Noisy(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, eta: Number = 0.01, gamma: Number = 0.55, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class OrthoGrad(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, eps: Number = 1e-30, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class ScaledRate(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, pattern: str | Sequence[str] = (), factor: Number = 1.0, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class ScheduleFree(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, momentum: Number = 0.9, weight_decay_at_y: Number = 0.0,
+        r: Number = 0.0, weight_lr_power: Number = 2.0, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class MoMo(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 1.0, beta: Number = 0.9, lower_bound: Number = 0.0, adapt_lower_bound: bool = False,
+        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class PolyakSGD(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 1.0, max_learning_rate: Number = 1.0, f_min: Number = 0.0, eps: Number = 0.0,
+        plus: bool = False, weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 def adabelief(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-16,
-    weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-16,
+    weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adadelta(
-    learning_rate: Rate = 0.001, rho: float = 0.95, epsilon: float = 1e-07, weight_decay: float | None = None, *,
+    learning_rate: Rate = 0.001, rho: Number = 0.95, epsilon: Number = 1e-07, weight_decay: Number | None = None, *,
     variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adafactor(
-    learning_rate: Rate = 0.001, beta_2_decay: float = -0.8, epsilon_1: float = 1e-30, epsilon_2: float = 0.001,
-    clip_threshold: float = 1.0, relative_step: bool = True, weight_decay: float | None = None, *,
+    learning_rate: Rate = 0.001, beta_2_decay: Number = -0.8, epsilon_1: Number = 1e-30, epsilon_2: Number = 0.001,
+    clip_threshold: Number = 1.0, relative_step: bool = True, weight_decay: Number | None = None, *,
     variant: Literal["keras", "optax"] = "keras", min_dim_size_to_factor: int | None = None,
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adagrad(
-    learning_rate: Rate = 0.001, initial_accumulator_value: float = 0.1, epsilon: float = 1e-07,
-    weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+    learning_rate: Rate = 0.001, initial_accumulator_value: Number = 0.1, epsilon: Number = 1e-07,
+    weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adam(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-    amsgrad: bool = False, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+    amsgrad: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adamax(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-    weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+    weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adamuon(
-    learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.999,
-    adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
-    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-    muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-    ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2, beta_2: float = 0.999,
+    learning_rate: Rate = 0.02, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.999,
+    adam_weight_decay: Number | None = 0.01, epsilon: Number = 1e-08, weight_decay: Number | None = 0.01, *,
+    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+    muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+    ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2, beta_2: Number = 0.999,
     variant: Literal["authors"] = "authors",
     matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
     iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
@@ -317,32 +425,38 @@ def adamuon(
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adamw(
-    learning_rate: Rate = 0.001, weight_decay: float | None = 0.004, beta_1: float = 0.9, beta_2: float = 0.999,
-    epsilon: float = 1e-07, amsgrad: bool = False, *, variant: Literal["keras", "optax"] = "keras",
+    learning_rate: Rate = 0.001, weight_decay: Number | None = 0.004, beta_1: Number = 0.9, beta_2: Number = 0.999,
+    epsilon: Number = 1e-07, amsgrad: bool = False, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adan(
-    learning_rate: Rate = 0.001, beta_1: float = 0.98, beta_2: float = 0.92, beta_3: float = 0.99,
-    epsilon: float = 1e-08, weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    learning_rate: Rate = 0.001, beta_1: Number = 0.98, beta_2: Number = 0.92, beta_3: Number = 0.99,
+    epsilon: Number = 1e-08, weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def ademamix(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, beta_3: float = 0.9999, alpha: float = 2.0,
-    beta3_warmup: int | None = None, alpha_warmup: int | None = None, epsilon: float = 1e-08,
-    weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number = 0.9999,
+    alpha: Number = 2.0, beta3_warmup: int | None = None, alpha_warmup: int | None = None, epsilon: Number = 1e-08,
+    weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adopt(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.9999, epsilon: float = 1e-06,
-    weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.9999, epsilon: Number = 1e-06,
+    weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def dadapt_adamw(
+    learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+    use_bias_correction: bool = False, d0: Number = 1e-06, growth_rate: Number | None = None,
+    weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def dion2(
-    learning_rate: Rate = 0.01, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
-    adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
-    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-    muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-    ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+    learning_rate: Rate = 0.01, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
+    adam_weight_decay: Number | None = 0.01, epsilon: Number = 1e-08, weight_decay: Number | None = 0.01, *,
+    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+    muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+    ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2,
     scale: Literal["rms", "keller", "spectral"] = "spectral", fraction: float = 0.25,
     variant: Literal["authors"] = "authors",
     matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
@@ -351,35 +465,39 @@ def dion2(
     precision: Literal["device", "float32", "bfloat16"] = "device", cautious_decay: bool = False,
     others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def dog(
+    learning_rate: Rate = 1.0, reps_rel: Number = 1e-06, epsilon: Number = 1e-08, init_eta: Number | None = None,
+    weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def ftrl(
-    learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
-    l1_regularization_strength: float = 0.0, l2_regularization_strength: float = 0.0,
-    l2_shrinkage_regularization_strength: float = 0.0, beta: float = 0.0, weight_decay: float | None = None, *,
+    learning_rate: Rate = 0.001, learning_rate_power: Number = -0.5, initial_accumulator_value: Number = 0.1,
+    l1_regularization_strength: Number = 0.0, l2_regularization_strength: Number = 0.0,
+    l2_shrinkage_regularization_strength: Number = 0.0, beta: Number = 0.0, weight_decay: Number | None = None, *,
     variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def grams(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-06,
-    weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06,
+    weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def lamb(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-    weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+    weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def laprop(
-    learning_rate: Rate = 0.0004, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-15,
-    weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    learning_rate: Rate = 0.0004, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-15,
+    weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def lion(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, weight_decay: float | None = None, *,
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99, weight_decay: Number | None = None, *,
     variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def muon(
-    learning_rate: Rate = 0.001, adam_beta_1: float = 0.9, adam_beta_2: float = 0.999,
-    adam_weight_decay: float | None = 0.004, epsilon: float = 1e-07, weight_decay: float | None = 0.004, *,
-    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-    muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-    ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+    learning_rate: Rate = 0.001, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.999,
+    adam_weight_decay: Number | None = 0.004, epsilon: Number = 1e-07, weight_decay: Number | None = 0.004, *,
+    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+    muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+    ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2,
     variant: Literal["keras", "optax"] = "keras",
     matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
     iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
@@ -388,17 +506,17 @@ def muon(
     cautious_decay: bool = False, others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def nadam(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-    weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+    weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def normuon(
-    learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
-    adam_weight_decay: float | None = 0.0, epsilon: float = 1e-10, weight_decay: float | None = None, *,
-    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-    muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-    ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
-    scale: Literal["rms", "keller", "spectral"] = "keller", beta_2: float = 0.95,
+    learning_rate: Rate = 0.02, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
+    adam_weight_decay: Number | None = 0.0, epsilon: Number = 1e-10, weight_decay: Number | None = None, *,
+    exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+    muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+    ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2,
+    scale: Literal["rms", "keller", "spectral"] = "keller", beta_2: Number = 0.95,
     variant: Literal["authors"] = "authors",
     matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
     iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
@@ -406,44 +524,103 @@ def normuon(
     precision: Literal["device", "float32", "bfloat16"] = "device", cautious_decay: bool = False,
     others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def prodigy(
+    learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number | None = None,
+    epsilon: Number = 1e-08, use_bias_correction: bool = False, safeguard_warmup: bool = False, d0: Number = 1e-06,
+    d_coef: Number = 1.0, growth_rate: Number | None = None, weight_decay: Number | None = None, *,
+    variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def radam(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
-    degenerated_to_sgd: bool = False, weight_decay: float | None = None, *,
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+    degenerated_to_sgd: bool = False, weight_decay: Number | None = None, *,
     variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def rmsprop(
-    learning_rate: Rate = 0.001, rho: float = 0.9, momentum: float = 0.0, epsilon: float = 1e-07,
-    centered: bool = False, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+    learning_rate: Rate = 0.001, rho: Number = 0.9, momentum: Number = 0.0, epsilon: Number = 1e-07,
+    centered: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def schedule_free_adamw(
-    learning_rate: Rate = 0.0025, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
-    warmup_steps: int = 0, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+    learning_rate: Rate = 0.0025, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+    warmup_steps: int = 0, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def sgd(
-    learning_rate: Rate = 0.01, momentum: float = 0.0, nesterov: bool = False, weight_decay: float | None = None, *,
+    learning_rate: Rate = 0.01, momentum: Number = 0.0, nesterov: bool = False, weight_decay: Number | None = None, *,
     variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def signum(
-    learning_rate: Rate = 0.01, momentum: float = 0.9, weight_decay: float | None = None, *,
+    learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
     variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def stable_adamw(
-    learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, epsilon: float = 1e-06,
-    weight_decay: float | None = 0.01, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99, epsilon: Number = 1e-06,
+    weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def yogi(
-    learning_rate: Rate = 0.01, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 0.001,
-    initial_accumulator_value: float = 1e-06, weight_decay: float | None = None, *,
+    learning_rate: Rate = 0.01, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 0.001,
+    initial_accumulator_value: Number = 1e-06, weight_decay: Number | None = None, *,
     variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def adaptive_clip(
+    inner: Rule | Kernel | Optimizer, clipping: Number = 0.01, eps: Number = 0.001, *,
+    learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def cautious(
+    inner: Rule | Kernel | Optimizer, least: Number = 0.001, *, learning_rate: Rate | None = None,
+    weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def cautious_decay(
+    inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None, weight_decay: Number | None = None,
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def centralized(
+    inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None, weight_decay: Number | None = None,
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def lookahead(
+    inner: Rule | Kernel | Optimizer, la_steps: int = 5, la_alpha: Number = 0.8, *, learning_rate: Rate | None = None,
+    weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def mars(
+    inner: Rule | Kernel | Optimizer, gamma: Number = 0.025, beta: Number = 0.95, clip: bool = True, *,
+    learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def noisy(
+    inner: Rule | Kernel | Optimizer, eta: Number = 0.01, gamma: Number = 0.55, *, learning_rate: Rate | None = None,
+    weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def ortho_grad(
+    inner: Rule | Kernel | Optimizer, eps: Number = 1e-30, *, learning_rate: Rate | None = None,
+    weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def scaled_rate(
+    inner: Rule | Kernel | Optimizer, pattern: str | Sequence[str] = (), factor: Number = 1.0, *,
+    learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def schedule_free(
+    inner: Rule | Kernel | Optimizer, momentum: Number = 0.9, weight_decay_at_y: Number = 0.0, r: Number = 0.0,
+    weight_lr_power: Number = 2.0, *, learning_rate: Rate | None = None, weight_decay: Number | None = None,
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def momo(
+    learning_rate: Rate = 1.0, beta: Number = 0.9, lower_bound: Number = 0.0, adapt_lower_bound: bool = False,
+    weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def polyak_sgd(
+    learning_rate: Rate = 1.0, max_learning_rate: Number = 1.0, f_min: Number = 0.0, eps: Number = 0.0,
+    plus: bool = False, weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
+    **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
-    "Dion2", "Ftrl", "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "NorMuon", "RAdam", "RMSprop",
-    "ScheduleFreeAdamW", "SGD", "Signum", "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad",
-    "adam", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "dion2", "ftrl", "grams", "lamb", "laprop",
-    "lion", "muon", "nadam", "normuon", "radam", "rmsprop", "schedule_free_adamw", "sgd", "signum", "stable_adamw",
-    "yogi",
+    "DAdaptAdamW", "Dion2", "DoG", "Ftrl", "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "NorMuon", "Prodigy",
+    "RAdam", "RMSprop", "ScheduleFreeAdamW", "SGD", "Signum", "StableAdamW", "Yogi", "adabelief", "adadelta",
+    "adafactor", "adagrad", "adam", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "dadapt_adamw", "dion2",
+    "dog", "ftrl", "grams", "lamb", "laprop", "lion", "muon", "nadam", "normuon", "prodigy", "radam", "rmsprop",
+    "schedule_free_adamw", "sgd", "signum", "stable_adamw", "yogi", "AdaptiveClip", "Cautious", "CautiousDecay",
+    "Centralized", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD",
+    "adaptive_clip", "cautious", "cautious_decay", "centralized", "lookahead", "mars", "noisy", "ortho_grad",
+    "scaled_rate", "schedule_free", "momo", "polyak_sgd",
 ]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxopt_keras import optimizers
+from jaxopt_keras.language.modifier import Modifier
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Rule, fields_of
-from jaxopt_keras.optimizers import FUNCTIONS, RULES, parameters
+from jaxopt_keras.optimizers import FUNCTIONS, MORE, MORE_FUNCTIONS, RULES, parameters
 
 PACKAGE = Path(optimizers.__file__).parent
 PATH = PACKAGE / "optimizers.pyi"
@@ -29,17 +30,23 @@ from typing import Any, Literal, TypedDict, Unpack, type_check_only
 import numpy as np
 from jax import Array
 
+from jaxopt_keras.language.modifier import Modifier
 from jaxopt_keras.language.option_values import Format
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.optimizer import Optimizer
 
-Rate = float | np.number[Any] | Array | Callable[..., Any]
+Number = float | np.number[Any] | Array | Callable[..., Any]
 """A number, or a schedule: a function of the step. The stateful face also takes a function without arguments."""
+Rate = Number
 
 RULES: dict[str, type[Rule]]
 CLASSES: dict[str, type[Optimizer]]
 FUNCTIONS: dict[str, Callable[..., Kernel]]
+MODIFIERS: dict[str, type[Modifier]]
+MORE: dict[str, type[Rule]]
+MORE_CLASSES: dict[str, type[Optimizer]]
+MORE_FUNCTIONS: dict[str, Callable[..., Kernel]]
 
 def parameters(rule: type[Rule]) -> list[inspect.Parameter]: ...
 '''
@@ -61,10 +68,12 @@ from jax import Array
 from jaxopt_keras.interop.keras.adapter import Adapter
 from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
 from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.optimizers import CommonOptions, Rate
+from jaxopt_keras.optimizers import CommonOptions, Number, Rate
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.optimizer import Optimizer
 
 CLASSES: dict[str, type[Adapter]]
+MODIFIED: dict[str, type[Adapter]]
 '''
 
 # The type of an argument that is Any in its rule or in `Options`.
@@ -77,6 +86,7 @@ SPECIAL = {
     "iteration": "str | Sequence[Sequence[float]] | Callable[[Array], Array] | None",
     "others": "Rule | Kernel | None",
     "fraction": "float",
+    "pattern": "str | Sequence[str]",
     "constraints": "dict[str, Callable[[Any], Any]] | tuple[()]",
 }
 # All options but one: rules place `weight_decay` among their own arguments, and choose its default.
@@ -90,7 +100,9 @@ def annotation(rule: type[Rule] | type[Options], name: str) -> str:
     field = (fields_of(Options) | fields_of(rule))[name]
     if field.choices:
         return f"Literal[{', '.join(quoted(choice) for choice in field.choices)}]"
-    return " | ".join("None" if t is type(None) else getattr(t, "__name__", "Any") for t in field.types)
+    return " | ".join(
+        "None" if t is type(None) else "Number" if t is float else getattr(t, "__name__", "Any") for t in field.types
+    )
 
 
 def options() -> str:
@@ -106,12 +118,22 @@ def options() -> str:
 
 def arguments(rule: type[Rule]) -> list[str]:
     """The arguments of an optimizer. Arguments that Keras places after common options are keyword-only here."""
+    if issubclass(rule, Modifier):
+        return arguments_around(rule)
     given = parameters(rule)
     first = list(itertools.takewhile(lambda p: p.kind is not p.KEYWORD_ONLY and p.name not in COMMON, given))
     rest = [p for p in given[len(first) :] if p.name not in COMMON]
     spelled = [f"{p.name}: {annotation(rule, p.name)} = {quoted(p.default)}" for p in first + rest]
     star = ["*"] if rest else []
     return [*spelled[: len(first)], *star, *spelled[len(first) :], "**options: Unpack[CommonOptions]"]
+
+
+def arguments_around(modifier: type[Modifier]) -> list[str]:
+    """The arguments of a modified optimizer."""
+    own = [p for p in parameters(modifier)[1:] if p.kind is not p.KEYWORD_ONLY]
+    spelled = [f"{p.name}: {annotation(modifier, p.name)} = {quoted(p.default)}" for p in own]
+    more = ["*", "learning_rate: Rate | None = None", "weight_decay: Number | None = None"]
+    return ["inner: Rule | Kernel | Optimizer", *spelled, *more, "**options: Unpack[CommonOptions]"]
 
 
 def quoted(value: Any) -> str:
@@ -129,10 +151,11 @@ def lines_of(items: Iterable[str], indent: str) -> str:
 
 def classes(base: str) -> list[str]:
     """A class for each optimizer."""
+    every = [(rule, arguments(rule)) for rule in [*RULES.values(), *MORE.values()]]
     return [
         f"class {rule.__name__}({base}):\n    def __init__(\n"
-        f"{lines_of(['self', *arguments(rule)], ' ' * 8)}\n    ) -> None: ...\n"
-        for rule in RULES.values()
+        f"{lines_of(['self', *given], ' ' * 8)}\n    ) -> None: ...\n"
+        for rule, given in every
     ]
 
 
@@ -142,16 +165,19 @@ def names(*exported: str) -> str:
 
 def stub() -> str:
     """The whole file of `optimizers`."""
+    every = map(arguments, [*RULES.values(), *MORE.values()])
     functions = [
-        f"def {name}(\n{lines_of(arguments(rule), ' ' * 4)}\n) -> Kernel: ...\n"
-        for name, rule in zip(FUNCTIONS, RULES.values(), strict=True)
+        f"def {name}(\n{lines_of(given, ' ' * 4)}\n) -> Kernel: ...\n"
+        for name, given in zip([*FUNCTIONS, *MORE_FUNCTIONS], every, strict=True)
     ]
-    return "\n".join([HEAD, options(), *classes("Optimizer"), "".join(functions), names(*RULES, *FUNCTIONS)])
+    exported = names(*RULES, *FUNCTIONS, *MORE, *MORE_FUNCTIONS)
+    return "\n".join([HEAD, options(), *classes("Optimizer"), "".join(functions), exported])
 
 
 def keras_stub() -> str:
     """The whole file of `interop.keras`."""
-    return "\n".join([HEAD_OF_KERAS, *classes("Adapter"), names(*(r.__name__ for r in RULES.values()), "as_keras")])
+    exported = names(*(r.__name__ for r in [*RULES.values(), *MORE.values()]), "as_keras")
+    return "\n".join([HEAD_OF_KERAS, *classes("Adapter"), exported])
 
 
 if __name__ == "__main__":

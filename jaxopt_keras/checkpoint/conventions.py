@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.kernels import group_of, groups, of_group, rule_of
 from jaxopt_keras.checkpoint.names import FORMAT, STEP, VERSION, slot_name
-from jaxopt_keras.engine.cores.leafwise import present, route
+from jaxopt_keras.engine.cores.leafwise import present
+from jaxopt_keras.language.modifier import routed
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.kernel import Kernel
@@ -68,7 +69,7 @@ class Library(NamedTuple):
         rule = rule_of(groups(self.kernel)[group_of(self.kernel, path)])
         if not isinstance(rule, Rule):
             raise TypeError(f"Only a `Rule` can be converted. Received: {type(rule).__name__} for `{path}`")
-        return route(rule, path, p)
+        return routed(rule, path, p)
 
     def _slots(self, path: str, rule: Rule, kept: Iterable[str]) -> list[tuple[str, str, float]]:
         """The slots in `kept`: our name, their name, and the factor from their value to ours."""
@@ -87,7 +88,7 @@ class Library(NamedTuple):
         if self.saved_rate is not None:
             return self.saved_rate
         group = group_of(self.kernel, path)
-        schedule = groups(self.kernel)[group].core.schedule
+        schedule = groups(self.kernel)[group].core.schedules().get("learning_rate")
         if schedule is None:
             return float(of_group(self.hyper, group).get("learning_rate", 1.0))
         return float(schedule(np.maximum(np.asarray(self.step, np.int32) - 1, 0)))

@@ -100,7 +100,7 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
     check_arguments(to_keras, kernel=kernel, state=state, params=params)
     arrays, plain, flat = _ordered(params, order), _plain(kernel), flatten(leaves(state), portable=True)
     own = rule_slots(flat)
-    layout = _layout(plain, own, arrays, plain.core.schedule is None, plain.options.use_ema)
+    layout = _layout(plain, own, arrays, "learning_rate" not in plain.core.schedules(), plain.options.use_ema)
     every, hyper = plain.options.gradient_accumulation_steps or 1, kernel.current(state)
     flat[STEP] = np.asarray(state.count * every + flat.get(f"scalars/{MICRO_STEP}", 0), np.int32)
     flat |= {f"hyper/{name}": x for name, x in of_group(hyper, next(iter(groups(kernel)))).items()}

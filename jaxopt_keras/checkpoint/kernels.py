@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jaxopt_keras.checkpoint.names import STEP, scalar_name
 from jaxopt_keras.engine.core import Now
 from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present
+from jaxopt_keras.engine.programs.around import plain_programs
 from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.partitioned import partition_of
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.modifier import is_joint
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.injection import merged
 from jaxopt_keras.pure.kernel import Kernel
@@ -59,15 +61,15 @@ def adjusted_scalars(kernels: dict[str, Kernel], state: State, new: dict[str, An
 
 
 def _advanced(kernel: Kernel, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
-    """The rule's scalars after `step` updates. They depend only on the step and on the hyperparameters."""
+    """The rule's scalars after `step` updates, if they depend only on the step and on the hyperparameters."""
     rule = rule_of(kernel)
-    if not isinstance(rule, Rule) or (start := first_scalars(rule.bind(hyper))) is None:
+    if not isinstance(rule, Rule) or is_joint(rule) or (start := first_scalars(rule.bind(hyper))) is None:
         return {}
-    dtype, schedule = jnp.result_type(float), kernel.core.schedule
+    dtype, (program,) = jnp.result_type(float), plain_programs(kernel.program)
 
     def once(i: Any, scalars: Any) -> Any:
-        rate = hyper.get("learning_rate") if schedule is None else jnp.asarray(schedule(i), dtype)
-        now = Now((i + 1).astype(dtype), rate, hyper.get("weight_decay"), hyper)
-        return jax.tree.map(lambda x: x.astype(dtype), rule.bind(hyper).advance(scalars, At.of(now, scalars)))
+        numbers = program.at(hyper, i)
+        now = Now((i + 1).astype(dtype), numbers.get("learning_rate"), numbers.get("weight_decay"), numbers)
+        return jax.tree.map(lambda x: x.astype(dtype), rule.bind(numbers).advance(scalars, At.of(now, scalars)))
 
     return present(jax.lax.fori_loop(jnp.int32(0), jnp.asarray(step, jnp.int32), once, start))

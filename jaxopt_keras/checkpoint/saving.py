@@ -88,7 +88,7 @@ def from_dict(kernel: Any, params: Any, d: Mapping[str, Any], *, hyper: bool = F
     place = _place(from_dict, kernel, params, hyper)
     if isinstance(d, NpzFile):
         d = archives.read(d, functools.partial(needed, place, hyper=hyper))
-    return restored(place, d, hyper)
+    return _with_schedules(kernel, restored(place, d, hyper))
 
 
 @locked
@@ -143,7 +143,7 @@ def load(path: Any, kernel: Any, params: Any = None, *, hyper: bool = False) -> 
     like = flatten(leaves(place.fresh), portable=False)
     state = restored(place, _read(path, like, functools.partial(needed, place, hyper=hyper)), hyper)
     if not isinstance(kernel, Optimizer):
-        return state
+        return _with_schedules(kernel, state)
     stateful_layout.put(kernel, state)
     return None
 
@@ -187,6 +187,11 @@ def _param(path: str) -> str:
 def _read(path: Any, like: Mapping[str, Any], choose: Callable[..., Iterable[str]]) -> Mapping[str, Any]:
     is_file = Path(path).suffix == SUFFIX or Path(path).is_file()
     return files.read(path, choose) if is_file else folders.read(path, like, choose)
+
+
+def _with_schedules(kernel: Kernel, state: State) -> State:
+    """The state with the numbers of its last step, where they are schedules."""
+    return kernel.keep(state.hyperparams, state)
 
 
 def _place(function: Any, kernel: Any, params: Any, hyper: bool) -> Place:

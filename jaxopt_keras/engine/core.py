@@ -14,7 +14,7 @@ from jaxopt_keras.engine.unused_patterns import Unused
 from jaxopt_keras.language.numerics import is_inexact
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.paths import leaves_by_path
-from jaxopt_keras.language.rule import Slot
+from jaxopt_keras.language.rule import RATE, Slot
 from jaxopt_keras.packing.trees import Packed
 
 Slots = dict[str, Any]  # of one parameter: slot name -> array
@@ -151,6 +151,16 @@ class Now(NamedTuple):
     lr: Any  # None for a core without a learning rate
     weight_decay: Any  # None: off
     hyper: dict[str, Any]
+    loss: Any = None  # None: not given
+
+    @classmethod
+    def at(cls, count: Array, hyper: dict[str, Any], loss: Any) -> "Now":
+        """Return the update after `count` others."""
+        t = count.astype(jnp.result_type(float)) + 1
+        return cls(t, hyper.get(RATE), hyper.get("weight_decay"), hyper, loss)
+
+
+LOSS = "the loss"  # the entry of the run-time values with the loss of a step, if the step was given one
 
 
 def cast(numbers: Any, dtype: Any) -> Any:
@@ -166,6 +176,8 @@ class Core:
 
     whole: ClassVar[bool] = False  # every update needs all parameters, including those without gradient
     takes_rows: ClassVar[bool] = False  # `update` accepts sparse gradients as `Rows`
+    needs_loss: bool = False  # a step must be given the loss of its gradients
+    joint: bool = False  # an update needs sums over all parameters
     any_slots = False  # a state may have more slots and scalars than the core keeps: those of a user's class
 
     def arrays(self) -> dict[str, Any]:
@@ -180,10 +192,13 @@ class Core:
         """Return the core with other hyperparameters."""
         return self
 
-    @property
-    def schedule(self) -> Any:
-        """The learning rate as a function of the step; None if it is a number in `Now.hyper`."""
-        return None
+    def schedules(self) -> dict[str, Any]:
+        """Return the hyperparameters that are functions of the step, by name."""
+        return {}
+
+    def scheduled(self, step: Any) -> dict[str, Any]:
+        """Return the values of these hyperparameters at a step, as `arrays` has those of the others."""
+        return {}
 
     @property
     def elementwise(self) -> bool:
@@ -282,6 +297,14 @@ class Program:
     def schedules(self) -> dict[str, Any]:
         """Return the injected hyperparameters that are functions of the step; of groups, a dict for each group."""
         return {}
+
+    def offered(self, hyper: Any, loss: Any) -> Any:
+        """Return `hyper` with the loss of a step, for each program that needs it."""
+        return hyper
+
+    def at(self, hyper: Any, step: Any) -> Any:
+        """Return `hyper` with the values at a step of those hyperparameters that are functions of it."""
+        return hyper
 
     def skeleton(self) -> Self:
         """Return the program without its numbers."""

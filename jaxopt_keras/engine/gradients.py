@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.engine import rows
-from jaxopt_keras.engine.core import Leaf
+from jaxopt_keras.engine.core import LOSS, Leaf
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shape_of
@@ -39,6 +39,21 @@ def read_gradient(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
     if jnp.iscomplexobj(jax.tree.leaves(g)[0]) and not jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"The gradient of `{leaf.path}` must be real, as the parameter is. Received: a complex one")
     return Rows(g.values.astype(dtype), g.indices) if isinstance(g, Rows) else g.astype(dtype)
+
+
+def read_loss(hyper: dict[str, Any], axis_name: Any) -> Any:
+    """Return the loss of a call, summed over the mapped axes like its gradients.
+
+    Raises:
+        ValueError: if it was not given.
+    """
+    if LOSS not in hyper:
+        raise ValueError(
+            "This optimizer needs the loss of the gradients. Received: none. Pass it: `kernel.step(params, state, "
+            "grads, value=loss)`, `kernel.update(grads, state, params, value=loss)`, or in the stateful face "
+            "`apply_gradients(pairs, loss=loss)`; `minimize` passes it."
+        )
+    return hyper[LOSS] if axis_name is None else sum_over(axis_name, [hyper[LOSS]])[0]
 
 
 def unscaled(grads: Any, scale: Any) -> Any:

@@ -38,11 +38,12 @@ def in_one_pass(update: Update, options: Options, layout: Layout, gradients: lis
     """
     from jaxopt_keras.engine.pallas_kernel import run  # here, because Pallas takes long to import
 
-    stored, slots, scalars, step, hyper = rest
+    stored, slots, scalars, step, now = rest
+    hyper = now.hyper
     grids = [grid_of(options, *x) for x in zip(gradients, stored, slots, strict=True)]
     if "clipvalue" not in hyper and any(isinstance(grid, Grid) for grid in grids):
         gradients = clip(gradients, hyper)
-        hyper = without(hyper, "clipnorm", "global_clipnorm")
+        now = now._replace(hyper=without(hyper, "clipnorm", "global_clipnorm"))
 
     def some(indices: list[int]) -> Any:
         own = layout._replace(leaves=tuple(layout.leaves[i] for i in indices))
@@ -50,7 +51,7 @@ def in_one_pass(update: Update, options: Options, layout: Layout, gradients: lis
 
     others = [i for i, grid in enumerate(grids) if isinstance(grid, str)]
     kept = [[x[i] for i in others] for x in (stored, slots)]
-    some_out, some_slots, moved = update(*some(others), *kept, scalars, step, hyper, True)
+    some_out, some_slots, moved = update(*some(others), *kept, scalars, step, now, True)
     found = dict(zip(others, zip(some_out, some_slots, strict=True), strict=True))
     for i, grid in enumerate(grids):
         if isinstance(grid, Grid):
@@ -60,7 +61,7 @@ def in_one_pass(update: Update, options: Options, layout: Layout, gradients: lis
                 out, new, _ = update(some([i])[0], [g], [p], [own], *numbers, True)
                 return out[0], new[0]
 
-            found[i] = run(one, (stored[i], slots[i], gradients[i]), (scalars, step, hyper), grid)
+            found[i] = run(one, (stored[i], slots[i], gradients[i]), (scalars, step, now), grid)
     return [found[i][0] for i in range(len(grids))], [found[i][1] for i in range(len(grids))], moved
 
 

@@ -15,8 +15,8 @@ import optax
 from jax import Array
 
 from jaxopt_keras.engine import core, rows, slot_storage
-from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
-from jaxopt_keras.engine.gradients import read_gradient, sum_over, unscaled
+from jaxopt_keras.engine.core import LOSS, Core, Layout, Leaf, Now, Slots, cast
+from jaxopt_keras.engine.gradients import read_gradient, read_loss, sum_over, unscaled
 from jaxopt_keras.engine.native import native, none_is_available
 from jaxopt_keras.engine.one_pass import in_one_pass
 from jaxopt_keras.engine.plan import Plan, plan
@@ -26,15 +26,14 @@ from jaxopt_keras.engine.slot_sharding import shard_like
 from jaxopt_keras.engine.slot_storage import Stored, upcast
 from jaxopt_keras.engine.stages import accumulate, average, guard
 from jaxopt_keras.engine.stages.accumulate import without
-from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names, check_slots
 from jaxopt_keras.engine.unused_patterns import Unused, unused
 from jaxopt_keras.engine.write_back import Move, apply_constraint, write_back, zero_amount
+from jaxopt_keras.language.hyperparameters import scheduled_at, schedules_of
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.rule import RATE
 from jaxopt_keras.packing.slots import pack_slots
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.masters import MASTER
@@ -54,8 +53,14 @@ class Program(core.Program):
         return {name: x for name, x in hyper.items() if self.options.injects(name)}
 
     def schedules(self) -> dict[str, Any]:
-        is_shown = self.core.schedule is not None and self.options.injects(RATE)
-        return {RATE: self.core.schedule} if is_shown else {}
+        names = self.core.schedules() | schedules_of(self.options)
+        return {n: lambda step, n=n: self.at({}, step)[n] for n in names if self.options.injects(n)}
+
+    def offered(self, hyper: dict[str, Any], loss: Any) -> dict[str, Any]:
+        return hyper | {LOSS: jnp.asarray(loss, jnp.result_type(float))} if self.core.needs_loss else hyper
+
+    def at(self, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
+        return hyper | self.core.scheduled(step) | scheduled_at(self.options, step)
 
     def skeleton(self) -> Self:
         return dataclasses.replace(self, core=self.core.skeleton(), options=self.options.skeleton())
@@ -70,9 +75,7 @@ class Program(core.Program):
                 )
         own = {name: value for name, value in numbers.items() if name in self.options.traced()}
         rest = {name: value for name, value in numbers.items() if name not in own}
-        return dataclasses.replace(
-            self, core=self.core.replaced(**rest), options=dataclasses.replace(self.options, **own)
-        )
+        return dataclasses.replace(self, core=self.core.replaced(**rest), options=self.options.replaced(**own))
 
     def describe(self, params: Any) -> Plan:
         return plan(self, params)
@@ -86,14 +89,14 @@ class Program(core.Program):
         return found + unused("offload", self.options.offload or (), slots)
 
     def loss_scale(self, state: State) -> Any:
-        return self.options.loss_scale_factor
+        return self.at(self.options.arrays(), state.count).get("loss_scale_factor")
 
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         """Return the state of fresh `params`. Compiled, it shares no buffer with them."""
         if self._must_unpack(params):
             return self.init(params.unpack(), hyper)
         layout, stored = Layout.read(params, self.options)
-        slots, scalars = self._initial(layout, stored, hyper)
+        slots, scalars = self._initial(layout, stored, self.at(hyper, jnp.zeros((), jnp.int32)))
         everything = zip(slots, stored, layout.leaves, strict=True)
         slots = [shard_like(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         scalars |= guard.init(self.options)
@@ -111,14 +114,14 @@ class Program(core.Program):
         everything = zip(layout.leaves, stored, slots, empty, strict=True)
         slots = [slot_storage.initial_slots(self.core, self.options, *x) for x in everything]
         if self.options.use_ema:
-            slots = [s | {AVERAGE: p} for s, p in zip(slots, work, strict=True)]
+            slots = [s | {average.AVERAGE: p} for s, p in zip(slots, work, strict=True)]
         if self.options.gradient_accumulation_steps:
-            accumulate.init(slots, scalars, work)
+            accumulate.init(slots, scalars, work, self.core.needs_loss)
         return slots, scalars
 
     def _slot_names(self, slots: list[Slots]) -> list[str]:
         """Return the names of all possible slots, whatever the parameters are, and of any others in `slots`."""
-        around = {MASTER: self.options.master_weights, AVERAGE: self.options.use_ema}
+        around = {MASTER: self.options.master_weights, average.AVERAGE: self.options.use_ema}
         around[accumulate.SUM] = self.options.gradient_accumulation_steps
         possible = [*self.core.slot_names(), *(name for name, is_on in around.items() if is_on)]
         return [*dict.fromkeys([*possible, *(name for each in slots for name in each)])]
@@ -168,6 +171,7 @@ class Program(core.Program):
             out, state = self._call(unpacked(params), state, unpacked(grads), hyper, reduce, write)
             return like.like(out), state
         layout, stored = Layout.read(params, self.options, None if write else grads)
+        hyper = self.at(hyper, state.count)
         trees, scalars = unpacked(state.slots), state.scalars
         slots = layout.by_leaf(trees)
         if not self.core.any_slots:
@@ -177,12 +181,13 @@ class Program(core.Program):
         gradients = self._gradients(layout, stored, grads)
         if self.options.axis_name is not None and reduce:
             gradients = sum_over(self.options.axis_name, gradients)
+        loss = read_loss(hyper, self.options.axis_name if reduce else None) if self.core.needs_loss else None
         if "loss_scale_factor" in hyper:
-            gradients = unscaled(gradients, hyper["loss_scale_factor"])
+            gradients, loss = unscaled((gradients, loss), hyper["loss_scale_factor"])
 
-        def update(gradients: list[Any], slots: list[Slots], scalars: Slots) -> Any:
-            everything = layout, gradients, stored, slots, scalars, state.count, hyper
-            if self.options.engine == "pallas" and write and self.core.elementwise:
+        def update(gradients: list[Any], slots: list[Slots], scalars: Slots, loss: Any = loss) -> Any:
+            everything = layout, gradients, stored, slots, scalars, state.count, Now.at(state.count, hyper, loss)
+            if self.options.engine == "pallas" and write and self.core.elementwise and not self.core.joint:
                 out, slots, scalars = in_one_pass(self._update, self.options, *everything)
             else:
                 out, slots, scalars = self._update(*everything, write)
@@ -197,7 +202,7 @@ class Program(core.Program):
 
         def proceed(slots: list[Slots], scalars: Slots) -> Any:
             if k := self.options.gradient_accumulation_steps:
-                return accumulate.run_every(k, gradients, slots, scalars, update, idle)
+                return accumulate.run_every(k, gradients, slots, scalars, update, idle, loss)
             return update(gradients, slots, scalars)
 
         everything = self.options, hyper, gradients, slots, scalars, state.count
@@ -220,10 +225,11 @@ class Program(core.Program):
         if self._must_unpack(params):
             return params.like(self.averaged(params.unpack(), state, hyper))
         layout, stored = Layout.read(params, self.options)
+        hyper = self.at(hyper, jnp.maximum(state.count - 1, 0))
         slots = layout.by_leaf(unpacked(state.slots))
         everything = [Stored(p, s) for p, s in zip(stored, slots, strict=True)]
         out = [
-            x.slots[AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._dequantize(x), hyper)
+            x.slots[average.AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._dequantize(x), hyper)
             for leaf, x in zip(layout.leaves, everything, strict=True)
         ]
         return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)], layout.frozen_leaves())
@@ -249,7 +255,7 @@ class Program(core.Program):
         kept, present = self._slot_names([]), {name for each in slots for name in each}
         check_names("slots", [name for name in trees if name in kept or name in present], kept)
         known = [*self.core.scalar_names(hyper), *guard.init(self.options)]
-        counts = [accumulate.MICRO_STEP] if self.options.gradient_accumulation_steps else []
+        counts = accumulate.scalars(self.core.needs_loss) if self.options.gradient_accumulation_steps else []
         check_names("scalars", scalars, known + counts)
 
     def _check_slots(self, layout: Layout, stored: list[Any], slots: list[Slots], hyper: dict[str, Any]) -> None:
@@ -274,17 +280,16 @@ class Program(core.Program):
         slots: list[Slots],
         scalars: Slots,
         step: Array,
-        hyper: dict[str, Any],
+        now: Now,
         write: bool,
     ) -> tuple[list[Any], list[Slots], Slots]:
         """Run one update, after the sums, the guard and the accumulation."""
-        now = self._now(step, hyper)
-        averages = [s.get(AVERAGE) for s in slots]
-        slots = [without(s, AVERAGE) for s in slots]
+        averages = [s.get(average.AVERAGE) for s in slots]
+        slots = [without(s, average.AVERAGE) for s in slots]
 
         # The rule sees the touched rows of a lazy gradient as if they were the whole array.
         touched = [g if isinstance(g, Rows) and not self.core.takes_rows else None for g in gradients]
-        grads = clip([g.values if isinstance(g, Rows) else g for g in gradients], hyper)
+        grads = clip([g.values if isinstance(g, Rows) else g for g in gradients], now.hyper)
         if self.core.takes_rows:
             grads = [r._replace(values=g) if isinstance(r, Rows) else g for g, r in zip(grads, gradients, strict=True)]
         old = [Stored(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
@@ -312,7 +317,7 @@ class Program(core.Program):
             ]
             if self.options.use_ema:
                 frequency = self.options.ema_overwrite_frequency
-                new, averages = average.stage(new, averages, hyper["ema_momentum"], frequency, step)
+                new, averages = average.stage(new, averages, now.hyper["ema_momentum"], frequency, step)
             new = [apply_constraint(self.options, *x) for x in zip(layout.leaves, new, grads, strict=True)]
             moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
 
@@ -320,19 +325,13 @@ class Program(core.Program):
         ends = [write_back(self.options, *x, seeds, write) for x in everything]
         out, slots = [p for p, _ in ends], [s for _, s in ends]
         if self.options.use_ema:
-            slots = [s | {AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
+            slots = [s | {average.AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
         return out, slots, scalars
 
     def _dequantize(self, stored: Stored, g: Any = None) -> tuple[Any, Slots]:
         like = g if stored.p is None else stored.p
         dtype = jnp.result_type(float) if like is None else compute_dtype(like.dtype)
         return slot_storage.dequantize(self.options, stored, dtype)
-
-    def _now(self, step: Array, hyper: dict[str, Any]) -> Now:
-        dtype = jnp.result_type(float)
-        schedule = self.core.schedule
-        lr = hyper.get(RATE) if schedule is None else jnp.asarray(schedule(step), dtype)
-        return Now(step.astype(dtype) + 1, lr, hyper.get("weight_decay"), hyper)
 
     def _decay(self, leaf: Leaf, g: Any, p: Any, clocks: dict[Any, Now]) -> Any:
         """Return the amount that decoupled weight decay subtracts from `p` before the rule, or None."""

@@ -12,12 +12,15 @@ from jax.core import Tracer
 from jaxopt_keras.engine import one_pass, slot_storage
 from jaxopt_keras.engine.compiled import init_at
 from jaxopt_keras.engine.core import Layout, Leaf, Now
-from jaxopt_keras.engine.cores.leafwise import Leafwise, route
+from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.native import reasons, unavailable
+from jaxopt_keras.language.hyperparameters import schedules_of
 from jaxopt_keras.language.matrix_rule import MatrixRule
+from jaxopt_keras.language.modifier import routed
+from jaxopt_keras.language.modifier import title as title_of
 from jaxopt_keras.language.numerics import compute_dtype, is_inexact
 from jaxopt_keras.language.places import Place, Places, platform_of
-from jaxopt_keras.language.rule import Rule, Slot
+from jaxopt_keras.language.rule import RATE, Rule, Slot
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.blockwise import Blocks
 from jaxopt_keras.storage.tiles import stored_bytes
@@ -114,13 +117,13 @@ def _plan(program: Any, params: Any, places: Places) -> Plan:
     for leaf, p, own, engine in zip(layout.leaves, stored, slots, engines(program, params, state), strict=True):
         rule, grain, kinds = program.core, "tree", {}
         if isinstance(program.core, Leafwise):
-            rule = route(program.core.rule, leaf.path, p)
+            rule = routed(program.core.rule, leaf.path, p)
             grain, kinds = about(rule, p), rule.kinds(p)
             if type(rule) is not type(program.core.rule):
-                others.setdefault(type(rule).__name__, []).append(leaf.path)
+                others.setdefault(title_of(rule), []).append(leaf.path)
         place = Place(places.platform, dict(places.shards).get(leaf.path, p.shape))
         formats = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p, place)}" for name, x in own.items())
-        kind = Kind(type(rule).__name__, grain, str(p.dtype), formats, engine, rate, decay_of(program, leaf, p))
+        kind = Kind(title_of(rule), grain, str(p.dtype), formats, engine, rate, decay_of(program, leaf, p))
         entries.append((kind, leaf.path, p.size, nbytes(own)))
     entries += [frozen_entry(path, p) for path, p in layout.frozen.values()]
     return Plan(grouped(entries), nbytes((state.count, state.scalars)), (*rule_notes(program, others), *notes))
@@ -145,23 +148,23 @@ def rule_notes(program: Any, others: dict[str, list[str]]) -> list[str]:
 
 def rate_of(program: Any) -> str:
     """Return the learning rate of a `pipeline.Program`, as text."""
-    schedule = program.core.schedule
-    if schedule is not None:
-        return getattr(schedule, "__name__", type(schedule).__name__)
-    return _number(program.hyper().get("learning_rate"))
+    return _number(program.core.schedules().get(RATE, program.hyper().get(RATE)))
 
 
 def decay_of(program: Any, leaf: Leaf, p: Any) -> str:
     """Return the weight decay of a parameter, as text; "excluded" for one that would decay if it were not excluded."""
-    hyper = program.hyper()
+    hyper = program.at(program.hyper(), jnp.zeros((), jnp.int32))
     decay = hyper.get("weight_decay")
     if isinstance(program.core, Leafwise):  # a fallback rule may have a decay of its own
-        own = program.core.decoupled(leaf, p, Now(jnp.ones(()), hyper.get("learning_rate"), decay, hyper))
-        decay = decay if own is None else own
+        own = program.core.decoupled(leaf, p, Now(jnp.ones(()), hyper.get(RATE), decay, hyper))
+        scheduled = schedules_of(program.options).get("weight_decay", decay)
+        decay = scheduled if own is None or own is decay else own
     return _number(decay) if leaf.decays or decay is None else "excluded"
 
 
 def _number(x: Any) -> str:
+    if callable(x):  # a schedule
+        return getattr(x, "__name__", type(x).__name__)
     return "none" if x is None else "traced" if isinstance(x, Tracer) else f"{float(x):.4g}"
 
 

@@ -167,8 +167,7 @@ def _rates(program: Any, state: Any, hyper: dict[str, Any]) -> Measures:
         return found
     if hasattr(program, "inner"):
         return _rates(program.inner, state, hyper)
-    if isinstance(program, Program) and program.core.schedule is not None:
-        return {RATE: jnp.asarray(program.core.schedule(state.count), jnp.result_type(float))}
+    hyper = program.at(hyper, state.count)
     return {RATE: hyper[RATE]} if RATE in hyper else {}
 
 

@@ -28,10 +28,46 @@ class Clock(Protocol):
         """The rule's scalars, already advanced."""
         ...
 
+    @property
+    def before(self) -> Any:
+        """The rule's scalars before `advance`, those of the last step."""
+        ...
+
+    @property
+    def sums(self) -> Any:
+        """The sums of `share` over all arrays, in `advance`; elsewhere None."""
+        ...
+
+    @property
+    def loss(self) -> Array:
+        """The loss of this update, for a rule that `takes` it; under accumulation the mean of several."""
+        ...
+
+    @property
+    def key(self) -> Array:
+        """A random key of this array and update (`jax.random`), for a rule that `takes` it."""
+        ...
+
+    def inside(self) -> "Clock":
+        """Return the clock of the rule inside a modifier."""
+        ...
+
+    def at_rate(self, lr: Any) -> "Clock":
+        """Return this clock with another rate, for the rule inside a modifier."""
+        ...
+
     def norm(self, x: Array) -> Array:
         """Compute the Euclidean norm over the rule's own array."""
         ...
 
     def rms(self, x: Array) -> Array:
         """Compute the root mean square over the rule's own array."""
+        ...
+
+    def sum(self, x: Array) -> Array:
+        """Compute the sum over the rule's own array."""
+        ...
+
+    def mean(self, x: Array) -> Array:
+        """Compute the mean over the rule's own array, 0 if it is empty."""
         ...

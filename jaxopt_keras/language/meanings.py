@@ -49,6 +49,7 @@ def limits(field: Field) -> str:
 def entry(name: str, meaning: str, field: Field, default: Any) -> str:
     """Return the entry of an argument in a docstring: its meaning, its values, its default."""
     text = f"    {name}: {meaning}".rstrip()
-    facts = " ".join(part for part in (limits(field), f"Default: {default!r}.") if part)
+    given = "" if default is inspect.Parameter.empty else f"Default: {default!r}."
+    facts = " ".join(part for part in (limits(field), given) if part)
     fits = len(text.rpartition("\n")[2]) + len(facts) < WIDTH
     return f"{text}{' ' if fits else chr(10) + ' ' * 8}{facts}"

@@ -95,8 +95,8 @@ class Options(KerasOptions):
         offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` keeps there the slots
             with a "path/slot" in which the expression is found. None: no slots.
         inject_hyperparams: True, a name or several: keep these hyperparameters in the state (`state.hyperparams`)
-            instead of in the kernel, so that `Kernel.replaced` changes them and `vmap` maps over them. A learning rate
-            that is a schedule is kept there as the last step used it, and computed anew by each step.
+            instead of in the kernel, so that `Kernel.replaced` changes them and `vmap` maps over them. A number that is
+            a schedule is kept there as the last step used it, and computed anew by each step.
         flat_state: True: the slots of small arrays are packed between steps, in one buffer for each dtype, so that a
             step over many of them dispatches a third of the arrays. For parameters on one device. In the pure face
             `state.slots.unpack()` then returns the tree. None: the stateful face packs them where that is faster, and

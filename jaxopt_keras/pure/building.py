@@ -1,15 +1,18 @@
 """Validation of the arguments of kernels, and construction of their programs."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxopt_keras.engine.compiled import is_donated
-from jaxopt_keras.engine.cores.leafwise import Leafwise
+from jaxopt_keras.engine.cores.leafwise import KEY, Leafwise
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.programs.around import plain_programs
 from jaxopt_keras.engine.programs.offloaded import Offloaded
+from jaxopt_keras.language.hyperparameters import schedules_of
+from jaxopt_keras.language.modifier import is_joint
 from jaxopt_keras.language.numerics import is_inexact
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.paths import leaves_by_path
@@ -25,13 +28,16 @@ def program_of(rule: Any, options: Options) -> Any:
     """
     core = Leafwise(rule) if isinstance(rule, Rule) else rule
     rule = getattr(core, "rule", core)
-    if core.schedule is not None and not is_schedule(core.schedule):
-        raise TypeError(
-            "`learning_rate` must be a number or a function of the step. Received: a function without arguments. "
-            "Only the stateful face can call one, before each step."
-        )
+    if isinstance(core, Leafwise) and KEY in rule.takes:
+        core = dataclasses.replace(core, seed=options.seed or 0)
+    for name, function in (core.schedules() | schedules_of(options)).items():
+        if not is_schedule(function):
+            raise TypeError(
+                f"`{name}` must be a number or a function of the step. Received: a function without arguments. "
+                "Only the stateful face can call one, before each step."
+            )
     _check_storage(rule, options)
-    if options.sparse == "lazy" and getattr(rule, "grain", "") != "element":
+    if options.sparse == "lazy" and (getattr(rule, "grain", "") != "element" or is_joint(rule)):
         raise ValueError(
             f'`sparse="lazy"` updates single rows, and {type(rule).__name__} may need whole arrays. '
             'Received: sparse="lazy". Use `sparse="dense"`.'

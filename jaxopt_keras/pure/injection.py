@@ -55,12 +55,12 @@ def in_group(program: Any, hyperparams: dict[str, Any], group: str, hyper: dict[
 
 def _checked(program: Any, known: dict[str, Any], hyper: dict[str, Any]) -> dict[str, Any]:
     rule = getattr(plain_programs(program)[0].core, "rule", None)
-    fields = fields_of(Options) | (fields_of(type(rule)) if isinstance(rule, Rule) else {})
+    fields = fields_of(Options) | (rule.declared() if isinstance(rule, Rule) else {})
     for name, value in hyper.items():
         if name in program.schedules():
             raise ValueError(
                 f"`{name}` is a schedule, and each step computes it anew. Received: {name}={value!r}. Make the kernel "
-                f"with a number, `{name}={value!r}`: it continues from this state, whose rate it can replace."
+                f"with a number, `{name}={value!r}`: it continues from this state, whose number it can replace."
             )
         if name not in known:
             raise ValueError(
@@ -83,8 +83,8 @@ def merged(hyper: dict[str, Any], injected: dict[str, Any]) -> dict[str, Any]:
 def scheduled(schedules: dict[str, Any], state: State) -> dict[str, Any]:
     """The scheduled hyperparameters in the last update before `state`; in the first update, if there was none."""
 
-    def value(schedule: Any, count: Any) -> Any:
-        return jnp.asarray(schedule(jnp.maximum(count - 1, 0)), jnp.result_type(float))
+    def value(function: Any, count: Any) -> Any:
+        return to_state(function(jnp.maximum(count - 1, 0)))
 
     return {
         name: {n: value(f, state.scalars[name][STEP]) for n, f in own.items()}

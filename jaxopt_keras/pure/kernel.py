@@ -27,6 +27,8 @@ from jaxopt_keras.pure.building import explained, program_of, refuse_no_floats
 from jaxopt_keras.pure.kernel_text import parts
 from jaxopt_keras.pure.numbers import Numbers
 
+VALUE = "value"  # optax's word for the loss
+
 
 class Kernel(Numbers, optax.GradientTransformationExtraArgs):
     """An optimizer as pure functions over pytrees: an `optax.GradientTransformationExtraArgs`, and more.
@@ -202,8 +204,9 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
             params: the parameters. May be None (default) if neither the rule nor the options read them.
             full_precision: True gives amounts in the dtype of the arithmetic, float32 for bfloat16 and float16
                 gradients, so that `optax.apply_updates` rounds once. False (default) gives the dtypes of the gradients.
-            **extra: arguments of an optax transformation that takes more than gradients (`value`, `grad`, `value_fn`,
-                ...). A function among them is a part of the compiled program: outside `jit`, pass the same one each
+            **extra: `value`, the loss of the gradients, for a rule that needs it (Polyak steps); or arguments of an
+                optax transformation that takes more than gradients (`value`, `grad`, `value_fn`, ...). A function among
+                them is a part of the compiled program: outside `jit`, pass the same one each
                 time. Other kernels ignore them, as callers of `optax.GradientTransformationExtraArgs` expect.
 
         An amount is None where the gradient is None.
@@ -226,7 +229,7 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
             state: the result of `init` or of the last call.
             grads: as in `update`.
             donate: False keeps the old `params` and `state` usable, at the cost of a copy. Default: True.
-            **extra: as in `update`, for an optax transformation that takes more than gradients.
+            **extra: as in `update`.
 
         Raises:
             ValueError: if a structure or a shape does not match. TypeError: for a leaf of a wrong kind, or a keyword
@@ -270,8 +273,8 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         Raises:
             TypeError: for a keyword that the kernel does not take.
         """
-        if extra and not self._is_foreign:
-            raise TypeError(f"`step` takes `params`, `state`, `grads` and `donate`. Received: {sorted(extra)}")
+        if extra.keys() - {VALUE} and not self._is_foreign:
+            raise TypeError(f"`step` takes `params`, `state`, `grads`, `value` and `donate`. Received: {sorted(extra)}")
         return self._with(self.current(state), extra)
 
     @property
@@ -281,7 +284,10 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
 
     def _with(self, hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         """The run-time values of a call: hyperparameters, and keywords for an optax transformation."""
-        return hyper | self.core.extra(extra) if extra and self._is_foreign else hyper  # type: ignore[attr-defined]
+        if extra and self._is_foreign:
+            return hyper | self.core.extra(extra)  # type: ignore[attr-defined]
+        loss = extra.get(VALUE)
+        return hyper if loss is None else self.program.offered(hyper, loss)
 
     def _called(self, run: Any, first: Any, state: State, third: Any, hyper: Any, /, **trees: Any) -> tuple[Any, State]:
         """The results of a compiled function. Its error names the leaf of `trees` that is no array, or is donated."""

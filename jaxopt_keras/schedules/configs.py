@@ -32,6 +32,13 @@ def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
     return {"module": module, "class_name": kind.__name__, "config": config, "registered_name": None}
 
 
+def is_config(value: Any, custom_objects: Mapping[str, Any] | None = None) -> bool:
+    """Whether a value is the dict of a schedule, built in or of `custom_objects`."""
+    name = value.get("class_name") if isinstance(value, Mapping) else None
+    kind = {**CLASSES, **(custom_objects or {})}.get(name or "")
+    return isinstance(kind, type) and issubclass(kind, LearningRateSchedule)
+
+
 def deserialize(
     config: Mapping[str, Any], custom_objects: Mapping[str, type[LearningRateSchedule]] | None = None
 ) -> LearningRateSchedule:

@@ -104,7 +104,9 @@ class Losses(Transactions):
         Raises:
             TypeError, ValueError: as `apply_gradients` and `value_and_grad`.
         """
-        return self.apply_gradients(self._compute_gradients(loss, var_list, grad_loss))
+        pairs, value = self._compute_gradients(loss, var_list, grad_loss), self._loss_seen
+        takes_loss = any("loss" in getattr(group._rule, "takes", ()) for group in self._groups().values())
+        return self.apply_gradients(pairs, **({"loss": value} if takes_loss and jnp.ndim(value) == 0 else {}))
 
     def _compute_gradients(self, loss: Any, var_list: Any, grad_loss: Any = None, tape: None = None) -> list[Any]:
         """Return the (gradient, variable) pairs of `minimize`, which TF 2's classes may override."""
@@ -143,7 +145,8 @@ class Losses(Transactions):
         if callable(var_list):
             loss()
         variables = variable_list("var_list", var_list)
-        _, grads = pullback(loss, variables, grad_loss)
+        value, grads = pullback(loss, variables, grad_loss)
+        object.__setattr__(self, "_loss_seen", value)
         return grads, variables
 
     def scale_loss(self, loss: Any) -> Any:

@@ -174,9 +174,9 @@ class MultiOptimizer(Wrapper):
 
     lr = _learning_rate = learning_rate
 
-    def _configure(self, rule: Any, options: Options) -> None:
+    def _configure(self, rule: Any, options: Options, *changed: str) -> None:
         if dataclasses.replace(options, loss_scale_factor=self._options.loss_scale_factor) != self._options:
-            super()._configure(rule, options)
+            super()._configure(rule, options, *changed)
         for optimizer in self._inner:
             optimizer.loss_scale_factor = options.loss_scale_factor
         object.__setattr__(self, "_options", options)

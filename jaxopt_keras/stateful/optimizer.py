@@ -27,22 +27,21 @@ from jaxopt_keras.stateful.gradients import Losses
 from jaxopt_keras.stateful.lock import LOCK, in_full, locked
 from jaxopt_keras.stateful.registry import Registry
 from jaxopt_keras.stateful.signals import uninterrupted
-from jaxopt_keras.stateful.state_views import Place, View, masked, read, updated, view
+from jaxopt_keras.stateful.sources import separated
+from jaxopt_keras.stateful.state_views import Place, View, masked, updated, view
+from jaxopt_keras.stateful.stateless import Stateless
 from jaxopt_keras.stateful.transactions import OPTIONS
 from jaxopt_keras.stateful.validation import (
-    as_gradient,
     check_pairs,
     checked_gradient,
-    of_length,
     pairs,
     refuse_traced,
     without_frozen,
 )
 from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
-from jaxopt_keras.stateful.weight_lists import cast_like
 
 
-class Optimizer(Registry, Scoped, Losses):
+class Optimizer(Registry, Scoped, Losses, Stateless):
     """A Keras-style optimizer. The named classes (`Adam`, `SGD`, ...) are derived from it; see `optimizers`.
 
     There are three ways to write a new optimizer. All run compiled, in the same pipeline (clipping, decay, averaging,
@@ -115,10 +114,12 @@ class Optimizer(Registry, Scoped, Losses):
 
     def _start(self, rule: Any, options: Options, learning_rate: Any, **own: Any) -> Self:
         """Set all attributes and the initial state; `own` are attributes with other values than the usual ones."""
-        rule, options = with_python_numbers(rule) if isinstance(rule, Rule) else rule, with_python_numbers(options)
+        rule, of_rule = separated(with_python_numbers(rule)) if isinstance(rule, Rule) else (rule, {})
+        options, of_options = separated(with_python_numbers(options))
         self._init_attributes(
             options, type(rule).__name__ if type(self) is Optimizer else type(self).__name__, _rule=rule, **own
         )
+        self._set_sources({n: f for n, f in (of_rule | of_options).items() if n != "learning_rate"})
         if learning_rate is not None:
             self._configure_rate(learning_rate)
         kernel = self._kernel()
@@ -165,6 +166,7 @@ class Optimizer(Registry, Scoped, Losses):
         name: str | None = None,
         skip_gradients_aggregation: bool = False,
         *,
+        loss: Any = None,
         experimental_aggregate_gradients: bool = True,
     ) -> View:
         """Update variables by their gradients. If it raises, no variable has changed.
@@ -174,6 +176,7 @@ class Optimizer(Registry, Scoped, Losses):
                 `IndexedSlices`, a BCOO of rows, or None. A variable with `trainable=False` is not updated, whatever its
                 gradient is: a warning names it if it has one.
             name: accepted for compatibility with TF; has no effect.
+            loss: the loss whose gradients these are, for a rule that needs it. Default: None, none.
             skip_gradients_aggregation, experimental_aggregate_gradients: accepted; have no effect. Gradients are summed
                 over `axis_name` only by `stateless_apply`, inside a mapped function.
 
@@ -188,10 +191,12 @@ class Optimizer(Registry, Scoped, Losses):
         if overrides(type(self), "apply"):
             self.apply(grads, variables)
         elif grads:
-            self._apply(grads, variables)
+            self._apply(grads, variables, loss)
         return self.iterations
 
-    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> View:
+    def apply(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None, *, loss: Any = None
+    ) -> View:
         """Apply gradients to variables, from two lists. None: all variables, in the order of `build`."""
         grads = list(check_iterable("grads", grads))
         if trainable_variables is None:
@@ -208,10 +213,10 @@ class Optimizer(Registry, Scoped, Losses):
                 f"{len(variables)} variables"
             )
         if grads:
-            self._apply(grads, variables)
+            self._apply(grads, variables, loss)
         return self.iterations
 
-    def _apply(self, grads: list[Any], variables: list[Any]) -> None:
+    def _apply(self, grads: list[Any], variables: list[Any], loss: Any) -> None:
         """Validate the arguments, register new variables, and step; if that raises, undo it."""
         if self._mapped_variables:
             return self._apply_in_scope(grads, variables)
@@ -226,14 +231,16 @@ class Optimizer(Registry, Scoped, Losses):
             given = {self._keys[id(v)]: g for v, g in zip(variables, grads, strict=True) if g is not None}
             with uninterrupted():  # else an exception between the donating call and the end would lose arrays
                 try:
-                    self._step(given)
+                    self._step(given, None if loss is None else as_array(value_of(loss), "loss"))
                 except BaseException:
                     self._restore(before)
                     raise
 
-    def _step(self, given: dict[str, Any]) -> None:
+    def _step(self, given: dict[str, Any], loss: Any) -> None:
         """Take a step with the gradients `given` by path."""
         call = self._prepare_step(given)
+        if loss is not None:
+            call = call._replace(hyper=call.kernel.program.offered(call.hyper, loss))
         # Without an axis the argument is left out, so that both faces share one program.
         reduce = {} if self._options.axis_name is None else {"reduce": False}
         step = call.kernel.compiled.step_donating if self.jit_compile else uncompiled(call.kernel.program)
@@ -270,7 +277,8 @@ class Optimizer(Registry, Scoped, Losses):
         """Return new parameters by path, and `state` after the step: `call` returned `params` and `result`."""
         if not isinstance(result.slots, Packed):
             result = result._replace(slots=updated(state.slots, result.slots))
-        return params, result._replace(hyperparams=state.hyperparams)
+        used = {name: call.hyper[name] for name in self._sources.functions}  # what the step's schedules gave
+        return params, result._replace(hyperparams=state.hyperparams | used)
 
     def _accept_results(self, call: Call, params: Any, result: State) -> None:
         """Set the state and the variables to the results of `call`."""
@@ -278,60 +286,20 @@ class Optimizer(Registry, Scoped, Losses):
         self._put(state)
         in_full(lambda k: self._handles[k].write(params[k]), params)
 
-    @locked
-    def stateless_apply(
-        self,
-        optimizer_variables: Sequence[Any],
-        grads: Sequence[Any],
-        trainable_variables: Sequence[Any],
-        skip_gradients_aggregation: bool = False,
-    ) -> tuple[list[Any], list[Any]]:
-        """Compute one step as a pure function of lists of arrays, for use inside `jit`, `shard_map` or `pmap`.
-
-        Args:
-            optimizer_variables: the values of `variables`, in that order.
-            grads: a gradient or None for each variable that the optimizer was built with.
-            trainable_variables: the values of these variables.
-            skip_gradients_aggregation: True if gradients are summed over `axis_name` already.
-
-        Returns:
-            (new trainable_variables, new optimizer_variables), as Keras returns them.
-
-        Raises:
-            TypeError: if an element is not numeric. ValueError: if the optimizer is not built, or a list has the wrong
-                length.
-        """
-        paths, views = self._paths, self._listed()
-        if not paths:
-            raise ValueError("`stateless_apply` needs a built optimizer. Call `build(variables)` first.")
-        if self._unbound and isinstance(self._rule, Hooks):
-            raise ValueError(
-                f"`stateless_apply` needs the variables {[*self._unbound]}. Call `build(variables)` first."
-            )
-        optimizer_variables = of_length("optimizer_variables", optimizer_variables, len(views))
-        grads = of_length("grads", grads, len(paths))
-        variables = of_length("trainable_variables", trainable_variables, len(paths))
-        state = self._state_with(views, cast_like(views, optimizer_variables))
-        params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
-        grads = without_frozen(grads, [self._handles.get(path) for path in paths], stacklevel=2)
-        given = {path: g if g is None else as_gradient(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
-        new, state = self._pure_step(given, state, params, reduce=not skip_gradients_aggregation)
-        states = self._states_of(state)
-        return [new[path] for path in paths], [read(states[id(view.optimizer)], view.place) for view in views]
-
     def view(self, place: Place) -> View:
         """Return the array at `place` of the state as an assignable variable (`state_views`)."""
         return view(self, place)
 
     @locked
     def __repr__(self) -> str:
-        rule, options = self._rule, arguments_of(self._options, defaults=getattr(self._rule, "defaults", {}))
+        rule, functions = self._rule, self._sources.functions
+        options = arguments_of(self._options.bind(functions), defaults=getattr(rule, "defaults", {}))
         if isinstance(rule, Foreign):
             return call(type(self).__name__, repr(rule.tx), *options)
         rate = self._rate_source if self._rate_source is not None else self._rate_given()
         if not isinstance(rule, Rule):  # hooks
             return call(type(self).__name__, f"learning_rate={rate!r}", *options)
-        rule = rule.bind({"learning_rate": rate})
+        rule = rule.bind(functions | {"learning_rate": rate})
         own = [repr(rule)] if type(self) is Optimizer else arguments_of(rule, always="learning_rate")
         return call(type(self).__name__, *own, *options)
 

@@ -22,11 +22,12 @@ from jaxopt_keras.stateful.custom.stand_ins import StandIn
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.settings import Exclusion, Settings
+from jaxopt_keras.stateful.sources import Sources
 from jaxopt_keras.stateful.validation import checked_gradient, refuse_traced
 from jaxopt_keras.stateful.variable import check_iterable, deduplicated, unique_name
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 
-_NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_rate_now", "_nested", "_traced")
+_NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_loss_seen", "_nested", "_traced")
 
 
 class Registry(Settings, Custom):
@@ -46,8 +47,8 @@ class Registry(Settings, Custom):
             _kept=None,  # the state; after a step its slots are packed, if that is faster
             _rule=None,
             _options=options,
-            _rate_source=None,  # a schedule, or a function without arguments; None: the number in state.hyperparams
-            _rate_now=None,  # the rate of that source, as a function of the step
+            _loss_seen=None,  # the loss of the last gradients that `minimize` computed
+            _sources=Sources({}, {}),  # the hyperparameters that are functions: the others are in state.hyperparams
             _paths=[],  # of the variables, in the order of registration
             _handles={},  # path -> Handle
             _keys={},  # id of a variable, or of its stand-in -> path
@@ -190,7 +191,7 @@ class Registry(Settings, Custom):
             if self._unbound.pop(key, None) is None:
                 fresh.append(key)
                 self._paths.append(key)
-        object.__setattr__(self, "_kernel_cache", None)
+        object.__setattr__(self, "_kernel_cache", "_loss_seen", None)
         return fresh
 
     def _unpacked_buffers(self, grads: list[Any], variables: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -241,13 +242,11 @@ class Registry(Settings, Custom):
         attributes.update(kept, _handles={}, _keys=keys, _kernel_cache=None, _views=views, _stand_ins=stand_ins)
         attributes.update(_nested={}, _traced=None)
         attributes["_kept"] = jax.tree.map(jnp.asarray, kept["_kept"])
-        if self._rate_source is not None:
-            self._configure_rate(self._rate_source)
 
     @locked
     def __copy__(self) -> Self:
         """Return a copy for the same variables, with a copy of the state."""
-        shared = [self._options, self._rate_source, *(h.variable for h in self._handles.values())]
+        shared = [self._options, *(h.variable for h in self._handles.values())]
         if not isinstance(self._rule, Hooks):
             shared.append(self._rule)
         inner = {id(o): copy.copy(o) for o in getattr(self, "_inner", ())}

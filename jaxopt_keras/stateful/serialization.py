@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Any
 
-from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.optimizers import CLASSES, FUNCTIONS
+from jaxopt_keras.language.rule import RATE, Rule
+from jaxopt_keras.optimizers import CLASSES, FUNCTIONS, MORE_CLASSES
+from jaxopt_keras.stateful.configs import arguments_of
 from jaxopt_keras.stateful.optimizer import Optimizer
-from jaxopt_keras.stateful.settings import arguments_of
 from jaxopt_keras.stateful.variable import check
 
 WRAPPERS: dict[str, Any] = {}  # classes around other optimizers, by name; each module adds its own
+NAMED = CLASSES | MORE_CLASSES
 _LIBRARIES = ("jaxopt_keras", "keras", "tf_keras")  # libraries whose optimizers have the names and settings of ours
 
 
@@ -27,7 +28,7 @@ def serialize(optimizer: Optimizer) -> dict[str, Any]:
     config = optimizer.get_config()
     is_rule = type(optimizer) is Optimizer and isinstance(optimizer._rule, Rule)  # created by `from_rule`
     cls = type(optimizer._rule) if is_rule else type(optimizer)
-    module = CLASSES[cls.__name__].__module__ if cls.__module__.startswith("jaxopt_keras.rules") else cls.__module__
+    module = NAMED[cls.__name__].__module__ if cls.__module__.startswith("jaxopt_keras.rules") else cls.__module__
     return {"module": module, "class_name": cls.__name__, "config": config, "registered_name": None}
 
 
@@ -49,7 +50,10 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = 
         return cls.from_config(settings, custom_objects)
     arguments = arguments_of(settings, custom_objects)
     own = {f.name: arguments.pop(f.name) for f in dataclasses.fields(cls) if f.name in arguments}
-    return Optimizer.from_rule(cls(**own), **arguments)
+    rule = cls(**own)
+    if RATE in arguments:  # of a modifier: the rate of the rule inside
+        rule = rule.replaced(learning_rate=arguments.pop(RATE))
+    return Optimizer.from_rule(rule, **arguments)
 
 
 def get(identifier: Any) -> Any:
@@ -80,7 +84,7 @@ def _class(name: str, module: str | None, custom_objects: dict[str, Any]) -> Any
     check(isinstance(custom_objects, dict), "custom_objects", custom_objects, "a dict of classes by name")
     if name in custom_objects:
         return custom_objects[name]
-    known = {cls.lower(): value for cls, value in (CLASSES | WRAPPERS).items()}
+    known = {cls.lower(): value for cls, value in (NAMED | WRAPPERS).items()}
     known |= zip(FUNCTIONS, CLASSES.values(), strict=True)  # schedule_free_adamw
     package, _, short = name.rpartition(">")  # registered with Keras as "package>name"
     ours = (module or "keras").split(".")[0] in _LIBRARIES and package in ("", "jaxopt_keras")

@@ -1,49 +1,43 @@
-"""Settings of an optimizer: its learning rate, hyperparameters and options, the kernel and the config that they define.
+"""Settings of an optimizer: its learning rate, hyperparameters and options, and the kernel that they define.
 
 Setting a number compiles nothing.
 """
 
 import dataclasses
 import re
-import warnings
 from collections.abc import Sequence
 from types import NoneType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
-from jaxopt_keras import schedules
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import warn_of
-from jaxopt_keras.language.options import EXTRAS, Options
+from jaxopt_keras.language.fields import RATE as RATE_NAME
+from jaxopt_keras.language.fields import is_function
+from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.paths import first_match
-from jaxopt_keras.language.rule import Count, Field, Rate, Rule, as_scalar, with_python_numbers
+from jaxopt_keras.language.rule import Count, Field, Rule, as_scalar, with_python_numbers
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.configs import RATE_FIELD, Configs
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.older_names import hyper_key
 from jaxopt_keras.stateful.custom.overrides import overrides
 from jaxopt_keras.stateful.lock import locked
 from jaxopt_keras.stateful.packed_variables import Buffer
+from jaxopt_keras.stateful.sources import separated
 from jaxopt_keras.stateful.state_views import RATE, SCHEDULED, View, slots_of, with_slots, without_masked
-from jaxopt_keras.stateful.transactions import Transactions
-from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
+from jaxopt_keras.stateful.transactions import OPTIONS
+from jaxopt_keras.stateful.variable import check, check_iterable, value_of
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 from jaxopt_keras.storage import formats
 
-RATE_FIELD = Field.read(Rate)
 COUNT = Field.read(Count)
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
-# The keys of a Keras optimizer's config, in Keras's order.
-KEYS = (
-    "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum", "ema_overwrite_frequency",
-    "loss_scale_factor", "gradient_accumulation_steps",
-)  # fmt: skip
 
 
 class ExcludedPaths(NamedTuple):
@@ -63,8 +57,8 @@ class Exclusion(NamedTuple):
     paths: frozenset[str] = frozenset()  # of excluded variables that a copy has not registered yet
 
 
-class Settings(Transactions):
-    """Settings of an optimizer: learning rate, hyperparameters, options, exclusions from weight decay, config."""
+class Settings(Configs):
+    """Settings of an optimizer: learning rate, hyperparameters, options, exclusions from weight decay."""
 
     @property
     @locked
@@ -75,7 +69,7 @@ class Settings(Transactions):
         return self._present_rate()
 
     def _present_rate(self) -> Any:
-        if self._rate_source is not None and not self._in_hooks:  # in hooks the view has the step's rate
+        if RATE_NAME in self._sources and not self._in_hooks:  # in hooks the view has the step's rate
             return self.view(SCHEDULED).value
         if "learning_rate" not in self._kept.hyperparams:
             raise AttributeError(
@@ -104,16 +98,9 @@ class Settings(Transactions):
     def _configure_rate(self, value: Any) -> Any:
         """Make `value`, a number, schedule or function, the source of the rate. Return the number, or None."""
         value = value_of(value)
-        if callable(value) and not isinstance(value, type):
-            rate = jax.jit(lambda step: _rate_scalar(value(step)))
-            object.__setattr__(self, "_rate_source", value)
-            object.__setattr__(
-                self, "_rate_now", rate if schedules.is_schedule(value) else lambda _: _rate_scalar(value())
-            )
-            number = None
-        else:
-            number = RATE_FIELD.check("learning_rate", value)
-            object.__setattr__(self, "_rate_source", None)
+        function = is_function(RATE_FIELD, value)
+        number = None if function else RATE_FIELD.check(RATE_NAME, value)
+        self._set_sources({RATE_NAME: value} if function else {}, RATE_NAME)
         if isinstance(self._rule, Rule):
             rule = self._rule.bind({"learning_rate": 1e-3 if number is None else number})
             object.__setattr__(self, "_rule", rule)
@@ -123,9 +110,25 @@ class Settings(Transactions):
 
     def _hyper(self, state: State) -> dict[str, Any]:
         """Return the hyperparameters of the next step."""
-        if self._rate_source is None:
-            return state.hyperparams
-        return state.hyperparams | {"learning_rate": self._rate_now(state.count)}
+        return state.hyperparams | self._sources.at(state.count)
+
+    def _set_sources(self, functions: dict[str, Any], *numbers: str) -> None:
+        """Add hyperparameters that are functions; those named in `numbers`, if not among these, are none any more."""
+        own = self._rule.declared() if isinstance(self._rule, Rule) else {}
+        fields = {RATE_NAME: RATE_FIELD} | OPTIONS | own
+        object.__setattr__(self, "_sources", self._sources.updated(functions, numbers, fields))
+
+    def _with_functions(self) -> tuple[Any, Options]:
+        """Return the rule and the options, with functions in the place of their stand-ins."""
+        rule = self._rule
+        if isinstance(rule, Rule):
+            rule = rule.bind({RATE_NAME: self._rate_given()} | self._sources.functions)
+        return rule, self._options.bind(self._sources.functions)
+
+    @property
+    def _rate_source(self) -> Any:
+        """A schedule, or a function without arguments; None: the rate is the number in `state.hyperparams`."""
+        return self._sources.get(RATE_NAME)
 
     @property
     def iterations(self) -> View:
@@ -175,8 +178,15 @@ class Settings(Transactions):
                 h = self._handle(v)
                 h.write(jnp.array(average, h.dtype))
 
-    def _configure(self, rule: Any, options: Options) -> None:
-        """Use new settings. Numbers compile nothing; slots that the settings add are created, others are kept."""
+    def _configure(self, rule: Any, options: Options, *changed: str) -> None:
+        """Use new settings. Numbers compile nothing; slots that the settings add are created, others are kept.
+
+        Args:
+            rule, options: the settings, with a stand-in for each number that is a function and is not `changed`.
+            *changed: the names of settings that may be functions, or may have been.
+        """
+        rule, of_rule = separated(rule) if isinstance(rule, Rule) else (rule, {})
+        options, of_options = separated(options)
         rule, options = with_python_numbers(rule) if isinstance(rule, Rule) else rule, with_python_numbers(options)
         for name in getattr(rule, "required", ()):
             if getattr(options, name) is None:
@@ -194,6 +204,7 @@ class Settings(Transactions):
             kept = {n: tree for n, tree in state.slots.items() if tree or n in fresh.slots}
             state = state._replace(scalars=scalars, slots=kept)
         self.__dict__.update(_rule=rule, _options=options, _kernel_cache=kernel)
+        self._set_sources(of_rule | of_options, *changed)
         self._set_state(state._replace(hyperparams=hyper))
 
     def _with_initial_slots(self, kernel: Kernel, handles: dict[str, Handle]) -> tuple[State, State]:
@@ -252,83 +263,6 @@ class Settings(Transactions):
             return "exclude_from_weight_decay"
         return None
 
-    # --- configs ----------------------------------------------------------------------------------------------------
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as a dict that JSON can hold; the state is not part of it.
-
-        Keras's keys come first, in Keras's order, then other options that differ from their defaults. Functions
-        (constraints, a callable rate or exclusion) are left out, with a warning.
-
-        Raises:
-            TypeError: for an optimizer of an optax transformation, which is code.
-        """
-        if isinstance(self._rule, Foreign):
-            raise TypeError(f"{self.name} runs code that a config cannot hold. Pickle it, or construct it again.")
-        config = {"name": self.name, "learning_rate": self._rate_config()}
-        config |= {n: getattr(self._options, n) for n in KEYS}
-        if isinstance(self._rule, Rule):
-            own = {f.name: f for f in dataclasses.fields(self._rule) if f.name != "learning_rate"}
-            values = {n: getattr(self._rule, n) for n, f in own.items()}
-            code = [n for n, x in values.items() if callable(x) or isinstance(x, Rule)]
-            for name in code:
-                warnings.warn(f"`{name}` is code, which a config cannot hold. It is left out.", stacklevel=2)
-            shown = [n for n, f in own.items() if n not in code and (not f.kw_only or values[n] != f.default)]
-            config |= {n: _as_list(values[n]) for n in shown}
-        defaults = DEFAULTS | getattr(self._rule, "defaults", {})
-        for name in EXTRAS:
-            value = getattr(self._options, name)
-            if callable(value) or name == "constraints" and value:
-                warnings.warn(f"`{name}` contains functions, which a config cannot hold. It is left out.", stacklevel=2)
-            elif value != defaults[name]:
-                config[name] = _as_list(value)
-        return config
-
-    def _rate_config(self) -> Any:
-        """Return the config's `learning_rate`: a number, a schedule's config, or None."""
-        if isinstance(self._rate_source, schedules.LearningRateSchedule):
-            return schedules.serialize(self._rate_source)
-        if self._rate_source is not None:
-            warnings.warn("`learning_rate` is a function, which a config cannot hold. It is left out.", stacklevel=3)
-            return None
-        if "learning_rate" not in self._kept.hyperparams:
-            return None
-        return self._rate_given()
-
-    def _rate_given(self) -> float:
-        """Return the rate as a Python number: the one that was set, if the state still has it."""
-        given = self._rule.rate if isinstance(self._rule, Hooks) else self._rule.learning_rate
-        present = self._kept.hyperparams["learning_rate"]
-        if isinstance(present, Tracer) or present.is_deleted():
-            return given
-        return given if given is not None and float(present) == float(as_scalar(RATE_FIELD, given)) else float(present)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
-        """Return an optimizer with the arguments in `config`, which is not changed. `lr` means `learning_rate`."""
-        return cls(**arguments_of(config, custom_objects))
-
-
-def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the constructor arguments in a config of this library or of any Keras version.
-
-    Raises:
-        TypeError: if `config` is not a dict.
-    """
-    check(isinstance(config, dict), "config", config, "a dict")
-    arguments = dict(config)
-    if "lr" in arguments:
-        arguments["learning_rate"] = arguments.pop("lr")
-    rate = arguments.pop("learning_rate", None)
-    if rate is not None:
-        arguments["learning_rate"] = schedules.deserialize(rate, custom_objects) if isinstance(rate, dict) else rate
-    return arguments
-
-
-def _as_list(value: Any) -> Any:
-    """Convert tuples to lists, as JSON has them."""
-    return [_as_list(x) for x in value] if isinstance(value, tuple) else value
-
 
 def _converted(old: Any, fresh: Any) -> Any:
     """Return the old array in the storage format of the fresh one; the fresh one if the shapes differ."""
@@ -338,13 +272,3 @@ def _converted(old: Any, fresh: Any) -> Any:
     if old is None or getattr(old, "shape", None) != getattr(fresh, "shape", ()):
         return fresh
     return formats.quantize_like(formats.dequantize_slot(old, jnp.float32), fresh)
-
-
-def _rate_scalar(value: Any) -> Any:
-    """Convert the value of a schedule or function to a float array of rank 0."""
-    rate = as_array(value, "learning_rate")
-    if rate.shape:
-        raise ValueError(
-            f"`learning_rate` must be one number. Received: an array of shape {rate.shape} from its function"
-        )
-    return rate.astype(jnp.result_type(float))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
+from jaxopt_keras.engine.stages.accumulate import LOSSES, MICRO_STEP, SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED, USUAL
 from jaxopt_keras.language.rule import KerasOrder
@@ -29,7 +29,7 @@ SCHEDULED: Place = ("scheduled",)
 """Not in the state: the rate that the optimizer's schedule or function has at present."""
 OPTION_SLOTS = (AVERAGE, SUM, MASTER)
 """Names of the slots that options add to the rule's."""
-OPTION_SCALARS = (MICRO_STEP, SKIPPED, USUAL)
+OPTION_SCALARS = (MICRO_STEP, LOSSES, SKIPPED, USUAL)
 """Names of the scalars that options add to the rule's."""
 
 
@@ -228,7 +228,7 @@ def slot_groups(state: Any, rule: Any, custom_names: list[str]) -> list[tuple[st
         custom_names: names of the slots and variables that a user's class created, in the order of creation.
     """
     declared = list(getattr(rule, "keras", KerasOrder()).slot_groups)
-    fields = list(getattr(getattr(rule, "State", None), "_fields", ()))
+    fields = list(rule.slots()) if hasattr(rule, "slots") else []
     known = {name for group in declared for name in group} | set(OPTION_SLOTS)
     others = [name for name in fields if name not in known]
     found = {name for name, tree in state.slots.items() if tree and name not in known and name not in others}

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +34,10 @@ class Transactions:
                 return self._get_hyper(name)
             if self._in_hooks:
                 self._read_names.add(name)
-            if isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
+            if name in self._sources:
+                value = self._hyper(self._kept)[name]
+                return getattr(value, "value", value)  # of a number and its complement
+            if isinstance(self._rule, Rule) and name in self._rule.declared():
                 return getattr(self._rule, name)
             if name in OPTIONS:
                 return getattr(self._options, name)
@@ -56,10 +58,10 @@ class Transactions:
         own = hasattr(type(self), name) or name in self.__dict__
         if not own and name in self._hypers:
             self._set_hyper(name, value)
-        elif not own and isinstance(self._rule, Rule) and name in fields_of(type(self._rule)):
-            self._configure(dataclasses.replace(self._rule, **{name: value_of(value)}), self._options)
+        elif not own and isinstance(self._rule, Rule) and name in self._rule.declared():
+            self._configure(self._rule.replaced(**{name: value_of(value)}), self._options, name)
         elif not own and name in OPTIONS:
-            self._configure(self._rule, dataclasses.replace(self._options, **{name: value_of(value)}))
+            self._configure(self._rule, self._options.replaced(**{name: value_of(value)}), name)
         else:
             object.__setattr__(self, name, value)
             if name not in ("name", "built") and not isinstance(getattr(type(self), name, None), property):

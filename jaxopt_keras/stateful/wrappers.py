@@ -205,7 +205,7 @@ class Wrapper(Optimizer):
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         raise AttributeError(f"{type(self).__name__} has no weight decay of its own. {INNER}")
 
-    def _configure(self, rule: Any, options: Options) -> None:
+    def _configure(self, rule: Any, options: Options, *changed: str) -> None:
         raise AttributeError(f"{type(self).__name__} has no options of its own. {INNER}")
 
     def __repr__(self) -> str:

@@ -128,5 +128,3 @@ def test_a_spike_is_greater_than_usual(value):
 def test_another_limit_compiles_nothing():
     assert jk.adam(skip_spikes=3.0).skeleton == jk.adam(skip_spikes=4.0).skeleton
     assert jk.adam(skip_spikes=3.0) != jk.adam(skip_spikes=4.0)
-    with pytest.raises(TypeError, match="Only `learning_rate` may be a schedule"):
-        jk.adam(skip_spikes=lambda step: 3.0)

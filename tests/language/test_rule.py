@@ -323,7 +323,7 @@ def test_a_class_has_few_public_names(name):
 
 
 def test_public_names_are_counted():
-    assert len([name for name in dir(Rule) if not name.startswith("_")]) <= 25  # inherited ones too
+    assert len([name for name in dir(Rule) if not name.startswith("_")]) <= 30  # inherited ones too
     text = "class A:\n  a = b, c = 1, 2\n  d: int\n  def e(self): ...\n  _f = 3"
     [node] = ast.parse(text).body
     assert isinstance(node, ast.ClassDef) and public_names(node.body) == set("abcde")

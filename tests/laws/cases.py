@@ -14,10 +14,11 @@ import pytest
 
 from jaxopt_keras import Kernel, Options, Rule, rules
 from jaxopt_keras.engine.core import Now
-from jaxopt_keras.engine.cores.leafwise import At, route
+from jaxopt_keras.engine.cores.leafwise import At
+from jaxopt_keras.language.modifier import is_joint, routed
 from jaxopt_keras.language.rule import fields_of
 
-RULES = [x for x in vars(rules).values() if isinstance(x, type) and issubclass(x, Rule)]
+RULES = [x for x in vars(rules).values() if isinstance(x, type) and issubclass(x, Rule) and not x.takes]
 RATE = 0.0625  # exact in every dtype, and large enough for a step to show in bfloat16
 
 
@@ -51,7 +52,7 @@ def switched(cls: type[Rule]) -> dict[str, Any]:
             values[f.name] = not f.default
         elif field.traced or int in field.types:
             if f.default is None or f.default == 0:
-                values[f.name] = 0.125 if field.traced else 2
+                values[f.name] = next(x for x in ((0.125, 2.0) if field.traced else (2,)) if x in (field.range or [x]))
             elif NoneType in field.types:
                 values[f.name] = None
     module = importlib.import_module(f"tests.oracles.{cls.__module__.rpartition('.')[2]}")
@@ -80,7 +81,7 @@ TOLD_APART = "SGD-keras Adam-keras Nadam-keras ScheduleFreeAdamW-optax Lamb-kera
 RULE_BY_RULE = [case for case in SWITCHED if case.rule.variant == case.rule.variants[0]]
 KINDS = [case for case in SWITCHED if str(case).removesuffix("-switched") in TOLD_APART]
 PLAIN_KINDS = [case for case in FIRST if type(case.rule) in {type(kind.rule) for kind in KINDS}]
-ELEMENTWISE = [case for case in SWITCHED if case.rule.grain == "element"]
+ELEMENTWISE = [case for case in SWITCHED if case.rule.grain == "element" and not is_joint(case.rule)]
 FEW = [pick(ELEMENTWISE, key=lambda case: len(case.rule.slots())) for pick in (min, max)]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_rule = pytest.mark.parametrize("case", RULE_BY_RULE, ids=str)
@@ -143,20 +144,34 @@ def slots_at(state: Any, *path: Any) -> dict[str, Any]:
     return found
 
 
-def by_hand(case: Case, path: str, p: Any, grads: list[Any]) -> np.ndarray:
-    """The rule itself on one parameter, in float64, every hyperparameter a Python float: no engine, nothing traced."""
+def by_hand(case: Case, params: Any, grads: list[Any]) -> dict[str, np.ndarray]:
+    """The rule itself, in float64, every hyperparameter a Python float: no engine, nothing traced."""
     with jax.enable_x64(True):
-        p, grads = jnp.asarray(p, float), [jnp.asarray(g, float) for g in grads]
-        rule = route(case.rule, path, p)
-        s, scalars, decay = rule.init(p), rule.scalars(), case.options.weight_decay
-        shrink = rule.decoupled(decay)
+        params, grads = jax.tree.map(lambda x: jnp.asarray(x, float), (params, grads))
+        decay, scalars = case.options.weight_decay, case.rule.scalars()
+        rules = {path: routed(case.rule, path, p) for path, p in params.items()}
+        slots = {path: rule.init(params[path]) for path, rule in rules.items()}
         for i, g in enumerate(grads):
             now = Now(jnp.asarray(i + 1.0), RATE, decay, {})
-            scalars = None if scalars is None else case.rule.advance(scalars, At.of(now, scalars))
-            p = p if shrink is None else p * (1 - RATE * shrink)
-            step, s = rule.update(g, p, s, At.of(now, scalars))
-            p = p + step
-        return np.asarray(p)
+            for path, rule in rules.items():
+                shrink = rule.decoupled(decay)
+                params[path] = params[path] if shrink is None else params[path] * (1 - RATE * shrink)
+            everything = {path: (g[path], params[path], slots[path]) for path in rules}
+            at = At.of(now, advanced(case.rule, everything, now, scalars), scalars)
+            scalars = at.scalars
+            for path, rule in rules.items():
+                step, slots[path] = rule.update(*everything[path], at)
+                params[path] = params[path] + step
+        return jax.tree.map(np.asarray, params)
+
+
+def advanced(rule: Rule, arrays: dict[str, Any], now: Now, scalars: Any) -> Any:
+    """The next scalars, for arrays `{path: (gradient, parameter, slots)}`."""
+    if scalars is None:
+        return None
+    shares = [rule.share(*x, At.of(now, scalars, scalars)) for x in arrays.values()] if is_joint(rule) else []
+    sums = jax.tree.map(lambda *x: sum(x), *shares) if shares else None
+    return rule.advance(scalars, At.of(now, scalars, scalars, sums))
 
 
 def types(tree: Any) -> Any:

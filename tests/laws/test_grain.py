@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxopt_keras.engine.core import Now
-from jaxopt_keras.engine.cores.leafwise import At, route
-from tests.laws.cases import RATE, assert_close, draw, every_case
+from jaxopt_keras.engine.cores.leafwise import At
+from jaxopt_keras.language.modifier import routed
+from tests.laws.cases import RATE, advanced, assert_close, draw, every_case
 
 STEPS = 3
 ARRAYS = {"a": (4, 3), "b": (5,), "c": ()}
@@ -30,8 +31,8 @@ class Packed(At):
     """The norms of several arrays in one buffer, each at the elements of its array."""
 
     @classmethod
-    def over(cls, now, scalars, parts):
-        clock = cls.of(now, scalars)
+    def over(cls, now, scalars, before, parts):
+        clock = cls.of(now, scalars, before)
         clock.parts = parts
         return clock
 
@@ -45,15 +46,21 @@ class Packed(At):
         return jax.ops.segment_sum(jnp.abs(x) ** 2, self.parts, num_segments=len(ARRAYS))[self.parts]
 
 
-def steps(case, rule, clock, p, grads):
-    """The parameter and the slots after some updates by the bare rule."""
-    s, scalars = rule.init(p), rule.scalars()
+def steps(case, rule, clock, params, grads):
+    """The parameters and the slots, by path, after some updates by the bare rule."""
+    slots, scalars = {path: rule.init(p) for path, p in params.items()}, rule.scalars()
     for i, g in enumerate(grads):
         now = Now(jnp.float32(i + 1), RATE, case.options.weight_decay, {})
-        scalars = None if scalars is None else rule.advance(scalars, At.of(now, scalars))
-        step, s = rule.update(g, p, s, clock(now, scalars))
-        p = p + step
-    return p, s
+        arrays = {path: (g[path], p, slots[path]) for path, p in params.items()}
+        before, scalars = scalars, advanced(rule, arrays, now, scalars)
+        ends = {path: rule.update(*x, clock(now, scalars, before)) for path, x in arrays.items()}
+        params = {path: p + ends[path][0] for path, p in params.items()}
+        slots = {path: s for path, (_, s) in ends.items()}
+    return {path: (params[path], slots[path]) for path in params}
+
+
+def alone(p, grads):
+    return {"": p}, [{"": g} for g in grads]
 
 
 def flat(tree):
@@ -62,7 +69,7 @@ def flat(tree):
 
 def of_shape(case, shape):
     """The rule, or the one that it leaves such arrays to."""
-    return route(case.rule, "", jnp.zeros(shape))
+    return routed(case.rule, "", jnp.zeros(shape))
 
 
 @every_case
@@ -72,12 +79,13 @@ def test_grain_is_enough(case):
     if rule.grain == "matrix":
         pytest.skip("claims nothing")
     params, grads = draw(ARRAYS, 0), [draw(ARRAYS, 1 + i) for i in range(STEPS)]
-    single = {n: steps(case, rule, At.of, params[n], [g[n] for g in grads]) for n in ARRAYS}
+    single = steps(case, rule, At.of, params, grads)
     expected = jax.tree.map(lambda *parts: flat(parts), *single.values())
 
     parts = jnp.concatenate([jnp.full(params[n].size, i) for i, n in enumerate(ARRAYS)])
     clock = WithoutReductions.of if rule.grain == "element" else lambda *x: Packed.over(*x, parts)
-    assert_close(steps(case, rule, clock, flat(params), [flat(g) for g in grads]), expected, STEPS)
+    joined = steps(case, rule, clock, *alone(flat(params), [flat(g) for g in grads]))
+    assert_close(joined[""], expected, STEPS)
 
 
 @every_case
@@ -86,8 +94,9 @@ def test_grain_is_needed(case):
     p, grads = draw(LARGE, 0)["matrix"], [draw(LARGE, 1)["matrix"]]
     if rule.grain == "leaf":
         with pytest.raises(LookupError):
-            steps(case, rule, WithoutReductions.of, p, grads)
+            steps(case, rule, WithoutReductions.of, *alone(p, grads))
     if rule.grain == "matrix":
-        as_vector, _ = steps(case, of_shape(case, p.size), At.of, p.ravel(), [g.ravel() for g in grads])
-        as_matrix, _ = steps(case, rule, At.of, p, grads)
+        vector = alone(p.ravel(), [g.ravel() for g in grads])
+        as_vector, _ = steps(case, of_shape(case, p.size), At.of, *vector)[""]
+        as_matrix, _ = steps(case, rule, At.of, *alone(p, grads))[""]
         assert jnp.max(jnp.abs(as_vector - as_matrix.ravel())) > 1e-3 * RATE

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_keras import Kernel
+from jaxopt_keras.language.modifier import is_joint
 from jaxopt_keras.language.rule import fields_of
 from tests.laws.cases import (
-    SMALL,
     assert_close,
     assert_rounded,
     assert_same_bits,
@@ -56,8 +56,7 @@ def test_as_python_floats(case):
     """So a hyperparameter loses no more in float32 than any other number."""
     params, grads = parameters(), gradients(STEPS)
     final, _ = run(case.kernel(), params, grads)
-    for name in SMALL:
-        expected = by_hand(case, name, params[name], [g[name] for g in grads])
+    for name, expected in by_hand(case, params, grads).items():
         assert_rounded(final[name], expected, rounding(jnp.float32, STEPS), name)
 
 
@@ -66,7 +65,9 @@ def redrawn(kernel, draw):
 
     def other(group):
         ranges = {name: fields_of(type(group))[name].range for name in group.traced()}
-        numbers = {n: draw(st.floats(-1, 1).filter(lambda x, r=r: x and x in r), label=n) for n, r in ranges.items()}
+        low = {n: max(r.low, r.above, -1) for n, r in ranges.items()}
+        drawn = {n: st.floats(low[n], low[n] + 1).filter(lambda x, r=r: x and x in r) for n, r in ranges.items()}
+        numbers = {n: draw(x, label=n) for n, x in drawn.items()}
         return dataclasses.replace(group, **numbers)
 
     return Kernel(other(kernel.rule), other(kernel.options))
@@ -96,7 +97,10 @@ def test_replaced_numbers_count(case, data):
 def test_every_number_counts(case):
     """A number that is an argument but changes nothing has been baked in, or forgotten."""
     kernel = case.kernel()
+    late = {"growth_rate"}  # counts only where an estimate grows fast: tests/engine/test_sums.py
     for name, value in kernel.rule.traced().items():
+        if name in late:
+            continue
         changed = dataclasses.replace(kernel.rule, **{name: value / 2 + 0.01})
         assert_differ(kernel, Kernel(changed, kernel.options), f"`{name}`")
 
@@ -112,5 +116,7 @@ def test_every_number_of_the_options_counts(case, options):
 
 def assert_differ(kernel, changed, name):
     params, grads = parameters(), gradients(8)
+    if is_joint(kernel.rule):  # an estimate of the distance grows far from a solution: of one sign
+        grads = jax.tree.map(jnp.abs, grads)
     after, before = (jax.tree.leaves(run(k, params, grads)[0]) for k in (changed, kernel))
     assert any((a != b).any() for a, b in zip(after, before, strict=True)), f"{name} changes nothing"

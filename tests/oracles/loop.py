@@ -63,6 +63,7 @@ class Loop:
         self.variant, self.hyper = variant, hyper
         self.params = {name: to_float64(p) for name, p in params.items()}
         self.slots = {name: oracle.init(p, variant=variant, path=name, **hyper) for name, p in self.params.items()}
+        self.common = oracle.start(variant=variant, **hyper) if hasattr(oracle, "start") else None
         self.averages = {name: np.zeros_like(p) for name, p in self.params.items()} if use_ema else {}
         self.updates = 0
         self.micro_steps = 0
@@ -92,8 +93,13 @@ class Loop:
         t = self.updates + 1
         lr = self.learning_rate(self.updates) if callable(self.learning_rate) else self.learning_rate
         grads = self.clip(grads)
+        if self.common is not None:
+            arrays = grads, self.params, self.slots
+            decays = {name: None if name in self.exclude else self.weight_decay for name in grads}
+            more = {"variant": self.variant, "weight_decays": decays}
+            self.common = self.oracle.advance(self.common, *arrays, t, lr, **more, **self.hyper)
         for name, g in grads.items():
-            wd, hyper = self.weight_decay, self.hyper
+            wd, hyper = self.weight_decay, self.hyper | {"common": self.common}
             if name in self.exclude:
                 wd, hyper = None, {**hyper, "adam_weight_decay": None}
             self.params[name], self.slots[name] = self.oracle.update(

@@ -83,15 +83,16 @@ def common_options() -> list[str]:
 def test_a_stub_has_the_arguments_that_there_are(stub):
     """Their names, defaults, and the order of those that may be positional."""
     found = defined(stub())
-    assert found.keys() == set(optimizers.__all__ if stub is stubs.stub else optimizers.CLASSES)
+    in_keras = [*optimizers.CLASSES, *optimizers.MORE_CLASSES]
+    assert found.keys() == set(optimizers.__all__ if stub is stubs.stub else in_keras)
     for name, arguments in found.items():
         actual = inspect.signature(getattr(jaxopt_keras, name)).parameters
         listed = [x.arg for x in arguments.args]
-        assert listed == list(actual)[: len(listed)] and listed[0] == "learning_rate"
+        assert listed == list(actual)[: len(listed)] and listed[0] in ("learning_rate", "inner")
         own = [*listed, *(x.arg for x in arguments.kwonlyargs)]
         assert sorted([*own, *common_options()]) == sorted(actual)
         defaults = [ast.literal_eval(x) for x in (*arguments.defaults, *arguments.kw_defaults) if x is not None]
-        assert defaults == [actual[argument].default for argument in own]
+        assert defaults == [actual[argument].default for argument in own if argument != "inner"]
         assert arguments.kwarg and ast.unparse(arguments.kwarg.annotation) == "Unpack[CommonOptions]"
 
 

@@ -78,7 +78,7 @@ def switches_thrown(name: str) -> dict[str, Any]:
 def longer_memory(name: str) -> dict[str, float]:
     """Every decay ten times as close to one as its default; a momentum that is off becomes 0.9."""
     decays = {n: getattr(RULES[name], n) for n, field in fields_of(RULES[name]).items() if field.complement}
-    return {n: 1 - (1 - default) / 10 for n, default in decays.items()}
+    return {n: 1 - (1 - (0.9 if default is None else default)) / 10 for n, default in decays.items()}
 
 
 @in_float64

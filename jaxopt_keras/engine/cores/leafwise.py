@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,9 +14,16 @@ from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
 from jaxopt_keras.engine.cores.matrices import Job, update_matrices
 from jaxopt_keras.engine.cores.rule_state import present, state_of, traced_once
 from jaxopt_keras.language import numerics
+from jaxopt_keras.language.fields import is_function
+from jaxopt_keras.language.hyperparameters import scheduled_at, schedules_of
 from jaxopt_keras.language.matrix_rule import MatrixRule
+from jaxopt_keras.language.modifier import is_alike, is_joint, routed
+from jaxopt_keras.language.nested import filled
 from jaxopt_keras.language.numerics import Complemented, real_dtype
-from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar, fields_of
+from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar
+from jaxopt_keras.storage import hash_rng
+
+LOSS_TAKEN, KEY = "loss", "key"  # what a rule may take besides gradients
 
 
 class At(NamedTuple):
@@ -26,10 +33,21 @@ class At(NamedTuple):
     lr: Any
     weight_decay: Any
     scalars: Any
+    before: Any = None
+    sums: Any = None
+    loss: Any = None
+    key: Any = None
 
     @classmethod
-    def of(cls, now: Now, scalars: Any) -> "At":
-        return cls(now.t, now.lr, now.weight_decay, scalars)
+    def of(cls, now: Now, scalars: Any, before: Any = None, sums: Any = None) -> "At":
+        return cls(now.t, now.lr, now.weight_decay, scalars, before, sums, now.loss)
+
+    def inside(self) -> "At":
+        parts = (None if x is None else x.inner for x in (self.scalars, self.before, self.sums))
+        return self._replace(**dict(zip(("scalars", "before", "sums"), parts, strict=True)))
+
+    def at_rate(self, lr: Any) -> "At":
+        return self._replace(lr=lr)
 
     def norm(self, x: Array) -> Array:
         return numerics.norm(x)
@@ -37,12 +55,11 @@ class At(NamedTuple):
     def rms(self, x: Array) -> Array:
         return numerics.rms(x)
 
+    def sum(self, x: Array) -> Array:
+        return jnp.sum(x)
 
-def route(rule: Rule, path: str, p: Any) -> Rule:
-    """Return the rule that updates the parameter: `rule`, or the first of its fallbacks that accepts it."""
-    while not rule.accepts(path, p):
-        rule = rule.fallback
-    return rule.placed(path, p)
+    def mean(self, x: Array) -> Array:
+        return jnp.sum(x) / max(x.size, 1)
 
 
 def first_scalars(rule: Rule) -> Any:
@@ -52,11 +69,17 @@ def first_scalars(rule: Rule) -> Any:
     return jax.tree.map(start, rule.scalars(), is_leaf=lambda x: isinstance(x, Complemented))
 
 
-def _update(skeleton: Rule, g: Array, p: Any, slots: Slots, numbers: dict[str, Any], at: At) -> tuple[Any, Slots]:
+def _update(skeleton: Rule, numbers: dict[str, Any], g: Array, p: Any, slots: Slots, at: At) -> tuple[Any, Slots]:
     """Return the step and the new slots of one array."""
     rule = skeleton.bind(numbers)
     step, state = rule.update(g, p, state_of(rule, slots), at)
     return step, present(state)
+
+
+def _share(skeleton: Rule, numbers: dict[str, Any], g: Array, p: Any, slots: Slots, at: At) -> Any:
+    """Return the share of one array in the sums over all arrays."""
+    rule = skeleton.bind(numbers)
+    return rule.share(g, p, state_of(rule, slots), at)
 
 
 def _is_hashable(rule: Rule) -> bool:
@@ -73,6 +96,15 @@ class Leafwise(Core):
 
     rule: Rule
     any_slots: bool = False
+    seed: int = 0  # of random keys
+
+    @property
+    def needs_loss(self) -> bool:  # type: ignore[override]  # an attribute of the base class
+        return LOSS_TAKEN in self.rule.takes
+
+    @property
+    def joint(self) -> bool:  # type: ignore[override]  # likewise
+        return is_joint(self.rule)
 
     def arrays(self) -> dict[str, Any]:
         return self.rule.arrays()
@@ -81,18 +113,20 @@ class Leafwise(Core):
         return dataclasses.replace(self, rule=self.rule.skeleton())
 
     def replaced(self, **numbers: Any) -> "Leafwise":
-        return dataclasses.replace(self, rule=dataclasses.replace(self.rule, **numbers))
+        return dataclasses.replace(self, rule=self.rule.replaced(**numbers))
 
-    @property
-    def schedule(self) -> Any:
-        return self.rule.learning_rate if callable(self.rule.learning_rate) else None
+    def schedules(self) -> dict[str, Any]:
+        return schedules_of(self.rule)
+
+    def scheduled(self, step: Any) -> dict[str, Any]:
+        return scheduled_at(self.rule, step)
 
     @property
     def elementwise(self) -> bool:
-        return self.rule.grain == "element" and type(self.rule).accepts is Rule.accepts
+        return self.rule.grain == "element" and is_alike(self.rule) and KEY not in self.rule.takes
 
     def patterns(self) -> dict[str, tuple[str, ...]]:
-        fields = fields_of(type(self.rule)).items()
+        fields = self.rule.declared().items()
         return {n: _patterns(getattr(self.rule, n)) for n, f in fields if f.reader is not None and f.reader.searched}
 
     def slot_names(self) -> tuple[str, ...]:
@@ -106,7 +140,7 @@ class Leafwise(Core):
         slots = []
         bound = {dtype: self.rule.bind(cast(hyper, dtype)) for dtype in {real_dtype(p.dtype) for p in params}}
         for leaf, p in zip(layout.leaves, params, strict=True):
-            rule = route(bound[real_dtype(p.dtype)], leaf.path, p)
+            rule = routed(bound[real_dtype(p.dtype)], leaf.path, p)
             if jnp.iscomplexobj(p) and not rule.complex_ok:
                 raise TypeError(
                     f"{type(rule).__name__} has no complex form. Received: `{leaf.path}` of dtype {p.dtype}. "
@@ -116,45 +150,64 @@ class Leafwise(Core):
         return slots, present(first_scalars(self.rule.bind(hyper)))
 
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
-        return route(self.rule, leaf.path, p).kinds(p)
+        return routed(self.rule, leaf.path, p).kinds(p)
 
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
-        return route(self.rule.bind(now.hyper), leaf.path, p).decoupled(now.weight_decay)
+        return routed(self.rule.bind(now.hyper), leaf.path, p).decoupled(now.weight_decay)
 
     def update(
         self, layout: Layout, grads: list[Any], params: list[Any], slots: list[Slots], scalars: Slots, now: Now
     ) -> tuple[list[Any], list[Slots], Slots]:
-        bound = self.rule.bind(now.hyper)
-        shared = bound.scalars()
+        everything = enumerate(zip(layout.leaves, grads, params, slots, strict=True))
+        arrays = [(i, *x) for i, x in everything if x[1] is not None]
+        before = shared = self.rule.bind(now.hyper).scalars()
         if shared is not None:
-            shared = shared._replace(**scalars)
-            shared = bound.advance(shared, At.of(now, shared))
+            before = filled(shared, scalars)
+            shared = self._advanced(arrays, before, now)
             scalars = present(shared)
         steps, new = list[Any](grads), list(slots)
-        dtypes = {real_dtype(g.dtype) for g in grads if g is not None}
-        clocks = {dtype: self._clock(now, shared, dtype) for dtype in dtypes}
         known: dict[Any, Any] = {}
         jobs: dict[int, Job] = {}
-        for i, (leaf, g, p, s) in enumerate(zip(layout.leaves, grads, params, slots, strict=True)):
-            if g is not None:
-                bound, decaying, plain = clocks[real_dtype(g.dtype)]
-                rule, at = route(bound, leaf.path, g), decaying if leaf.decays else plain
-                skeleton = rule.skeleton()
-                if isinstance(skeleton, MatrixRule):
-                    jobs[i] = Job(skeleton, rule.traced(), g, p, s, at)
-                    continue
-                steps[i], new[i] = traced_once(_update, skeleton, known)(g, p, s, rule.traced(), at)
+        for i, job in self._jobs(arrays, now, shared, before):
+            if isinstance(job.skeleton, MatrixRule):
+                jobs[i] = job
+            else:
+                steps[i], new[i] = traced_once(_update, job.skeleton, known)(*job[1:])
         for i, (step, state) in zip(jobs, update_matrices([*jobs.values()]), strict=True):
             steps[i], new[i] = step, state
         return steps, new, scalars
 
-    def _clock(self, now: Now, shared: Any, dtype: Any) -> tuple[Rule, At, At]:
+    def _advanced(self, arrays: list[Any], before: Any, now: Now) -> Any:
+        """Return the scalars of this step from those of the last one, and from the sums over all arrays."""
+        rule, sums, known = self.rule.bind(now.hyper), None, dict[Any, Any]()
+        if is_joint(rule):
+            jobs = [job for _, job in self._jobs(arrays, now, before, before)]
+            found = [cast(traced_once(_share, job.skeleton, known)(*job[1:]), now.t.dtype) for job in jobs]
+            if not (shares := [x for x in found if x is not None]):
+                return before  # no array, so no sums
+            sums = jax.tree.map(lambda *x: sum(x), *shares)
+        return rule.advance(before, At.of(now, before, before, sums))
+
+    def _jobs(self, arrays: list[Any], now: Now, shared: Any, before: Any) -> Iterator[tuple[int, Job]]:
+        """Yield the index of each array, and its update: the rule for it, its numbers and its clock."""
+        dtypes = {real_dtype(g.dtype) for _, _, g, *_ in arrays}
+        clocks = {dtype: self._clock(now, shared, before, dtype) for dtype in dtypes}
+        for i, leaf, g, p, s in arrays:
+            bound, decaying, plain = clocks[real_dtype(g.dtype)]
+            rule, at = routed(bound, leaf.path, g), decaying if leaf.decays else plain
+            if KEY in rule.takes:
+                drawn = hash_rng.seeds(self.seed, [f"{leaf.path}/random"], now.t - 1)
+                at = at._replace(key=jax.random.key(drawn[0]))
+            yield i, Job(rule.skeleton(), rule.traced(), g, p, s, at)
+
+    def _clock(self, now: Now, shared: Any, before: Any, dtype: Any) -> tuple[Rule, At, At]:
         """Return the rule with its numbers in `dtype`, and its clocks for parameters with and without weight decay."""
-        local, scalars = cast(now, dtype), cast(shared, dtype)
-        return self.rule.bind(local.hyper), At.of(local, scalars), At.of(local._replace(weight_decay=None), scalars)
+        local, *scalars = cast((now, shared, before), dtype)
+        at = At.of(local, *scalars)
+        return self.rule.bind(local.hyper), at, at._replace(weight_decay=None)
 
     def averaged(self, leaf: Leaf, p: Array, slots: Slots, hyper: dict[str, Any]) -> Array:
-        rule = route(self.rule.bind(cast(hyper, real_dtype(p.dtype))), leaf.path, p)
+        rule = routed(self.rule.bind(cast(hyper, real_dtype(p.dtype))), leaf.path, p)
         return rule.averaged(p, state_of(rule, slots))
 
 
@@ -167,7 +220,7 @@ def _patterns(value: Any) -> tuple[str, ...]:
 def _slot_names(rule: Rule) -> tuple[str, ...]:
     """Return the names of all slots that the rule, or one of its fallbacks, creates for some shape."""
     params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (2,), (256, 256))]
-    rules = [route(rule, "", p) for p in params]
+    rules = [routed(rule, "", p) for p in params]
 
     def states(params: list[Any]) -> list[Any]:
         return [_with_numbers(own).init(p) for own, p in zip(rules, params, strict=True)]
@@ -176,5 +229,6 @@ def _slot_names(rule: Rule) -> tuple[str, ...]:
 
 
 def _with_numbers(rule: Rule) -> Rule:
-    """Return a skeleton with a number for each placeholder."""
-    return rule.bind({n: as_scalar(f, 0.5) for n, f in fields_of(type(rule)).items() if getattr(rule, n) is TRACED})
+    """Return a skeleton with a number for each placeholder and each function of the step."""
+    absent = lambda name, field: getattr(rule, name) is TRACED or is_function(field, getattr(rule, name))
+    return rule.bind({n: as_scalar(f, 0.5) for n, f in rule.declared().items() if absent(n, f)})

@@ -43,6 +43,9 @@ class Around(Program):
     def schedules(self) -> dict[str, Any]:
         return self.inner.schedules()
 
+    def offered(self, hyper: Any, loss: Any) -> Any:
+        return self.inner.offered(hyper, loss)
+
     def skeleton(self) -> Self:
         return dataclasses.replace(self, inner=self.inner.skeleton())
 

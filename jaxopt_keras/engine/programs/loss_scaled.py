@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_keras.engine.core import LOSS
 from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
@@ -40,6 +41,7 @@ class LossScaled(Around):
         check_names("scalars", (n for n in state.scalars if n in (SCALE, GOOD, SKIPPED)), (SCALE, GOOD, SKIPPED))
         scale, good = state.scalars[SCALE], state.scalars[GOOD]
         grads = unscaled(self.inner.summed(params, grads) if reduce else grads, scale)
+        hyper = _unscaled_loss(hyper, scale)
         finite = guard.is_finite(grads)
         skipped = state.scalars[SKIPPED] + (~finite).astype(jnp.int32)
         # The inner program may count skipped calls too, with the same counter: its guard decides after this one.
@@ -66,6 +68,15 @@ class LossScaled(Around):
 
     def loss_scale(self, state: State) -> Any:
         return state.scalars[SCALE]
+
+
+def _unscaled_loss(hyper: Any, scale: Any) -> Any:
+    """Return the run-time values, of groups too, with the loss divided by the scale."""
+    if isinstance(hyper, list):
+        return [_unscaled_loss(x, scale) for x in hyper]
+    if not isinstance(hyper, dict):
+        return hyper
+    return {name: unscaled(x, scale) if name == LOSS else _unscaled_loss(x, scale) for name, x in hyper.items()}
 
 
 def first_scalars(initial: float) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class Multi(Program):
         """Sum each program's gradients over its mapped axis."""
         return [program.summed(p, g) for program, p, g in zip(self.programs, params, grads, strict=True)]
 
+    def offered(self, hyper: Any, loss: Any) -> Any:
+        return [program.offered(h, loss) for program, h in zip(self.programs, hyper, strict=True)]
+
     def hyper(self) -> Any:
         return [program.hyper() for program in self.programs]
 

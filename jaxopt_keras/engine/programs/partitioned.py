@@ -74,6 +74,9 @@ class Partitioned(Around):
     def hyper(self) -> dict[str, Any]:
         return {name: program.hyper() for name, program in self.groups.items()}
 
+    def offered(self, hyper: Any, loss: Any) -> Any:
+        return {name: program.offered(hyper[name], loss) for name, program in self.groups.items()}
+
     def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
         found = {name: program.injected(hyper[name]) for name, program in self.groups.items()}
         return {name: values for name, values in found.items() if values}

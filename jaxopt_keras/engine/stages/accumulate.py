@@ -14,19 +14,27 @@ from jaxopt_keras.engine.stages.branches import branch
 
 SUM = "gradient_accumulator"
 MICRO_STEP = "micro_step"
+LOSSES = "loss_accumulator"
 
 
-def init(slots: list[dict[str, Any]], scalars: dict[str, Any], params: list[Array]) -> None:
-    """Add the sums of gradients, and the count of calls since the last update."""
+def init(slots: list[dict[str, Any]], scalars: dict[str, Any], params: list[Array], losses: bool) -> None:
+    """Add the sums of gradients, the count of calls since the last update and, with `losses`, the sum of the losses."""
     for s, p in zip(slots, params, strict=True):
         s[SUM] = jnp.zeros_like(p)
     scalars[MICRO_STEP] = jnp.zeros((), jnp.int32)
+    if losses:
+        scalars[LOSSES] = jnp.zeros((), jnp.result_type(float))
+
+
+def scalars(losses: bool) -> list[str]:
+    """Return the names of the scalars that `init` adds."""
+    return [MICRO_STEP, LOSSES] if losses else [MICRO_STEP]
 
 
 def run_every(
-    k: int, grads: list[Any], slots: list[dict[str, Any]], scalars: dict[str, Any], update: Any, idle: Any
+    k: int, grads: list[Any], slots: list[dict[str, Any]], scalars: dict[str, Any], update: Any, idle: Any, loss: Any
 ) -> Any:
-    """Run `update(means, slots, scalars)` on every k-th call, and `idle(slots, scalars)` on the others.
+    """Run `update(means, slots, scalars, mean loss)` on every k-th call, and `idle(slots, scalars)` on the others.
 
     Both return `((outputs, count), slots, scalars)` of the same types. A parameter without gradient in the k-th call is
     updated by the earlier gradients of the window; if there are none, or all are zeros, it does not change.
@@ -38,10 +46,12 @@ def run_every(
         jnp.where(first, 0 if g is None else g, s[SUM] if g is None else s[SUM] + g)
         for s, g in zip(slots, grads, strict=True)
     ]
-    slots, scalars = [without(s, SUM) for s in slots], without(scalars, MICRO_STEP)
+    losses = None if loss is None else jnp.where(first, loss, scalars[LOSSES] + loss)
+    slots, scalars = [without(s, SUM) for s in slots], without(scalars, MICRO_STEP, LOSSES)
 
     def real() -> Any:
-        (out, count), new, moved = update([s / (micro + 1).astype(s.real.dtype) for s in sums], slots, scalars)
+        mean = lambda s: s / (micro + 1).astype(s.real.dtype)
+        (out, count), new, moved = update(list(map(mean, sums)), slots, scalars, jax.tree.map(mean, losses))
         (still, _), _, _ = idle(slots, scalars)
         for i, g in enumerate(grads):
             if g is None:
@@ -51,7 +61,8 @@ def run_every(
 
     out, slots, scalars = branch(last, real, lambda: idle(slots, scalars))
     slots = [s | {SUM: a} for s, a in zip(slots, sums, strict=True)]
-    return out, slots, scalars | {MICRO_STEP: jnp.where(last, 0, micro + 1)}
+    added = {} if losses is None else {LOSSES: losses}
+    return out, slots, scalars | {MICRO_STEP: jnp.where(last, 0, micro + 1)} | added
 
 
 def without(slots: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from jaxopt_keras.interop.keras.adapter import Adapter
 from jaxopt_keras.interop.keras.wrappers import NAMED
 from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
 from jaxopt_keras.optimizers import CLASSES as STATEFUL
+from jaxopt_keras.optimizers import MORE_CLASSES
 from jaxopt_keras.stateful.optimizer import Optimizer
 
 
@@ -48,5 +49,6 @@ def adapted(stateful: type[Optimizer]) -> type[Adapter]:
 
 
 CLASSES: dict[str, type[Adapter]] = {name: adapted(stateful) for name, stateful in STATEFUL.items()}
-globals().update(CLASSES)
-__all__ = [*CLASSES, "as_keras"]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub lists the names
+MODIFIED: dict[str, type[Adapter]] = {name: adapted(stateful) for name, stateful in MORE_CLASSES.items()}
+globals().update(CLASSES | MODIFIED)
+__all__ = [*CLASSES, *MODIFIED, "as_keras"]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub lists the names

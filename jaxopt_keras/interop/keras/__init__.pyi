@@ -9,60 +9,63 @@ from jax import Array
 from jaxopt_keras.interop.keras.adapter import Adapter
 from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
 from jaxopt_keras.language.rule import Rule
-from jaxopt_keras.optimizers import CommonOptions, Rate
+from jaxopt_keras.optimizers import CommonOptions, Number, Rate
 from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.stateful.optimizer import Optimizer
 
 CLASSES: dict[str, type[Adapter]]
+MODIFIED: dict[str, type[Adapter]]
 
 class AdaBelief(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-16,
-        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-16,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adadelta(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, rho: float = 0.95, epsilon: float = 1e-07, weight_decay: float | None = None,
-        *, variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, rho: Number = 0.95, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adafactor(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_2_decay: float = -0.8, epsilon_1: float = 1e-30,
-        epsilon_2: float = 0.001, clip_threshold: float = 1.0, relative_step: bool = True,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_2_decay: Number = -0.8, epsilon_1: Number = 1e-30,
+        epsilon_2: Number = 0.001, clip_threshold: Number = 1.0, relative_step: bool = True,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         min_dim_size_to_factor: int | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adagrad(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, initial_accumulator_value: float = 0.1, epsilon: float = 1e-07,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, initial_accumulator_value: Number = 0.1, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adam(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-        amsgrad: bool = False, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+        amsgrad: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adamax(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class AdaMuon(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.999,
-        adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
-        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2, beta_2: float = 0.999,
+        self, learning_rate: Rate = 0.02, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.999,
+        adam_weight_decay: Number | None = 0.01, epsilon: Number = 1e-08, weight_decay: Number | None = 0.01, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+        muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2, beta_2: Number = 0.999,
         variant: Literal["authors"] = "authors",
         matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
         iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
@@ -74,40 +77,48 @@ class AdaMuon(Adapter):
 
 class AdamW(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, weight_decay: float | None = 0.004, beta_1: float = 0.9,
-        beta_2: float = 0.999, epsilon: float = 1e-07, amsgrad: bool = False, *,
+        self, learning_rate: Rate = 0.001, weight_decay: Number | None = 0.004, beta_1: Number = 0.9,
+        beta_2: Number = 0.999, epsilon: Number = 1e-07, amsgrad: bool = False, *,
         variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adan(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.98, beta_2: float = 0.92, beta_3: float = 0.99,
-        epsilon: float = 1e-08, weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
-        **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.98, beta_2: Number = 0.92, beta_3: Number = 0.99,
+        epsilon: Number = 1e-08, weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class AdEMAMix(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, beta_3: float = 0.9999,
-        alpha: float = 2.0, beta3_warmup: int | None = None, alpha_warmup: int | None = None, epsilon: float = 1e-08,
-        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number = 0.9999,
+        alpha: Number = 2.0, beta3_warmup: int | None = None, alpha_warmup: int | None = None, epsilon: Number = 1e-08,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class ADOPT(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.9999, epsilon: float = 1e-06,
-        weight_decay: float | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.9999, epsilon: Number = 1e-06,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class DAdaptAdamW(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        use_bias_correction: bool = False, d0: Number = 1e-06, growth_rate: Number | None = None,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Dion2(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.01, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
-        adam_weight_decay: float | None = 0.01, epsilon: float = 1e-08, weight_decay: float | None = 0.01, *,
-        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+        self, learning_rate: Rate = 0.01, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
+        adam_weight_decay: Number | None = 0.01, epsilon: Number = 1e-08, weight_decay: Number | None = 0.01, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+        muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2,
         scale: Literal["rms", "keller", "spectral"] = "spectral", fraction: float = 0.25,
         variant: Literal["authors"] = "authors",
         matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
@@ -117,46 +128,56 @@ class Dion2(Adapter):
         others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class DoG(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 1.0, reps_rel: Number = 1e-06, epsilon: Number = 1e-08,
+        init_eta: Number | None = None, weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Ftrl(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, learning_rate_power: float = -0.5, initial_accumulator_value: float = 0.1,
-        l1_regularization_strength: float = 0.0, l2_regularization_strength: float = 0.0,
-        l2_shrinkage_regularization_strength: float = 0.0, beta: float = 0.0, weight_decay: float | None = None, *,
+        self, learning_rate: Rate = 0.001, learning_rate_power: Number = -0.5, initial_accumulator_value: Number = 0.1,
+        l1_regularization_strength: Number = 0.0, l2_regularization_strength: Number = 0.0,
+        l2_shrinkage_regularization_strength: Number = 0.0, beta: Number = 0.0, weight_decay: Number | None = None, *,
         variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Grams(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-06,
-        weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06,
+        weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Lamb(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class LaProp(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.0004, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-15,
-        weight_decay: float | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.0004, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-15,
+        weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Lion(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, weight_decay: float | None = None,
-        *, variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Muon(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, adam_beta_1: float = 0.9, adam_beta_2: float = 0.999,
-        adam_weight_decay: float | None = 0.004, epsilon: float = 1e-07, weight_decay: float | None = 0.004, *,
-        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
+        self, learning_rate: Rate = 0.001, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.999,
+        adam_weight_decay: Number | None = 0.004, epsilon: Number = 1e-07, weight_decay: Number | None = 0.004, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+        muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2,
         variant: Literal["keras", "optax"] = "keras",
         matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
         iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
@@ -168,19 +189,19 @@ class Muon(Adapter):
 
 class Nadam(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-07,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class NorMuon(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.02, adam_beta_1: float = 0.9, adam_beta_2: float = 0.95,
-        adam_weight_decay: float | None = 0.0, epsilon: float = 1e-10, weight_decay: float | None = None, *,
-        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: float = 3.4445,
-        muon_b: float = -4.775, muon_c: float = 2.0315, adam_lr_ratio: float = 1.0, momentum: float = 0.95,
-        ns_steps: int = 5, nesterov: bool = True, rms_rate: float | None = 0.2,
-        scale: Literal["rms", "keller", "spectral"] = "keller", beta_2: float = 0.95,
+        self, learning_rate: Rate = 0.02, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
+        adam_weight_decay: Number | None = 0.0, epsilon: Number = 1e-10, weight_decay: Number | None = None, *,
+        exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True, muon_a: Number = 3.4445,
+        muon_b: Number = -4.775, muon_c: Number = 2.0315, adam_lr_ratio: Number = 1.0, momentum: Number = 0.95,
+        ns_steps: int = 5, nesterov: bool = True, rms_rate: Number | None = 0.2,
+        scale: Literal["rms", "keller", "spectral"] = "keller", beta_2: Number = 0.95,
         variant: Literal["authors"] = "authors",
         matrices: Mapping[str, str | None] | Callable[[str, tuple[int, ...]], str | None] | tuple[()] = (),
         iteration: str | Sequence[Sequence[float]] | Callable[[Array], Array] | None = None,
@@ -189,55 +210,140 @@ class NorMuon(Adapter):
         others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Prodigy(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number | None = None,
+        epsilon: Number = 1e-08, use_bias_correction: bool = False, safeguard_warmup: bool = False, d0: Number = 1e-06,
+        d_coef: Number = 1.0, growth_rate: Number | None = None, weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class RAdam(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
-        degenerated_to_sgd: bool = False, weight_decay: float | None = None, *,
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        degenerated_to_sgd: bool = False, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class RMSprop(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, rho: float = 0.9, momentum: float = 0.0, epsilon: float = 1e-07,
-        centered: bool = False, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.001, rho: Number = 0.9, momentum: Number = 0.0, epsilon: Number = 1e-07,
+        centered: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class ScheduleFreeAdamW(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.0025, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-08,
-        warmup_steps: int = 0, weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.0025, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        warmup_steps: int = 0, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class SGD(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.01, momentum: float = 0.0, nesterov: bool = False,
-        weight_decay: float | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        self, learning_rate: Rate = 0.01, momentum: Number = 0.0, nesterov: bool = False,
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Signum(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.01, momentum: float = 0.9, weight_decay: float | None = None, *,
+        self, learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class StableAdamW(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, epsilon: float = 1e-06,
-        weight_decay: float | None = 0.01, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99, epsilon: Number = 1e-06,
+        weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Yogi(Adapter):
     def __init__(
-        self, learning_rate: Rate = 0.01, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 0.001,
-        initial_accumulator_value: float = 1e-06, weight_decay: float | None = None, *,
+        self, learning_rate: Rate = 0.01, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 0.001,
+        initial_accumulator_value: Number = 1e-06, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class AdaptiveClip(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, clipping: Number = 0.01, eps: Number = 0.001, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Cautious(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, least: Number = 0.001, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class CautiousDecay(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Centralized(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Lookahead(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, la_steps: int = 5, la_alpha: Number = 0.8, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Mars(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, gamma: Number = 0.025, beta: Number = 0.95, clip: bool = True, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Noisy(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, eta: Number = 0.01, gamma: Number = 0.55, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class OrthoGrad(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, eps: Number = 1e-30, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class ScaledRate(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, pattern: str | Sequence[str] = (), factor: Number = 1.0, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class ScheduleFree(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, momentum: Number = 0.9, weight_decay_at_y: Number = 0.0,
+        r: Number = 0.0, weight_lr_power: Number = 2.0, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class MoMo(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 1.0, beta: Number = 0.9, lower_bound: Number = 0.0, adapt_lower_bound: bool = False,
+        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class PolyakSGD(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 1.0, max_learning_rate: Number = 1.0, f_min: Number = 0.0, eps: Number = 0.0,
+        plus: bool = False, weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
-    "Dion2", "Ftrl", "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "NorMuon", "RAdam", "RMSprop",
-    "ScheduleFreeAdamW", "SGD", "Signum", "StableAdamW", "Yogi", "as_keras",
+    "DAdaptAdamW", "Dion2", "DoG", "Ftrl", "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "NorMuon", "Prodigy",
+    "RAdam", "RMSprop", "ScheduleFreeAdamW", "SGD", "Signum", "StableAdamW", "Yogi", "AdaptiveClip", "Cautious",
+    "CautiousDecay", "Centralized", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ScaledRate", "ScheduleFree", "MoMo",
+    "PolyakSGD", "as_keras",
 ]

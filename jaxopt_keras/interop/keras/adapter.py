@@ -13,10 +13,10 @@ from jaxopt_keras.interop.keras.state import Address, Layout, StateVariable
 from jaxopt_keras.language.printing import call
 from jaxopt_keras.schedules import LearningRateSchedule
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
+from jaxopt_keras.stateful.configs import RATE_FIELD, arguments_of
 from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, is_library, overrides, refuse_overrides
 from jaxopt_keras.stateful.lock import LOCK
 from jaxopt_keras.stateful.optimizer import Optimizer
-from jaxopt_keras.stateful.settings import RATE_FIELD, arguments_of
 from jaxopt_keras.stateful.state_views import RATE, STEP
 from jaxopt_keras.stateful.transactions import OPTIONS
 from jaxopt_keras.stateful.validation import as_gradient, pairs
@@ -123,7 +123,7 @@ class Adapter(keras.optimizers.Optimizer):
         self._check_present()
         if self.wrapped._rate_source is None:
             return self._learning_rate if self._learning_rate is not None else self.wrapped.learning_rate
-        return self.wrapped._rate_now(self._iterations.value)
+        return self.wrapped._sources.at(self._iterations.value)["learning_rate"]
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:

@@ -19,15 +19,21 @@ from jaxopt_keras.stateful.variable import Variable, value_of
 class Scoped(Transactions):
     """Steps as pure functions, and steps whose variables and state are those of the active scope."""
 
-    def _pure_step(self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool) -> tuple[Any, Any]:
+    def _pure_step(
+        self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool, loss: Any = None
+    ) -> tuple[Any, Any]:
         """Return parameters and state after a step from `params` and `state`, as a pure function. All are by path."""
         if overridden(type(self), CALLS) and not self._mapped_variables:
             return self._call_overridden(given, state, params)
-        return self._plain_step(given, state, params, reduce)
+        return self._plain_step(given, state, params, reduce, loss)
 
-    def _plain_step(self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool) -> tuple[Any, Any]:
+    def _plain_step(
+        self, given: dict[str, Any], state: Any, params: dict[str, Any], reduce: bool, loss: Any = None
+    ) -> tuple[Any, Any]:
         """Return the results of the pipeline, without overridden methods around it."""
         call = self._prepare_step(given, state, params)
+        if loss is not None:
+            call = call._replace(hyper=call.kernel.program.offered(call.hyper, loss))
         step = call.kernel.compiled.step if self.jit_compile else uncompiled(call.kernel.program)
         new, result = step(call.params, call.state, call.grads, call.hyper, reduce=reduce)
         return self._results(call, state, new, result)
