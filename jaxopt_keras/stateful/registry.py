@@ -191,7 +191,7 @@ class Registry(Settings, Custom):
             if self._unbound.pop(key, None) is None:
                 fresh.append(key)
                 self._paths.append(key)
-        object.__setattr__(self, "_kernel_cache", "_loss_seen", None)
+        object.__setattr__(self, "_kernel_cache", None)
         return fresh
 
     def _unpacked_buffers(self, grads: list[Any], variables: list[Any]) -> tuple[list[Any], list[Any]]:
