@@ -75,6 +75,11 @@ def positive(text: str) -> float:
     return value
 
 
+def text(text: str) -> str:
+    """Any text."""
+    return text
+
+
 def pattern(text: str) -> re.Pattern[str]:
     """A regular expression."""
     try:
@@ -87,6 +92,13 @@ def input_file(text: str) -> Path:
     """A file that can be read."""
     if not (Path(text).is_file() and os.access(text, os.R_OK)):
         _refuse("a file that can be read", text)
+    return Path(text)
+
+
+def input_folder(text: str) -> Path:
+    """A folder that can be read."""
+    if not (Path(text).is_dir() and os.access(text, os.R_OK)):
+        _refuse("a folder that can be read", text)
     return Path(text)
 
 

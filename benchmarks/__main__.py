@@ -28,6 +28,7 @@ from command import Parser, count, output_file, pattern, positive, progress
 from jaxopt_keras.language.option_values import FORMATS
 
 ROOT = Path(__file__).parent.parent
+PICTURE = ROOT / "docs" / "static" / "speed.png"
 QUICK = {"scale": 0.01, "seconds": 0.3, "rounds": 5, "memory": False}
 QUICK_WORKLOADS, QUICK_PEERS = ["lenet5", "embedding"], ["optax"]
 WIDTH = 190  # of the output, if it is not a terminal
@@ -78,7 +79,11 @@ def parser() -> Parser:
     add("--quick", action="store_true", help="a smoke run: few workloads, tiny arrays, five rounds")
     add("--json", type=output_file, metavar="FILE", help="write the results, after each table")
     add("--plot", type=output_file, metavar="FILE", help="write a picture: how near each one is to the limit (PNG)")
-    add("--readme", action="store_true", help="only write the README's table from benchmarks/results")
+    add(
+        "--readme",
+        action="store_true",
+        help="only write the tables of README.md and benchmarks/README.md from benchmarks/results",
+    )
     return parser
 
 
@@ -168,9 +173,14 @@ def wanted(found: list[Implementation], only: re.Pattern[str] | None) -> list[Im
 
 
 def write_readme(console: Console) -> int:
-    page = ROOT / "README.md"
-    page.write_text(report.placed(page.read_text(), report.markdown(report.results())))
-    console.print(f"{page} has the tables of {len(report.results())} files in {report.RESULTS}")
+    """Write the tables of the README and of `benchmarks/README.md`, and the README's picture."""
+    from benchmarks import roofline  # matplotlib takes a second to import
+
+    found = report.results()
+    roofline.draw(report.pictured(found), PICTURE)
+    for page, table in ((ROOT / "README.md", report.summary(found)), (report.PAGE, report.markdown(found))):
+        page.write_text(report.placed(page.read_text(), table))
+        console.print(f"{page} has the tables of {len(found)} files in {report.RESULTS}")
     return 0
 
 
@@ -200,7 +210,7 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
             if chosen.json:
                 chosen.json.write_text(record.json())
     if chosen.plot:
-        from benchmarks import roofline  # matplotlib takes a second to import
+        from benchmarks import roofline  # as above
 
         roofline.draw(record, chosen.plot)
     return 1 if any(row.note and row.error is not None for row in ours_of(record)) else 0

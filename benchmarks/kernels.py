@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     known = tpu_steps.STEPS if arguments.device in tpu.CHIPS else STEPS
     if unknown := [name for name in arguments.step or () if name not in known]:
-        parser().error(f"`--step` must be of {[*known]} for {arguments.device}. Received: {unknown}")
+        parser().error(f"argument --step: must be of {[*known]} for {arguments.device}. Received: {unknown}")
     if arguments.device in tpu.CHIPS:
         return of_tpu(arguments.device, arguments.step or [*known], arguments.page)
     if device() is None:

@@ -1,6 +1,7 @@
 """Tables: on the terminal with rich, and in Markdown for the README, from the files in benchmarks/results."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -13,6 +14,8 @@ from benchmarks.timing import Spread
 
 MARK = "<!-- bench -->"
 RESULTS = Path(__file__).with_name("results")
+PAGE = Path(__file__).with_name("README.md")
+SHORT = ["/ optax", "/ torch", "/ keras, jitted", "packed / optax"]  # columns of the README
 OURS = "jaxopt_keras"
 # The implementations that have a column, if they were timed.
 COLUMNS = ["optax", "optax, dense", "torch, fused", "torch, SparseAdam", "keras, jitted", "keras, eager"]
@@ -118,10 +121,9 @@ PAIRS = {  # heading: the first of our rows, divided by the first of theirs
 }
 
 
-def lines(record: Record) -> list[str]:
-    """Format one line for each table: the time of `Kernel.step`, and its ratio to each library's."""
-    heading = ["workload", "optimizer", "step, ms", "of limit", *PAIRS, "same again"]
-    cells = [heading, ["---"] * len(heading)]
+def cells(record: Record) -> list[list[str]]:
+    """Return headings and a row for each table: the time of `Kernel.step`, and its ratio to each library's."""
+    found = [["workload", "optimizer", "step, ms", "of limit", *PAIRS, "same again"]]
     for table in record.tables:
         row = best(table, STEP)
         if row is None or row.ms is None:
@@ -132,8 +134,40 @@ def lines(record: Record) -> list[str]:
             ratios.append(quotient(one.ratios.get(other.name)) if one and other else "-")
         name = table.about if table.scale == 1 else f"{table.about}, scale {table.scale:g}"
         optimizer = table.optimizer if table.dtype == "float32" else f"{table.optimizer}, {table.dtype}"
-        cells.append([name, optimizer, number(row.ms.median), per_cent(row.share), *ratios, quotient(table.again)])
-    return [f"| {' | '.join(line)} |" for line in cells]
+        found.append([name, optimizer, number(row.ms.median), per_cent(row.share), *ratios, quotient(table.again)])
+    return found
+
+
+def lines(rows: list[list[str]]) -> list[str]:
+    """Format rows as a table, without the columns in which no row has a number."""
+    columns = [column for column in zip(*rows, strict=True) if any(cell != "-" for cell in column[1:])]
+    heading, *others = ([*row] for row in zip(*columns, strict=True))
+    return [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *others)]
+
+
+def summary(found: Iterable[Record]) -> str:
+    """Format the table of the README: AdamW on arrays of all sizes, without optimizers and details."""
+    heading, *rows = (
+        ["workload", *SHORT],
+        *(
+            [row[0], *(row[heading.index(name)] for name in SHORT)]
+            for heading, *others in map(cells, found)
+            for row in others
+            if row[1] == "adamw" and row[heading.index("/ torch")] != "-"
+        ),
+    )
+    return "\n".join(["", *lines([heading, *rows]), ""])
+
+
+PICTURED = ["step", "apply_gradients", "packed", "optax", "torch, fused", "keras, jitted"]
+
+
+def pictured(found: Sequence[Record]) -> Record:
+    """Return a record with what the README's picture shows: AdamW on two models."""
+    tables = {table.workload: table for record in found for table in record.tables if table.optimizer == "adamw"}
+    chosen = [tables[name] for name in ("gpt2", "resnet50") if name in tables]
+    rows = [[row for row in table.rows if row.name in PICTURED] for table in chosen]
+    return replace(found[-1], tables=[replace(table, rows=own) for table, own in zip(chosen, rows, strict=True)])
 
 
 def markdown(found: Iterable[Record]) -> str:
@@ -145,7 +179,7 @@ def markdown(found: Iterable[Record]) -> str:
             f"{record.device}: {record.machine}, {record.threads} threads; a copy: {record.copy_gb_per_s:.0f} GB/s. "
             f"{versions}. {record.date}: `{record.command}`"
         )
-        parts.append("\n".join([about, "", *lines(record), ""]))
+        parts.append("\n".join([about, "", *lines(cells(record)), ""]))
     return "\n".join(parts)
 
 

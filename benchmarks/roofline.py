@@ -51,6 +51,7 @@ def panel(ax: Any, table: Table) -> None:
     ax.set_xscale("log")
     ax.set_xlim(left, 1.5)
     ax.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g} %")
+    ax.xaxis.set_minor_formatter("")
     ax.axvline(1, color="black", linewidth=1.2)
     ax.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7)
     for label, row in zip(ax.get_yticklabels(), rows, strict=True):

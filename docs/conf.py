@@ -1,5 +1,6 @@
 """Settings of Sphinx for the site: `make docs`."""
 
+import json
 import os
 import re
 import sys
@@ -59,6 +60,7 @@ def moved(text: str) -> str:
     def target(found: re.Match[str]) -> str:
         return f"]({ELSEWHERE.get(found[1], found[1].removeprefix('docs/'))}"
 
+    text = text.replace("](docs/static/", "](static/")
     known = "|".join(map(re.escape, ELSEWHERE))
     return re.sub(rf"\]\((?:\.\./)*({known}|docs/\w+\.md)(?=[)#])", target, text)
 
@@ -94,7 +96,25 @@ def skipped(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) 
     return type(obj).__name__ == "_tuplegetter" or None
 
 
+def searchable(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Give the search page the texts of all pages, for its excerpts: a page opened as a file may not fetch others."""
+    if page == "search":
+        app.add_js_file("excerpts.js")
+
+
+def excerpts(app: Any, error: Exception | None) -> None:
+    """Write the texts of all pages, and a `fetch` that reads them."""
+    if error is None and app.builder.name == "html":
+        pages = {f"{name}.html": (Path(app.outdir) / f"{name}.html").read_text() for name in app.env.found_docs}
+        articles = {name: re.search(r"<article.*?</article>", text, re.DOTALL) for name, text in pages.items()}
+        texts = json.dumps({name: found[0] for name, found in articles.items() if found})
+        script = (DOCS / "generator" / "excerpts.js").read_text().replace("TEXTS", texts)
+        (Path(app.outdir) / "_static" / "excerpts.js").write_text(script)
+
+
 def setup(app: Any) -> None:
+    app.connect("html-page-context", searchable)
+    app.connect("build-finished", excerpts)
     app.add_html_math_renderer("mathml", (mathml.inline, None), (mathml.block, None))
     app.connect("include-read", included)
     app.connect("source-read", generated)

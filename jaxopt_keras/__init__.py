@@ -7,8 +7,10 @@ from typing import Any as _Any
 
 from jaxopt_keras import optimizers as optimizers
 from jaxopt_keras import schedules as schedules
+from jaxopt_keras.engine.plan import Plan as Plan
 from jaxopt_keras.engine.plan import nbytes as nbytes
 from jaxopt_keras.engine.stages.clip import global_norm as global_norm
+from jaxopt_keras.engine.state import State as State
 from jaxopt_keras.language.options import Options as Options
 from jaxopt_keras.language.rule import Rule as Rule
 from jaxopt_keras.language.sparse import IndexedSlices as IndexedSlices

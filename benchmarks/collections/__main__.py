@@ -10,16 +10,17 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from benchmarks.collections.classes import Found, classes_in
+from command import Parser, count, input_folder, output_file, output_folder, positive, progress, text
 
 PROGRAM = Path(__file__).parent / "program.py"
 LIMIT = 1e-4  # greatest difference of a variable, relative to the greatest element of the three and to 1
@@ -32,29 +33,26 @@ VERDICTS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Exit with argparse's message and a hint."""
-        self.exit(2, f"{self.prog}: {message}\n`{self.prog} --help` explains every argument.\n")
+def parser() -> Parser:
+    parser = Parser("benchmarks.collections", __doc__)
+    add = parser.add_argument
+    add("folder", type=input_folder, help="a folder with Python files, such as a clone's folder of optimizers")
+    add("--only", type=text, metavar="NAME", default="", help="part of the names of the classes to run")
+    add("--json", type=output_file, metavar="FILE", help="write the results to this file")
+    add(
+        "--theirs", type=output_folder, metavar="DIR",
+        help="keep the results with their own Keras in this folder; read them",
+    )  # fmt: skip
+    add("--seconds", type=positive, default=300.0, metavar="S", help="limit for each process (default: 300)")
+    add("--jobs", type=count, default=2, metavar="N", help="processes at a time (default: 2)")
+    return parser
 
 
-def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.collections", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a folder with Python files, such as a clone's folder of optimizers")
-    parser.add_argument("--only", help="part of the names of the classes to run", default="")
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    parser.add_argument("--theirs", type=Path, help="keep the results with their own Keras in this folder; read them")
-    parser.add_argument("--seconds", type=float, default=300, help="limit for each process (default: 300)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: 2)")
-    chosen = parser.parse_args(arguments)
-    if not chosen.folder.is_dir():
-        parser.error(f"argument folder: must be a folder. Received: {chosen.folder}")
-    for name in ("seconds", "jobs"):
-        if not getattr(chosen, name) > 0:
-            parser.error(f"argument --{name}: must be greater than 0. Received: {getattr(chosen, name)}")
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    chosen = parser().parse_args(arguments)
     chosen.found = [x for x in classes_in(chosen.folder) if chosen.only.lower() in x.name.lower()]
     if not chosen.found:
-        parser.error(f"argument folder: no file of {chosen.folder} has such an optimizer class")
+        parser().error(f"argument folder: no file of {chosen.folder} has such an optimizer class")
     return chosen
 
 
@@ -118,25 +116,21 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def main() -> None:
-    chosen, console = parsed(), Console(width=None if sys.stdout.isatty() else 190)
+def main(argv: Sequence[str] | None = None) -> None:
+    chosen, console = parsed(argv), Console(width=None if sys.stdout.isatty() else 190)
     if chosen.theirs:
         chosen.theirs.mkdir(parents=True, exist_ok=True)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=console, transient=True,
-    )  # fmt: skip
     rows = []
-    with tempfile.TemporaryDirectory() as scratch, bar, ThreadPoolExecutor(chosen.jobs) as pool:
-        task = bar.add_task("", total=len(chosen.found))
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(chosen.jobs) as pool:
         waiting = [pool.submit(compared, found, chosen, Path(scratch)) for found in chosen.found]
-        for done in as_completed(waiting):
-            rows.append(done.result())
-            bar.update(task, description=rows[-1]["class"], advance=1)
+        with progress("classes", len(waiting), console) as tell:
+            for done in as_completed(waiting):
+                rows.append(done.result())
+                tell(len(rows), rows[-1]["class"])
     rows.sort(key=lambda row: (row["verdict"], row["file"], row["class"]))
     console.print(table(rows))
-    for name, count in counts(rows).items():
-        console.print(f"{name}: {count}" + (f"  ({VERDICTS[name]})" if name in VERDICTS else ""), highlight=False)
+    for name, number in counts(rows).items():
+        console.print(f"{name}: {number}" + (f"  ({VERDICTS[name]})" if name in VERDICTS else ""), highlight=False)
     if chosen.json:
         chosen.json.write_text(
             json.dumps({"folder": chosen.folder.name, "counts": counts(rows), "classes": rows}, indent=1)

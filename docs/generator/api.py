@@ -12,15 +12,19 @@ from jaxopt_keras.optimizers import CLASSES, FUNCTIONS
 
 # The sections in their order. Public names that are missing here are in a last section.
 GROUPS = {
-    "The pure face": ["Kernel", "Options", "partition", "frozen", "loss_scaled", "pack", "Packed", "nbytes"],
+    "The pure face": ["Kernel", "State", "Plan", "Options", "partition", "frozen", "loss_scaled", "pack", "Packed",
+                      "nbytes"],
     "The stateful face": ["Optimizer", "Variable", "value_and_grad", "pack_variables", "MultiOptimizer", "OptimizerMap",
                           "LossScaleOptimizer", "IndexedSlices", "get", "serialize", "deserialize"],
     "A rule": ["Rule"],
 }  # fmt: skip
 MODULES = {"The language of rules": "language.rule", "Helpers for rules": "language.numerics"}
-INHERITED = {"Optimizer", "Variable"}  # their methods come from mixins
+INHERITED = {"Kernel": "tuple", "Optimizer": "", "Variable": ""}  # their methods come from mixins, up to a base
 MACHINERY = "Field, Hyperparameters, Marker, Stateless, as_scalar, fields_of, markers"  # of the language of rules
-INTERNAL = "hook_hyper, hook_variables, hooks_running, pack_into, places, view"
+INTERNAL = (
+    "hook_hyper, hook_variables, hooks_running, pack_into, places, view, "
+    "compiled, core, current, given, in_group, initial, keep, program, rule, skeleton"
+)
 
 
 def names() -> list[str]:
@@ -50,8 +54,8 @@ def heading(title: str) -> str:
 def entry(name: str) -> str:
     if not inspect.isclass(getattr(jk, name)):
         return f".. autofunction:: jaxopt_keras.{name}"
-    inherited = f"\n   :inherited-members:\n   :exclude-members: {INTERNAL}" if name in INHERITED else ""
-    return f".. autoclass:: jaxopt_keras.{name}\n   :members:{inherited}"
+    inherited = f"\n   :inherited-members: {INHERITED[name]}" if name in INHERITED else ""
+    return f".. autoclass:: jaxopt_keras.{name}\n   :members:{inherited}\n   :exclude-members: {INTERNAL}"
 
 
 def modules() -> list[str]:

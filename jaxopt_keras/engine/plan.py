@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -62,11 +62,23 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of an optimizer for a tree of parameters. It prints as a table."""
+    """The plan of an optimizer for a tree of parameters: what `describe` returns. It prints as a table.
+
+    Attributes:
+        groups: the parameters of one rule, dtype, rate, decay, format and engine: `kind`, `paths`, `elements`, `bytes`.
+        scalars: bytes of the count and of the numbers that are kept once.
+        notes: on rules of matrices and their fallbacks, and on packing: whether, and why.
+    """
 
     groups: list[Group]
-    scalars: int  # bytes of the count and the scalars
-    notes: tuple[str, ...] = ()  # on rules of matrices and their fallbacks, and on packing: whether, and why
+    scalars: int
+    notes: tuple[str, ...] = ()
+
+    def in_group(self, name: str) -> "Plan":
+        """Return the plan of a part of the parameters: its name, if it has one, precedes the rule."""
+        rule = lambda group: f"{name}: {group.kind.rule}" if name else group.kind.rule
+        groups = [replace(group, kind=group.kind._replace(rule=rule(group))) for group in self.groups]
+        return replace(self, groups=groups)
 
     @property
     def elements(self) -> int:

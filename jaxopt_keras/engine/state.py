@@ -2,15 +2,26 @@
 
 from typing import Any, NamedTuple
 
+from jaxopt_keras.language.other_names import STATE_FIELDS, no_attribute
+
 
 class State(NamedTuple):
     """A pytree of arrays. A step does not change its structure, shapes and dtypes; no two arrays share a buffer.
 
     Hyperparameters are not part of it, unless the kernel was made with `inject_hyperparams`: a `tree.map` over the
     state (a reset to zeros, a cast, an average of two) changes only the algorithm's own arrays.
+
+    Attributes:
+        count: int32, the number of updates made.
+        hyperparams: injected hyperparameters by name, as in optax's `inject_hyperparams`; else empty.
+        scalars: numbers kept once for all parameters, such as a loss scale; with groups, a dict for each.
+        slots: a tree like the parameters for each slot, by its name; `optax.MaskedNode()` where a parameter lacks it.
     """
 
-    count: Any  # int32: the number of updates made
-    hyperparams: dict[str, Any]  # injected hyperparameters by name, as in optax's `inject_hyperparams`
-    scalars: dict[str, Any]  # numbers kept once for all parameters
-    slots: Any  # {slot name: a tree like the parameters}; `optax.MaskedNode()` where a parameter lacks the slot
+    count: Any
+    hyperparams: dict[str, Any]
+    scalars: dict[str, Any]
+    slots: Any
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name, STATE_FIELDS)

@@ -52,6 +52,35 @@ METHODS = {
     "update": KERNEL,
 }
 
+STATE_DICT = "A state is a pytree: `jaxopt_keras.checkpoint.save(path, state)`, or `checkpoint.to_dict(state)`."
+LOAD = "`state = jaxopt_keras.checkpoint.load(path, kernel, params)`; for a state of torch, `checkpoint.from_torch`."
+FACE = "The stateful face has it, `jaxopt_keras.Adam(...)`. Here: `params, state = kernel.step(params, state, grads)`."
+KERNEL_METHODS = {
+    "state_dict": STATE_DICT,
+    "load_state_dict": LOAD,
+    "param_groups": "Other numbers: `kernel.replace(learning_rate=1e-4)`. Groups: `jaxopt_keras.partition`.",
+    "add_param_group": "For groups of parameters use `jaxopt_keras.partition`.",
+    "zero_grad": "Nothing to reset: gradients are arguments of `step`.",
+    "learning_rate": "The rate of a step: `kernel.numbers(state)`; another one: `kernel.replace(learning_rate=1e-4)`.",
+    **dict.fromkeys(("apply_gradients", "apply", "minimize", "get_weights", "set_weights", "build"), FACE),
+}
+STATE_FIELDS = {
+    "mu": 'The first moment is `state.slots["momentum"]`.',
+    "nu": 'The second moment is `state.slots["velocity"]`.',
+    "step": "The number of updates is `state.count`.",
+    "inner_state": "A state has no inner states: see `state.slots` and `state.scalars`.",
+    "learning_rate": "`kernel.numbers(state)` has the numbers of the step that led to the state.",
+    "state_dict": STATE_DICT,
+    "load_state_dict": LOAD,
+    "param_groups": KERNEL_METHODS["param_groups"],
+}
+
+
+def no_attribute(owner: object, name: str, hints: dict[str, str]) -> AttributeError:
+    """Return the error for an attribute that `owner` lacks. It says what to write in its place, if `hints` know it."""
+    hint = f". {hints[name]}" if name in hints else ""
+    return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}{hint}")
+
 
 def hint_for(name: str, known: Iterable[str]) -> str:
     """Return what to write in place of the argument `name`, for an optimizer with the arguments `known`."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import paths_of, warn_of
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.language.other_names import refuse_unknown
+from jaxopt_keras.language.other_names import KERNEL_METHODS, no_attribute, refuse_unknown
 from jaxopt_keras.language.printing import call
 from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.pure import injection
@@ -28,6 +28,7 @@ from jaxopt_keras.pure.kernel_text import parts
 from jaxopt_keras.pure.numbers import Numbers
 
 VALUE = "value"  # optax's word for the loss
+P = TypeVar("P")  # a pytree of parameters or gradients
 
 
 class Kernel(Numbers, optax.GradientTransformationExtraArgs):
@@ -113,6 +114,12 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
     def __repr__(self) -> str:
         return call("Kernel", *parts(self.program))
 
+    def __getattr__(self, name: str) -> Any:
+        given = getattr(type(self), name, None)
+        if given is not None:  # a property raised an AttributeError: raise that one
+            return given.__get__(self)
+        raise no_attribute(self, name, KERNEL_METHODS)
+
     # --- its parts ----------------------------------------------------------------------------------------------------
 
     @property
@@ -190,8 +197,8 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         return self.keep(injection.to_state(jax.tree.map(jnp.copy, self.program.injected(hyper))), state)
 
     def update(  # type: ignore[override]
-        self, grads: Any, state: State, params: Any = None, *, full_precision: bool = False, **extra: Any
-    ) -> tuple[Any, State]:
+        self, grads: P, state: State, params: Any = None, *, full_precision: bool = False, **extra: Any
+    ) -> tuple[P, State]:
         """The optax protocol: returns amounts to add to `params`, and the next state.
 
         The order of arguments is optax's: gradients, state, parameters; that of `step` is parameters, state, gradients.
@@ -215,7 +222,7 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         run = self.compiled.update_wide if full_precision else self.compiled.update
         return self._called(run, grads, state, params, hyper, grads=grads, params=params, state=state)
 
-    def step(self, params: Any, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[Any, State]:
+    def step(self, params: P, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[P, State]:
         """Returns new `params` and `state` from one fused pass. Both arguments are donated: do not use them again.
 
         Nothing is donated inside a transformation (`jax.grad`, `jax.vmap`, ...), whose caller still has the arrays, nor
@@ -240,7 +247,7 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         run = functools.partial(call_donating, donating, plain) if donate else plain
         return self._called(run, params, state, grads, hyper, params=params, grads=grads, state=state)
 
-    def averaged(self, params: Any, state: State) -> Any:
+    def averaged(self, params: P, state: State) -> P:
         """The parameters to evaluate: their moving average under `use_ema`, else the rule's average (ScheduleFree's x).
 
         Without either, they are `params`. Nothing is donated.

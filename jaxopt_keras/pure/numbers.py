@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from jaxopt_keras.engine.core import Program
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.language.numerics import Complemented
 from jaxopt_keras.pure import injection
 
 
@@ -31,7 +32,17 @@ class Numbers:
             ValueError: for a name that the kernel does not have, or a value out of its range.
         """
         make: Any = type(self)  # `Kernel`
-        return make(self.program.replaced(**numbers))
+        try:
+            return make(self.program.replaced(**numbers))
+        except ValueError as error:
+            fixed = {name.rpartition("/")[2] for name in injection.names(self.program.schedules(False))}
+            if scheduled := sorted(fixed & numbers.keys()):
+                raise ValueError(
+                    f"`{scheduled[0]}` is a schedule, which is a part of the compiled step. Received: "
+                    f"{scheduled[0]}={numbers[scheduled[0]]!r}. Make the kernel anew with a number: it continues from "
+                    "the same state. Or scale the schedule: `lambda count: 0.1 * schedule(count)`."
+                ) from error
+            raise
 
     def hyper(self) -> dict[str, Any]:
         """The run-time hyperparameters by name, as scalar arrays; with groups, a dict for each group."""
@@ -60,6 +71,28 @@ class Numbers:
             injection.check(self._injected, state.hyperparams)
             return injection.merged(hyper, state.hyperparams)
         return hyper
+
+    def numbers(self, state: State) -> dict[str, Any]:
+        """The hyperparameters of the step that led to `state`, the rate of a schedule too: for logs.
+
+        They are scalar arrays by name; with groups, a dict for each group. Before the first step they are those of the
+        first step. Works inside `jit`.
+
+        >>> import jax.numpy as jnp, jaxopt_keras as jk
+        >>> kernel, params = jk.adam(jk.schedules.PolynomialDecay(1.0, 10, 0.0)), jnp.zeros(2)
+        >>> state = kernel.init(params)
+        >>> for _ in range(3):
+        ...     params, state = kernel.step(params, state, jnp.ones(2))
+        >>> {name: round(float(x), 3) for name, x in kernel.numbers(state).items()}
+        {'beta_1': 0.9, 'beta_2': 0.999, 'epsilon': 0.0, 'learning_rate': 0.8}
+
+        Raises:
+            TypeError: if `state` is no state. ValueError: if it is a state of a kernel with other injected numbers.
+        """
+        values = jax.tree.map(_plain, self.current(state), is_leaf=lambda x: isinstance(x, Complemented))
+        if not (schedules := self.program.schedules(injected_only=False)):
+            return values
+        return injection.joined(values, injection.scheduled(schedules, state))
 
     @functools.cached_property
     def _injected(self) -> list[str]:
@@ -96,3 +129,8 @@ class Numbers:
     def in_group(self, state: State, group: str, **hyper: Any) -> State:
         """`state` with other injected hyperparameters in one group, named by its pattern, or "default"."""
         return state._replace(hyperparams=injection.in_group(self.program, state.hyperparams, group, hyper))
+
+
+def _plain(x: Any) -> Any:
+    """A number without its complement."""
+    return x.value if isinstance(x, Complemented) else x

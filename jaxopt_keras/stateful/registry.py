@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.engine.cores.foreign import Foreign
+from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.unused_patterns import Unused, unused, warn_of
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
@@ -81,6 +82,30 @@ class Registry(Settings, Custom):
             given = [self._mapped_from(v) for v in given]
             self._create_slots_of(self._register_all(self._unpacked_buffers([None] * len(given), given)[1]))
         object.__setattr__(self, "built", True)
+
+    def describe(self, variables: Sequence[Any] | None = None) -> Plan:
+        """Return the plan of a step: rule, rate, decay, formats and engine for each variable. It prints as a table.
+
+        Args:
+            variables: a list of variables; None: those that the optimizer was built with or has updated.
+
+        Raises:
+            ValueError: without variables. TypeError: if one is not a variable.
+
+        >>> import jaxopt_keras as jk
+        >>> print(jk.SGD(0.1, momentum=0.9).describe([jk.Variable([1.0, 2.0], name="w")]).groups[0].kind.slots)
+        ('momentum float32',)
+        """
+        handles = [*self._handles.values()] if variables is None else [self._handle(v) for v in variables]
+        if not handles:
+            raise ValueError("`describe` needs variables. Pass a list of them, or call `build(variables)` first.")
+        return self._plan(handles)
+
+    def _plan(self, handles: list[Handle]) -> Plan:
+        """Return the plan of a step over variables."""
+        shapes = {h.path: jax.ShapeDtypeStruct(h.shape, h.read().dtype) for h in handles}
+        options = self._effective(self._options, {h.path: h for h in handles})
+        return Kernel(self._core(self._rule), options).describe(shapes)
 
     def _handle(self, variable: Any) -> Handle:
         """Return the handle of a variable, registered or not."""

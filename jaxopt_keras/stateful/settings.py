@@ -226,17 +226,17 @@ class Settings(Configs):
             kernel = self.__dict__["_kernel_cache"] = Kernel(self._core(self._rule), self._effective(self._options))
         return kernel
 
-    def _effective(self, options: Options) -> Options:
-        """Return the options, with the variables' own constraints and the exclusions of `exclude_from_weight_decay`."""
+    def _effective(self, options: Options, handles: dict[str, Handle] | None = None) -> Options:
+        """Return the options, with the constraints and exclusions of the variables `handles`; None: all registered."""
         for h in self._handles.values():
             if isinstance(h.variable, Buffer) and (name := self._per_variable_option(options, h.variable)):
                 raise ValueError(
                     f"`{name}` acts on each variable separately, but {self.name} has slots for the packed buffer "
                     f"`{h.path}` already. Set it before `build` and the first step."
                 )
-        handles = self._handles.items()
-        excluded = frozenset(key for key, h in handles if self._excludes(options, key, h.variable))
-        constraints = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in handles if h.constraint is not None)
+        items = (self._handles if handles is None else handles).items()
+        excluded = frozenset(key for key, h in items if self._excludes(options, key, h.variable))
+        constraints = tuple((f"^{re.escape(k)}$", h.constraint) for k, h in items if h.constraint is not None)
         return dataclasses.replace(
             options,
             flat_state=None,  # slots are packed before the step, if at all (`engine/slot_packing.py`)

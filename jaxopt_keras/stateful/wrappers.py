@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import Unused
@@ -23,6 +24,7 @@ from jaxopt_keras.stateful.lock import in_full, locked
 from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View
 from jaxopt_keras.stateful.variable import check_iterable
+from jaxopt_keras.stateful.variable_kinds import Handle
 
 INNER = "Set it on the inner optimizer."
 
@@ -56,6 +58,15 @@ class Wrapper(Optimizer):
     def _choose_group(self, path: str, variable: Any) -> int:
         """Return the number of the inner optimizer of a new variable: the first, unless a wrapper has several."""
         return 0
+
+    def _plan(self, handles: list[Handle]) -> Plan:
+        by_group: dict[int, list[Handle]] = {}
+        for h in handles:
+            by_group.setdefault(self._choose_group(h.path, h.variable), []).append(h)
+        names = {id(optimizer): name for name, optimizer in self._groups().items()}
+        parts = {i: self._inner[i]._plan(own) for i, own in sorted(by_group.items())}
+        named = [part.in_group(names.get(id(self._inner[i]), "")) for i, part in parts.items()]
+        return Plan([group for part in named for group in part.groups], sum(part.scalars for part in named))
 
     def _program(self, programs: list[Any], guards: bool) -> Any:
         """Return one program that runs those of the groups; `guards`: one of them skips steps."""

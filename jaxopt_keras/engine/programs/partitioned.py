@@ -81,8 +81,8 @@ class Partitioned(Around):
         found = {name: program.injected(hyper[name]) for name, program in self.groups.items()}
         return {name: values for name, values in found.items() if values}
 
-    def schedules(self) -> dict[str, Any]:
-        found = {name: program.schedules() for name, program in self.groups.items()}
+    def schedules(self, injected_only: bool = True) -> dict[str, Any]:
+        found = {name: program.schedules(injected_only) for name, program in self.groups.items()}
         return {name: schedules for name, schedules in found.items() if schedules}
 
     def replaced(self, **numbers: Any) -> Self:
@@ -96,15 +96,9 @@ class Partitioned(Around):
 
     def describe(self, params: Any) -> Plan:
         """Return the plans of the groups as one; the pattern of a group precedes its rule."""
-        groups, scalars = [], 0
-        for (name, program), own in zip(self.groups.items(), Tree(self, params).split(params), strict=True):
-            part = program.describe(own)
-            scalars += part.scalars
-            groups += [
-                dataclasses.replace(group, kind=group.kind._replace(rule=f"{name}: {group.kind.rule}"))
-                for group in part.groups
-            ]
-        return Plan(groups, scalars)
+        named = zip(self.groups.items(), Tree(self, params).split(params), strict=True)
+        parts = [program.describe(own).in_group(name) for (name, program), own in named]
+        return Plan([group for part in parts for group in part.groups], sum(part.scalars for part in parts))
 
     def _listed(self, hyper: dict[str, Any]) -> list[Any]:
         return [hyper[name] for name in self.names]

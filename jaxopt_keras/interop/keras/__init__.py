@@ -27,6 +27,7 @@ if keras.backend.backend() != "jax":
     )
 
 from jaxopt_keras.interop.keras.adapter import Adapter
+from jaxopt_keras.interop.keras.callback import HistoryCallback as HistoryCallback
 from jaxopt_keras.interop.keras.wrappers import NAMED
 from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
 from jaxopt_keras.optimizers import CLASSES as STATEFUL
@@ -51,4 +52,4 @@ def adapted(stateful: type[Optimizer]) -> type[Adapter]:
 CLASSES: dict[str, type[Adapter]] = {name: adapted(stateful) for name, stateful in STATEFUL.items()}
 MODIFIED: dict[str, type[Adapter]] = {name: adapted(stateful) for name, stateful in MORE_CLASSES.items()}
 globals().update(CLASSES | MODIFIED)
-__all__ = [*CLASSES, *MODIFIED, "as_keras"]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub lists the names
+__all__ = [*CLASSES, *MODIFIED, "HistoryCallback", "as_keras"]  # pyright: ignore[reportUnsupportedDunderAll]  # the stub lists the names

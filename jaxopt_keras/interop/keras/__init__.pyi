@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 from jax import Array
 
 from jaxopt_keras.interop.keras.adapter import Adapter
+from jaxopt_keras.interop.keras.callback import HistoryCallback as HistoryCallback
 from jaxopt_keras.interop.keras.wrappers import as_keras as as_keras
 from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.optimizers import CommonOptions, Number, Rate
