@@ -294,7 +294,7 @@ class Program:
         """Return the part of `hyper` that `inject_hyperparams` keeps in the state."""
         return {}
 
-    def schedules(self, injected_only: bool = True) -> dict[str, Any]:
+    def schedules(self, injected: bool = True) -> dict[str, Any]:
         """Return the (injected) hyperparameters that are functions of the step; of groups, a dict for each group."""
         return {}
 

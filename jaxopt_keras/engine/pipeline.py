@@ -52,9 +52,9 @@ class Program(core.Program):
     def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
         return {name: x for name, x in hyper.items() if self.options.injects(name)}
 
-    def schedules(self, injected_only: bool = True) -> dict[str, Any]:
+    def schedules(self, injected: bool = True) -> dict[str, Any]:
         names = self.core.schedules() | schedules_of(self.options)
-        return {n: lambda step, n=n: self.at({}, step)[n] for n in names if not injected_only or self.options.injects(n)}
+        return {n: lambda step, n=n: self.at({}, step)[n] for n in names if not injected or self.options.injects(n)}
 
     def offered(self, hyper: dict[str, Any], loss: Any) -> dict[str, Any]:
         return hyper | {LOSS: jnp.asarray(loss, jnp.result_type(float))} if self.core.needs_loss else hyper

@@ -90,7 +90,7 @@ class Numbers:
             TypeError: if `state` is no state. ValueError: if it is a state of a kernel with other injected numbers.
         """
         values = jax.tree.map(_plain, self.current(state), is_leaf=lambda x: isinstance(x, Complemented))
-        if not (schedules := self.program.schedules(injected_only=False)):
+        if not (schedules := self.program.schedules(injected=False)):
             return values
         return injection.joined(values, injection.scheduled(schedules, state))
 

@@ -40,8 +40,8 @@ class Around(Program):
     def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
         return self.inner.injected(hyper)
 
-    def schedules(self, injected_only: bool = True) -> dict[str, Any]:
-        return self.inner.schedules(injected_only)
+    def schedules(self, injected: bool = True) -> dict[str, Any]:
+        return self.inner.schedules(injected)
 
     def offered(self, hyper: Any, loss: Any) -> Any:
         return self.inner.offered(hyper, loss)

@@ -81,8 +81,8 @@ class Partitioned(Around):
         found = {name: program.injected(hyper[name]) for name, program in self.groups.items()}
         return {name: values for name, values in found.items() if values}
 
-    def schedules(self, injected_only: bool = True) -> dict[str, Any]:
-        found = {name: program.schedules(injected_only) for name, program in self.groups.items()}
+    def schedules(self, injected: bool = True) -> dict[str, Any]:
+        found = {name: program.schedules(injected) for name, program in self.groups.items()}
         return {name: schedules for name, schedules in found.items() if schedules}
 
     def replaced(self, **numbers: Any) -> Self:
