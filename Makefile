@@ -10,7 +10,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
-.PHONY: help demo soak tpu test check format format-check lint types sanitize bench docs docs-serve parity test-py test-matrix lines laws clean
+.PHONY: help demo soak tpu test check format format-check lint types sanitize bench bench-gpu docs docs-serve parity test-py test-matrix lines laws clean
 
 RUN := $(VENV)/bin/python -m
 
@@ -25,6 +25,10 @@ TPU_VENV := .venv-tpu
 tpu: ## compile steps for a described TPU v5e and v6e, count them and test the counts; no TPU is needed
 	$(MAKE) $(TPU_VENV)/.with-tpu VENV=$(TPU_VENV) JAX=0.12
 	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -q tests/engine/test_tpu.py $(ARGS)
+
+# JAX would reserve most of the memory, and torch needs some.
+bench-gpu: $(VENV)/.with-dev ## on a GPU: check the numbers of steps, then compare their times with the library's bars
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(RUN) benchmarks.gpu $(ARGS)
 
 parity: $(VENV)/.with-bench ## compare every optimizer with Keras, optax, torch and float64
 	$(RUN) benchmarks.parity $(ARGS)

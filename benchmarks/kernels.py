@@ -4,7 +4,8 @@
     python -m benchmarks.kernels --device v5e [--step adamw "int8 slots"] [--page]
 
 XLA compiles for the GPU of the machine, or without one for the H100 of `hlo.py`. This needs only JAX's plugin and
-CUDA's compiler: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc`, the first two in jaxlib's version.
+CUDA's compilers: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-nvrtc`, the first two in
+jaxlib's version.
 For a TPU it compiles with `pip install "jax[tpu]"`, and JAX_PLATFORMS=cpu.
 """
 
@@ -22,7 +23,7 @@ from jax.sharding import SingleDeviceSharding
 
 import jaxopt_keras as jk
 from benchmarks import tpu, tpu_steps
-from benchmarks.hlo import device, launches
+from benchmarks.hlo import device, launches, with_our_kernels
 from benchmarks.workloads import WORKLOADS
 from command import Parser, place, progress
 
@@ -40,15 +41,17 @@ STEPS: dict[str, tuple[Any, str]] = {  # the kernel (None for optax's AdamW), an
     "adamw, bf16+8, int8 slots": (jk.adamw(**ADAMW, master_weights="bf16+8", state_dtype="int8"), "bfloat16"),
     "lion": (jk.lion(1e-4), "float32"),
     "lamb": (jk.lamb(1e-3), "float32"),
+    "adamw by XLA": (jk.adamw(**ADAMW, engine="xla"), "float32"),
+    "adamw, int8 slots, by XLA": (jk.adamw(**ADAMW, state_dtype="int8", engine="xla"), "float32"),
 }
 STEPS |= {f"packed {name}": step for name, step in STEPS.items() if name.startswith("adamw")}
 FEW = ["optax adamw", "adamw", "packed adamw"]
 CASES = {
     "one": [name for name in STEPS if not name.startswith("packed")],
     "lenet5": [*FEW, "lamb"],
-    "gpt2": [*FEW, "adamw, global norm", "adamw, int8 slots"],
+    "gpt2": [*FEW, "adamw, global norm", "adamw, int8 slots", "lamb", "adamw by XLA"],
     "hundred": FEW,
-    "many": ["packed adamw", "packed adamw, global norm", "packed adamw, int8 slots"],  # 1000 kernels take minutes
+    "many": ["adamw", "packed adamw"],  # by XLA 1000 kernels take minutes
 }  # fmt: skip
 
 
@@ -89,7 +92,8 @@ def counted(kernel: Any, params: Any) -> Counts:
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, moving, params)
     else:
         moving = placed(kernel.init(params))
-        lowered = kernel.compiled.step_donating.lower(params, moving, params, placed(kernel.hyper()))
+        with with_our_kernels():
+            lowered = kernel.compiled.step_donating.lower(params, moving, params, placed(kernel.hyper()))
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start

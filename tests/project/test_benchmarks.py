@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import agreement, limits, memory, ours, problem, records, report, roofline, timing
+from benchmarks import agreement, gpu, limits, memory, ours, problem, records, report, roofline, timing
 from benchmarks.__main__ import main
 from benchmarks.measure import AGAIN, grouped
 from benchmarks.parity.peer import load
@@ -309,3 +309,24 @@ def test_every_peer_says_what_it_can_do():
         (refused,) = PEERS["torch"].implementations(wish("lenet5", "lion"))
         assert "torch.optim.Lion" in str(refused.refused)
         assert load("torch").get_num_threads() >= 1
+
+
+def test_steps_on_a_gpu_are_checked_before_they_are_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "ROWS", [row for row in gpu.ROWS if "clip" in row.name])
+    monkeypatch.setattr(gpu, "CALLS", 2)
+    assert gpu.main(["--dry-run", "--json", str(tmp_path / "gpu.json")]) == 0
+    (row,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert row["verdict"] == "not timed" and row["error"] < 1e-6 and row["engine"] == "native"
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert capsys.readouterr().err == gpu.MISSING + "\n"
+
+
+def test_verdicts_on_a_gpu():
+    found = gpu.Measured("native", 0.0, seconds=2e-3, first=1.0, call=3e-3, bytes=8_000_000_000)
+    row = gpu.Row("a", "gpt2", None, "torch", 0.9, 0.8)
+    times = [(3e-3, 4e12), (2e-3, 4e12), (3e-3, 6e12)]  # of torch, and of a copy in bytes a second
+    verdicts = [gpu.judged(row, found, *each, False)["verdict"] for each in times]
+    assert verdicts == ["pass", "FAIL", "FAIL"]
+    assert gpu.judged(row, found, None, 4e12, False)["verdict"] == "no torch"
+    assert gpu.judged(row, found._replace(error=float("nan")), 3e-3, 4e12, False)["verdict"] == "WRONG"
