@@ -7,14 +7,12 @@ as a CUDA graph, if torch is installed. Bandwidth is a share of that of a copy i
 `--dry-run` needs no GPU: it runs tiny arrays on the CPU, and compares no time.
 """
 
-import argparse
 import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +21,7 @@ import numpy as np
 
 import jaxopt_keras as jk
 from benchmarks.workloads import WORKLOADS, Workload
+from command import Parser, output_file
 
 STEPS, RUNS, CALLS = 20, 5, 50
 COPIED = 2**28  # elements of the array whose copy is timed
@@ -196,13 +195,17 @@ def line(x: dict[str, Any]) -> str:
     return " | ".join(["", x["name"], x["engine"], *cells, shown(x["share"], x["least"]), x["verdict"], ""]).strip()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the results to a file")
+def parser() -> Parser:
+    parser = Parser("benchmarks.gpu", __doc__)
+    parser.add_argument("--json", type=output_file, help="write the results to a file")
     parser.add_argument("--dry-run", action="store_true", help="tiny arrays, on a CPU too, without verdicts on times")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
     if jax.default_backend() != "gpu" and not arguments.dry_run:
-        parser.exit(1, MISSING + "\n")
+        parser().exit(1, MISSING + "\n")
     copy = bandwidth(arguments.dry_run)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, a copy in place: {copy / 1e12:.2f} TB/s")
     print("| step | engine | device us | call us | first call s | ratio (most) | share (least) | verdict |")

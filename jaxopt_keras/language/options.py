@@ -85,7 +85,8 @@ class Options(KerasOptions):
         rounding: how parameters of 16 bits are rounded: to "nearest", or "stochastic", which is exact on average.
         seed: the seed of stochastic rounding; None: 0.
         engine: what runs a step. "auto": the fastest way that is right for the platform and the sharding: on a CPU with
-            a C compiler, native loops made from the rule's own arithmetic; elsewhere XLA. "xla": always XLA. "native":
+            a C compiler, native loops made from the rule's own arithmetic; on a GPU of NVIDIA, kernels made from it, once
+            small ones had the right results there; elsewhere XLA. "xla": always XLA. "native":
             the loops, or an error that says why there are none. "pallas": on a TPU, a kernel that reads and writes each
             array with slots in blocks once; XLA for the rest. It has not run on a TPU yet; elsewhere it is interpreted,
             slowly, for tests. `Kernel.describe` shows the choice.
