@@ -109,7 +109,8 @@ def measured(row: Row, tiny: bool) -> Measured:
     first = time.perf_counter() - start
 
     def steps(params: Any, state: Any, grads: Any) -> Any:
-        return jax.lax.fori_loop(0, STEPS, lambda _, now: kernel.step(*now, grads, donate=False), (params, state))
+        one = lambda _, now: kernel.step(now[0], now[1], grads, donate=False)
+        return jax.lax.fori_loop(0, STEPS, one, (params, state))
 
     many, calls = jax.jit(steps, donate_argnums=(0, 1)), []
     seconds, params, state = least(many, params, state, grads)

@@ -85,11 +85,11 @@ class Options(KerasOptions):
         rounding: how parameters of 16 bits are rounded: to "nearest", or "stochastic", which is exact on average.
         seed: the seed of stochastic rounding; None: 0.
         engine: what runs a step. "auto": the fastest way that is right for the platform and the sharding: on a CPU with
-            a C compiler, native loops made from the rule's own arithmetic; on a GPU of NVIDIA, kernels made from it, once
-            small ones had the right results there; elsewhere XLA. "xla": always XLA. "native": the loops or kernels, or
-            an error that says why there are none. "pallas": on a TPU, a kernel that reads and writes each array with
-            slots in blocks once; XLA for the rest. It has not run on a TPU yet; elsewhere it is interpreted, slowly, for
-            tests. `Kernel.describe` shows the choice.
+            a C compiler, native loops made from the rule's own arithmetic; on a GPU of NVIDIA, kernels made from it,
+            once small ones had the right results there; elsewhere XLA. "xla": always XLA. "native": the loops or
+            kernels, or an error that says why there are none. "pallas": on a TPU, a kernel that reads and writes each
+            array with slots in blocks once; XLA for the rest. It has not run on a TPU yet; elsewhere it is interpreted,
+            slowly, for tests. `Kernel.describe` shows the choice.
         skip_nonfinite: a call with NaN or infinity in its gradients changes nothing but the counter `skipped`.
         skip_spikes: a number above 1: so does a call whose joint gradient norm is more than this many times its
             running mean. None: off.
