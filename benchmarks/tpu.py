@@ -42,10 +42,10 @@ class Cost(NamedTuple):
     collectives: int = 0
 
     def __add__(self, other: Any) -> "Cost":
-        return Cost(*map(sum, zip(self, other, strict=True)))
+        return Cost._make(map(sum, zip(self, other, strict=True)))
 
     def times(self, n: int) -> "Cost":
-        return Cost(*(x * n for x in self))
+        return Cost._make(x * n for x in self)
 
 
 class Array(NamedTuple):

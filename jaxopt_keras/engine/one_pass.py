@@ -31,15 +31,22 @@ class Grid(NamedTuple):
 Update = Callable[..., tuple[list[Any], list[Slots], Slots]]
 
 
-def in_one_pass(update: Update, options: Options, layout: Layout, gradients: list[Any], *rest: Any) -> Any:
-    """Return `update(layout, gradients, *rest, True)`, by a kernel for each array that can have one.
+def in_one_pass(
+    update: Update, options: Options, raw: list[Any], layout: Layout, gradients: list[Any], *rest: Any
+) -> Any:
+    """Return `update(layout, gradients, *rest)`, by a kernel for each array that can have one.
 
     Clips by norms read all gradients, and come first.
+
+    Args:
+        raw: the gradients before they were cast, and summed and scaled as the options say.
     """
     from jaxopt_keras.engine.pallas_kernel import run  # here, because Pallas takes long to import
 
-    stored, slots, scalars, step, now = rest
+    stored, slots, scalars, step, now, _ = rest
     hyper = now.hyper
+    changed = options.gradient_accumulation_steps or options.axis_name is not None
+    exact = not changed and not {"loss_scale_factor", "clipnorm", "global_clipnorm"} & hyper.keys()
     grids = [grid_of(options, *x) for x in zip(gradients, stored, slots, strict=True)]
     if "clipvalue" not in hyper and any(isinstance(grid, Grid) for grid in grids):
         gradients = clip(gradients, hyper)
@@ -58,10 +65,11 @@ def in_one_pass(update: Update, options: Options, layout: Layout, gradients: lis
 
             def one(arrays: Any, numbers: Any, i: int = i) -> Any:
                 p, own, g = arrays
-                out, new, _ = update(some([i])[0], [g], [p], [own], *numbers, True)
+                out, new, _ = update(some([i])[0], [g.astype(gradients[i].dtype)], [p], [own], *numbers, True)
                 return out[0], new[0]
 
-            found[i] = run(one, (stored[i], slots[i], gradients[i]), (scalars, step, now), grid)
+            g = raw[i] if exact else gradients[i]  # one of 16 bits is cast in the kernel
+            found[i] = run(one, (stored[i], slots[i], g), (scalars, step, now), grid)
     return [found[i][0] for i in range(len(grids))], [found[i][1] for i in range(len(grids))], moved
 
 

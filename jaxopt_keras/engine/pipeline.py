@@ -5,6 +5,7 @@ constrain, quantize.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -133,10 +134,9 @@ class Program(core.Program):
 
     def on_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Run `function` on the engine of the options. Applied here, so that each program in a tree has its own."""
-        engine = self.options.engine
+        engine, quantized = self.options.engine, self.options.state_dtype is not None
         # Without a backend it is faster only for quantized slots, which it fuses on a GPU.
-        no_loop = engine == "auto" and none_is_available() and self.options.state_dtype is None
-        if engine in ("xla", "pallas") or no_loop:
+        if engine in ("xla", "pallas") or (engine == "auto" and not quantized and none_is_available()):
             return function
         return native(function, strict=engine == "native")
 
@@ -186,11 +186,11 @@ class Program(core.Program):
             gradients, loss = unscaled((gradients, loss), hyper["loss_scale_factor"])
 
         def update(gradients: list[Any], slots: list[Slots], scalars: Slots, loss: Any = loss) -> Any:
-            everything = layout, gradients, stored, slots, scalars, state.count, Now.at(state.count, hyper, loss)
+            now = Now.at(state.count, hyper, loss)
+            run, everything = self._update, (gradients, stored, slots, scalars, state.count, now, write)
             if self.options.engine == "pallas" and write and self.core.elementwise and not self.core.joint:
-                out, slots, scalars = in_one_pass(self._update, self.options, *everything)
-            else:
-                out, slots, scalars = self._update(*everything, write)
+                run = functools.partial(in_one_pass, run, self.options, layout.flatten(grads, "grads"))
+            out, slots, scalars = run(layout, *everything)
             return (out, optax.safe_increment(state.count)), slots, scalars
 
         # Under accumulation a parameter may be updated by earlier gradients, without one in this call.

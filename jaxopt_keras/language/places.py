@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from jaxopt_keras.language.paths import leaves_by_path
@@ -53,7 +54,7 @@ _HERE = contextvars.ContextVar[Places | None]("places", default=None)
 
 def _devices(x: Any) -> Any:
     """Return the devices of an array, or of a struct with a sharding; nothing for what is traced."""
-    sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+    sharding = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
     is_abstract = isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh)
     return () if sharding is None or is_abstract else sharding.device_set
 

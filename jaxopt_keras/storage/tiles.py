@@ -38,10 +38,10 @@ def tiles_for(shape: tuple[int, ...], greatest: int, place: Place) -> Tiles | No
     Raises:
         ValueError: if every choice has a block on two devices.
     """
+    n, own = shape[-1], place.shard[-1]
     if place.platform == "tpu" and len(shape) > 1:
         found = _on_tpu(greatest, place.shard)
     else:
-        n, own = shape[-1], place.shard[-1]
         if own == n or -(-n // block_length(n, greatest)) % (n // own) == 0:
             return None
         found = Tiles(-1, block_length(own, greatest))
