@@ -133,7 +133,7 @@ def _plan(program: Any, params: Any, places: Places) -> Plan:
             grain, kinds = about(rule, p), rule.kinds(p)
             if type(rule) is not type(program.core.rule):
                 others.setdefault(title_of(rule), []).append(leaf.path)
-        place = Place(places.platform, dict(places.shards).get(leaf.path, p.shape))
+        place = Place(places.platform, dict(places.shards).get(leaf.path) or p.shape)
         formats = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p, place)}" for name, x in own.items())
         kind = Kind(title_of(rule), grain, str(p.dtype), formats, engine, rate, decay_of(program, leaf, p))
         entries.append((kind, leaf.path, p.size, nbytes(own)))
