@@ -240,7 +240,7 @@ def _with_kernels(program: Any, params: Any, state: Any) -> list[str]:
     layout, stored = Layout.read(params, program.options)
     slots = layout.by_leaf(jax.eval_shape(unpacked, state.slots))
     found = [one_pass.grid_of(program.options, p, p, s) for p, s in zip(stored, slots, strict=True)]
-    if not program.core.elementwise:
+    if not program.core.elementwise or program.core.joint:
         found = ["a rule of whole arrays"] * len(found)
     return [f"xla ({x})" if isinstance(x, str) else "pallas" for x in found]
 
