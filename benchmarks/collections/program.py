@@ -1,7 +1,8 @@
 """One class of a collection in a process of its own: `python program.py FILE CLASS SIDE RESULT`.
 
-SIDE is "theirs", the class with its own Keras on TensorFlow, or "ours", the same text with other imports. RESULT is a
-file of NumPy arrays: the variables after some of the steps. The last line of the output is JSON.
+SIDE is "theirs", the class with its own Keras on TensorFlow, "nudged", the same with gradients that differ in the last
+places, or "ours", the same text with other imports. RESULT is a file of NumPy arrays: the variables after some of the
+steps. The last line of the output is JSON.
 """
 
 import contextlib
@@ -154,18 +155,20 @@ def trained(tf: Any, cls: Any, side: str, uncompiled: bool) -> list[np.ndarray]:
         optimizer.jit_compile = False
     random = np.random.default_rng(0)
     make_variable = tf.Variable
-    if side == "theirs" and not os.environ.get("TF_USE_LEGACY_KERAS"):
+    if side != "ours" and not os.environ.get("TF_USE_LEGACY_KERAS"):
         import keras
 
         make_variable = keras.Variable
     start = {name: random.standard_normal(shape).astype("float32") for name, shape in SHAPES.items()}
     variables = [make_variable(x, name=name) for name, x in start.items()]
-    if hasattr(optimizer, "build") and side == "theirs" and not hasattr(optimizer, "_create_all_weights"):
+    if hasattr(optimizer, "build") and not hasattr(optimizer, "_create_all_weights"):
         optimizer.build(variables)
     seen = []
     for step in range(STEPS):
         NOW[:] = step + 1, itertools.count()
         grads = [(0.1 * x + random.standard_normal(x.shape)).astype("float32") for x in start.values()]
+        if side == "nudged":
+            grads = [g * np.float32(1 + 2**-22) for g in grads]
         grads = [tf.convert_to_tensor(g) for g in grads]
         optimizer.apply_gradients(zip(grads, variables, strict=True))
         if (step + 1) % EVERY == 0 or step == 0:

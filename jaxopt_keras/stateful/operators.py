@@ -16,7 +16,8 @@ def _operators(names: str) -> list[Callable[..., Any]]:
 
 def _operator(name: str) -> Callable[..., Any]:
     def method(self: Any, *others: Any) -> Any:
-        return in_tensor(getattr(value_of(self), name)(*map(_operand, others)))
+        convert = value_of if name == "__getitem__" else _operand
+        return in_tensor(getattr(value_of(self), name)(*map(convert, others)))
 
     return method
 

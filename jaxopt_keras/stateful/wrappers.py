@@ -19,7 +19,7 @@ from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.printing import call
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.call import Call
-from jaxopt_keras.stateful.custom.overrides import HOOKS, is_library, refuse_overrides
+from jaxopt_keras.stateful.custom.overrides import HOOKS, in_library, refuse_overrides
 from jaxopt_keras.stateful.lock import in_full, locked
 from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.state_views import RATE, STEP, Place, View
@@ -38,7 +38,7 @@ class Wrapper(Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not is_library(cls):
+        if not in_library(cls):
             refuse_overrides(cls, dict.fromkeys(HOOKS, "derive the class of an inner optimizer"))
 
     def _wrap(self, options: Options, inner: list[Optimizer], **own: Any) -> None:

@@ -119,6 +119,19 @@ def test_a_cache_may_be_filled():
     assert optimizer.eyes == {"kernel": 6.0, "bias": 3.0}
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "iterations"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_hooks_may_not_assign_what_is_set_for_the_step(name, compiled):
+    class Assigns(OURS):
+        def update_step(self, gradient, variable, learning_rate):
+            getattr(self, name).assign(3)
+
+    optimizer, variables = Assigns(0.1, jit_compile=compiled), two()
+    stored = {"learning_rate": "learning_rate", "iterations": "count"}[name]
+    with refused(HookError, f"A hook of Assigns assigns `{stored}`", optimizer, *variables):
+        steps(optimizer, variables)
+
+
 # --- variables of the class's own -------------------------------------------------------------------------------------
 
 

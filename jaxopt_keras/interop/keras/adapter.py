@@ -14,7 +14,7 @@ from jaxopt_keras.language.printing import call
 from jaxopt_keras.schedules import LearningRateSchedule
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
 from jaxopt_keras.stateful.configs import RATE_FIELD, arguments_of
-from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, is_library, overrides, refuse_overrides
+from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, in_library, overrides, refuse_overrides
 from jaxopt_keras.stateful.lock import LOCK
 from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.state_views import RATE, STEP
@@ -53,7 +53,7 @@ class Adapter(keras.optimizers.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not is_library(cls):
+        if not in_library(cls):
             refuse_overrides(cls, NEVER_CALLED | dict.fromkeys(HOOKS, INSIDE))
 
     def _wrap(self, optimizer: Optimizer, name: str | None) -> None:

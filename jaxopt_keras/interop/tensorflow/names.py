@@ -161,7 +161,7 @@ ARRAYS = table({
     "pad(tensor, paddings)": lambda x, paddings: jnp.pad(convert(x), np.asarray(paddings)),
     "broadcast_to(input, shape)": lambda x, shape: jnp.broadcast_to(convert(x), dims(shape)),
     "shape(input, out_type='int32')": lambda x, out_type="int32": np.array(jnp.shape(x), np.int32),
-    "size(input)": lambda x: int(np.prod(jnp.shape(convert(x)))),
+    "size(input, out_type='int32')": lambda x, out_type="int32": int(np.prod(jnp.shape(convert(x)))),
     "rank(input)": lambda x: len(jnp.shape(convert(x))),
     "zeros(shape, dtype='float32')": lambda shape, dtype="float32": jnp.zeros(dims(shape), arrays.as_dtype(dtype)),
     "ones(shape, dtype='float32')": lambda shape, dtype="float32": jnp.ones(dims(shape), arrays.as_dtype(dtype)),

@@ -19,7 +19,7 @@ from jaxopt_keras.language.rule import RATE, Rule, fields_of
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.inner import Inner
 from jaxopt_keras.stateful.custom.older_names import OlderNames
-from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, is_library, overridden, refuse_overrides
+from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, in_library, overridden, refuse_overrides
 from jaxopt_keras.stateful.custom.stand_ins import stand_in, wants_tensors
 from jaxopt_keras.stateful.custom.steps import Steps
 from jaxopt_keras.stateful.keras_scope import mapped
@@ -37,7 +37,7 @@ class Custom(Steps, OlderNames, Inner):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not is_library(cls):
+        if not in_library(cls):
             refuse_overrides(cls, NEVER_CALLED)
             if "build" in vars(cls):
                 cls.build = _finding_attributes(cls.build)

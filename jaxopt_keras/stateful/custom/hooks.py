@@ -17,9 +17,9 @@ from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.stateful.custom.attributes import Attributes
-from jaxopt_keras.stateful.custom.errors import explained, frozen_attribute
+from jaxopt_keras.stateful.custom.errors import HookError, explained, frozen_attribute
 from jaxopt_keras.stateful.scope import Scope
-from jaxopt_keras.stateful.state_views import Place, read, with_values
+from jaxopt_keras.stateful.state_views import Place, View, read, with_values
 
 INNER = "inner optimizers"
 """The name of the states of inner optimizers among the scalars."""
@@ -127,6 +127,12 @@ class Hooks(Core):
             pairs = [given[path] for path in sorted(given, key=optimizer._paths.index)]
             optimizer.run_step([g for g, _ in pairs], [v for _, v in pairs])
         self._finish_unmapped(scope)
+        assigned = [x.place for x in scope.written.values() if isinstance(x, View) and x.optimizer is optimizer]
+        if names := [place[-1] for place in assigned if place[0] in ("count", "hyperparams")]:
+            raise HookError(
+                f"A hook of {type(optimizer).__name__} assigns `{names[0]}`, which is set for the whole step. Assign "
+                "it between steps; a rate that changes is a schedule, or a variable of `add_variable`."
+            )
         new = lambda place, of=optimizer: scope.values[id(of.view(place))]
         amounts = [
             None if g is None and id(v) not in scope.written else scope.values[id(v)] - p

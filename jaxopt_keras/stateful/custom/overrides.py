@@ -5,8 +5,11 @@ Three generations of classes have methods that their own base class calls: Keras
 that such a class is refused when it is made. All others are called by the user's code alone.
 """
 
+import functools
+import sys
 from typing import Any
 
+PACKAGE = "jaxopt_keras"
 UPDATES = (
     "update_step",
     "_backend_update_step",
@@ -85,10 +88,17 @@ NEVER_CALLED = {
 
 
 def is_library(cls: type) -> bool:
-    """Whether a class is one of this library."""
-    return cls.__module__.partition(".")[0] == "jaxopt_keras"
+    """Whether a class is one of this library: its module has it. (A class of a doctest has the module's name only.)"""
+    module = sys.modules.get(cls.__module__) if in_library(cls) else None
+    return module is not None and (module.__name__ == PACKAGE or vars(module).get(cls.__qualname__) is cls)
 
 
+def in_library(cls: type) -> bool:
+    """Whether a class, which may be in the making, is in a module of this library."""
+    return cls.__module__.partition(".")[0] == PACKAGE
+
+
+@functools.lru_cache(4096)
 def overrides(cls: type, name: str) -> bool:
     """Whether `cls` has a method of this name that is not the library's."""
     return not is_library(next((c for c in cls.__mro__ if name in vars(c)), Library))

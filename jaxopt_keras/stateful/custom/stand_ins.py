@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxopt_keras.stateful.custom.errors import WITHOUT, HookError
 from jaxopt_keras.stateful.custom.overrides import is_library, overrides
 from jaxopt_keras.stateful.operators import in_tensor, results_in, value_of
 from jaxopt_keras.stateful.variable import ArrayLike
@@ -63,7 +64,10 @@ class Tensor(ArrayLike):
         return Tf2DType(self.array.dtype)
 
     def assign(self, value: Any, use_locking: Any = None, name: Any = None, read_value: bool = True) -> Any:
-        raise TypeError("A tensor cannot be assigned. Assign to the variable.")
+        raise HookError(
+            "A tensor, such as the learning rate of a step, cannot be assigned. If it is the result of a `tf.cond` "
+            f"whose branches return variables, {WITHOUT}."
+        )
 
     def _store(self, value: Any) -> None:
         self.assign(value)
