@@ -221,7 +221,7 @@ def test_without_a_right_result_xla_runs(finding, monkeypatch):
     monkeypatch.setattr(ptx, "gpu", lambda: None)
     monkeypatch.setattr(probe, "reads_parameters", trial(reads))
     monkeypatch.setattr(probe, "steps", trial(steps))
-    probe._form.cache_clear()
+    probe.form.cache_clear()
     try:
         if expected in ("table", "switch"):
             assert probe.form() == expected
@@ -230,5 +230,5 @@ def test_without_a_right_result_xla_runs(finding, monkeypatch):
             ptx._probed.cache_clear()
             assert expected in ptx.Ptx().unavailable()
     finally:
-        probe._form.cache_clear()
+        probe.form.cache_clear()
         ptx._probed.cache_clear()

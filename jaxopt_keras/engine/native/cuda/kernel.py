@@ -26,7 +26,7 @@ from jaxopt_keras.engine.native.loop import BLOCK, Input, Leaf, Loop, Output
 
 NAME = "jk_step"  # not `step`, which is a function of glibc
 POINTERS = 4095  # parameters, of 32,764 bytes
-WORDS = 16384  # of the table, in constant memory
+WORDS = 16000  # of the table, in constant memory, which has 64 KiB
 HEAD, FIXED = 2, 2  # words before those of kinds; words of a leaf before those of its operands
 HOW = {"+": "SUM", "max": "GREATEST", "&": "ALL", "|": "SOME"}
 

@@ -5,7 +5,6 @@ its arrays. That shows whether a kernel may read its parameters by number (the f
 several sizes, with totals and blocks, through the whole engine.
 """
 
-import contextvars
 import functools
 import threading
 from typing import Any
@@ -19,8 +18,6 @@ from jaxopt_keras.engine.native.cuda import nvrtc, ptx
 from jaxopt_keras.engine.native.cuda.kernel import NAME, POINTERS, WORDS, Layout
 from jaxopt_keras.engine.native.cuda.launch import Kernel
 
-# The form that is tried now, in the thread that tries it.
-TRIED: contextvars.ContextVar[str | None] = contextvars.ContextVar("tried", default=None)
 READS = f"""
 __constant__ unsigned TABLE[{WORDS}];
 struct Pointers {{ char* a[{POINTERS}]; }};
@@ -33,18 +30,13 @@ SIZES = (5, 2048, 40_000)
 ROWS = (300, 64)
 
 
+@functools.cache
 def form() -> str:
-    """The form of kernels to use. A form that is being tried is that form.
+    """The form of kernels to use.
 
     Raises:
         Unavailable: if no form gives right results.
     """
-    tried = TRIED.get()
-    return _form() if tried is None else tried
-
-
-@functools.cache
-def _form() -> str:
     found: list[str | Unavailable] = []
     # In a thread of its own, since this may be called while a program is traced.
     thread = threading.Thread(target=lambda: found.append(_searched()))
@@ -59,7 +51,7 @@ def _form() -> str:
 def _searched() -> str | Unavailable:
     reason = ""
     for form, trials in (("table", (reads_parameters, steps)), ("switch", (steps,))):
-        TRIED.set(form)
+        ptx.TRIED.set(form)
         try:
             device = ptx.gpu()
             if all(trial(device) for trial in trials):

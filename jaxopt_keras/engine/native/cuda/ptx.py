@@ -5,6 +5,7 @@ checked (`probe.py`), and without that XLA runs all equations. The aliases of th
 can make it a node of a CUDA graph.
 """
 
+import contextvars
 import ctypes
 import functools
 import re
@@ -24,6 +25,8 @@ from jaxopt_keras.engine.native.cuda.render import THREADS
 TARGET = "__gpu$xla.gpu.ptx"
 OLDEST = 12010  # the driver's version that allows 4095 pointers
 PTX = {12010: "8.1", 12020: "8.2", 12030: "8.3", 12040: "8.4", 12050: "8.5", 12060: "8.5", 12070: "8.6", 12080: "8.7"}
+# The form of kernels that the probe is trying, in the thread that tries it.
+TRIED: contextvars.ContextVar[str | None] = contextvars.ContextVar("tried", default=None)
 
 
 class Ptx:
@@ -36,7 +39,7 @@ class Ptx:
     described: str | None = None
 
     def unavailable(self) -> str:
-        if self.described is not None:
+        if self.described is not None or TRIED.get() is not None:
             return ""
         try:
             gpu()
@@ -123,14 +126,14 @@ def call(ptx: str, results: list[Any], aliases: dict[int, int], operands: list[A
 
 
 def probed_form() -> str:
-    """The form of kernels that the device of this process runs with right results.
+    """The form of kernels that the device of this process runs with right results; while it is tried, that form.
 
     Raises:
         Unavailable: if there is none.
     """
     from jaxopt_keras.engine.native.cuda.probe import form  # which uses the whole engine
 
-    return form()
+    return TRIED.get() or form()
 
 
 @functools.cache
