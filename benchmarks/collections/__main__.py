@@ -65,9 +65,10 @@ def ran(found: Found, side: str, result: Path, seconds: float) -> dict[str, Any]
     command = [sys.executable, str(PROGRAM), str(found.path.resolve()), found.name, side, str(result)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
-        return json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {"error": f"no end after {seconds:g} s", "where": ""}
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
     except (json.JSONDecodeError, IndexError):
         return {"error": f"the process ended with {done.returncode}: {done.stderr[-300:]}", "where": ""}
 

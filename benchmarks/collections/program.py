@@ -6,6 +6,8 @@ steps. The last line of the output is JSON.
 """
 
 import contextlib
+import importlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
@@ -57,6 +59,8 @@ def run(path: Path, name: str, side: str, result: str) -> dict[str, Any]:
 
 def imports(side: str) -> Any:
     """Import TensorFlow, or what takes its place, with random numbers that are the same for both."""
+    tf: Any
+    active_step: Any = lambda: None
     if side == "ours":
         os.environ["KERAS_BACKEND"] = "jax"
         import jaxopt_keras.interop.tensorflow as tf
@@ -65,20 +69,18 @@ def imports(side: str) -> Any:
         import tensorflow as tf
 
         if os.environ.get("TF_USE_LEGACY_KERAS"):
-            import tf_keras.src.optimizers.optimizer as experimental
-
-            older = types.ModuleType("keras.optimizers.optimizer_experimental")
-            older.optimizer = experimental  # type: ignore[attr-defined]
+            older: Any = types.ModuleType("keras.optimizers.optimizer_experimental")
+            older.optimizer = importlib.import_module("tf_keras.src.optimizers.optimizer")
             sys.modules |= {"keras": tf.keras, "keras.optimizers": tf.keras.optimizers, older.__name__: older}
 
     def drawn(shape: Any = (), *args: Any, dtype: Any = None, **kwargs: Any) -> Any:
         dims = tuple(int(n) for n in shape)
         step, count = NOW
-        if side == "ours" and (running := active_step()) is not None:  # the step may be traced
+        if (running := active_step()) is not None:  # the step may be traced
             count = running[1]
         call = next(count)
         make = lambda step: np.random.default_rng((step, call)).standard_normal(dims).astype("float32")
-        if side == "ours" and step:
+        if running is not None and step:
             return tf.cast(tf.gather(np.stack([make(n) for n in range(1, STEPS + 1)]), running[0]), dtype or "float32")
         return tf.cast(tf.convert_to_tensor(make(step)), dtype or tf.float32)
 
@@ -104,7 +106,7 @@ def load(path: Path, side: str) -> Any:
     return module
 
 
-class Siblings:
+class Siblings(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the packages that contain a file, as empty packages whose names are those of all their files."""
 
     def __init__(self, path: Path, side: str) -> None:

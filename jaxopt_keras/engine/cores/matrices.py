@@ -16,7 +16,7 @@ from jaxopt_keras.language.matrix_rule import MatrixRule
 class Job(NamedTuple):
     """The update of one parameter."""
 
-    skeleton: MatrixRule
+    skeleton: Any  # the rule without its numbers
     numbers: dict[str, Any]
     g: Array
     p: Any

@@ -123,7 +123,7 @@ def one_hot(
 def range_(start: Any, limit: Any = None, delta: Any = 1, dtype: Any = None) -> Any:
     """Return a sequence of numbers, which Python's loops can use too."""
     start, limit = (0, start) if limit is None else (start, limit)
-    given = [np.asarray(x) for x in (start, limit, delta)]
+    given: list[Any] = [np.asarray(x) for x in (start, limit, delta)]
     is_float = any(x.dtype.kind == "f" for x in given)
     return np.arange(*given, dtype=as_dtype(dtype or ("float32" if is_float else "int32")))
 

@@ -3,7 +3,7 @@
 import difflib
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = "jaxopt_keras.interop.tensorflow"
 
@@ -34,9 +34,12 @@ class Namespace(ModuleType):
 
     def __init__(self, path: str, **names: Any) -> None:
         super().__init__(f"{ROOT}.{path}")
-        self.__path__: list[str] = []
-        self.__dict__.update(names)
+        self.__dict__.update(names, __path__=[])  # a package
         sys.modules[self.__name__] = self
+
+    if TYPE_CHECKING:  # any name may be set
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # Python itself looks for such names

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from jaxopt_keras.stateful.custom.overrides import HOOKS
 
@@ -31,7 +32,7 @@ def explained(optimizer: Any) -> Iterator[None]:
     except TRACED as error:
         raise HookError(f"{where(optimizer, error)} needs the value of an array. {remedy(optimizer)}") from error
     except AttributeError as error:
-        if not isinstance(getattr(error, "obj", None), (jax.Array, jax.core.Tracer)):
+        if not isinstance(getattr(error, "obj", None), (jax.Array, Tracer)):
             raise
         raise HookError(
             f"{where(optimizer, error)} uses `{error.name}` of an array, which arrays of JAX lack. Use `float(x)`, "

@@ -40,7 +40,7 @@ class Hooks(Core):
 
     __hash__ = None  # type: ignore[assignment]  # unhashable, so that its programs are not cached for other optimizers
 
-    def __init__(self, optimizer: Any, rate: Any = 0.001, core: Leafwise | None = None) -> None:
+    def __init__(self, optimizer: Any, rate: Any = 0.001, core: Core | None = None) -> None:
         self.optimizer, self.rate, self.core = optimizer, rate, core or Core()
 
     def __eq__(self, other: Any) -> bool:

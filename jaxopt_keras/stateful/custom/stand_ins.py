@@ -53,7 +53,9 @@ class Tensor(ArrayLike):
     def _scoped_value(self) -> Any:
         return self.array
 
-    value = property(_raw_value)
+    @property
+    def value(self) -> Any:
+        return self.array
 
     def __call__(self) -> Any:
         """Return the array: `variable.value()` is a call in TF 2."""

@@ -4,7 +4,7 @@ import contextvars
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -37,20 +37,28 @@ class Steps(Transactions):
 
     # --- the parts --------------------------------------------------------------------------------------------------
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any = None) -> None:
-        """Update one variable: the part that most classes override. A named class runs its rule.
+    if TYPE_CHECKING:  # classes override it with or without the rate
 
-        Args:
-            gradient: the gradient, after clipping.
-            variable: the variable. One of another optimizer's hooks works too, if `build` has been called with it.
-            learning_rate: the rate of this step; None: the optimizer's own.
-        """
-        if not isinstance(self._rule, Rule):
-            raise NotImplementedError(
-                f"{type(self).__name__} needs `update_step(self, gradient, variable, learning_rate)`, or TF 2's "
-                "`_resource_apply_dense(self, grad, var)`."
+        def update_step(self, *args: Any, **kwargs: Any) -> None: ...
+
+    else:
+
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any = None) -> None:
+            """Update one variable: the part that most classes override. A named class runs its rule.
+
+            Args:
+                gradient: the gradient, after clipping.
+                variable: the variable. One of another optimizer's hooks works too, if `build` has been called with it.
+                learning_rate: the rate of this step; None: the optimizer's own.
+            """
+            if not isinstance(self._rule, Rule):
+                raise NotImplementedError(
+                    f"{type(self).__name__} needs `update_step(self, gradient, variable, learning_rate)`, or TF 2's "
+                    "`_resource_apply_dense(self, grad, var)`."
+                )
+            self._run_rule(
+                value_of(gradient), variable, self._current_rate() if learning_rate is None else learning_rate
             )
-        self._run_rule(value_of(gradient), variable, self._current_rate() if learning_rate is None else learning_rate)
 
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
