@@ -138,7 +138,8 @@ def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) 
     if arguments.get(RATE_NAME, 0) is None:
         del arguments[RATE_NAME]
     for name, value in arguments.items():
-        if name == INNER and isinstance(value, dict):
+        is_rule = isinstance(value, dict) and str(value.get("module")).startswith(rules.__name__)
+        if is_rule or (name == INNER and isinstance(value, dict)):
             arguments[name] = rule_from(value, custom_objects)
         elif name == RATE_NAME and isinstance(value, dict) or is_config(value, custom_objects):
             arguments[name] = schedules.deserialize(value, custom_objects)
@@ -146,5 +147,5 @@ def arguments_of(config: dict[str, Any], custom_objects: dict[str, Any] | None) 
 
 
 def _as_list(value: Any) -> Any:
-    """Convert a tuple to a list, as JSON has it."""
-    return list(value) if isinstance(value, tuple) else value
+    """Convert tuples to lists, as JSON has them."""
+    return [_as_list(x) for x in value] if isinstance(value, tuple) else value

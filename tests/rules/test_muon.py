@@ -233,8 +233,10 @@ def test_config():
     assert config["matrices"] == [["conv", "rows... columns"], ["head", None]]
     assert jk.Muon.from_config(config).get_config() == config
     assert "matrices" not in jk.Muon(0.1).get_config()  # Keras's own keys
-    with pytest.warns(UserWarning, match="`others` is code"):
-        jk.Muon(0.1, others=rules.Lion()).get_config()
+    config = jk.Muon(0.1, others=rules.Lion(beta_1=0.5)).get_config()
+    assert config["others"]["config"]["beta_1"] == 0.5 and jk.Muon.from_config(config).get_config() == config
+    with pytest.warns(UserWarning, match="`matrices` is a function"):
+        assert "matrices" not in jk.Muon(0.1, matrices=lambda path, shape: None).get_config()
 
 
 def test_qk_clip():

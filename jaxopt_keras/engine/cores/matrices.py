@@ -37,7 +37,7 @@ def update_matrices(jobs: list[Job]) -> list[tuple[Array, Slots]]:
     return run(arrays)
 
 
-def _update(skeletons: list[MatrixRule], arrays: list[Any]) -> list[tuple[Array, Slots]]:
+def _update(skeletons: list[Any], arrays: list[Any]) -> list[tuple[Array, Slots]]:
     jobs = [Job(skeleton, *each) for skeleton, each in zip(skeletons, arrays, strict=True)]
     known: dict[Any, Any] = {}
     found = [traced_once(_lead, job.skeleton, known)(*job[1:]) for job in jobs]
