@@ -17,7 +17,7 @@ from jaxopt_keras.rules.orthogonal.shapes import read_matrices, seen_as
 
 
 class Orthogonal(MatrixRule):
-    """What Muon and its kin have in common: the matrices that they see, how they iterate, the sizes of steps.
+    """The common part of Muon and its kin: the matrices that they see, how they iterate, the sizes of steps.
 
     Args:
         matrices: which arrays are matrices, beside those of two axes: a dict from patterns of paths to descriptions
