@@ -11,8 +11,9 @@ import jaxopt_keras as jk
 from docs.generator.docstrings import prose, restructured
 from docs.generator.equations import End, symbol
 from jaxopt_keras.language.meanings import description, limits, meanings
+from jaxopt_keras.language.modifier import Modifier
 from jaxopt_keras.language.rule import Field, Rule, fields_of
-from jaxopt_keras.optimizers import RULES, parameters
+from jaxopt_keras.optimizers import INNER, MODIFIERS, OF_LOSSES, RULES, parameters
 
 GRAINS = {
     "element": "element-wise",
@@ -24,7 +25,20 @@ VECTOR = jax.ShapeDtypeStruct((4096,), jnp.float32)
 
 
 def page() -> str:
-    return "\n\n".join(section(name, rule) for name, rule in RULES.items())
+    own = [section(name, rule) for name, rule in (RULES | OF_LOSSES).items()]
+    return "\n\n".join([*own, *(section_around(name, modifier) for name, modifier in MODIFIERS.items())])
+
+
+def section_around(name: str, modifier: type[Modifier]) -> str:
+    """Return the section of a modifier: its equations and its own hyperparameters."""
+    function, known = modifier.__module__.rsplit(".", 1)[-1], {*fields_of(modifier)}
+    own = {f.name for f in dataclasses.fields(modifier)}
+    given = [p.replace(annotation=inspect.Parameter.empty) for p in parameters(modifier) if p.name in own]
+    options = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
+    said = str(inspect.Signature([*given, options]))[1:-1]
+    head = [name, "-" * len(name), "", f".. py:class:: {name}({said})", "   :no-contents-entry:", ""]
+    head += [f".. py:function:: {function}({said}) -> Kernel", "   :no-contents-entry:", ""]
+    return "\n".join([*head, *restructured(description(modifier).splitlines(), known), *hyperparameters(modifier)])
 
 
 def section(name: str, rule: type[Rule]) -> str:
@@ -59,10 +73,10 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def hyperparameters(rule: type[Rule]) -> list[str]:
-    rows, known = [], {*fields_of(rule), *rule.defaults}
+    rows, known = [], {*fields_of(rule), *(() if issubclass(rule, Modifier) else rule.defaults)}
     for parameter in parameters(rule):
         field = fields_of(rule).get(parameter.name)
-        if field and parameter.name != "variant":
+        if field and parameter.name not in ("variant", INNER):
             meaning = " ".join(meanings(rule)[parameter.name].split())
             name = f"`{parameter.name}`{sign(parameter.name)}"
             rows.append([name, prose(meaning, known), f"`{parameter.default!r}`", limits(field) or "see there"])

@@ -44,6 +44,8 @@ RULES: dict[str, type[Rule]]
 CLASSES: dict[str, type[Optimizer]]
 FUNCTIONS: dict[str, Callable[..., Kernel]]
 MODIFIERS: dict[str, type[Modifier]]
+INNER: str
+OF_LOSSES: dict[str, type[Rule]]
 MORE: dict[str, type[Rule]]
 MORE_CLASSES: dict[str, type[Optimizer]]
 MORE_FUNCTIONS: dict[str, Callable[..., Kernel]]
