@@ -13,7 +13,7 @@ from jaxopt_keras.engine.native.cuda.launch import InCuda
 from jaxopt_keras.engine.slot_storage import Stored, dequantize
 from jaxopt_keras.packing.trees import unpacked
 from tests.engine.native.cuda_grid import Grid
-from tests.laws.cases import KERAS, assert_same_bits, draw, pairs, slots_at
+from tests.laws.cases import FIRST, assert_same_bits, draw, pairs, slots_at
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
@@ -24,6 +24,8 @@ OPTIONS = [
     {"gradient_accumulation_steps": 2, "state_dtype": "bfloat16"}, {"flat_state": True}, {"state_dtype": "float8"},
     {"state_dtype": "float16", "skip_nonfinite": True},
 ]  # fmt: skip
+# The others run with JAXOPT_KERAS_TEST_DEVICE=grid: a kernel compiles in a second.
+KERAS = [case for case in FIRST if case.rule.variant == "keras"]
 NAMED = {type(case.rule).__name__: case for case in KERAS}
 CASES = [(case, OPTIONS[i % len(OPTIONS)]) for i, case in enumerate(KERAS)]
 CASES += [(NAMED[name], options) for name in ("Adam", "Lamb") for options in OPTIONS[: 9 if name == "Adam" else 2]]
