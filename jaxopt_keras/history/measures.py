@@ -16,7 +16,7 @@ from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.programs.loss_scaled import SCALE, LossScaled
 from jaxopt_keras.engine.programs.partitioned import STEP, Partitioned, Tree
 from jaxopt_keras.engine.stages.guard import SKIPPED
-from jaxopt_keras.language.numerics import compute_dtype, square
+from jaxopt_keras.language.numerics import compute_dtype, norm
 from jaxopt_keras.language.paths import first_match, leaves_by_path
 from jaxopt_keras.language.sparse import densify, is_sparse, rows_of
 from jaxopt_keras.packing.trees import Packed, unpacked
@@ -61,17 +61,16 @@ def measure(old_params: Any, new_params: Any, grads: Any, *, groups: Groups | No
     elif isinstance(old_params, Packed) and not isinstance(grads, Packed):
         grads = old_params.like(grads)
     others = map(jax.tree.structure(old_params).flatten_up_to, (new_params, grads))
-    squares = {
-        path: [_sum_of_squares(_dense(g, p)), _sum_of_squares(_widened(q) - _widened(p)), _sum_of_squares(p)]
+    norms = {
+        path: [_norm(_dense(g, p)), _norm(_widened(q) - _widened(p)), _norm(p)]
         for (path, p), q, g in zip(leaves_by_path(old_params), *others, strict=True)
         if jnp.issubdtype(jnp.result_type(p), jnp.inexact)
     }
-    paths = [*squares]
+    paths = [*norms]
     members = {"": paths} | {f"/{name}": matching(name, pattern, paths) for name, pattern in groups.items()}
     found = {}
     for suffix, group in members.items():
-        zero = jnp.zeros((), jnp.result_type(float))
-        g, u, w = (jnp.sqrt(sum((squares[path][i] for path in group), zero)) for i in range(3))
+        g, u, w = (norm(jnp.array([norms[path][i] for path in group], jnp.result_type(float))) for i in range(3))
         ratio = jnp.where(w > 0, u / jnp.where(w > 0, w, 1), jnp.nan)
         found |= {f"{name}{suffix}": x for name, x in zip(NORMS, (g, u, w, ratio), strict=True)}
     return found
@@ -205,7 +204,7 @@ def _widened(x: Any) -> Array:
     return x.astype(compute_dtype(x.dtype))
 
 
-def _sum_of_squares(x: Any) -> Array:
-    """The sum of squares; 0 without a gradient."""
+def _norm(x: Any) -> Array:
+    """The norm of an array; 0 without a gradient."""
     dtype = jnp.result_type(float)
-    return jnp.zeros((), dtype) if x is None else jnp.sum(square(_widened(x))).astype(dtype)
+    return jnp.zeros((), dtype) if x is None else norm(_widened(x), dtype=dtype)

@@ -1,5 +1,6 @@
 """Numerics of rules: small pure functions."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,29 +55,41 @@ def mean(x: Array, axis: int, keepdims: bool = False) -> Array:
     return jnp.sum(x / x.shape[axis], axis, keepdims=keepdims)
 
 
+def scaled_norm(*arrays: Array, dtype: Any = None) -> tuple[Array, Array]:
+    """Compute the joint norm as a product `(size, unit)` of finite numbers, also where the norm itself would overflow.
+
+    One pass over the elements sums their squares, and their squares scaled down, for the case that the first sum
+    overflows. `unit` is 1, or the reciprocal of that scale, a power of two.
+    """
+    known = [*(real_dtype(x.dtype) for x in arrays), *(() if dtype is None else (jnp.dtype(dtype),))]
+    widest = max(known, key=lambda x: jnp.finfo(x).bits)
+    parts = [part.astype(widest) for x in arrays for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
+    down = 2.0 ** -(jnp.finfo(widest).maxexp * 5 // 8)
+    # For a constant c and one element, XLA would turn (x c)(x c) into (x x)(c c), which is infinity times 0.
+    factor = jax.lax.optimization_barrier(jnp.asarray(down, widest))
+
+    def total(numbers: Iterable[Array]) -> Array:
+        return sum((jnp.sum(x * x) for x in numbers), jnp.zeros((), widest))
+
+    plain, scaled = total(parts), total(x * factor for x in parts)
+    overflows = plain > jnp.finfo(widest).max
+    return jnp.sqrt(jnp.where(overflows, scaled, plain)), jnp.where(overflows, jnp.asarray(1 / down, widest), 1)
+
+
 def norm(*arrays: Array, dtype: Any = None) -> Array:
     """Compute the joint Euclidean norm of all elements (0 without elements), also where their squares overflow.
 
-    One pass over the elements sums their squares, and their squares scaled down, for the case that the first sum
-    overflows.
-
     Args:
-        dtype: of the norm; None: that of `abs` of the first array.
+        dtype: the norm has this dtype, or a wider one of `abs` of an array; None: that of `abs` of the widest array.
     """
-    dtype = real_dtype(arrays[0].dtype) if dtype is None else dtype
-
-    def total(factor: float) -> Array:
-        return sum((jnp.sum(square(x * factor)).astype(dtype) for x in arrays), jnp.zeros((), dtype))
-
-    down = min((2.0 ** -(jnp.finfo(x.dtype).maxexp * 5 // 8) for x in arrays), default=1.0)
-    plain, scaled = total(1), total(down)
-    overflows = plain > jnp.finfo(dtype).max
-    return jnp.sqrt(jnp.where(overflows, scaled, plain)) * jnp.where(overflows, jnp.array(1 / down, dtype), 1)
+    size, unit = scaled_norm(*arrays, dtype=dtype)
+    return size * unit
 
 
 def rms(x: Array) -> Array:
     """Compute the root of the mean square (0 for an empty array)."""
-    return norm(x) / max(x.size, 1) ** 0.5
+    size, unit = scaled_norm(x)
+    return size / max(x.size, 1) ** 0.5 * unit
 
 
 def ema(old: Array, new: Array, beta: Any) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import compute_dtype, norm
+from jaxopt_keras.language.numerics import compute_dtype, norm, scaled_norm
 from jaxopt_keras.language.sparse import is_sparse
 
 Grads = list[Array | None]
@@ -24,14 +24,21 @@ def by_norm(grads: Grads, limit: Array) -> Grads:
     """Scale each array by its own norm: g c / max(|g|, c)."""
 
     def one(g: Array) -> Array:
-        return g * _factor(norm(g), limit.astype(g.real.dtype))
+        return _shortened(g, *scaled_norm(g), limit)
 
     return [g if g is None else one(g) for g in grads]
 
 
-def _factor(total: Array, limit: Array) -> Array:
-    """Compute c / max(norm, c). A limit of 0 is off."""
-    return jnp.where(limit > 0, limit / jnp.where(limit > 0, jnp.maximum(total, limit), 1), 1)
+def _shortened(g: Array, size: Array, unit: Array, limit: Array) -> Array:
+    """Compute g c / max(norm, c) for a norm of `size * unit`. A limit of 0 is off.
+
+    Where the norm is great, c / norm may be too small for a float. Then g is multiplied by two factors.
+    """
+    dtype, limit = g.real.dtype, limit.astype(size.dtype)
+    down = jnp.where((limit > 0) & ((size > 2.0**64) | (unit > 1)), 2.0**-64, 1).astype(size.dtype)
+    greatest = jnp.maximum(size * (unit * down), limit * down)
+    factor = jnp.where(limit > 0, limit / jnp.where(limit > 0, greatest, 1), 1)
+    return g * down.astype(dtype) * factor.astype(dtype)
 
 
 def global_norm(tree: Any) -> Array:
@@ -50,8 +57,11 @@ def global_norm(tree: Any) -> Array:
     >>> float(global_norm(jnp.full(4, 1e20))) / 1e20  # its squares are infinite in float32
     2.0
     """
-    leaves = jax.tree.leaves(tree, is_leaf=is_sparse)
-    return norm(*(_dense(x) for x in leaves), dtype=jnp.result_type(float))
+    return norm(*_arrays(tree), dtype=jnp.result_type(float))
+
+
+def _arrays(tree: Any) -> list[Array]:
+    return [_dense(x) for x in jax.tree.leaves(tree, is_leaf=is_sparse)]
 
 
 def _dense(x: Any) -> Array:
@@ -61,9 +71,9 @@ def _dense(x: Any) -> Array:
 
 def by_global_norm(grads: Grads, limit: Array) -> Grads:
     """Scale all arrays by their joint norm: g c / max(|all g|, c). If it is not finite, all become NaN, as in Keras."""
-    total = global_norm(grads)
-    scale = _factor(total, limit) + (total - total)
-    return [g if g is None else g * scale.astype(g.real.dtype) for g in grads]
+    size, unit = scaled_norm(*_arrays(grads), dtype=jnp.result_type(float))
+    size = size + (size - size)  # infinity becomes NaN
+    return [g if g is None else _shortened(g, size, unit, limit) for g in grads]
 
 
 def by_value(grads: Grads, limit: Array) -> Grads:
