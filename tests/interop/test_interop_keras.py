@@ -487,3 +487,28 @@ def test_accumulation_with_a_schedule_says_what_it_counts():
             optimizer.apply_gradients([(jnp.ones(1), w)])
         found.append(w.numpy())
     np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["unfrozen", "frozen"])
+def test_layers_frozen_or_unfrozen_after_compile(first):
+    made = model()
+    made.layers[0].trainable = first
+    fitted(as_keras(jk.Adam(0.1)), made=made)
+    optimizer = made.optimizer
+    kept = {v.path: v.numpy() for v in optimizer.variables}
+    kernels = [layer.kernel.numpy() for layer in made.layers]
+    made.layers[0].trainable = not first
+    optimizer.build(made.trainable_variables)
+    for v in optimizer.variables:
+        np.testing.assert_array_equal(v.numpy(), kept.get(v.path, np.zeros(v.shape, v.dtype)))
+    assert kept.keys() <= {v.path for v in optimizer.variables} and len(optimizer.variables) == 2 + 2 * 4
+    more(made)
+    moved = [not np.array_equal(layer.kernel.numpy(), k) for layer, k in zip(made.layers, kernels, strict=True)]
+    assert moved == [not first, True] and int(optimizer.iterations) == 9
+
+
+def test_layers_unfrozen_without_another_build():
+    optimizer, variables = as_keras(jk.Adam(0.1)), two()
+    optimizer.build(variables[:1])
+    with pytest.raises(ValueError, match="call `model.optimizer.build\\(model.trainable_variables\\)`"):
+        optimizer.stateless_apply([v.value for v in optimizer.variables], some_grads(), [v.value for v in variables])

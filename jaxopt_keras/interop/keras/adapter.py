@@ -151,10 +151,15 @@ class Adapter(keras.optimizers.Optimizer):
         return [*self._variables]
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Makes the slots. Variables with `overwrite_with_gradient` get none: they are set to their gradient."""
-        if self.built:
-            return
+        """Makes the slots. Variables with `overwrite_with_gradient` get none: they are set to their gradient.
+
+        A second call, after layers were frozen or unfrozen, makes the slots of new variables and keeps all others.
+        """
         variables = list(variables)
+        if self.built:
+            if [*map(id, variables)] == [*self._trainable_variables_indices]:
+                return
+            self._check_present()
         overwritten = [v for v in variables if getattr(v, "overwrite_with_gradient", False)]
         if overwritten and self.wrapped.gradient_accumulation_steps:
             raise ValueError(
@@ -166,7 +171,7 @@ class Adapter(keras.optimizers.Optimizer):
             warnings.warn(ACCUMULATED.format(steps, steps - 1), stacklevel=2)
         updated = [v for v in variables if not getattr(v, "overwrite_with_gradient", False)]
         self.wrapped.build(updated)
-        if len(self.wrapped._paths) != len(updated):
+        if not self.built and len(self.wrapped._paths) != len(updated):
             raise ValueError(
                 f"{self.name} must be built with all variables that have slots: {self.wrapped._paths}. Received: "
                 f"{[v.path for v in updated]}"
@@ -221,7 +226,8 @@ class Adapter(keras.optimizers.Optimizer):
                 f"`grads` must hold one gradient for each variable. Received: {len(grads)} gradients for "
                 f"{len(variables)} variables"
             )
-        self.build(variables)
+        if not self.built:
+            self.build(variables)
         self._check_variables_are_known(variables)
         grads, variables = self._filter_empty_gradients(grads, variables)
         if in_stateless_scope():
@@ -260,7 +266,11 @@ class Adapter(keras.optimizers.Optimizer):
             ("trainable_variables", trainable_variables, len(self._trainable_variables)),
         ):
             if len(given) != length:
-                raise ValueError(f"Argument `{name}` must be a list of {length} arrays. Received: {len(given)}")
+                raise ValueError(
+                    f"Argument `{name}` must be a list of {length} arrays. Received: {len(given)}. After layers were "
+                    "frozen or unfrozen, and before `fit`, call `model.optimizer.build(model.trainable_variables)`: "
+                    "new variables get slots, all others keep theirs."
+                )
         if grads:  # a model may have no variables
             self._filter_empty_gradients(grads, self._trainable_variables)
         return self._stepped(optimizer_variables, grads, trainable_variables)
