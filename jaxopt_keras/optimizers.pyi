@@ -91,7 +91,7 @@ class Adam(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
         amsgrad: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
-        **options: Unpack[CommonOptions],
+        eps_root: Number = 0.0, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -121,7 +121,7 @@ class AdamW(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, weight_decay: Number | None = 0.004, beta_1: Number = 0.9,
         beta_2: Number = 0.999, epsilon: Number = 1e-07, amsgrad: bool = False, *,
-        variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        variant: Literal["keras", "optax"] = "keras", eps_root: Number = 0.0, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adan(Optimizer):
@@ -194,7 +194,7 @@ class Grams(Optimizer):
 class Lamb(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
-        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras", eps_root: Number = 0.0,
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
@@ -231,7 +231,7 @@ class Muon(Optimizer):
 class Nadam(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
-        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras", eps_root: Number = 0.0,
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
@@ -276,7 +276,7 @@ class ScheduleFreeAdamW(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.0025, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
         warmup_steps: int = 0, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
-        **options: Unpack[CommonOptions],
+        eps_root: Number = 0.0, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -403,7 +403,7 @@ def adagrad(
 def adam(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
     amsgrad: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
-    **options: Unpack[CommonOptions],
+    eps_root: Number = 0.0, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adamax(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
@@ -427,7 +427,7 @@ def adamuon(
 def adamw(
     learning_rate: Rate = 0.001, weight_decay: Number | None = 0.004, beta_1: Number = 0.9, beta_2: Number = 0.999,
     epsilon: Number = 1e-07, amsgrad: bool = False, *, variant: Literal["keras", "optax"] = "keras",
-    **options: Unpack[CommonOptions],
+    eps_root: Number = 0.0, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def adan(
     learning_rate: Rate = 0.001, beta_1: Number = 0.98, beta_2: Number = 0.92, beta_3: Number = 0.99,
@@ -480,7 +480,7 @@ def grams(
 ) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
-    weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+    weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras", eps_root: Number = 0.0,
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def laprop(
@@ -506,7 +506,7 @@ def muon(
 ) -> Kernel: ...
 def nadam(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
-    weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+    weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras", eps_root: Number = 0.0,
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def normuon(
@@ -541,7 +541,7 @@ def rmsprop(
 def schedule_free_adamw(
     learning_rate: Rate = 0.0025, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
     warmup_steps: int = 0, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
-    **options: Unpack[CommonOptions],
+    eps_root: Number = 0.0, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def sgd(
     learning_rate: Rate = 0.01, momentum: Number = 0.0, nesterov: bool = False, weight_decay: Number | None = None, *,

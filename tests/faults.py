@@ -58,7 +58,7 @@ FAULTS = [
           "Nesterov's look ahead is missing", oracle("sgd-keras")),
     Fault("rules/rmsprop.py", "b = at.lr * g / jnp.sqrt(d)", "b = at.lr * g / (jnp.sqrt(n) + self.epsilon)",
           "epsilon outside the root", oracle("rmsprop-keras")),
-    Fault("rules/adam.py", "jnp.sqrt(peak) + epsilon", "jnp.sqrt(peak + epsilon)",
+    Fault("rules/adam.py", "root(peak + self.eps_root * correction) + epsilon", "root(peak + epsilon)",
           "epsilon inside the root", oracle("adam-keras")),
     Fault("rules/adam.py", "/ (1 - self.beta_1**at.t)", "",
           "no bias correction of the momentum", oracle("adam-keras")),

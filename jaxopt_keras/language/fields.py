@@ -63,6 +63,7 @@ Rate = Annotated[float, Within(0, below=math.inf)]
 Amount = Annotated[float, Within(0, below=math.inf)]
 Decay = Annotated[float, Within(0, below=1), COMPLEMENT]
 Momentum = Annotated[float, Within(0, 1), COMPLEMENT, OFF_AT_ZERO]
+EpsRoot = Annotated[float, Within(0, below=math.inf), OFF_AT_ZERO]
 Count = Annotated[int, Within(0)]  # an int is static: a new value compiles a new program
 
 Variant = Literal["keras", "optax"]

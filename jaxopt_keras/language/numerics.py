@@ -55,6 +55,14 @@ def mean(x: Array, axis: int, keepdims: bool = False) -> Array:
     return jnp.sum(x / x.shape[axis], axis, keepdims=keepdims)
 
 
+def root(x: Array) -> Array:
+    """Compute sqrt(x) for x >= 0, at least the root of the least normal number, 1e-19 in float32.
+
+    So its derivative is finite at 0, where that of sqrt is infinite, and the derivative of sqrt(x²) NaN.
+    """
+    return jnp.sqrt(jnp.maximum(x, float(jnp.finfo(x.dtype).tiny)))
+
+
 def scaled_norm(*arrays: Array, dtype: Any = None) -> tuple[Array, Array]:
     """Compute the joint norm as a product `(size, unit)` of finite numbers, also where the norm itself would overflow.
 
@@ -73,7 +81,9 @@ def scaled_norm(*arrays: Array, dtype: Any = None) -> tuple[Array, Array]:
 
     plain, scaled = total(parts), total(x * factor for x in parts)
     overflows = plain > jnp.finfo(widest).max
-    return jnp.sqrt(jnp.where(overflows, scaled, plain)), jnp.where(overflows, jnp.asarray(1 / down, widest), 1)
+    squares = jnp.where(overflows, scaled, plain)
+    size = jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))  # its derivative at 0 is 0
+    return size, jnp.where(overflows, jnp.asarray(1 / down, widest), 1)
 
 
 def norm(*arrays: Array, dtype: Any = None) -> Array:

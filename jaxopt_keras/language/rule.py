@@ -20,6 +20,7 @@ from jaxopt_keras.language.fields import TRACED as TRACED
 from jaxopt_keras.language.fields import Amount as Amount
 from jaxopt_keras.language.fields import Count as Count
 from jaxopt_keras.language.fields import Decay as Decay
+from jaxopt_keras.language.fields import EpsRoot as EpsRoot
 from jaxopt_keras.language.fields import Field as Field
 from jaxopt_keras.language.fields import Fixed as Fixed
 from jaxopt_keras.language.fields import Marker as Marker

@@ -2,10 +2,9 @@
 
 from typing import ClassVar, NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -40,5 +39,5 @@ class AdaBelief(Rule):
         g = squarable(g, 2)
         m = ema(s.momentum, g, self.beta_1)
         v = ema(s.variance, square(g - m), self.beta_2) + self.epsilon
-        u = m / (1 - self.beta_1**at.t) / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
+        u = m / (1 - self.beta_1**at.t) / (root(v / (1 - self.beta_2**at.t)) + self.epsilon)
         return -at.lr * u, self.State(m, v)

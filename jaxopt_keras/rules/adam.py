@@ -1,12 +1,13 @@
 """Adam: adaptive moment estimation."""
 
+from dataclasses import field
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
-from jaxopt_keras.language.rule import Amount, Clock, Decay, Exact, KerasOrder, NonNegative, Rate, Rule, Signed
+from jaxopt_keras.language.numerics import ema, root, squarable, square
+from jaxopt_keras.language.rule import Amount, Clock, Decay, EpsRoot, Exact, KerasOrder, NonNegative, Rate, Rule, Signed
 
 
 class Adam(Rule):
@@ -25,6 +26,7 @@ class Adam(Rule):
         beta_2: the decay of `velocity`, the average of squared gradients.
         epsilon: a constant added to the denominator, so that it is not 0.
         amsgrad: divide by the greatest `velocity` so far, the slot `velocity_hat`.
+        eps_root: a constant added to the bias-corrected `velocity`, under the root.
     """
 
     keras: ClassVar = KerasOrder(slot_groups=(("momentum", "velocity"), ("velocity_hat",)))
@@ -34,6 +36,7 @@ class Adam(Rule):
     beta_2: Decay = 0.999
     epsilon: Amount = 1e-7
     amsgrad: bool = False
+    eps_root: EpsRoot = field(default=0.0, kw_only=True)
 
     class State(NamedTuple):
         momentum: Signed
@@ -57,5 +60,5 @@ class Adam(Rule):
             peak = h * correction
         elif h is not None:
             peak = h = jnp.maximum(h, v)
-        step = -rate * m / (jnp.sqrt(peak) + epsilon)
+        step = -rate * m / (root(peak + self.eps_root * correction) + epsilon)
         return step, self.State(m, v, h)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -55,7 +55,7 @@ class Adan(Rule):
         n = ema(s.difference, d, self.beta_2)
         v = ema(s.velocity, square(g + ahead * d), self.beta_3)
         u = m / (1 - self.beta_1**at.t) + ahead * n / (1 - self.beta_2**at.t)
-        u = u / (jnp.sqrt(v / (1 - self.beta_3**at.t) + (self.epsilon if optax else 0)) + self.epsilon)
+        u = u / (root(v / (1 - self.beta_3**at.t) + (self.epsilon if optax else 0)) + self.epsilon)
         step, s = -at.lr * u, self.State(m, n, v, g)
         if optax or at.weight_decay is None:
             return step, s

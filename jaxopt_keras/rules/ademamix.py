@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Count, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -65,5 +65,5 @@ class AdEMAMix(Rule):
         v = ema(s.velocity, square(g), self.beta_2)
         alpha = self.alpha * jnp.minimum(at.t / self.alpha_warmup, 1) if self.alpha_warmup else self.alpha
         u = m / (1 - self.beta_1**at.t) + alpha * slow
-        u = u / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
+        u = u / (root(v / (1 - self.beta_2**at.t)) + self.epsilon)
         return -at.lr * u, self.State(m, slow, v)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -44,7 +44,7 @@ class ADOPT(Rule):
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         g, is_first = squarable(g), at.t == 1
         limit = (at.t - 1) ** 0.25
-        n = jnp.clip(g / jnp.maximum(jnp.sqrt(s.velocity), self.epsilon), -limit, limit)
+        n = jnp.clip(g / jnp.maximum(root(s.velocity), self.epsilon), -limit, limit)
         m = ema(s.momentum, n, self.beta_1)
         v = jnp.where(is_first, square(g), ema(s.velocity, square(g), self.beta_2))
         step = -at.lr * m

@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -37,5 +37,5 @@ class Grams(Rule):
         g = squarable(g)
         m = ema(s.momentum, g, self.beta_1)
         v = ema(s.velocity, square(g), self.beta_2)
-        u = m / (1 - self.beta_1**at.t) / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
+        u = m / (1 - self.beta_1**at.t) / (root(v / (1 - self.beta_2**at.t)) + self.epsilon)
         return -at.lr * jnp.sign(g) * jnp.abs(u), self.State(m, v)

@@ -1,12 +1,13 @@
 """LAMB: Adam's direction, scaled to the norm of each array."""
 
+from dataclasses import field
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
-from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
+from jaxopt_keras.language.numerics import ema, root, squarable, square
+from jaxopt_keras.language.rule import Amount, Clock, Decay, EpsRoot, NonNegative, Rate, Rule, Signed
 
 
 class Lamb(Rule):
@@ -22,6 +23,7 @@ class Lamb(Rule):
         beta_1: the decay of `momentum`, the average of gradients.
         beta_2: the decay of `velocity`, the average of squared gradients.
         epsilon: a constant added to the denominator, so that it is not 0.
+        eps_root: a constant added to the bias-corrected `velocity`, under the root.
     """
 
     grain: ClassVar = "leaf"
@@ -30,6 +32,7 @@ class Lamb(Rule):
     beta_1: Decay = 0.9
     beta_2: Decay = 0.999
     epsilon: Amount = 1e-7
+    eps_root: EpsRoot = field(default=0.0, kw_only=True)
 
     class State(NamedTuple):
         momentum: Signed
@@ -42,7 +45,7 @@ class Lamb(Rule):
         g = squarable(g)
         m = ema(s.momentum, g, self.beta_1)
         v = ema(s.velocity, square(g), self.beta_2)
-        u = m / (1 - self.beta_1**at.t) / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
+        u = m / (1 - self.beta_1**at.t) / (root(v / (1 - self.beta_2**at.t) + self.eps_root) + self.epsilon)
         if self.variant == "optax" and at.weight_decay is not None:
             u = u + at.weight_decay * p
         p_norm, u_norm = at.norm(p), at.norm(u)

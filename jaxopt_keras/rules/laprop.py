@@ -2,10 +2,9 @@
 
 from typing import ClassVar, NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -39,6 +38,6 @@ class LaProp(Rule):
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         g = squarable(g)
         v = ema(s.velocity, square(g), self.beta_2)
-        n = g / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
+        n = g / (root(v / (1 - self.beta_2**at.t)) + self.epsilon)
         m = ema(s.momentum, at.lr * n, self.beta_1)
         return -m / (1 - self.beta_1**at.t), self.State(m, v)

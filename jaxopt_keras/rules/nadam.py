@@ -1,12 +1,12 @@
 """Nadam: Adam with Nesterov momentum."""
 
+from dataclasses import field
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
-from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
+from jaxopt_keras.language.numerics import ema, root, squarable, square
+from jaxopt_keras.language.rule import Amount, Clock, Decay, EpsRoot, NonNegative, Rate, Rule, Signed
 
 
 class Nadam(Rule):
@@ -23,12 +23,14 @@ class Nadam(Rule):
         beta_1: the limit of the decay of `momentum`; with "optax" the decay itself.
         beta_2: the decay of `velocity`, the average of squared gradients.
         epsilon: a constant added to the denominator, so that it is not 0.
+        eps_root: a constant added to the bias-corrected `velocity`, under the root.
     """
 
     learning_rate: Rate = 1e-3
     beta_1: Decay = 0.9
     beta_2: Decay = 0.999
     epsilon: Amount = 1e-7
+    eps_root: EpsRoot = field(default=0.0, kw_only=True)
 
     class State(NamedTuple):
         momentum: Signed
@@ -56,5 +58,5 @@ class Nadam(Rule):
         else:
             mu, mu_next, product = self.momentum_at(at.t), self.momentum_at(at.t + 1), at.scalars.u_product
             ahead = mu_next * m / (1 - product * mu_next) + (1 - mu) * g / (1 - product)
-        step = -at.lr * ahead / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
+        step = -at.lr * ahead / (root(v / (1 - self.beta_2**at.t) + self.eps_root) + self.epsilon)
         return step, self.State(m, v)

@@ -1,12 +1,25 @@
 """Schedule-free AdamW: an average of iterates instead of a schedule."""
 
+from dataclasses import field
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
-from jaxopt_keras.language.rule import COMPLEMENT, Amount, Clock, Count, Decay, Exact, NonNegative, Rate, Rule, Within
+from jaxopt_keras.language.numerics import ema, root, squarable, square
+from jaxopt_keras.language.rule import (
+    COMPLEMENT,
+    Amount,
+    Clock,
+    Count,
+    Decay,
+    EpsRoot,
+    Exact,
+    NonNegative,
+    Rate,
+    Rule,
+    Within,
+)
 
 
 class ScheduleFreeAdamW(Rule):
@@ -32,6 +45,7 @@ class ScheduleFreeAdamW(Rule):
         beta_2: the decay of `velocity`, the average of squared gradients.
         epsilon: a constant added to the denominator, so that it is not 0.
         warmup_steps: the number of updates over which the rate grows linearly.
+        eps_root: a constant added to the bias-corrected `velocity`, under the root.
     """
 
     defaults: ClassVar = {"master_weights": "float32"}
@@ -41,6 +55,7 @@ class ScheduleFreeAdamW(Rule):
     beta_2: Decay = 0.999
     epsilon: Amount = 1e-8
     warmup_steps: Count = 0
+    eps_root: EpsRoot = field(default=0.0, kw_only=True)
 
     class State(NamedTuple):
         momentum: Exact
@@ -73,7 +88,7 @@ class ScheduleFreeAdamW(Rule):
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         g = squarable(g)
         v = ema(s.velocity, square(g), self.beta_2)
-        u = g / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
+        u = g / (root(v / (1 - self.beta_2**at.t) + self.eps_root) + self.epsilon)
         if self.variant == "optax":
             if at.weight_decay is not None:
                 u = u + at.weight_decay * p

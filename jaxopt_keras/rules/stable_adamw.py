@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import squarable, square
+from jaxopt_keras.language.numerics import root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -45,8 +45,8 @@ class StableAdamW(Rule):
         g = squarable(g)
         m = s.momentum + (1 - self.beta_1) / (1 - self.beta_1**at.t) * (g - s.momentum)
         v = s.velocity + (1 - self.beta_2) / (1 - self.beta_2**at.t) * (square(g) - s.velocity)
-        rate = at.lr / jnp.maximum(1, at.rms(g / jnp.maximum(jnp.sqrt(v), self.epsilon)))
-        u = m / (jnp.sqrt(v) + self.epsilon)
+        rate = at.lr / jnp.maximum(1, at.rms(g / jnp.maximum(root(v), self.epsilon)))
+        u = m / (root(v) + self.epsilon)
         if at.weight_decay is not None:
             u = u + at.weight_decay * p
         return -rate * u, self.State(m, v)

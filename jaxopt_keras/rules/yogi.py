@@ -5,7 +5,7 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -44,5 +44,5 @@ class Yogi(Rule):
         g = squarable(g)
         m = ema(s.momentum, g, self.beta_1)
         v = s.velocity - (1 - self.beta_2) * jnp.sign(s.velocity - square(g)) * square(g)
-        u = m / (1 - self.beta_1**at.t) / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + self.epsilon)
+        u = m / (1 - self.beta_1**at.t) / (root(v / (1 - self.beta_2**at.t)) + self.epsilon)
         return -at.lr * u, self.State(m, v)

@@ -50,7 +50,7 @@ class Adam(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
         amsgrad: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
-        **options: Unpack[CommonOptions],
+        eps_root: Number = 0.0, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adamax(Adapter):
@@ -80,7 +80,7 @@ class AdamW(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, weight_decay: Number | None = 0.004, beta_1: Number = 0.9,
         beta_2: Number = 0.999, epsilon: Number = 1e-07, amsgrad: bool = False, *,
-        variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+        variant: Literal["keras", "optax"] = "keras", eps_root: Number = 0.0, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Adan(Adapter):
@@ -153,7 +153,7 @@ class Grams(Adapter):
 class Lamb(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
-        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras", eps_root: Number = 0.0,
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
@@ -190,7 +190,7 @@ class Muon(Adapter):
 class Nadam(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
-        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
+        weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras", eps_root: Number = 0.0,
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
@@ -235,7 +235,7 @@ class ScheduleFreeAdamW(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.0025, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
         warmup_steps: int = 0, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
-        **options: Unpack[CommonOptions],
+        eps_root: Number = 0.0, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class SGD(Adapter):
