@@ -595,7 +595,7 @@ FAULTS = [
           "engine/native/test_native.py -k says_why"),
     Fault("engine/native/build.py", 'if action == "error":', "if False:", "the tests run without loops",
           "engine/native/test_native.py -k 'wants_no_fallback and error'"),
-    Fault("engine/plan.py", "if obstacle := unavailable():", 'if obstacle := "":',
+    Fault("engine/plan.py", "unavailable() if where", '"" if where',
           "a plan promises loops that do not compile", "engine/native/test_native.py -k says_why"),
     Fault("engine/native/fusion.py", "return math.prod(x.shape) == math.prod(out.shape)", "return False",
           "an axis of length 1 has no sums natively", "engine/native/test_native_loop.py -k length_1"),

@@ -237,8 +237,8 @@ def engines(program: Any, params: Any, state: Any) -> list[str]:
 
 def _with_kernels(program: Any, params: Any, state: Any) -> list[str]:
     """Return "pallas" for each parameter that has a kernel, else "xla", and why."""
-    layout, stored = Layout.read(params, program.options)
-    slots = layout.by_leaf(jax.eval_shape(unpacked, state.slots))
+    (layout, stored), kept = Layout.read(params, program.options), state.slots
+    slots = layout.by_leaf(jax.eval_shape(unpacked, kept))
     found = [one_pass.grid_of(program.options, p, p, s) for p, s in zip(stored, slots, strict=True)]
     if not program.core.elementwise or program.core.joint:
         found = ["a rule of whole arrays"] * len(found)
