@@ -29,7 +29,7 @@ class Net:
 def make_optimizer():
     """In torch: two `param_groups`, one without decay and with a rate of its own, and a `CosineAnnealingLR`."""
     adamw = {"epsilon": 1e-8, "variant": "optax"}
-    slow = jk.AdamW(1e-3, weight_decay=None, **adamw)
+    slow = jk.Adam(1e-3, **adamw)
     rate = jk.schedules.CosineDecay(1e-2, STEPS)
     return jk.MultiOptimizer(jk.OptimizerMap(jk.AdamW(rate, weight_decay=0.1, **adamw), {"bias$": slow}))
 
