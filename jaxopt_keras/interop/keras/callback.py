@@ -39,13 +39,18 @@ class HistoryCallback(keras.callbacks.Callback):
         self.history, self.every = history if history is not None else History(), History(every).every
         self.rate: Any = None
 
+    @property
+    def _optimizer(self) -> Any:
+        model: Any = self.model  # reading it makes Keras write the state of its loop to the variables
+        return model.optimizer
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if batch % self.every == 0:  # the rate of this step, before the step
-            self.rate = jnp.copy(jnp.asarray(keras.ops.convert_to_tensor(self.model.optimizer.learning_rate)))
+            self.rate = jnp.copy(jnp.asarray(keras.ops.convert_to_tensor(self._optimizer.learning_rate)))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if batch % self.every == 0:
-            optimizer = self.model.optimizer
+            optimizer = self._optimizer
             row = {"step": jnp.copy(jnp.asarray(optimizer.iterations.value)), "learning_rate": self.rate}
             skipped = getattr(optimizer, "skipped", 0)  # Keras's own optimizers have no such attribute
             if not isinstance(skipped, int):
