@@ -10,7 +10,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
-.PHONY: help demo soak tpu test check format format-check lint types sanitize bench bench-gpu docs docs-serve parity test-py test-matrix lines laws clean
+.PHONY: help demo soak tpu test check format format-check lint types sanitize bench bench-gpu docs docs-serve parity training test-py test-matrix lines laws clean
 
 RUN := $(VENV)/bin/python -m
 
@@ -32,6 +32,9 @@ bench-gpu: $(VENV)/.with-dev ## on a GPU: check the numbers of steps, then compa
 
 parity: $(VENV)/.with-bench ## compare every optimizer with Keras, optax, torch and float64
 	$(RUN) benchmarks.parity $(ARGS)
+
+training: $(VENV)/.with-bench $(VENV)/.with-demo ## train with every optimizer on 22 small tasks: steps to the target, window of rates
+	$(RUN) benchmarks.training $(ARGS)
 
 docs: $(VENV)/.with-docs ## build the site, docs/_build/index.html; a warning is an error
 	$(RUN) sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build

@@ -205,11 +205,33 @@ class LaProp(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class LARS(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 1.0, momentum: Number = 0.9, trust_coefficient: Number = 0.001,
+        epsilon: Number = 1e-08, nesterov: bool = False, weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Lion(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99,
         weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class MADGRAD(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.01, momentum: Number = 0.9, epsilon: Number = 1e-06,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class MARSAdamW(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.99, epsilon: Number = 1e-08,
+        gamma: Number = 0.025, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
+        adam_weight_decay: Number | None = 0.1, adam_lr_ratio: Number = 1.0, weight_decay: Number | None = None, *,
+        variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -250,6 +272,13 @@ class NorMuon(Optimizer):
         others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class NovoGrad(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.95, beta_2: Number = 0.98, epsilon: Number = 1e-08,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Prodigy(Optimizer):
     def __init__(
         self, learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number | None = None,
@@ -272,6 +301,13 @@ class RMSprop(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Rprop(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.01, eta_minus: Number = 0.5, eta_plus: Number = 1.2,
+        min_step_size: Number = 1e-06, max_step_size: Number = 50.0, weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class ScheduleFreeAdamW(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.0025, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
@@ -286,10 +322,26 @@ class SGD(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Shampoo(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.01, beta_1: Number = 0.9, beta_2: Number = 1.0, epsilon: Number = 1e-12,
+        precondition_frequency: int = 1, max_preconditioner_dim: int = 1024, grafting: Literal["adam", "none"] = "adam",
+        grafting_beta_2: Number = 0.999, grafting_epsilon: Number = 1e-08, weight_decay: Number | None = None, *,
+        variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Signum(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class SOAP(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.95,
+        shampoo_beta: Number | None = None, epsilon: Number = 1e-08, precondition_frequency: int = 10,
+        max_precond_dim: int = 10000, weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class StableAdamW(Optimizer):
@@ -487,9 +539,24 @@ def laprop(
     learning_rate: Rate = 0.0004, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-15,
     weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def lars(
+    learning_rate: Rate = 1.0, momentum: Number = 0.9, trust_coefficient: Number = 0.001, epsilon: Number = 1e-08,
+    nesterov: bool = False, weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def lion(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99, weight_decay: Number | None = None, *,
     variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def madgrad(
+    learning_rate: Rate = 0.01, momentum: Number = 0.9, epsilon: Number = 1e-06, weight_decay: Number | None = None, *,
+    variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def mars_adamw(
+    learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.99, epsilon: Number = 1e-08,
+    gamma: Number = 0.025, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
+    adam_weight_decay: Number | None = 0.1, adam_lr_ratio: Number = 1.0, weight_decay: Number | None = None, *,
+    variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def muon(
     learning_rate: Rate = 0.001, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.999,
@@ -522,6 +589,11 @@ def normuon(
     precision: Literal["device", "float32", "bfloat16"] = "device", cautious_decay: bool = False,
     others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def novograd(
+    learning_rate: Rate = 0.001, beta_1: Number = 0.95, beta_2: Number = 0.98, epsilon: Number = 1e-08,
+    weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def prodigy(
     learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number | None = None,
     epsilon: Number = 1e-08, use_bias_correction: bool = False, safeguard_warmup: bool = False, d0: Number = 1e-06,
@@ -538,6 +610,11 @@ def rmsprop(
     centered: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def rprop(
+    learning_rate: Rate = 0.01, eta_minus: Number = 0.5, eta_plus: Number = 1.2, min_step_size: Number = 1e-06,
+    max_step_size: Number = 50.0, weight_decay: Number | None = None, *,
+    variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def schedule_free_adamw(
     learning_rate: Rate = 0.0025, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
     warmup_steps: int = 0, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
@@ -547,9 +624,20 @@ def sgd(
     learning_rate: Rate = 0.01, momentum: Number = 0.0, nesterov: bool = False, weight_decay: Number | None = None, *,
     variant: Literal["keras", "optax"] = "keras", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def shampoo(
+    learning_rate: Rate = 0.01, beta_1: Number = 0.9, beta_2: Number = 1.0, epsilon: Number = 1e-12,
+    precondition_frequency: int = 1, max_preconditioner_dim: int = 1024, grafting: Literal["adam", "none"] = "adam",
+    grafting_beta_2: Number = 0.999, grafting_epsilon: Number = 1e-08, weight_decay: Number | None = None, *,
+    variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def signum(
     learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
     variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def soap(
+    learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.95, shampoo_beta: Number | None = None,
+    epsilon: Number = 1e-08, precondition_frequency: int = 10, max_precond_dim: int = 10000,
+    weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def stable_adamw(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99, epsilon: Number = 1e-06,
@@ -613,12 +701,13 @@ def polyak_sgd(
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
-    "DAdaptAdamW", "Dion2", "DoG", "Ftrl", "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "NorMuon", "Prodigy",
-    "RAdam", "RMSprop", "ScheduleFreeAdamW", "SGD", "Signum", "StableAdamW", "Yogi", "adabelief", "adadelta",
-    "adafactor", "adagrad", "adam", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "dadapt_adamw", "dion2",
-    "dog", "ftrl", "grams", "lamb", "laprop", "lion", "muon", "nadam", "normuon", "prodigy", "radam", "rmsprop",
-    "schedule_free_adamw", "sgd", "signum", "stable_adamw", "yogi", "AdaptiveClip", "Cautious", "CautiousDecay",
-    "Centralized", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD",
-    "adaptive_clip", "cautious", "cautious_decay", "centralized", "lookahead", "mars", "noisy", "ortho_grad",
-    "scaled_rate", "schedule_free", "momo", "polyak_sgd",
+    "DAdaptAdamW", "Dion2", "DoG", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon",
+    "Nadam", "NorMuon", "NovoGrad", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
+    "Signum", "SOAP", "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax",
+    "adamuon", "adamw", "adan", "ademamix", "adopt", "dadapt_adamw", "dion2", "dog", "ftrl", "grams", "lamb", "laprop",
+    "lars", "lion", "madgrad", "mars_adamw", "muon", "nadam", "normuon", "novograd", "prodigy", "radam", "rmsprop",
+    "rprop", "schedule_free_adamw", "sgd", "shampoo", "signum", "soap", "stable_adamw", "yogi", "AdaptiveClip",
+    "Cautious", "CautiousDecay", "Centralized", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ScaledRate", "ScheduleFree",
+    "MoMo", "PolyakSGD", "adaptive_clip", "cautious", "cautious_decay", "centralized", "lookahead", "mars", "noisy",
+    "ortho_grad", "scaled_rate", "schedule_free", "momo", "polyak_sgd",
 ]

@@ -122,7 +122,8 @@ def draw_value(rng: np.random.Generator, field: Field, default: Any) -> Any:
     if int in field.types:
         if default is None:  # a threshold on sizes: some arrays are above it, not all
             return int(rng.integers(0, 5))
-        return int(default + rng.integers(-2, 3) if default else rng.integers(0, 10))
+        value = int(default + rng.integers(-2, 3) if default else rng.integers(0, 10))
+        return value if field.range is None or value in field.range else default
     if default is None:  # a number that other ones replace
         default = 0.9 if field.complement else 1.0
     if field.complement and default == 0:  # a momentum that is off

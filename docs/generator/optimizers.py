@@ -11,7 +11,7 @@ import jaxopt_keras as jk
 from docs.generator.docstrings import prose, restructured
 from docs.generator.equations import End, symbol
 from jaxopt_keras.language.meanings import description, limits, meanings
-from jaxopt_keras.language.modifier import Modifier
+from jaxopt_keras.language.modifier import Modifier, routed
 from jaxopt_keras.language.rule import Field, Rule, fields_of
 from jaxopt_keras.optimizers import INNER, MODIFIERS, OF_LOSSES, RULES, parameters
 
@@ -96,14 +96,20 @@ def slots(rule: type[Rule]) -> list[str]:
     for name, slot in rule.slots().items():
         kind = "a sum or an iterate: exact" if slot.exact else "never negative" if slot.nonnegative else "of any sign"
         forms = "float32" if slot.exact else "any format of `state_dtype`"
-        rows.append([f"`{name}`", shape(slot.lacks), kind, forms, presence(rule, name)])
+        rows.append([f"`{name}`", shape(rule, name), kind, forms, presence(rule, name)])
     if not rows:
         return []
     return table(["slot", "shape", "values", "stored as", "exists"], rows)
 
 
-def shape(lacks: tuple[int, ...]) -> str:
-    return {(): "the parameter's", (-1,): "without the columns", (-2,): "without the rows"}[lacks]
+def shape(rule: type[Rule], slot: str) -> str:
+    rows, columns = MATRIX.shape
+    named = {(): "one number", (rows,): "without the columns", (columns,): "without the rows"}
+    named |= {MATRIX.shape: "the parameter's", (rows, rows): "rows x rows", (columns, columns): "columns x columns"}
+    found = getattr(jax.eval_shape(rule().init, MATRIX), slot)
+    return (
+        "the parameter's" if found is None else named.get(found.shape, "blocks: " + " x ".join(map(str, found.shape)))
+    )
 
 
 def presence(rule: type[Rule], slot: str) -> str:
@@ -111,7 +117,7 @@ def presence(rule: type[Rule], slot: str) -> str:
     on = {name: 0.9 if field.fixed == 0.0 else True for name, field in fields_of(rule).items() if _switch(field)}
 
     def has(values: dict[str, Any], p: Any) -> bool:
-        return getattr(jax.eval_shape(rule(**values).init, p), slot) is not None
+        return getattr(jax.eval_shape(routed(rule(**values), "", p).init, p), slot, None) is not None
 
     where = [p for p in (MATRIX, VECTOR) if has(on, p)]
     if len(where) == 1:

@@ -16,6 +16,7 @@ one out of its range.
 """
 
 from jaxopt_keras.schedules.base import LearningRateSchedule, Schedule, is_schedule
+from jaxopt_keras.schedules.composed import Join, OneCycle
 from jaxopt_keras.schedules.configs import deserialize, serialize
 from jaxopt_keras.schedules.cosine import CosineDecay, CosineDecayRestarts
 from jaxopt_keras.schedules.decays import ExponentialDecay, InverseTimeDecay, PiecewiseConstantDecay, PolynomialDecay
@@ -28,7 +29,9 @@ __all__ = [
     "ExponentialDecay",
     "InverseSqrtDecay",
     "InverseTimeDecay",
+    "Join",
     "LearningRateSchedule",
+    "OneCycle",
     "PiecewiseConstantDecay",
     "PolynomialDecay",
     "Schedule",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxopt_keras.schedules import cosine, decays, warmups  # noqa: F401  # they define the subclasses of `BuiltIn`
+from jaxopt_keras.schedules import composed, cosine, decays, warmups  # noqa: F401  # they define the subclasses of `BuiltIn`
 from jaxopt_keras.schedules.base import LearningRateSchedule
 from jaxopt_keras.schedules.builtin import BuiltIn
 

@@ -67,6 +67,11 @@ def flat(tree):
     return jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)])
 
 
+def spread(p, s):
+    """The slots of one number for the whole array, at each of its elements."""
+    return p, jax.tree.map(lambda x: jnp.broadcast_to(x, p.shape) if x.ndim == 0 else x, s)
+
+
 def of_shape(case, shape):
     """The rule, or the one that it leaves such arrays to."""
     return routed(case.rule, "", jnp.zeros(shape))
@@ -79,7 +84,7 @@ def test_grain_is_enough(case):
     if rule.grain == "matrix":
         pytest.skip("claims nothing")
     params, grads = draw(ARRAYS, 0), [draw(ARRAYS, 1 + i) for i in range(STEPS)]
-    single = steps(case, rule, At.of, params, grads)
+    single = {n: spread(*ended) for n, ended in steps(case, rule, At.of, params, grads).items()}
     expected = jax.tree.map(lambda *parts: flat(parts), *single.values())
 
     parts = jnp.concatenate([jnp.full(params[n].size, i) for i, n in enumerate(ARRAYS)])
@@ -91,7 +96,7 @@ def test_grain_is_enough(case):
 @every_case
 def test_grain_is_needed(case):
     rule = of_shape(case, LARGE["matrix"])
-    p, grads = draw(LARGE, 0)["matrix"], [draw(LARGE, 1)["matrix"]]
+    p, grads = draw(LARGE, 0)["matrix"], [draw(LARGE, i)["matrix"] for i in (1, 2)]
     if rule.grain == "leaf":
         with pytest.raises(LookupError):
             steps(case, rule, WithoutReductions.of, *alone(p, grads))

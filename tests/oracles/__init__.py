@@ -15,7 +15,8 @@ no decay), `path` its name. `hyper` are the optimizer's own arguments with Keras
 ignored. `variant` is "keras" (Keras 3.15), "optax" (optax 0.2.8, the function of the same name) or "authors" (the
 authors' own release, for an optimizer that Keras does not have). `loop` runs a whole optimizer.
 
-A module may have `telling`: hyperparameters with which each of them shows in a few updates, for the laws.
+A module may have `telling`: hyperparameters with which each of them shows in a few updates, for the laws; and `pinned`:
+hyperparameters that are not drawn, for the comparison in float64.
 """
 
 import pathlib

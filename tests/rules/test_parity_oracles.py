@@ -38,8 +38,12 @@ ignoring_empty_means = pytest.mark.filterwarnings("ignore:(Mean of empty slice|i
 def draw(name: str, variant: str, options: Collection[str] | None = None, steps: int = 40, **more: Any) -> Case:
     """Random hyperparameters, and random options of those that are named: all by default."""
     options = {*fields_of(Options), "schedule"} if options is None else options
-    terms = Terms(variant, {*fields_of(RULES[name]), *options}, more.pop("pinned", {}))
+    terms = Terms(variant, {*fields_of(RULES[name]), *options}, pinned(name) | more.pop("pinned", {}))
     return cases.draw(RULES[name], terms, seed=0, steps=steps, **{"dtype": np.float64, **more})
+
+
+def pinned(name: str) -> dict[str, Any]:
+    return getattr(Oracle().module(RULES[name]), "pinned", {})
 
 
 def assert_equal_runs(ours: History, expected: History, case: Case) -> None:
@@ -85,7 +89,10 @@ def longer_memory(name: str) -> dict[str, float]:
 @every_variant
 def test_everything_at_once(name: str, variant: str):
     """All switches and all options, on 40 updates of two gradients each; slots and averages are the reference's too."""
-    rule, terms = RULES[name], Terms(variant, fields_of(RULES[name]), longer_memory(name) | switches_thrown(name))
+    rule, terms = (
+        RULES[name],
+        Terms(variant, fields_of(RULES[name]), longer_memory(name) | switches_thrown(name) | pinned(name)),
+    )
     case = cases.draw_settings(rule, terms, 0, 80, np.float64, cases.shapes_for(rule))
     clip = cases.CLIPS[len(name + variant) % 3]
     options = {
@@ -131,6 +138,15 @@ def test_adafactor_factors_from_a_size_on(variant: str, least: int | None):
     """optax from 128 unless told otherwise, over the two largest axes; Keras always, over the last two."""
     shapes = {"tall": (130, 128), "broad": (2, 128, 133), "first": (130, 2, 128), "thin": (127, 140)}
     case = draw("adafactor", variant, (), steps=4, shapes=shapes, pinned={"min_dim_size_to_factor": least})
+    assert_equal_runs(cases.run(case), Oracle().run(case), case)
+
+
+@in_float64
+def test_shampoo_forgets():
+    """`beta_2` is drawn as 1, plain sums: here L and R are averages."""
+    case = draw(
+        "shampoo", "authors", (), pinned={"beta_2": 0.9, "max_preconditioner_dim": 3, "precondition_frequency": 3}
+    )
     assert_equal_runs(cases.run(case), Oracle().run(case), case)
 
 

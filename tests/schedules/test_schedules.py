@@ -25,7 +25,9 @@ from jaxopt_keras.schedules import (
     ExponentialDecay,
     InverseSqrtDecay,
     InverseTimeDecay,
+    Join,
     LearningRateSchedule,
+    OneCycle,
     PiecewiseConstantDecay,
     PolynomialDecay,
     WarmupStableDecay,
@@ -59,6 +61,10 @@ EXAMPLES = [
     WarmupStableDecay(0.1, 0, 0, 30, decay="sqrt"),
     InverseSqrtDecay(0.1, 10),
     InverseSqrtDecay(0.1, 10, initial_learning_rate=0.1),
+    OneCycle(0.1, 60),
+    OneCycle(0.1, 50, 0.5, 10.0, 100.0),
+    Join([PolynomialDecay(0.01, 10, 0.1), CosineDecay(0.1, 30), InverseTimeDecay(0.1, 5, 0.5)], [10, 45]),
+    Join([CosineDecay(0.1, 30)], []),
 ]
 STEPS = np.arange(80)
 # For arguments that a type checker would refuse:
@@ -127,6 +133,19 @@ def inverse_sqrt(s: InverseSqrtDecay, step: int) -> float:
     return s.peak_learning_rate * s.warmup_steps**0.5 * step**-0.5
 
 
+def one_cycle(s: OneCycle, step: int) -> float:
+    top, start = s.warmup_fraction * s.total_steps, s.peak_learning_rate / s.div_factor
+    first, last, p = start, s.peak_learning_rate, step / top
+    if step >= top:
+        first, last, p = s.peak_learning_rate, start / s.final_div_factor, min((step - top) / (s.total_steps - top), 1)
+    return first + (last - first) * math.sin(math.pi * p / 2) ** 2
+
+
+def joined(s: Join, step: int) -> float:
+    i = sum(step >= start for start in s.boundaries)
+    return ORACLES[type(s.schedules[i])](s.schedules[i], step - ([0, *s.boundaries][i]))
+
+
 ORACLES: dict[type, Callable[[Any, int], float]] = {
     ExponentialDecay: exponential,
     PiecewiseConstantDecay: piecewise,
@@ -136,6 +155,8 @@ ORACLES: dict[type, Callable[[Any, int], float]] = {
     CosineDecayRestarts: restarts,
     WarmupStableDecay: warmup_stable,
     InverseSqrtDecay: inverse_sqrt,
+    OneCycle: one_cycle,
+    Join: joined,
 }
 
 
@@ -175,6 +196,7 @@ scheds = st.one_of(
         WarmupStableDecay, rates, spans, spans, spans, rates, rates, st.sampled_from(["linear", "cosine", "sqrt"])
     ),
     st.builds(InverseSqrtDecay, rates, spans, rates),
+    st.builds(OneCycle, rates, spans, st.floats(0.1, 0.9), st.floats(1, 100), st.floats(1, 1e5)),
 )
 
 
@@ -265,7 +287,7 @@ def keras_schedules() -> Any:
     return pytest.importorskip("keras").optimizers.schedules
 
 
-KERAS_CLASSES = [kind for kind in ORACLES if kind not in (WarmupStableDecay, InverseSqrtDecay)]
+KERAS_CLASSES = [kind for kind in ORACLES if kind not in (WarmupStableDecay, InverseSqrtDecay, OneCycle, Join)]
 
 
 @pytest.mark.parametrize("kind", KERAS_CLASSES, ids=lambda kind: kind.__name__)
@@ -302,6 +324,11 @@ def test_rates_are_optax(jax_defaults):
         (
             PiecewiseConstantDecay([10, 20], [0.1, 0.05, 0.2]),
             optax.piecewise_constant_schedule(0.1, {11: 0.5, 21: 4.0}),
+        ),
+        (OneCycle(0.1, 60), optax.cosine_onecycle_schedule(60, 0.1)),
+        (
+            Join([PolynomialDecay(0.01, 10, 0.1), CosineDecay(0.1, 40)], [12]),
+            optax.join_schedules([optax.linear_schedule(0.01, 0.1, 10), optax.cosine_decay_schedule(0.1, 40)], [12]),
         ),
         (CosineDecay(0.1, 40, 0.1), optax.cosine_decay_schedule(0.1, 40, 0.1)),
         # optax counts the warm-up among the steps of the decay.
@@ -539,6 +566,10 @@ WRONG_VALUES = {
     "values[0]=-1": lambda: PiecewiseConstantDecay([1], [-1, 2]),
     "boundaries=[2, 1]": lambda: PiecewiseConstantDecay([2, 1], [1, 2, 3]),
     "boundaries=[2, 2]": lambda: PiecewiseConstantDecay([2, 2], [1, 2, 3]),
+    "div_factor=0.5": lambda: OneCycle(0.1, 10, div_factor=0.5),
+    "warmup_fraction=1.0": lambda: OneCycle(0.1, 10, warmup_fraction=1.0),
+    "boundaries=": lambda: Join([CosineDecay(0.1, 10), CosineDecay(0.1, 10)], []),
+    "boundaries=[5.0, 5.0]": lambda: Join([CosineDecay(0.1, 10)] * 3, [5.0, 5.0]),
     "decay='cubic'": lambda: WarmupStableDecay(0.1, 1, 1, 1, decay="cubic"),
 }
 WRONG_TYPES = {

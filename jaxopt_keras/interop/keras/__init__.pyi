@@ -164,11 +164,33 @@ class LaProp(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class LARS(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 1.0, momentum: Number = 0.9, trust_coefficient: Number = 0.001,
+        epsilon: Number = 1e-08, nesterov: bool = False, weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Lion(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.99,
         weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class MADGRAD(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.01, momentum: Number = 0.9, epsilon: Number = 1e-06,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class MARSAdamW(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.99, epsilon: Number = 1e-08,
+        gamma: Number = 0.025, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
+        adam_weight_decay: Number | None = 0.1, adam_lr_ratio: Number = 1.0, weight_decay: Number | None = None, *,
+        variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Muon(Adapter):
@@ -209,6 +231,13 @@ class NorMuon(Adapter):
         others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class NovoGrad(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.95, beta_2: Number = 0.98, epsilon: Number = 1e-08,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Prodigy(Adapter):
     def __init__(
         self, learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number | None = None,
@@ -231,6 +260,13 @@ class RMSprop(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Rprop(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.01, eta_minus: Number = 0.5, eta_plus: Number = 1.2,
+        min_step_size: Number = 1e-06, max_step_size: Number = 50.0, weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class ScheduleFreeAdamW(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.0025, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
@@ -245,10 +281,26 @@ class SGD(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Shampoo(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.01, beta_1: Number = 0.9, beta_2: Number = 1.0, epsilon: Number = 1e-12,
+        precondition_frequency: int = 1, max_preconditioner_dim: int = 1024, grafting: Literal["adam", "none"] = "adam",
+        grafting_beta_2: Number = 0.999, grafting_epsilon: Number = 1e-08, weight_decay: Number | None = None, *,
+        variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Signum(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class SOAP(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.95,
+        shampoo_beta: Number | None = None, epsilon: Number = 1e-08, precondition_frequency: int = 10,
+        max_precond_dim: int = 10000, weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class StableAdamW(Adapter):
@@ -341,8 +393,8 @@ class PolyakSGD(Adapter):
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
-    "DAdaptAdamW", "Dion2", "DoG", "Ftrl", "Grams", "Lamb", "LaProp", "Lion", "Muon", "Nadam", "NorMuon", "Prodigy",
-    "RAdam", "RMSprop", "ScheduleFreeAdamW", "SGD", "Signum", "StableAdamW", "Yogi", "AdaptiveClip", "Cautious",
-    "CautiousDecay", "Centralized", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ScaledRate", "ScheduleFree", "MoMo",
-    "PolyakSGD", "as_keras",
+    "DAdaptAdamW", "Dion2", "DoG", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon",
+    "Nadam", "NorMuon", "NovoGrad", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
+    "Signum", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "Cautious", "CautiousDecay", "Centralized", "Lookahead",
+    "Mars", "Noisy", "OrthoGrad", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "as_keras",
 ]

@@ -1,0 +1,74 @@
+"""`python -m benchmarks.training`: its tasks, the search over rates, the table, and a run that goes on."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.training import __main__ as command
+from benchmarks.training import report
+from benchmarks.training.functions import TASKS
+from benchmarks.training.models import digits, transformer
+from benchmarks.training.search import EVERY, Result, rates_of, search
+
+pytestmark = pytest.mark.usefixtures("jax_defaults")  # the tasks are written as a user would
+
+
+@pytest.mark.parametrize("make", [*(lambda task=task: task for task in TASKS), digits, transformer])
+def test_a_task_starts_above_its_target_and_has_gradients(make: Any):
+    task = make()
+    key, exact = jax.random.key(0), task.exact or task.loss
+    assert float(exact(task.params, key)) > task.target
+    slope = jax.eval_shape(jax.grad(task.loss), task.params, key)
+    assert jax.tree.structure(slope) == jax.tree.structure(task.params)
+
+
+def test_the_least_value_of_a_saddle_is_its_minimum():
+    by_name = {task.name: task for task in TASKS}
+    for name, x in {
+        "saddle": (0, 2**0.5),
+        "monkey saddle": (-3.0, 0.0),
+        "rosenbrock": (1, 1),
+        "beale": (3, 0.5),
+    }.items():
+        assert abs(float(by_name[name].loss({"x": jnp.asarray(x, jnp.float32)}, None))) < 1e-5, name
+
+
+def test_a_bowl_is_solved_by_gradient_descent():
+    bowl = next(task for task in TASKS if task.name == "bowl")
+    found = search("sgd", bowl._replace(steps=60), 5)  # p <- p (1 - rate / 8), of 16 elements that start as 1
+    assert found.rates == pytest.approx([1e-3, 10**-2.5, 1e-2, 10**-1.5, 1e-1])
+    assert found.steps == [None] * 5 and found.final[-1] == pytest.approx((1 - 0.1 / 8) ** 120, rel=1e-4)
+    faster = search("sgd", bowl._replace(target=0.3), 5)
+    assert faster.best == 50 and faster.best % EVERY == 0  # (1 - 0.1 / 8)^96 = 0.299
+    assert rates_of("adamw", 3) == pytest.approx([1e-3 / 10**0.5, 1e-3, 1e-3 * 10**0.5])
+
+
+RESULTS = [
+    Result("sgd", "bowl", [0.1, 1.0], [None, 50], [1.0, 0.1]),
+    Result("lion", "bowl", [0.1, 1.0], [20, 40], [0.0, 0.1]),
+    Result("sgd", "xor", [0.1, 1.0], [None, None], [1.0, None]),
+    Result("lion", "xor", [0.1, 1.0], [None] * 2, [None] * 2, "needs more"),
+]
+
+
+def test_the_table(tmp_path: Any):
+    table = report.table(RESULTS).splitlines()
+    assert table[2:] == ["| bowl | 50 (1x) | 20 (10x) |", "| xor | no | - |", "| solved | 1 | 1 |"]
+    report.draw(RESULTS, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_run_goes_on(tmp_path: Any, capsys: Any, monkeypatch: Any):
+    path, calls = tmp_path / "a.json", []
+    once = command.search
+    monkeypatch.setattr(command, "search", lambda *x: calls.append(x[:2]) or once(*x))
+    arguments = ["--optimizer", "sgd", "--rates", "1", "--part", "0.02", "--json", str(path), "--task", "bowl"]
+    assert command.main(arguments) == 0 and len(calls) == 1
+    assert command.main([*arguments, "saddle"]) == 0 and len(calls) == 2
+    saved = json.loads(path.read_text())
+    assert [each["task"] for each in saved["results"]] == ["bowl", "saddle"] and "jax" in saved["versions"]
+    assert "| bowl | no |" in capsys.readouterr().out
+    assert command.main([*arguments, "--part", "0.03"]) == 0 and len(calls) == 3  # other settings: anew
