@@ -1,5 +1,6 @@
 """The table of TensorFlow's functions: each with TensorFlow's arguments, beside NumPy; and control flow in hooks."""
 
+import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,3 +186,9 @@ def test_random_numbers_differ_from_step_to_step():
 def test_functions_in_a_gradient():
     x = jnp.asarray(X)
     np.testing.assert_allclose(jax.grad(lambda x: tf.reduce_sum(tf.square(x)))(x), 2 * X)
+
+
+def test_modules_have_no_files_that_are_functions():
+    """Tools read `__file__` of every module in `sys.modules`; `jax.numpy` has one."""
+    namespaces = [m for name, m in [*sys.modules.items()] if name.startswith("jaxopt_keras.interop.tensorflow.")]
+    assert namespaces and all(isinstance(getattr(m, "__file__", ""), str) for m in namespaces)

@@ -68,7 +68,9 @@ class FromNumPy(Namespace):
     """A namespace with the functions of `jax.numpy`."""
 
     def __getattr__(self, name: str) -> Any:
-        return with_arrays(getattr(jnp, name)) if hasattr(jnp, name) else super().__getattr__(name)
+        if name.startswith("_") or not hasattr(jnp, name):  # Python itself looks for `__file__` and the like
+            return super().__getattr__(name)
+        return with_arrays(getattr(jnp, name))
 
 
 def legacy(cls: type) -> type:
