@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 from jax.experimental import topologies
 
 CHIPS = ("v5e", "v6e")

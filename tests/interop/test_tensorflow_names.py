@@ -1,6 +1,7 @@
 """The table of TensorFlow's functions: each with TensorFlow's arguments, beside NumPy; and control flow in hooks."""
 
 import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
