@@ -99,7 +99,7 @@ def xor(p: Any, key: Any) -> Any:
 def spiral_points() -> tuple[Any, Any]:
     angle = np.linspace(0.5, 2.5 * math.pi, 48)
     arm = np.stack([np.cos(angle), np.sin(angle)], 1) * angle[:, None] / 8
-    return np.concatenate([arm, -arm]).astype(np.float32), np.repeat(np.float32([1, -1]), 48)
+    return np.concatenate([arm, -arm]).astype(np.float32), np.repeat(np.array([1, -1], np.float32), 48)
 
 
 SPIRALS = spiral_points()
