@@ -8,7 +8,7 @@
 
 with h' the v' inside the maximum when AMSGrad is off. Keras's epsilon is the paper's "epsilon hat" and its maximum is
 over the raw v'; optax adds epsilon after the bias correction (Algorithm 1) and takes the maximum of the corrected v'.
-Decay is decoupled in both.
+Decay is decoupled in both. `eps_root` is added to v' / (1 - b2^t) under the root.
 """
 
 import numpy as np
@@ -22,7 +22,21 @@ def init(p, *, amsgrad=False, **_):
 
 
 def update(
-    g, p, s, t, lr, *, wd=None, variant="keras", path="", beta_1=0.9, beta_2=0.999, epsilon=1e-7, amsgrad=False, **_
+    g,
+    p,
+    s,
+    t,
+    lr,
+    *,
+    wd=None,
+    variant="keras",
+    path="",
+    beta_1=0.9,
+    beta_2=0.999,
+    epsilon=1e-7,
+    amsgrad=False,
+    eps_root=0.0,
+    **_,
 ):
     if wd is not None:
         p = p * (1 - lr * wd)
@@ -34,7 +48,7 @@ def update(
         h = np.maximum(s["velocity_hat"], h)
         new["velocity_hat"] = h
     if variant == "optax":
-        step = lr * m / (1 - beta_1**t) / (np.sqrt(h) + epsilon)
+        step = lr * m / (1 - beta_1**t) / (np.sqrt(h + eps_root) + epsilon)
     else:
-        step = lr * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (np.sqrt(h) + epsilon)
+        step = lr * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (np.sqrt(h + eps_root * (1 - beta_2**t)) + epsilon)
     return p - step, new

@@ -7,7 +7,7 @@
             mhat = mu_{t+1} m' / (1 - U_t mu_{t+1}) + (1 - mu_t) g / (1 - U_t)
     optax:  mhat = b1 m' / (1 - b1^{t+1}) + (1 - b1) g / (1 - b1^t)
 
-    p' = p - lr mhat / (sqrt(vhat) + eps)
+    p' = p - lr mhat / (sqrt(vhat + eps_root) + eps)
 
 Keras has the paper's momentum schedule mu_t, optax a constant b1. U_t belongs to the step, not to the parameter, so it
 is computed from t and only shown as the slot `u_product`. Decay is decoupled in both (`optax.nadamw`).
@@ -23,7 +23,9 @@ def init(p, *, variant="keras", **_):
     return s
 
 
-def update(g, p, s, t, lr, *, wd=None, variant="keras", path="", beta_1=0.9, beta_2=0.999, epsilon=1e-7, **_):
+def update(
+    g, p, s, t, lr, *, wd=None, variant="keras", path="", beta_1=0.9, beta_2=0.999, epsilon=1e-7, eps_root=0.0, **_
+):
     if wd is not None:
         p = p * (1 - lr * wd)
     m = beta_1 * s["momentum"] + (1 - beta_1) * g
@@ -37,4 +39,4 @@ def update(g, p, s, t, lr, *, wd=None, variant="keras", path="", beta_1=0.9, bet
         m_hat = mu[t] * m / (1 - u_product * mu[t]) + (1 - mu[t - 1]) * g / (1 - u_product)
         new["u_product"] = np.asarray(u_product)
     v_hat = v / (1 - beta_2**t)
-    return p - lr * m_hat / (np.sqrt(v_hat) + epsilon), new
+    return p - lr * m_hat / (np.sqrt(v_hat + eps_root) + epsilon), new

@@ -1,7 +1,7 @@
 """Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682). The parameter is y, the slot `momentum` z = y at first.
 
     v' = b2 v + (1 - b2) g^2
-    u  = g / (sqrt(v' / (1 - b2^t)) + eps)
+    u  = g / (sqrt(v' / (1 - b2^t) + eps_root) + eps)
     x  = (y - (1 - b1) z) / b1
 
     keras:  y <- y (1 - lr wd) before x,   lr_t = lr min(t / warmup, 1),   z' = z - lr_t u,           c = 1 / t
@@ -29,13 +29,27 @@ def init(p, *, variant="keras", **_):
 
 
 def update(
-    g, p, s, t, lr, *, wd=None, variant="keras", path="", beta_1=0.9, beta_2=0.999, epsilon=1e-8, warmup_steps=0, **_
+    g,
+    p,
+    s,
+    t,
+    lr,
+    *,
+    wd=None,
+    variant="keras",
+    path="",
+    beta_1=0.9,
+    beta_2=0.999,
+    epsilon=1e-8,
+    warmup_steps=0,
+    eps_root=0.0,
+    **_,
 ):
     warm_now = min(t / warmup_steps, 1.0) if warmup_steps else 1.0
     warm_before = min((t - 1) / warmup_steps, 1.0) if warmup_steps else 1.0
     y, z = p, s["momentum"]
     v = beta_2 * s["velocity"] + (1 - beta_2) * g**2
-    u = g / (np.sqrt(v / (1 - beta_2**t)) + epsilon)
+    u = g / (np.sqrt(v / (1 - beta_2**t) + eps_root) + epsilon)
     new = {"velocity": v}
     if variant == "optax":
         x = (y - (1 - beta_1) * z) / beta_1
