@@ -1,13 +1,13 @@
 """Dion2: Muon of a fraction of each matrix, with error feedback."""
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.rule import Amount, Clock, Decay, Rate, Read
+from jaxopt_keras.language.rule import Amount, Clock, Decay, Exact, Rate, Read
 from jaxopt_keras.rules.muon import Muon
 
 
@@ -46,6 +46,9 @@ class Dion2(Muon):
     epsilon: Amount = 1e-8
     scale: Literal["rms", "keller", "spectral"] = "spectral"
     fraction: Annotated[Any, Read(read_fraction)] = 0.25
+
+    class State(NamedTuple):  # pyright: ignore[reportIncompatibleVariableOverride]  # here it is a sum
+        momentum: Exact
 
     def lead(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
         m = s.momentum + g
