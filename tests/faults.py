@@ -116,7 +116,7 @@ FAULTS = [
           "blocks of unequal sizes are exchanged", "pure/test_sharding.py -k do_not_divide"),
     Fault("rules/schedule_free_adamw.py", "scalars.weight_sum + max_rate**2", "scalars.weight_sum + max_rate",
           "the weights are not what their sum is of", oracle("schedule_free_adamw-optax")),
-    Fault("rules/adopt.py", "jnp.sqrt(s.velocity), ", "jnp.sqrt(ema(s.velocity, square(g), self.beta_2)), ",
+    Fault("rules/adopt.py", "root(s.velocity), ", "root(ema(s.velocity, square(g), self.beta_2)), ",
           "the divisor knows the gradient that it divides", oracle("adopt-authors")),
     Fault("rules/ademamix.py", "+ alpha * slow", "+ slow",
           "the slow momentum has no weight", oracle("ademamix-authors")),
