@@ -258,7 +258,7 @@ class Adapter(keras.optimizers.Optimizer):
         """
         if not self.built:
             raise ValueError("`stateless_apply` needs a built optimizer. Call `build(trainable_variables)` first.")
-        if overrides(type(self), "apply"):
+        if overrides(type(self), "apply"):  # pyright: ignore[reportArgumentType]  # a class can be hashed
             return super().stateless_apply(optimizer_variables, grads, trainable_variables)  # calls `apply` in a scope
         for name, given, length in (
             ("optimizer_variables", optimizer_variables, len(self._variables)),
