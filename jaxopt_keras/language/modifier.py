@@ -182,6 +182,6 @@ def title(rule: Any) -> str:
 
 def blank(rule: Rule) -> Any:
     """Return a `State` of a rule in which every slot is absent."""
-    own = type(rule).State
+    own = type(rule).State if isinstance(rule, Modifier) else rule.State
     absent = own._make([None] * len(own._fields))
     return Both(absent, blank(rule.inner)) if isinstance(rule, Modifier) else absent

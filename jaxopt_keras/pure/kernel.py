@@ -280,8 +280,10 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         Raises:
             TypeError: for a keyword that the kernel does not take.
         """
-        if extra.keys() - {VALUE} and not self._is_foreign:
-            raise TypeError(f"`step` takes `params`, `state`, `grads`, `value` and `donate`. Received: {sorted(extra)}")
+        if (unknown := extra.keys() - {VALUE}) and not self._is_foreign:
+            raise TypeError(
+                f"`step` takes `params`, `state`, `grads`, `value` and `donate`. Received: {sorted(unknown)}"
+            )
         return self._with(self.current(state), extra)
 
     @property

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, square
+from jaxopt_keras.language.numerics import ema, root, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Signed
 from jaxopt_keras.rules.muon import Muon
 from jaxopt_keras.rules.normuon import frobenius
@@ -50,6 +50,6 @@ class AdaMuon(Muon):
     def trail(self, x: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
         v = ema(s.velocity, square(x), self.beta_2)
         seen = self.view(x.shape)
-        y = seen.matrices(x / (jnp.sqrt(v / (1 - self.beta_2**at.t)) + 1e-8))
+        y = seen.matrices(x / (root(v / (1 - self.beta_2**at.t)) + 1e-8))
         y = y * (min(seen.matrix) ** 0.5 / (frobenius(y) + 1e-8))
         return self.scaled(seen.restored(y), p, at), s._replace(velocity=v)

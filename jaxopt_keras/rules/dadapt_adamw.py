@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, Exact, NonNegative, Rate, Rule, Signed, Within
 
 
@@ -75,7 +75,7 @@ class DAdaptAdamW(Rule):
 
     def share(self, g: Array, p: Array, s: State, at: Clock) -> Sums:
         g = squarable(g)
-        progress = g * s.direction / (jnp.sqrt(s.velocity) + self.epsilon)
+        progress = g * s.direction / (root(s.velocity) + self.epsilon)
         return self.Sums(jnp.sum(progress), jnp.sum(jnp.abs(self.moved(s, g, at))))
 
     def advance(self, scalars: Scalars, at: Clock) -> Scalars:
@@ -93,7 +93,7 @@ class DAdaptAdamW(Rule):
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         g, rate = squarable(g), self.rate(at)
         m, v = ema(s.momentum, rate * g, self.beta_1), ema(s.velocity, square(g), self.beta_2)
-        step = -m / (jnp.sqrt(v) + self.epsilon)
+        step = -m / (root(v) + self.epsilon)
         if at.weight_decay is not None:
             step = step - rate * at.weight_decay * p
         return step, self.State(m, v, self.moved(s, g, at))

@@ -14,7 +14,11 @@ from jaxopt_keras.rules.muon import Muon
 def read_fraction(value: Any) -> float:
     """Validate `fraction`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"`fraction` must be a Python number. Received: fraction={value!r} ({type(value).__name__})")
+        raise TypeError(
+            "`fraction` must be a Python number, since it shapes the program. Received: "
+            f"fraction={value!r} ({type(value).__name__}). Under `optax.inject_hyperparams`, pass "
+            '`static_args=("fraction",)`.'
+        )
     if not 0 < value <= 1:
         raise ValueError(f"`fraction` must be more than 0, and at most 1. Received: fraction={value!r}")
     return float(value)

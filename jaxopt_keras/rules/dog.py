@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import squarable, square
+from jaxopt_keras.language.numerics import root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Exact, Rate, Rule, Within
 
 
@@ -60,9 +60,9 @@ class DoG(Rule):
         return self.Sums(*(jnp.sum(square(squarable(x))) for x in (self.decayed(g, p, at), p - s.start, p)))
 
     def advance(self, scalars: Scalars, at: Clock) -> Scalars:
-        distance = jnp.maximum(scalars.distance, jnp.sqrt(at.sums.moved))
+        distance = jnp.maximum(scalars.distance, root(at.sums.moved))
         if self.init_eta is None:
-            distance = jnp.where(at.t == 1, self.reps_rel * (1 + jnp.sqrt(at.sums.parameters)), distance)
+            distance = jnp.where(at.t == 1, self.reps_rel * (1 + root(at.sums.parameters)), distance)
         return self.Scalars(distance, scalars.squares + at.sums.gradients)
 
     def decoupled(self, weight_decay: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, square
+from jaxopt_keras.language.numerics import ema, root, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, Rate, Signed, Slot
 from jaxopt_keras.rules.muon import Muon
 
@@ -14,7 +14,7 @@ Neurons = Annotated[Array, Slot(nonnegative=True, lacks=(-2,))]
 
 def frobenius(stack: Array) -> Array:
     """Return the norm of each matrix of a stack, of shape (count, 1, 1)."""
-    return jnp.sqrt(jnp.sum(square(stack), (1, 2), keepdims=True))
+    return root(jnp.sum(square(stack), (1, 2), keepdims=True))
 
 
 class NorMuon(Muon):
@@ -65,6 +65,6 @@ class NorMuon(Muon):
         seen = self.view(x.shape)
         x, neurons = seen.matrices(x), seen.without("rows")
         v = ema(neurons.matrices(s.velocity), jnp.mean(square(x), 1, keepdims=True), self.beta_2)
-        y = x / (jnp.sqrt(v) + 1e-10)
+        y = x / (root(v) + 1e-10)
         y = y * (frobenius(x) / (frobenius(y) + 1e-10))
         return self.scaled(seen.restored(y), p, at), s._replace(velocity=neurons.restored(v))

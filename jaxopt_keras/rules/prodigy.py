@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Decay, Exact, NonNegative, Rate, Rule, Signed, Within
 
 Positive = Annotated[float, Within(above=0, below=math.inf)]
@@ -111,7 +111,7 @@ class Prodigy(Rule):
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         g, d = squarable(g), at.before.distance
         m, v = ema(s.momentum, d * g, self.beta_1), ema(s.velocity, square(d * g), self.beta_2)
-        u = m / (jnp.sqrt(v) + at.scalars.distance * self.epsilon)
+        u = m / (root(v) + at.scalars.distance * self.epsilon)
         if at.weight_decay is not None:
             u = u + at.weight_decay * p
         return -self.rate(d, at) * u, self.State(m, v, s.start, self.moved(s, g, d, at))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import (
     COMPLEMENT,
     Amount,
@@ -109,7 +109,7 @@ class Shampoo(Rule):
             lambda: (s.left_root, s.right_root),
         )
         u = roots[0] @ h @ roots[1]
-        a = h / (jnp.sqrt(self.cut(v) / (1 - self.grafting_beta_2**at.t)) + self.grafting_epsilon)
+        a = h / (root(self.cut(v) / (1 - self.grafting_beta_2**at.t)) + self.grafting_epsilon)
         if self.grafting == "adam":
             u = u * length(a) / jnp.maximum(length(u), jnp.finfo(u.dtype).tiny)
         u = jnp.where(at.t < self.precondition_frequency, a if self.grafting == "adam" else h, u)
@@ -118,7 +118,7 @@ class Shampoo(Rule):
 
 
 def length(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(square(x), (-2, -1), keepdims=True))
+    return root(jnp.sum(square(x), (-2, -1), keepdims=True))
 
 
 def inverse_root(x: Array, epsilon: Array | float) -> Array:

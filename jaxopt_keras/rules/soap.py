@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, squarable, square
+from jaxopt_keras.language.numerics import ema, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Count, Decay, Exact, NonNegative, Rate, Rule, Signed, Within
 
 
@@ -71,7 +71,7 @@ class SOAP(Rule):
         m = jnp.where(is_first, 0, ema(s.momentum, g, self.beta_1))
         v = jnp.where(is_first, 0, ema(s.velocity, square(turned(g, s)), self.beta_2))
         rate = at.lr * jnp.sqrt(1 - self.beta_2**n) / (1 - self.beta_1**n)
-        step = -rate * turned_back(turned(m, s) / (jnp.sqrt(v) + self.epsilon), s)
+        step = -rate * turned_back(turned(m, s) / (root(v) + self.epsilon), s)
         if at.weight_decay is not None:
             step = step - at.lr * at.weight_decay * (p + step)
         beta = self.beta_2 if self.shampoo_beta is None else self.shampoo_beta

@@ -284,8 +284,8 @@ def test_what_an_optax_transformation_takes_besides():
         new, state, seen = measured_step(kernel, *given, donate=False, value=value)
         again = kernel.step(*given, donate=False, value=value)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, (new, state), again)) and int(seen["step"]) == 1
-    with pytest.raises(TypeError, match=r"`donate`. Received: \['value'\]"):
-        measured_step(jk.sgd(0.5), params, jk.sgd(0.5).init(params), params, value=1.0)
+    with pytest.raises(TypeError, match=r"`donate`. Received: \['other'\]"):
+        measured_step(jk.sgd(0.5), params, jk.sgd(0.5).init(params), params, other=1.0)
 
 
 @pytest.mark.parametrize("bad", ["0.5", None])

@@ -139,7 +139,8 @@ def test_master_weights_go_through_update_as_far_as_it_can():
 
 def injected(factory, *, jit=True, **settings):
     """The end of a run in which the rate is set anew halfway, as users of `inject_hyperparams` do."""
-    statics = tuple(n for n, p in inspect.signature(factory).parameters.items() if type(p.default) is int)
+    numbers = {n: type(p.default) for n, p in inspect.signature(factory).parameters.items()}
+    statics = tuple(n for n, kind in numbers.items() if kind is int or n == "fraction")  # these shape the program
     tx = optax.inject_hyperparams(factory, static_args=statics)(learning_rate=0.1, **settings)
 
     def step(params, state):
@@ -164,7 +165,8 @@ def test_injected_hyperparameters_count(jit):
 @pytest.mark.parametrize("name", jk.optimizers.FUNCTIONS)
 def test_every_factory_can_be_injected(name):
     factory = jk.optimizers.FUNCTIONS[name]
-    statics = tuple(n for n, p in inspect.signature(factory).parameters.items() if type(p.default) is int)
+    defaults = {n: p.default for n, p in inspect.signature(factory).parameters.items()}
+    statics = tuple(n for n, x in defaults.items() if type(x) is int or n == "fraction")  # they shape the program
     tx = optax.inject_hyperparams(factory, static_args=statics)(learning_rate=lambda step: 0.1 / (1 + step))
     state = tx.init(PARAMS)
     _, after = jax.eval_shape(tx.update, PARAMS, state, PARAMS)
@@ -320,8 +322,10 @@ def test_keywords_that_nobody_takes():
     )
     plain = jk.Kernel.from_optax(optax.GradientTransformation(optax.sgd(0.1).init, lambda g, s, p: (g, s)))
     plain.step(PARAMS, plain.init(PARAMS), PARAMS, donate=False, value=value, name="not an array")
-    with pytest.raises(TypeError, match=r"`step` takes `params`, `state`, `grads` and `donate`. Received: \['value'\]"):
-        jk.adam().step(PARAMS, jk.adam().init(PARAMS), PARAMS, donate=False, value=value)
+    with pytest.raises(
+        TypeError, match=r"takes `params`, `state`, `grads`, `value` and `donate`. Received: \['other'\]"
+    ):
+        jk.adam().step(PARAMS, jk.adam().init(PARAMS), PARAMS, donate=False, value=value, other=value)
 
 
 def test_the_fields_that_are_not_numbers_refuse_what_is_not_known():

@@ -10,7 +10,7 @@ Other arrays, scales and decays: as in `muon`.
 
 import numpy as np
 
-from tests.oracles.muon import adam, moved, newton_schulz, shape_scale, uses_adam
+from .muon import adam, moved, newton_schulz, shape_scale, uses_adam
 
 
 def init(p, *, path="", exclude_layers=None, exclude_embeddings=True, **_):

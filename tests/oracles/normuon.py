@@ -11,7 +11,7 @@ In the authors' code rows are neurons. Other arrays, scales and decays: as in `m
 
 import numpy as np
 
-from tests.oracles.muon import adam, moved, newton_schulz, shape_scale, uses_adam
+from .muon import adam, moved, newton_schulz, shape_scale, uses_adam
 
 
 def init(p, *, path="", exclude_layers=None, exclude_embeddings=True, **_):

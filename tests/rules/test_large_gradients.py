@@ -39,7 +39,8 @@ def test_steps_are_those_of_float64(function, variant, huge, engine, x64):
     found, state = trained(kernel, jnp.ones((2, 3), jnp.float32), narrow)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
     if function not in UNDECIDED:
-        np.testing.assert_allclose(found - 1, expected - 1, rtol=2e-2, atol=1e-7)
+        rounding = 4 * 2**-24  # of four steps of a parameter near 1
+        np.testing.assert_allclose(found - 1, expected - 1, rtol=2e-2, atol=rounding)
 
 
 @pytest.mark.parametrize("huge", HUGE)

@@ -300,7 +300,7 @@ def test_digits_are_learnt(name):
     kernel = make(0.03, **settings)
 
     def loss(p):
-        logits = jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"] + p["d"]
+        logits = jax.nn.relu(x @ p["a"] + p["b"][None]) @ p["c"] + p["d"][None]
         return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, y))
 
     @jax.jit
@@ -309,7 +309,7 @@ def test_digits_are_learnt(name):
             value, grads = jax.value_and_grad(loss)(carry[0])
             return kernel.step(*carry, grads), value
 
-        return jax.lax.scan(step, (params, state), None, 25)[1]
+        return jax.lax.scan(step, (params, state), None, 150)[1]
 
     losses = train(params, kernel.init(params))
     assert losses[-1] < 0.25 * losses[0], losses

@@ -9,13 +9,13 @@ from jaxopt_keras.language.clock import Clock
 from jaxopt_keras.language.fields import Amount
 from jaxopt_keras.language.modifier import Modifier
 from jaxopt_keras.language.nested import Both
-from jaxopt_keras.language.numerics import squarable, square
+from jaxopt_keras.language.numerics import root, squarable, square
 
 
 def norms(x: Array) -> Array:
     """Return the norm of each unit: of a whole vector; of a kernel along its first axis, or all axes but the last."""
     axes = tuple(range(x.ndim)) if x.ndim < 2 else (0,) if x.ndim < 4 else tuple(range(x.ndim - 1))
-    return jnp.sqrt(jnp.sum(square(squarable(x)), axes, keepdims=True))
+    return root(jnp.sum(square(squarable(x)), axes, keepdims=True))
 
 
 class AdaptiveClip(Modifier):

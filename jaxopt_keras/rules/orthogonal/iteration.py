@@ -80,7 +80,7 @@ def normalized(x: Array, kind: Normalization, product: Arithmetic, scale: float,
     gram = product.gram(x)
     if kind == "aol":
         rows = jnp.maximum(jnp.sum(jnp.abs(gram), 1), TINY) ** -0.5
-        return rows[:, None] * x, rows[:, None] * gram * rows
+        return rows[:, None] * x, rows[:, None] * gram * rows[None, :]
     square = norm(gram) if kind == "schatten" else jnp.linalg.eigvalsh(gram)[-1]
     square = jnp.maximum(square, TINY)
     return x * square**-0.5, gram / square
