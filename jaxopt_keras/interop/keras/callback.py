@@ -27,7 +27,7 @@ class HistoryCallback(keras.callbacks.Callback):
     >>> recorder = HistoryCallback()
     >>> _ = model.fit(np.ones((8, 2)), np.ones((8, 1)), batch_size=4, epochs=2, verbose=0, callbacks=[recorder])
     >>> recorder.history.names, recorder.history["step"].tolist()
-    (['step', 'learning_rate', 'loss'], [1.0, 2.0, 3.0, 4.0])
+    (['step', 'learning_rate', 'loss'], [1, 2, 3, 4])
 
     Raises:
         TypeError: if `history` is no `History`. TypeError, ValueError: if `every` is no integer >= 1.
