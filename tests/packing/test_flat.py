@@ -77,7 +77,7 @@ def test_only_small_arrays_are_joined():
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_loops_work_within_the_buffer(name, around, monkeypatch):
     """No array is copied, cut out or put together: not by one call for all, not by several, and in no branch."""
-    monkeypatch.setattr("jaxopt_keras.engine.native.lower.AT_ONCE", 4)
+    monkeypatch.setattr("jaxopt_keras.engine.native.call.AT_ONCE", 4)
     kernel = jk.optimizers.FUNCTIONS[name](0.1, **around, flat_state=True)
     params = {f"w{i}": jnp.ones((5, 7) if i % 2 else 35) for i in range(9)}
     state = kernel.init(params)
