@@ -286,8 +286,10 @@ def test_the_readme_has_what_the_results_say():
     for path, table in ((root / "README.md", report.summary(found)), (report.PAGE, report.markdown(found))):
         page = path.read_text()
         assert report.placed(page, table) == page, "python -m benchmarks --readme"
-        rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
-        assert rows and all(any(cell.strip("| ") not in ("-", "---") for cell in row) for row in rows[2:])
+        tables = [[line for line in block.splitlines() if line.startswith("|")] for block in table.split("\n\n")]
+        for lines in filter(None, tables):
+            columns = zip(*(line.split(" | ") for line in lines[2:]), strict=True)
+            assert all(any(cell.strip("| ") != "-" for cell in column) for column in columns), lines[0]
     with pytest.raises(ValueError, match="must have two lines"):
         report.placed("no marks", "")
 

@@ -85,10 +85,10 @@ def test_differences_and_counts(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["nowhere"], "must be a folder. Received: nowhere"),
+        (["nowhere"], "must be a folder that can be read. Received: nowhere"),
         (["."], "has such an optimizer class"),
-        ([".", "--jobs", "0"], "--jobs: must be greater than 0. Received: 0"),
-        ([".", "--seconds", "soon"], "invalid float value"),
+        ([".", "--jobs", "0"], "--jobs: must be a whole number of at least 1. Received: 0"),
+        ([".", "--seconds", "soon"], "--seconds: must be a number greater than 0. Received: soon"),
         ([], "folder"),
     ],
 )
