@@ -26,7 +26,7 @@ ADVICE = {  # arguments without a counterpart, or with one of another meaning
     "dampening": "Leave it out: the momentum has no dampening.",
     "mask": "Use `exclude_from_weight_decay`, which is True where optax's mask is False, or a list of patterns.",
     "mu_dtype": 'Use `state_dtype`, such as `state_dtype="bfloat16"`, or a dict by slot: `{"momentum": "bfloat16"}`.',
-    "eps_root": "Leave it out: `epsilon` is the only constant (optax's default of `eps_root` is 0).",
+    "eps_root": "Leave it out: only `Adam`, `AdamW`, `Nadam`, `Lamb` and `ScheduleFreeAdamW` have it.",
     "amsgrad": "Only `Adam` and `AdamW` have it.",
     **dict.fromkeys(
         ("decay", "lr_decay"),

@@ -41,7 +41,6 @@ ARGUMENTS = {  # of torch.optim's Adam, AdamW and SGD, optax's adamw, and Keras 
     "b1": "`beta_1`",
     "b2": "`beta_2`",
     "eps": "`epsilon`",
-    "eps_root": "`epsilon`",
     "mu_dtype": "`state_dtype`",
     "lr": "`learning_rate`",
     "params": "`kernel.init(params)`",
@@ -60,6 +59,7 @@ def test_an_argument_of_another_library_has_a_hint(name, ours):
 def test_old_decay_and_absent_arguments_have_a_hint():
     assert "InverseTimeDecay" in message(lambda: jk.adam(decay=0.1), TypeError)
     assert "Only `Adam` and `AdamW`" in message(lambda: jk.lion(amsgrad=True), TypeError)
+    assert "Leave it out: only `Adam`" in message(lambda: jk.rmsprop(eps_root=0.1), TypeError)
     assert "Did you mean `rho`?" in message(lambda: jk.rmsprop(alpha=0.9), TypeError)
     for name in ("betas", "alpha"):  # no hint names an argument that the optimizer does not have
         assert "It has [" in message(lambda name=name: jk.sgd(**{name: 1}), TypeError)
