@@ -69,15 +69,17 @@ def scaled_norm(*arrays: Array, dtype: Any = None) -> tuple[Array, Array]:
     One pass over the elements sums their squares, and their squares scaled down, for the case that the first sum
     overflows. `unit` is 1, or the reciprocal of that scale, a power of two.
     """
-    known = [*(real_dtype(x.dtype) for x in arrays), *(() if dtype is None else (jnp.dtype(dtype),))]
-    widest = max(known, key=lambda x: jnp.finfo(x).bits)
-    parts = [part.astype(widest) for x in arrays for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
-    down = 2.0 ** -(jnp.finfo(widest).maxexp * 5 // 8)
+    bits = lambda dtype: jnp.finfo(dtype).bits
+    least = real_dtype(arrays[0].dtype) if dtype is None else jnp.dtype(dtype)
+    own = max((real_dtype(x.dtype) for x in arrays), key=bits, default=least)  # the squares have this dtype
+    widest = max(own, least, key=bits)
+    parts = [part.astype(own) for x in arrays for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
+    down = 2.0 ** -(jnp.finfo(own).maxexp * 5 // 8)
     # For a constant c and one element, XLA would turn (x c)(x c) into (x x)(c c), which is infinity times 0.
-    factor = jax.lax.optimization_barrier(jnp.asarray(down, widest))
+    factor = jax.lax.optimization_barrier(jnp.asarray(down, own))
 
     def total(numbers: Iterable[Array]) -> Array:
-        return sum((jnp.sum(x * x) for x in numbers), jnp.zeros((), widest))
+        return sum((jnp.sum(x * x).astype(widest) for x in numbers), jnp.zeros((), widest))
 
     plain, scaled = total(parts), total(x * factor for x in parts)
     overflows = plain > jnp.finfo(widest).max
