@@ -63,6 +63,13 @@ def root(x: Array) -> Array:
     return jnp.sqrt(jnp.maximum(x, float(jnp.finfo(x.dtype).tiny)))
 
 
+def hypot(x: Array, y: Array) -> Array:
+    """Compute sqrt(x² + y²), also where the squares overflow."""
+    great, small = jnp.maximum(jnp.abs(x), jnp.abs(y)), jnp.minimum(jnp.abs(x), jnp.abs(y))
+    ratio = small / jnp.where((great == 0) | (great == jnp.inf), 1, great)
+    return great * jnp.sqrt(1 + jnp.where(great == jnp.inf, 0, ratio * ratio))
+
+
 def scaled_norm(*arrays: Array, dtype: Any = None) -> tuple[Array, Array]:
     """Compute the joint norm as a product `(size, unit)` of finite numbers, also where the norm itself would overflow.
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.language.numerics import hypot
 from jaxopt_keras.language.rule import Amount, Clock, Decay, Exact, Rate, Rule
 
 
@@ -47,6 +48,6 @@ class MADGRAD(Rule):
             g = g + at.weight_decay * p
         weight = (at.lr + self.epsilon) * jnp.sqrt(at.t)
         total = s.sum + weight * g
-        root = jnp.hypot(s.root, jnp.sqrt(weight) * g)
+        root = hypot(s.root, jnp.sqrt(weight) * g)
         z = s.start - total / (jnp.cbrt(root) ** 2 + self.epsilon)
         return (1 - self.momentum) * (z - p), self.State(total, root, s.start)

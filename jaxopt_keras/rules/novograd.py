@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.language.numerics import hypot
 from jaxopt_keras.language.rule import Amount, Clock, Decay, Rate, Rule, Signed, Slot
 
 
@@ -47,7 +48,7 @@ class NovoGrad(Rule):
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         old, new = 1 - (1 - self.beta_2), 1 - self.beta_2
         found = at.norm(g)
-        n = jnp.where(at.t == 1, found, jnp.hypot(jnp.sqrt(old) * s.norm, jnp.sqrt(new) * found))
+        n = jnp.where(at.t == 1, found, hypot(jnp.sqrt(old) * s.norm, jnp.sqrt(new) * found))
         u = g / (n + self.epsilon)
         if at.weight_decay is not None:
             u = u + at.weight_decay * p

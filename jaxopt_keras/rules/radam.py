@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema
+from jaxopt_keras.language.numerics import ema, hypot
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, Rule, Signed
 
 
@@ -56,7 +56,7 @@ class RAdam(Rule):
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         optax, old, new = self.variant == "optax", 1 - (1 - self.beta_2), 1 - self.beta_2
         m = ema(s.momentum, g, self.beta_1)
-        v = jnp.hypot(jnp.sqrt(old) * s.root, jnp.sqrt(new) * jnp.abs(g))
+        v = hypot(jnp.sqrt(old) * s.root, jnp.sqrt(new) * jnp.abs(g))
         longest, length = 2 / (1 - self.beta_2) - 1, 1 + 2 * at.scalars.age
         is_long = length >= 5
         n = jnp.where(is_long, length, longest)
