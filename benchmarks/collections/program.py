@@ -96,8 +96,9 @@ def load(path: Path, side: str) -> Any:
         text = IMPORT.sub(lambda m: m[1] + HERE[m[2]], text)
         if re.search(r"^import jaxopt_keras\.interop\.tensorflow$", text, re.MULTILINE):
             raise ImportError("`import tensorflow` without `as` cannot be replaced by a longer name")
-    sys.modules["typeguard"] = types.ModuleType("typeguard")
-    sys.modules["typeguard"].typechecked = lambda f: f  # type: ignore[attr-defined]
+    typeguard: Any = types.ModuleType("typeguard")  # addons check their types with it
+    typeguard.typechecked = lambda f: f
+    sys.modules["typeguard"] = typeguard
     sys.meta_path.append(Siblings(path, side))
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
