@@ -43,7 +43,8 @@ def device() -> Any:
 @contextlib.contextmanager
 def with_our_kernels() -> Iterator[None]:
     """Compile steps with the library's kernels, as on a GPU on which they have right results."""
-    launcher = getattr(BACKENDS["cuda"], "launcher")  # noqa: B009
+    cuda: Any = BACKENDS["cuda"]  # only this backend has a launcher
+    launcher = cuda.launcher
     before = launcher.described
     launcher.described = None if jax.default_backend() == "gpu" else "9.0"
     try:
