@@ -147,7 +147,7 @@ def torch_seconds(row: Row) -> float | None:
     """Return the time of torch's fused AdamW as a CUDA graph; None without torch for a GPU, or without memory."""
     if importlib.util.find_spec("torch") is None:
         return None
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # optional
 
     if not torch.cuda.is_available():
         return None
