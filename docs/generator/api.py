@@ -8,7 +8,7 @@ import types
 
 import jaxopt_keras as jk
 from jaxopt_keras import interop
-from jaxopt_keras.optimizers import CLASSES, FUNCTIONS
+from jaxopt_keras.optimizers import CLASSES, FUNCTIONS, MORE_CLASSES, MORE_FUNCTIONS
 
 # The sections in their order. Public names that are missing here are in a last section.
 GROUPS = {
@@ -20,6 +20,7 @@ GROUPS = {
 }  # fmt: skip
 MODULES = {"The language of rules": "language.rule", "Helpers for rules": "language.numerics"}
 INHERITED = {"Kernel": "tuple", "Optimizer": "", "Variable": ""}  # their methods come from mixins, up to a base
+NAMED = CLASSES | FUNCTIONS | MORE_CLASSES | MORE_FUNCTIONS  # they are on the page of optimizers
 MACHINERY = "Field, Hyperparameters, Marker, Stateless, as_scalar, fields_of, markers"  # of the language of rules
 INTERNAL = (
     "hook_hyper, hook_variables, hooks_running, pack_into, places, view, "
@@ -34,7 +35,7 @@ def names() -> list[str]:
         for name, value in vars(jk).items()
         if not name.startswith("_")
         and not isinstance(value, types.ModuleType)
-        and name not in {*CLASSES, *FUNCTIONS, "optimizers"}
+        and name not in {*NAMED, "optimizers"}
     ]
 
 
@@ -80,5 +81,5 @@ def module(title: str, name: str) -> str:
     found = importlib.import_module(name)
     shown = ", ".join(exported(found))
     already = [known for known in names() if getattr(found, known, None) is getattr(jk, known)]
-    hidden = ", ".join([MACHINERY, *CLASSES, *already])
+    hidden = ", ".join([MACHINERY, *NAMED, *already])
     return heading(title) + f".. automodule:: {name}\n   :members: {shown}\n   :exclude-members: {hidden}\n"

@@ -66,6 +66,9 @@ def signature(rule: type[Rule]) -> str:
 
 
 def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """Return a table, or nothing if it has no rows."""
+    if not rows:
+        return []
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in [heads, *rows]:
         lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)]
@@ -97,8 +100,6 @@ def slots(rule: type[Rule]) -> list[str]:
         kind = "a sum or an iterate: exact" if slot.exact else "never negative" if slot.nonnegative else "of any sign"
         forms = "float32" if slot.exact else "any format of `state_dtype`"
         rows.append([f"`{name}`", shape(rule, name), kind, forms, presence(rule, name)])
-    if not rows:
-        return []
     return table(["slot", "shape", "values", "stored as", "exists"], rows)
 
 
