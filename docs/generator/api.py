@@ -33,9 +33,7 @@ def names() -> list[str]:
     return [
         name
         for name, value in vars(jk).items()
-        if not name.startswith("_")
-        and not isinstance(value, types.ModuleType)
-        and name not in {*NAMED, "optimizers"}
+        if not name.startswith("_") and not isinstance(value, types.ModuleType) and name not in {*NAMED, "optimizers"}
     ]
 
 
