@@ -13,27 +13,24 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 
-from jaxopt_keras.engine import core, rows, slot_storage
-from jaxopt_keras.engine.core import LOSS, Core, Layout, Leaf, Now, Slots, cast
+from jaxopt_keras.engine import core, slot_storage
+from jaxopt_keras.engine.core import LOSS, Core, Layout, Now, Slots
 from jaxopt_keras.engine.gradients import read_gradient, read_loss, sum_over, unscaled
 from jaxopt_keras.engine.native import native, none_is_available
 from jaxopt_keras.engine.one_pass import in_one_pass
 from jaxopt_keras.engine.plan import Plan, plan
-from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.engine.probe import before, before_parameters
 from jaxopt_keras.engine.slot_packing import LOOSE
 from jaxopt_keras.engine.slot_sharding import shard_like
 from jaxopt_keras.engine.slot_storage import Stored, upcast
 from jaxopt_keras.engine.stages import accumulate, average, guard
-from jaxopt_keras.engine.stages.accumulate import without
-from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names, check_slots
 from jaxopt_keras.engine.unused_patterns import Unused, unused
-from jaxopt_keras.engine.write_back import Move, apply_constraint, write_back, zero_amount
+from jaxopt_keras.engine.update import dequantized, update_all
+from jaxopt_keras.engine.write_back import zero_amount
 from jaxopt_keras.language.hyperparameters import scheduled_at, schedules_of
-from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.packing.slots import pack_slots
 from jaxopt_keras.packing.trees import Packed, unpacked
@@ -46,6 +43,7 @@ class Program(core.Program):
 
     core: Core
     options: Options
+    watched: bool = False  # a guard around several programs looks at the results
 
     def hyper(self) -> dict[str, Any]:
         return self.core.arrays() | self.options.arrays()
@@ -185,10 +183,15 @@ class Program(core.Program):
         if "loss_scale_factor" in hyper:
             gradients, loss = unscaled((gradients, loss), hyper["loss_scale_factor"])
 
-        def update(gradients: list[Any], slots: list[Slots], scalars: Slots, loss: Any = loss) -> Any:
+        one_pass = self.options.engine == "pallas" and write and self.core.elementwise and not self.core.joint
+
+        def update(
+            gradients: list[Any], slots: list[Slots], scalars: Slots, loss: Any = loss, one_pass: bool = one_pass
+        ) -> Any:
             now = Now.at(state.count, hyper, loss)
-            run, everything = self._update, (gradients, stored, slots, scalars, state.count, now, write)
-            if self.options.engine == "pallas" and write and self.core.elementwise and not self.core.joint:
+            run = functools.partial(update_all, self.core, self.options, self.watched or self.options.skip_nonfinite)
+            everything = gradients, stored, slots, scalars, state.count, now, write
+            if one_pass:
                 run = functools.partial(in_one_pass, run, self.options, layout.flatten(grads, "grads"))
             out, slots, scalars = run(layout, *everything)
             return (out, optax.safe_increment(state.count)), slots, scalars
@@ -200,13 +203,22 @@ class Program(core.Program):
             amounts = [zero_amount(g, p) for g, p in zip(updated, stored, strict=True)]
             return (stored if write else amounts, state.count), slots, scalars
 
-        def proceed(slots: list[Slots], scalars: Slots) -> Any:
+        def proceed(slots: list[Slots], scalars: Slots, update: Any = update) -> Any:
             if k := self.options.gradient_accumulation_steps:
                 return accumulate.run_every(k, gradients, slots, scalars, update, idle, loss)
             return update(gradients, slots, scalars)
 
+        def replaced(slots: list[Slots], scalars: Slots) -> Any:
+            (out, count), _, _ = idle(slots, scalars)
+            everything = enumerate(zip(out, stored, slots, strict=True))
+            pairs = [(before_parameters(x, p, write, i), before(s, i)) for i, (x, p, s) in everything]
+            return ([x for x, _ in pairs], before(count)), [s for _, s in pairs], before(scalars)
+
+        restart = lambda slots, scalars, when: (slots, accumulate.restarted(scalars, when))
+        plain = functools.partial(proceed, update=functools.partial(update, one_pass=False)) if one_pass else None
+        run = guard.Guarded(proceed, idle, replaced, restart, plain)
         everything = self.options, hyper, gradients, slots, scalars, state.count
-        (out, count), slots, scalars = guard.guarded(*everything, proceed, idle)
+        (out, count), slots, scalars = guard.guarded(*everything, run)
         trees = layout.updated(trees, slots)
         moved = State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Packed) else trees)
         frozen = layout.frozen_amounts(grads)
@@ -229,7 +241,9 @@ class Program(core.Program):
         slots = layout.by_leaf(unpacked(state.slots))
         everything = [Stored(p, s) for p, s in zip(stored, slots, strict=True)]
         out = [
-            x.slots[average.AVERAGE] if self.options.use_ema else self.core.averaged(leaf, *self._dequantize(x), hyper)
+            x.slots[average.AVERAGE]
+            if self.options.use_ema
+            else self.core.averaged(leaf, *dequantized(self.options, x), hyper)
             for leaf, x in zip(layout.leaves, everything, strict=True)
         ]
         return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)], layout.frozen_leaves())
@@ -271,75 +285,6 @@ class Program(core.Program):
         as_rows = self.options.sparse == "lazy" or (self.core.takes_rows and not summed)
         everything = zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
         return [read_gradient(*x, as_rows=as_rows) for x in everything]
-
-    def _update(
-        self,
-        layout: Layout,
-        gradients: list[Any],
-        stored: list[Any],
-        slots: list[Slots],
-        scalars: Slots,
-        step: Array,
-        now: Now,
-        write: bool,
-    ) -> tuple[list[Any], list[Slots], Slots]:
-        """Run one update, after the sums, the guard and the accumulation."""
-        averages = [s.get(average.AVERAGE) for s in slots]
-        slots = [without(s, average.AVERAGE) for s in slots]
-
-        # The rule sees the touched rows of a lazy gradient as if they were the whole array.
-        touched = [g if isinstance(g, Rows) and not self.core.takes_rows else None for g in gradients]
-        grads = clip([g.values if isinstance(g, Rows) else g for g in gradients], now.hyper)
-        if self.core.takes_rows:
-            grads = [r._replace(values=g) if isinstance(r, Rows) else g for g, r in zip(grads, gradients, strict=True)]
-        old = [Stored(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
-        dequantized = [self._dequantize(x, g) for x, g in zip(old, grads, strict=True)]
-        params, before = [p for p, _ in dequantized], [s for _, s in dequantized]
-        clocks = {d: cast(now, d) for d in {real_dtype(jax.tree.leaves(g)[0].dtype) for g in grads if g is not None}}
-        decays = [self._decay(*x, clocks) for x in zip(layout.leaves, grads, params, strict=True)]
-        decayed = [p if d is None else p - d for p, d in zip(params, decays, strict=True)]
-        deltas, after, scalars = self.core.update(layout, grads, decayed, before, scalars, now)
-        deltas = [x if d is None else x - d for x, d in zip(deltas, decays, strict=True)]
-        new = [d if d is None or p is None else p + d for p, d in zip(params, deltas, strict=True)]
-        seeds = slot_storage.draw_seeds(self.options, layout.leaves, slots, step)
-        for i, leaf in enumerate(layout.leaves):
-            if grads[i] is not None:
-                quantized = slot_storage.quantize_slots(leaf, after[i], old[i].slots, seeds)
-                written = {n: rows.scatter(slots[i][n], x, touched[i]) for n, x in quantized.items()}
-                slots[i] = slots[i] | written  # keeps slots that are not the rule's own
-        moves = [Move(*x) for x in zip(new, deltas, old, touched, strict=True)]
-
-        if self.options.use_ema or self.options.constraints:
-            wholes = [Stored(p, s) for p, s in zip(stored, slots, strict=True)]
-            current = [self._dequantize(k)[0] for k in wholes]
-            new = [
-                p if x.new is None else rows.scatter(p, x.new, x.touched) for p, x in zip(current, moves, strict=True)
-            ]
-            if self.options.use_ema:
-                frequency = self.options.ema_overwrite_frequency
-                new, averages = average.stage(new, averages, now.hyper["ema_momentum"], frequency, step)
-            new = [apply_constraint(self.options, *x) for x in zip(layout.leaves, new, grads, strict=True)]
-            moves = [Move(q, None, k, None) for q, k in zip(new, wholes, strict=True)]
-
-        everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
-        ends = [write_back(self.options, *x, seeds, write) for x in everything]
-        out, slots = [p for p, _ in ends], [s for _, s in ends]
-        if self.options.use_ema:
-            slots = [s | {average.AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
-        return out, slots, scalars
-
-    def _dequantize(self, stored: Stored, g: Any = None) -> tuple[Any, Slots]:
-        like = g if stored.p is None else stored.p
-        dtype = jnp.result_type(float) if like is None else compute_dtype(like.dtype)
-        return slot_storage.dequantize(self.options, stored, dtype)
-
-    def _decay(self, leaf: Leaf, g: Any, p: Any, clocks: dict[Any, Now]) -> Any:
-        """Return the amount that decoupled weight decay subtracts from `p` before the rule, or None."""
-        if g is None or not leaf.decays:
-            return None
-        now = clocks[real_dtype(jax.tree.leaves(g)[0].dtype)]
-        rate = self.core.decoupled(leaf, p, now)
-        return None if rate is None else p * (now.lr * rate)
 
 
 # The options that read the parameters, with the values for which they do not.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -19,6 +20,7 @@ from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.places import Place, place_of
 from jaxopt_keras.language.rule import Slot
 from jaxopt_keras.storage import formats, hash_rng
+from jaxopt_keras.storage.blockwise import Blocks
 from jaxopt_keras.storage.masters import MASTER, has_master, join_master, split_master
 
 Seeds = Callable[[Leaf, str], Array]
@@ -82,9 +84,20 @@ def dequantize(options: Options, stored: Stored, dtype: Any) -> tuple[Any, Slots
     return upcast(stored.p), slots
 
 
-def quantize_slots(leaf: Leaf, new: Slots, old: Slots, seeds: Seeds) -> Slots:
-    """Convert the slots that the rule returned to the formats of `old`."""
-    return {name: formats.quantize_like(x, old[name], lambda n=name: seeds(leaf, n)) for name, x in new.items()}
+def quantize_slots(leaf: Leaf, new: Slots, old: Slots, seeds: Seeds, watched: bool) -> Slots:
+    """Convert the slots that the rule returned to the formats of `old`.
+
+    Args:
+        watched: NaN makes the scale of its block infinite, for a guard to see. The greatest element, as XLA computes
+            it on a CPU, may leave NaN out.
+    """
+
+    def one(name: str, x: Array) -> Any:
+        if watched and isinstance(old[name], Blocks):
+            x = jnp.where(x != x, jnp.inf, x)
+        return formats.quantize_like(x, old[name], lambda: seeds(leaf, name))
+
+    return {name: one(name, x) for name, x in new.items()}
 
 
 def draw_seeds(options: Options, leaves: Sequence[Leaf], slots: Sequence[Slots], step: Array) -> Seeds:

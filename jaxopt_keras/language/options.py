@@ -90,7 +90,10 @@ class Options(KerasOptions):
             kernels, or an error that says why there are none. "pallas": on a TPU, a kernel that reads and writes each
             array with slots in blocks once; XLA for the rest. It has not run on a TPU yet; elsewhere it is interpreted,
             slowly, for tests. `Kernel.describe` shows the choice.
-        skip_nonfinite: a call with NaN or infinity in its gradients changes nothing but the counter `skipped`.
+        skip_nonfinite: a call with NaN or infinity in its gradients changes nothing but the counter `skipped`; nor does
+            one that would make a finite number in a parameter, slot or scalar NaN or infinite (in a slot of few bits:
+            before it is rounded). To know that, a step reads its arrays twice. Where the gradients of a window of
+            accumulation were finite and its results are not, the window starts anew.
         skip_spikes: a number above 1: so does a call whose joint gradient norm is more than this many times its
             running mean. None: off.
         offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` keeps there the slots

@@ -1,12 +1,11 @@
 """Parameter groups of the pure face: a kernel for each group, chosen by the paths of the parameters."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxopt_keras.engine.pipeline import Program
 from jaxopt_keras.engine.programs.frozen import Frozen
-from jaxopt_keras.engine.programs.multi import Multi
+from jaxopt_keras.engine.programs.multi import Multi, unguarded
 from jaxopt_keras.engine.programs.offloaded import Offloaded
 from jaxopt_keras.engine.programs.partitioned import Partitioned
 from jaxopt_keras.language.option_values import check_pattern
@@ -49,15 +48,6 @@ class Router(NamedTuple):
         return DEFAULT if found is None else found
 
 
-def _unguarded(program: Any) -> Any:
-    """A group's program without its guard: one guard decides for all groups."""
-    if isinstance(program, Offloaded):
-        return dataclasses.replace(program, inner=_unguarded(program.inner))
-    if not program.options.skip_nonfinite:
-        return program
-    return dataclasses.replace(program, options=dataclasses.replace(program.options, skip_nonfinite=False))
-
-
 def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> Kernel:
     """One kernel out of several. Each parameter is updated by the kernel of the first pattern that matches its path.
 
@@ -68,7 +58,8 @@ def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> K
         default: the kernel of parameters that no pattern matches. Default: None, such a parameter is an error.
 
     Norms of a kernel (`global_clipnorm`, `skip_spikes`) are over its own group. If one kernel has `skip_nonfinite`, the
-    gradients of all groups are checked, except of frozen ones, and a bad one skips the step of all groups.
+    gradients and results of all groups are checked, except of frozen ones, and a bad one skips the step of all groups;
+    windows of accumulation then start anew if it was a result.
     `state.slots` has the layout that it has without groups; `state.scalars` has a dict for each group, by its pattern.
 
     >>> import jax.numpy as jnp, jaxopt_keras as jk
@@ -106,6 +97,6 @@ def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> K
             )
         refuse_flat(kernel.program, "partition")
     guards = any(kernel.options.skip_nonfinite for kernel in everything.values())
-    programs = tuple(_unguarded(kernel.program) for kernel in everything.values())
+    programs = tuple(unguarded(kernel.program) for kernel in everything.values())
     router = Router(tuple(kernels), default is not None)
     return Kernel(Partitioned(Multi(programs, guards), tuple(everything), router))

@@ -127,7 +127,8 @@ class MultiOptimizer(Wrapper):
         loss_scale_factor: set on all inner optimizers, replacing their own, as in Keras.
         name: name of the optimizer; None: a name made from the class.
 
-    If one inner optimizer has `skip_nonfinite`, gradients of any group that are not finite skip the step of all groups.
+    If one inner optimizer has `skip_nonfinite`, gradients or results of any group that are not finite skip the step of
+    all groups.
 
     >>> import jaxopt_keras as jk
     >>> w, b = jk.Variable([1.0], name="dense/kernel"), jk.Variable([1.0], name="dense/bias")

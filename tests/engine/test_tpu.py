@@ -25,7 +25,7 @@ BARS = {
     "bf16 parameters, bf16+8, int8 slots, by Pallas": (13, 0.2),
     "int8 slots, 1 M x 64": (32, 0.2), "int8 slots, 50257 x 768": (32, 0.2),
     "bf16 parameters, bf16+16": (26.5, 0.2), "bf16 parameters, bf16+8, int8 slots": (30, 0.2),
-    "bf16 parameters": (22.1, 0.1), "guard": (33, 0.1), "guard, 1 M x 64": (80, 0.5), "accumulation": (41, 0.1),
+    "bf16 parameters": (22.1, 0.1), "guard": (44.1, 0.1), "guard, 1 M x 64": (44.1, 0.1), "accumulation": (41, 0.1),
     "accumulation, 1 M x 64": (41, 0.5), "lamb": (41, 4.1),
 }  # fmt: skip
 

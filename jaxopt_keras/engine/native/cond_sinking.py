@@ -33,27 +33,50 @@ def _sink(trace: Trace, unpack: Equation, pack: Equation) -> None:
                 before.append(e)
             elif e is not pack:
                 readers.append(e)
-    buffer_readers = [e for e in trace.equations if unpack.values[0] in e.values]
-    if buffer_readers != [unpack] or len(readers) != 1 or readers[0].name != "cond":
+    if [e for e in trace.equations if unpack.values[0] in e.values] != [unpack]:
         return
-    (cond,) = readers
+    conds = [e for e in readers if e.name == "cond"]
+    found = [(e, after) for e in conds if (after := _after(trace, e, pack, arrays)) is not None]
+    if len(found) != 1:
+        return
+    ((cond, after),) = found
+    new = {e: _with_buffer(e, unpack, arrays, before) for e in conds if e is not cond}  # a probe of a guard
+    moved = {*after}
+    elsewhere = {*trace.outputs, *(x for e in trace.equations if e not in moved for x in e.values)}
+    kept = [x for x in cond.outputs if x in elsewhere]
+    new[cond] = _with_buffer(cond, unpack, arrays, before, after, kept)
+    trace.equations = [new.get(e, e) for e in trace.equations if e is not pack]
+    pruned(trace)
+
+
+def _after(trace: Trace, cond: Equation, pack: Equation, arrays: set[Value]) -> list[Equation] | None:
+    """The equations between the results of `cond` and the packed buffer; None if others take part."""
     known = arrays | {*cond.outputs}
     after, wanted = [pack], {*pack.inputs} - known
     for e in reversed(trace.equations):
         if any(x in wanted for x in e.outputs):
             if not is_same(e):
-                return
+                return None
             after.append(e)
             wanted = (wanted | {*e.inputs}) - {*e.outputs} - known
-    moved = {*after}
-    elsewhere = {*trace.outputs, *(x for e in trace.equations if e not in moved for x in e.values)}
-    kept = [x for x in cond.outputs if x in elsewhere]
-    branches = [_within(branch, cond, before, after[::-1], kept) for branch in cond.params["branches"]]
+    read = {x for e in after for x in e.inputs}
+    return after[::-1] if any(x in read for x in cond.outputs) else None
+
+
+def _with_buffer(
+    cond: Equation,
+    unpack: Equation,
+    arrays: set[Value],
+    before: list[Equation],
+    after: list[Equation] | None = None,
+    kept: list[Value] | None = None,
+) -> Equation:
+    """A `cond` that gets the buffer and unpacks it, and with `after` also packs it and returns `kept` besides."""
+    after, kept = after or [], cond.outputs if kept is None else kept
+    branches = [_within(branch, cond, before, after, kept) for branch in cond.params["branches"]]
     inputs = [cond.inputs[0], *unpack.inputs, *(x for x in cond.inputs[1:] if x not in arrays)]
-    outputs = [*pack.outputs, *kept]
-    new = replace(cond, params=cond.params | {"branches": branches}, inputs=inputs, outputs=outputs)
-    trace.equations = [new if e is cond else e for e in trace.equations if e is not pack]
-    pruned(trace)
+    outputs = [*(x for e in after[-1:] for x in e.outputs), *kept]
+    return replace(cond, params=cond.params | {"branches": branches}, inputs=inputs, outputs=outputs)
 
 
 def _within(branch: Any, cond: Equation, before: list[Equation], after: list[Equation], kept: list[Value]) -> Trace:
@@ -71,5 +94,5 @@ def _within(branch: Any, cond: Equation, before: list[Equation], after: list[Equ
     equations += renamed(branch.equations, names)
     names |= {x: names.get(inner, inner) for x, inner in zip(cond.outputs, branch.outputs, strict=True)}
     equations += renamed(after, names)
-    outputs = [names[x] for x in (*after[-1].outputs, *kept)]
+    outputs = [names[x] for x in (*(x for e in after[-1:] for x in e.outputs), *kept)]
     return pruned(Trace(inputs, outputs, equations, branch.constants))

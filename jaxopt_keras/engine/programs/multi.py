@@ -9,8 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Program
+from jaxopt_keras.engine.probe import before, before_parameters
 from jaxopt_keras.engine.programs.frozen import Frozen
+from jaxopt_keras.engine.programs.offloaded import Offloaded
 from jaxopt_keras.engine.stages import guard
+from jaxopt_keras.engine.stages.accumulate import restarted, without
+from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 
@@ -48,15 +52,24 @@ class Multi(Program):
 
         def proceed(states: list[State], scalars: Any) -> Any:
             everything = zip(self.programs, params, states, grads, hyper, strict=True)
-            ran = [program.call(p, s, g, h, reduce, write) for program, p, s, g, h in everything]
+            call = _call_unguarded if self.skip_nonfinite else lambda program, *x: program.call(*x)
+            ran = [call(program, p, s, g, h, reduce, write) for program, p, s, g, h in everything]
             moved = [s for _, s in ran]
             return ([out for out, _ in ran], jnp.maximum(state.count, _latest(moved))), moved, scalars
 
         def idle(states: list[State], scalars: Any) -> Any:
             return (skipped, state.count), states, scalars
 
+        def restart(states: list[State], scalars: Any, when: jax.Array) -> Any:
+            return [s._replace(scalars=restarted(s.scalars, when)) for s in states], scalars
+
+        def replaced(states: list[State], scalars: Any) -> Any:
+            outs = [before_parameters(x, p, write) for x, p in zip(skipped, params, strict=True)]
+            return (outs, before(state.count)), before(states), before(scalars)
+
         everything = self.options, {}, jax.tree.leaves(moving), list(state.slots), state.scalars, state.count
-        (out, count), states, scalars = guard.guarded(*everything, proceed, idle)
+        run = guard.Guarded(proceed, idle, replaced, restart)
+        (out, count), states, scalars = guard.guarded(*everything, run)
         return out, State(count, {}, scalars, states)
 
     def averaged(self, params: list[Any], state: State, hyper: Any) -> list[Any]:
@@ -75,6 +88,30 @@ class Multi(Program):
 
     def skeleton(self) -> Self:
         return dataclasses.replace(self, programs=tuple(program.skeleton() for program in self.programs))
+
+
+def unguarded(program: Any) -> Any:
+    """Return a group's program without its guard: one guard decides for all groups."""
+    if not program.options.skip_nonfinite:
+        return program
+    if isinstance(program, Offloaded):
+        return dataclasses.replace(program, inner=unguarded(program.inner))
+    return dataclasses.replace(program, options=dataclasses.replace(program.options, skip_nonfinite=False))
+
+
+def _watched(program: Any) -> Any:
+    """Return a group's program whose results a guard looks at."""
+    if isinstance(program, Offloaded):
+        return dataclasses.replace(program, inner=_watched(program.inner))
+    return program if isinstance(program, Frozen) else dataclasses.replace(program, watched=True)
+
+
+def _call_unguarded(program: Program, params: Any, state: State, *rest: Any) -> Any:
+    """Call a group's program without its guard, whose counter does not change."""
+    plain = unguarded(_watched(program))
+    kept = {} if guard.is_on(plain.options) else {n: x for n, x in state.scalars.items() if n == SKIPPED}
+    out, moved = plain.call(params, state._replace(scalars=without(state.scalars, *kept)), *rest)
+    return out, moved._replace(scalars=moved.scalars | kept)
 
 
 def _latest(states: list[State]) -> Any:

@@ -65,6 +65,13 @@ def run_every(
     return out, slots, scalars | {MICRO_STEP: jnp.where(last, 0, micro + 1)} | added
 
 
+def restarted(scalars: dict[str, Any], when: Array) -> dict[str, Any]:
+    """Return the scalars; if `when`, as before the first call of a window."""
+    if MICRO_STEP not in scalars:
+        return scalars
+    return scalars | {MICRO_STEP: jnp.where(when, 0, scalars[MICRO_STEP])}
+
+
 def without(slots: dict[str, Any], *names: str) -> dict[str, Any]:
     """Return a copy of the dict without some entries."""
     return {key: x for key, x in slots.items() if key not in names}

@@ -1,15 +1,18 @@
-"""The guard: a call with gradients that are not finite, or far greater than usual, changes nothing but a counter.
+"""The guard: a call with gradients or results that are not finite, or far greater than usual, changes but a counter.
 
-It decides once for all gradients, after the sum over devices and before accumulation. A bad call is therefore not added
-to the sum of gradients, and the update waits for one more call.
+It decides once for all arrays, after the sum over devices and before accumulation. A call with bad gradients is
+therefore not added to the sum of gradients, and the update waits for one more call. Where gradients are good and the
+results of the step are not (`engine/probe.py`), a window of accumulation starts anew.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.engine.probe import Probe
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.branches import either
 from jaxopt_keras.engine.stages.clip import global_norm
@@ -17,6 +20,26 @@ from jaxopt_keras.engine.stages.clip import global_norm
 SKIPPED = "skipped"
 USUAL = "usual_norm"
 WINDOW = 100  # the length of the running mean of norms, in calls
+
+
+class Guarded(NamedTuple):
+    """The two ways of a call, of which a guard chooses one.
+
+    Both are functions of slots and scalars, which return `(output, slots, scalars)` of the same types.
+
+    Args:
+        replaced: a function of slots and scalars: what the results of `proceed` replace, as a tree of `Before`.
+        restart: a function of slots, scalars and a flag: returns slots and scalars in which, if the flag is set, a
+            window of accumulation starts anew. The flag says that the gradients were good and the results were not:
+            the same sum would give the same results again.
+        plain: the same as `proceed`, in equations that can be computed twice; None: `proceed`.
+    """
+
+    proceed: Callable[[Any, Any], Any]
+    idle: Callable[[Any, Any], Any]
+    replaced: Callable[[Any, Any], Any]
+    restart: Callable[[Any, Any, Array], tuple[Any, Any]]
+    plain: Callable[[Any, Any], Any] | None = None
 
 
 def is_on(options: Any) -> bool:
@@ -50,21 +73,27 @@ def check_norm(factor: Any, grads: list[Any], usual: Array, step: Array) -> tupl
     return finite & (norm <= greatest), jnp.where(finite, usual + rate * (seen - usual), usual)
 
 
-def guarded(
-    options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any, step: Array, proceed: Any, idle: Any
-) -> Any:
-    """Run `proceed(slots, scalars)` if the gradients are good, else `idle(slots, scalars)`; update the guard's scalars.
+def guarded(options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any, step: Array, run: Guarded) -> Any:
+    """Run `run.proceed(slots, scalars)` if gradients and results are good, else `run.idle(slots, scalars)`.
 
-    Both return `(output, slots, scalars)` of the same types.
+    The guard's own scalars are updated.
     """
     if not is_on(options):
-        return proceed(slots, scalars)
+        return run.proceed(slots, scalars)
     own = {name: x for name, x in scalars.items() if name in (SKIPPED, USUAL)}
-    others = without(scalars, *own)
-    good = is_finite(grads)
+    others, fine, usual = without(scalars, *own), is_finite(grads), None
     if USUAL in own:
-        is_usual, own[USUAL] = check_norm(hyper["skip_spikes"], grads, own[USUAL], step)
-        good = good & is_usual
-    own[SKIPPED] = own[SKIPPED] + (~good).astype(jnp.int32)
-    out, slots, others = either(good, lambda: proceed(slots, others), lambda: idle(slots, others))
-    return out, slots, others | own
+        is_usual, usual = check_norm(hyper["skip_spikes"], grads, own[USUAL], step)
+        fine = fine & is_usual
+    proceed, refused = lambda: run.proceed(slots, others), jnp.zeros((), bool)
+    if options.skip_nonfinite:
+        probe = Probe(lambda: (run.plain or run.proceed)(slots, others))
+        first = probe.first_results()
+        refused = fine & ~probe.stays_finite(first, run.replaced(slots, others))
+        fine = fine & ~refused
+        proceed = proceed if run.plain else lambda: probe.results(first)
+    own[SKIPPED] = own[SKIPPED] + (~fine).astype(jnp.int32)
+    if usual is not None:
+        own[USUAL] = jnp.where(refused, own[USUAL], usual)
+    out, slots, others = either(fine, proceed, lambda: run.idle(slots, others))
+    return out, *run.restart(slots, others | own, refused)
