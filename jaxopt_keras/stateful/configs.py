@@ -19,6 +19,7 @@ from jaxopt_keras.stateful.variable import check
 
 RATE_FIELD = Field.read(Rate)
 INNER = "inner"  # the field of a modifier with the rule inside
+EXCLUDED = "excluded_from_weight_decay"  # the key of the arguments of `exclude_from_weight_decay`
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
 # The keys of a Keras optimizer's config, in Keras's order.
 KEYS = (
@@ -33,8 +34,9 @@ class Configs(Transactions):
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as a dict that JSON can hold; the state is not part of it.
 
-        Keras's keys come first, in Keras's order, then other options that differ from their defaults. Functions
-        (constraints, a callable rate or exclusion) are left out, with a warning.
+        Keras's keys come first, in Keras's order, then other options that differ from their defaults, and what
+        `exclude_from_weight_decay` excluded, by name and path. Functions (constraints, a callable rate or exclusion)
+        are left out, with a warning.
 
         Raises:
             TypeError: for an optimizer of an optax transformation, which is code.
@@ -57,6 +59,9 @@ class Configs(Transactions):
             config.pop(name, None)
             if (schedule := self._source_config(name)) is not None:
                 config[name] = schedule
+        excluded = self._portable_exclusion()
+        if excluded.patterns or excluded.paths:
+            config[EXCLUDED] = {"var_names": [*excluded.patterns], "paths": sorted(excluded.paths)}
         return config
 
     def _source_config(self, name: str) -> Any:
@@ -82,7 +87,17 @@ class Configs(Transactions):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
         """Return an optimizer with the arguments in `config`, which is not changed. `lr` means `learning_rate`."""
-        return cls(**arguments_of(config, custom_objects))
+        config, excluded = without_exclusion(config)
+        optimizer = cls(**arguments_of(config, custom_objects))
+        optimizer._exclude_again(excluded)
+        return optimizer
+
+
+def without_exclusion(config: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Return a config without the entry of `exclude_from_weight_decay`, and this entry, or None."""
+    if not isinstance(config, dict) or EXCLUDED not in config:
+        return config, None
+    return {name: x for name, x in config.items() if name != EXCLUDED}, config[EXCLUDED]
 
 
 def schedule_config(name: str, function: Any) -> Any:

@@ -252,13 +252,10 @@ class Registry(Settings, Custom):
         state = state._replace(scalars={n: x for n, x in state.scalars.items() if n != INNER})  # likewise
         kept = {k: v for k, v in self.__dict__.items() if k not in _NOT_COPIED}
         shapes = self._unbound | {k: h.shape for k, h in self._handles.items()}
-        ids = {id(v) for v in self._excluded.variables}
-        known = {k for k, h in self._handles.items() if id(h.variable) in ids}
-        unknown = {handle(v).path for v in self._excluded.variables}
         return kept | {
             "_kept": jax.tree.map(_host_copy, state),
             "_unbound": {k: shapes[k] for k in self._paths},
-            "_excluded": self._excluded._replace(variables=(), paths=self._excluded.paths | known | unknown),
+            "_excluded": self._portable_exclusion(),
         }
 
     def __setstate__(self, kept: dict[str, Any]) -> None:

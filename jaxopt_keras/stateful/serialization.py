@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxopt_keras.language.rule import RATE, Rule
 from jaxopt_keras.optimizers import CLASSES, FUNCTIONS, MORE_CLASSES
-from jaxopt_keras.stateful.configs import arguments_of
+from jaxopt_keras.stateful.configs import arguments_of, without_exclusion
 from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.variable import check
 
@@ -48,12 +48,15 @@ def deserialize(config: dict[str, Any], custom_objects: dict[str, Any] | None = 
     settings = config.get("config") or {}
     if not issubclass(cls, Rule):
         return cls.from_config(settings, custom_objects)
+    settings, excluded = without_exclusion(settings)
     arguments = arguments_of(settings, custom_objects)
     own = {f.name: arguments.pop(f.name) for f in dataclasses.fields(cls) if f.name in arguments}
     rule = cls(**own)
     if RATE in arguments:  # of a modifier: the rate of the rule inside
         rule = rule.replaced(learning_rate=arguments.pop(RATE))
-    return Optimizer.from_rule(rule, **arguments)
+    optimizer = Optimizer.from_rule(rule, **arguments)
+    optimizer._exclude_again(excluded)
+    return optimizer
 
 
 def get(identifier: Any) -> Any:

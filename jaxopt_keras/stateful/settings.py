@@ -24,7 +24,7 @@ from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.language.rule import Count, Field, Rule, as_scalar, with_python_numbers
 from jaxopt_keras.pure.kernel import Kernel
-from jaxopt_keras.stateful.configs import RATE_FIELD, Configs
+from jaxopt_keras.stateful.configs import EXCLUDED, RATE_FIELD, Configs
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.older_names import hyper_key
 from jaxopt_keras.stateful.custom.overrides import overrides
@@ -167,6 +167,21 @@ class Settings(Configs):
             self._kernel()  # raises if the exclusion does not fit
             if self._paths:  # otherwise the first step warns
                 warn_of([x for x in self._unused() if x.argument == "var_names"], stacklevel=2)
+
+    def _portable_exclusion(self) -> Exclusion:
+        """Return the exclusion with the paths of variables in the place of variables, for copies and configs."""
+        variables, _, paths = self._excluded
+        ids = {id(v) for v in variables}
+        known = {k for k, h in self._handles.items() if id(h.variable) in ids}
+        return self._excluded._replace(variables=(), paths=paths | known | {handle(v).path for v in variables})
+
+    def _exclude_again(self, excluded: dict[str, Any] | None) -> None:
+        """Exclude what `get_config` has; None: nothing."""
+        if excluded is not None:
+            check(isinstance(excluded, dict), EXCLUDED, excluded, "a dict of a config")
+            self.exclude_from_weight_decay(var_names=excluded.get("var_names") or ())
+            paths = frozenset(excluded.get("paths") or ())
+            self.__dict__.update(_excluded=self._excluded._replace(paths=paths), _kernel_cache=None)
 
     @locked
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:

@@ -512,3 +512,32 @@ def test_layers_unfrozen_without_another_build():
     optimizer.build(variables[:1])
     with pytest.raises(ValueError, match="call `model.optimizer.build\\(model.trainable_variables\\)`"):
         optimizer.stateless_apply([v.value for v in optimizer.variables], some_grads(), [v.value for v in variables])
+
+
+@pytest.mark.parametrize("kind", ["var_names", "var_list", "wrapped"])
+def test_a_saved_model_keeps_what_is_excluded_from_decay(tmp_path, kind):
+    """A training that is resumed from a file is the one that was not interrupted."""
+
+    def fitted(resume):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+        optimizer = inner = interop.AdamW(0.01, weight_decay=0.5)
+        excluded = (
+            {"var_list": [model.layers[0].bias, model.layers[1].bias]}
+            if kind == "var_list"
+            else {"var_names": ["bias"]}
+        )
+        inner.exclude_from_weight_decay(**excluded)
+        if kind == "wrapped":
+            optimizer = interop.as_keras(jk.LossScaleOptimizer(inner.wrapped, 1.0))
+        model.compile(optimizer, "mse")
+        x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+        for i in range(2):
+            model.fit(x, x[:, :1], batch_size=8, epochs=2, shuffle=False, verbose=0)
+            if resume and not i:
+                model.save(tmp_path / "model.keras")
+                model = keras.saving.load_model(tmp_path / "model.keras")
+        return model.get_weights()
+
+    for a, b in zip(fitted(True), fitted(False), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -529,3 +529,45 @@ def test_a_pickle_gives_no_variable_the_slots_of_another_shape():
     again.apply_gradients([(np.ones(2), new)])
     assert again.get_slot(new, "momentum").shape == (2,)
     assert new.numpy().tolist() != [0, 0]
+
+
+EXCLUSIONS = {
+    "names": lambda v: {"var_names": ["bias$"]},
+    "variables": lambda v: {"var_list": [v[1]]},
+    "both": lambda v: {"var_list": [v[1]], "var_names": ["nothing|bias"]},
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after", "loaded twice"])
+@pytest.mark.parametrize("how", EXCLUSIONS)
+@pytest.mark.parametrize(
+    "make", [lambda: jk.SGD(0.5, weight_decay=0.5), lambda: jk.Optimizer.from_rule(jk.rules.SGD(0.5), weight_decay=0.5)]
+)
+def test_what_was_excluded_from_decay_is_in_the_config(make, how, when):
+    """Otherwise a training that is resumed decays more than before."""
+    optimizer, variables = make(), two()
+    if when != "before":
+        optimizer.build(variables)
+    optimizer.exclude_from_weight_decay(**EXCLUSIONS[how](variables))
+    again = jk.deserialize(json.loads(json.dumps(jk.serialize(optimizer))))
+    if when == "loaded twice":
+        again = jk.deserialize(json.loads(json.dumps(jk.serialize(again))))
+    others = two()
+    before = [v.numpy() for v in others]
+    again.apply([np.zeros((2, 3), np.float32), np.zeros(3, np.float32)], others)
+    np.testing.assert_array_equal(others[0].numpy(), before[0] * np.float32(0.75))
+    np.testing.assert_array_equal(others[1].numpy(), before[1])
+
+
+def test_what_an_inner_optimizer_excluded_is_in_the_config():
+    variables = two()
+    inner = jk.SGD(0.5, weight_decay=0.5)
+    inner.exclude_from_weight_decay(var_list=[variables[1]])
+    for optimizer in (jk.LossScaleOptimizer(inner, 1.0), jk.MultiOptimizer(jk.OptimizerMap(inner))):
+        again = jk.deserialize(json.loads(json.dumps(jk.serialize(optimizer))))
+        others = two()
+        again.apply([np.zeros((2, 3), np.float32), np.zeros(3, np.float32)], others)
+        assert (
+            others[1].numpy().tolist() == [1, 1, 1]
+            and others[0].numpy()[0, 1] == np.float32(0.75) * variables[0].numpy()[0, 1]
+        )

@@ -13,7 +13,7 @@ from jaxopt_keras.interop.keras.state import Address, Layout, StateVariable
 from jaxopt_keras.language.printing import call
 from jaxopt_keras.schedules import LearningRateSchedule
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
-from jaxopt_keras.stateful.configs import RATE_FIELD, arguments_of
+from jaxopt_keras.stateful.configs import RATE_FIELD, arguments_of, without_exclusion
 from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, in_library, overrides, refuse_overrides
 from jaxopt_keras.stateful.lock import LOCK
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -304,7 +304,10 @@ class Adapter(keras.optimizers.Optimizer):
         config, rate = dict(config), config.get("learning_rate")
         if isinstance(rate, dict) and not str(rate.get("module")).startswith("jaxopt_keras"):
             config["learning_rate"] = keras.saving.deserialize_keras_object(rate, custom_objects=custom_objects)
-        return cls(**arguments_of(config, custom_objects))
+        config, excluded = without_exclusion(config)
+        adapter = cls(**arguments_of(config, custom_objects))
+        adapter.wrapped._exclude_again(excluded)
+        return adapter
 
     def __reduce__(self) -> Any:
         """A pickle or a copy contains the state, but no variables: call `build` with them."""
