@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.slot_packing import LOOSE, should_pack_slots
+from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.other_names import refuse_unknown
@@ -256,6 +257,8 @@ class Optimizer(Registry, Scoped, Losses, Stateless):
             state: the state; None: the present one.
             params: arrays by path; None: those of the variables, to be donated.
         """
+        if state is None and self._options.gradient_accumulation_steps:
+            self._drop_sums_of_frozen()
         kernel, state, packs = self._kernel(), self._kept if state is None else state, False
         if params is None:
             is_packed = isinstance(state.slots, Packed)
@@ -272,6 +275,18 @@ class Optimizer(Registry, Scoped, Losses, Stateless):
         used = self._with_inner(used) if INNER not in used.scalars else used
         grads = {k: given.get(k) for k in params}
         return Call(kernel, params, used, grads, self._hyper(state))
+
+    def _drop_sums_of_frozen(self) -> None:
+        """Clear the sums of gradients of variables that were frozen in the middle of a window of accumulation.
+
+        Otherwise the gradients from before would move them at its end.
+        """
+        frozen = frozenset(path for path, h in self._handles.items() if not h.trainable)
+        if fresh := frozen - self._without_sums:
+            state = self._state
+            sums = {k: jax.tree.map(jnp.zeros_like, x) if k in fresh else x for k, x in state.slots[SUM].items()}
+            self._put(state._replace(slots=state.slots | {SUM: sums}))
+        object.__setattr__(self, "_without_sums", frozen)
 
     def _results(self, call: Call, state: State, params: Any, result: State) -> tuple[dict[str, Any], State]:
         """Return new parameters by path, and `state` after the step: `call` returned `params` and `result`."""

@@ -55,6 +55,7 @@ class Registry(Settings, Custom):
             _keys={},  # id of a variable, or of its stand-in -> path
             _unbound={},  # path -> shape, of restored slots whose variables are not registered yet
             _excluded=Exclusion(),
+            _without_sums=frozenset(),  # paths of variables with `trainable=False`, whose sums of gradients are zeros
             _custom_names=[],  # of slots and scalars that a user's class created, in that order
             _hypers={},  # name -> value, of run-time hyperparameters of a user's class
             _views={},  # place -> View

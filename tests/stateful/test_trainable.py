@@ -11,6 +11,8 @@ import pytest
 from flax import nnx
 
 import jaxopt_keras as jk
+from jaxopt_keras.interop import keras as interop
+from jaxopt_keras.stateful.variable_kinds import handle
 
 pytestmark = pytest.mark.usefixtures("jax_defaults")  # optax relies on promotion
 
@@ -123,3 +125,68 @@ def test_buffers():
     with pytest.raises(ValueError, match="with `trainable=False`, in a buffer"):
         optimizer.apply_gradients([(jnp.ones(9), buffer)])
     np.testing.assert_array_equal(value(b), before)
+
+
+WINDOWS = {
+    "plain": lambda: jk.SGD(1.0, gradient_accumulation_steps=2),
+    "averages": lambda: jk.SGD(1.0, gradient_accumulation_steps=2, use_ema=True),
+    "optax": lambda: jk.Optimizer.from_optax(optax.sgd(1.0), gradient_accumulation_steps=2),
+    "groups": lambda: jk.MultiOptimizer(jk.OptimizerMap(jk.SGD(1.0, gradient_accumulation_steps=2))),
+    "loss scale": lambda: jk.LossScaleOptimizer(jk.SGD(1.0, gradient_accumulation_steps=2), 1.0),
+}
+
+
+@pytest.mark.parametrize("passed", ["a gradient", "None", "nothing"])
+@pytest.mark.parametrize("name", WINDOWS)
+@every_kind
+@pytest.mark.filterwarnings("ignore:.*`trainable=False` are not updated")
+def test_frozen_in_the_middle_of_a_window(kind, name, passed):
+    """Gradients from before do not move it at the end of the window, nor in a later one in which it trains again."""
+    w, v = MAKE[kind](B, True), MAKE[kind](B, True)
+    many = [MAKE[kind](B, True) for _ in range(8)]  # enough of them for packed slots
+    optimizer, g = WINDOWS[name](), jnp.ones(3)
+    value = lambda x: np.asarray(handle(x).read())
+    optimizer.apply([g] * 10, [w, v, *many])
+    frozen(w, True)
+    some = {"a gradient": ([g], [w]), "None": ([None], [w]), "nothing": ([], [])}[passed]
+    for _ in range(2):  # to the middle of the next window
+        optimizer.apply([*some[0], *[g] * 9], [*some[1], v, *many])
+    np.testing.assert_array_equal(value(w), B)
+    np.testing.assert_array_equal(value(v), B - 1)
+    frozen(w, False)
+    optimizer.apply([3 * g] * 10, [w, v, *many])
+    np.testing.assert_array_equal(value(w), B - 1.5)  # (0 + 3) / 2
+    np.testing.assert_array_equal(value(v), B - 1 - 2)
+
+
+def frozen(variable, on):
+    if isinstance(variable, nnx.Variable):
+        variable.set_metadata(trainable=not on)
+    else:
+        variable.trainable = not on
+
+
+def test_frozen_in_the_middle_of_a_window_of_fit():
+    keras.utils.set_random_seed(0)
+    first, last = (keras.layers.Dense(n, use_bias=False) for n in (2, 1))
+    model = keras.Sequential([keras.Input((2,)), first, last])
+    model.compile(interop.SGD(0.125, gradient_accumulation_steps=2), "mse")
+    fit = lambda: model.fit(np.ones((1, 2)), np.zeros((1, 1)), batch_size=1, verbose=0)
+
+    def freeze(on):
+        first.trainable = not on
+        model.optimizer.build(model.trainable_variables)
+        model.compile(model.optimizer, "mse")
+
+    fit()
+    freeze(True)
+    before = first.kernel.numpy()
+    fit()
+    fit()  # to the middle of the next window
+    freeze(False)
+    np.testing.assert_array_equal(first.kernel.numpy(), before)
+    kernel = last.kernel.numpy()
+    error = 2 * np.ones((1, 2)) @ before @ kernel
+    fit()
+    wanted = before - 0.125 / 2 * np.ones((2, 1)) @ error @ kernel.T  # of the gradient of the last call alone
+    np.testing.assert_allclose(first.kernel.numpy(), wanted, rtol=1e-5)

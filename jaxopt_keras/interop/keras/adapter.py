@@ -171,6 +171,8 @@ class Adapter(keras.optimizers.Optimizer):
             warnings.warn(ACCUMULATED.format(steps, steps - 1), stacklevel=2)
         updated = [v for v in variables if not getattr(v, "overwrite_with_gradient", False)]
         self.wrapped.build(updated)
+        if self.built and steps:
+            self.wrapped._drop_sums_of_frozen()
         if not self.built and len(self.wrapped._paths) != len(updated):
             raise ValueError(
                 f"{self.name} must be built with all variables that have slots: {self.wrapped._paths}. Received: "
