@@ -95,13 +95,15 @@ def stateful(rule: type[Rule]) -> type[Optimizer]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if kwargs.pop("decay", None) is not None:
             warnings.warn("`decay` is ignored, as in Keras 3: use a schedule.", stacklevel=2)
+        older = self._older_arguments(kwargs, tf2=False)
         made, options = split(rule, signature, args, kwargs)
-        self._start(made, options, made.learning_rate)
+        self._start(made, options, made.learning_rate, **older)
 
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     # `inspect.signature` reads this attribute, which type checkers do not know.
     __init__.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
     members = {"__init__": __init__, "__doc__": _docstring(rule), "__module__": "jaxopt_keras"}
+    members |= {"_runs_rule": True}
     return type(rule.__name__, (Optimizer,), members)
 
 

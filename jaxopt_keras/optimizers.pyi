@@ -45,6 +45,7 @@ class CommonOptions(TypedDict, total=False):
     name: str | None  # None
     exclude_from_weight_decay: Sequence[str] | Callable[[str, Any], bool]  # ()
     constraints: dict[str, Callable[[Any], Any]] | tuple[()]  # ()
+    schedule_counts: Literal["updates", "calls", None]  # None
     sparse: Literal["dense", "lazy"]  # "dense"
     axis_name: Any  # None
     state_dtype: Format | dict[str, Format] | None  # None

@@ -59,6 +59,7 @@ class Program(core.Program):
         return hyper | {LOSS: jnp.asarray(loss, jnp.result_type(float))} if self.core.needs_loss else hyper
 
     def at(self, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
+        step = self.options.schedule_step(step)
         return hyper | self.core.scheduled(step) | scheduled_at(self.options, step)
 
     def skeleton(self) -> Self:

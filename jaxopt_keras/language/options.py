@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
+import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.language import option_values as values
@@ -66,6 +67,8 @@ class Options(KerasOptions):
         loss_scale_factor: the factor of the loss (`Optimizer.scale_loss`); gradients are divided by it.
         gradient_accumulation_steps: an int >= 2: the number of calls for one update, with the mean of their gradients.
             Clip, decay, schedule, average and constraint happen once per update. None or 0: off.
+        schedule_counts: the step that schedules get with `gradient_accumulation_steps`: the number of "updates", as in
+            optax, or of "calls", as in Keras. None: of updates; the Keras-style classes warn of a schedule of a class.
         exclude_from_weight_decay: regular expressions, searched for in a parameter's path; a function
             `(path, parameter) -> bool`; a tree of bools like the parameters or a prefix of one (True: excluded); or a
             function of the parameters that returns such a tree.
@@ -109,6 +112,7 @@ class Options(KerasOptions):
 
     exclude_from_weight_decay: Annotated[Any, Read(values.read_exclusion)] = ()
     constraints: Annotated[Any, Read(values.read_constraints)] = ()
+    schedule_counts: Literal["updates", "calls", None] = None
     sparse: Literal["dense", "lazy"] = "dense"
     axis_name: Annotated[Any, Read(values.read_axes)] = None
     state_dtype: Annotated[Formats | None, Read(values.read_formats)] = None
@@ -140,6 +144,13 @@ class Options(KerasOptions):
         unused = isinstance(self.ema_momentum, Array) and not self.use_ema
         off = {"inject_hyperparams": None} | ({"ema_momentum": Options.ema_momentum} if unused else {})
         return super().skeleton().bind(off)
+
+    def schedule_step(self, updates: Any) -> Any:
+        """Return the step of schedules in the update after `updates` others, which saturates."""
+        k = self.gradient_accumulation_steps
+        if not k or self.schedule_counts != "calls":
+            return updates
+        return jnp.minimum(updates, jnp.iinfo(jnp.int32).max // k - 1) * k + (k - 1)
 
     def injects(self, name: str) -> bool:
         """Whether the hyperparameter `name` is kept in the state."""

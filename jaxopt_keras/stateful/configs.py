@@ -45,6 +45,7 @@ class Configs(Transactions):
             raise TypeError(f"{self.name} runs code that a config cannot hold. Pickle it, or construct it again.")
         config = {"name": self.name, "learning_rate": self._rate_config()}
         config |= {n: getattr(self._options, n) for n in KEYS}
+        config |= {} if self.jit_compile else {"jit_compile": False}
         if isinstance(self._rule, Rule):
             rule, _ = self._with_functions()
             config |= {n: x for n, x in rule_config(rule)["config"].items() if n != RATE_NAME}
@@ -88,8 +89,12 @@ class Configs(Transactions):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
         """Return an optimizer with the arguments in `config`, which is not changed. `lr` means `learning_rate`."""
         config, excluded = without_exclusion(config)
-        optimizer = cls(**arguments_of(config, custom_objects))
+        arguments = arguments_of(config, custom_objects)
+        compiles = arguments.pop("jit_compile", None)  # not every class has this argument
+        optimizer = cls(**arguments)
         optimizer._exclude_again(excluded)
+        if compiles is not None:
+            optimizer.jit_compile = compiles
         return optimizer
 
 

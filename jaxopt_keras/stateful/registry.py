@@ -5,6 +5,7 @@
 
 import copy
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ import numpy as np
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.unused_patterns import Unused, unused, warn_of
+from jaxopt_keras.language.fields import RATE as RATE_NAME
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.api import Custom
@@ -29,6 +31,11 @@ from jaxopt_keras.stateful.variable import check_iterable, deduplicated, unique_
 from jaxopt_keras.stateful.variable_kinds import Handle, handle
 
 _NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_loss_seen", "_nested", "_traced")
+
+COUNTS = (
+    "With gradient accumulation the schedule of the learning rate gets the number of updates; Keras's gets the number of "
+    'calls. Pass `schedule_counts="calls"` for Keras\'s rates, or `schedule_counts="updates"` for these without a warning.'
+)
 
 
 class Registry(Settings, Custom):
@@ -157,8 +164,15 @@ class Registry(Settings, Custom):
         is_first = not self._paths
         fresh = self._register(variables)
         if is_first and variables:
+            self._warn_of_schedule()
             warn_of(self._unused(), stacklevel=4)
         return fresh
+
+    def _warn_of_schedule(self) -> None:
+        """Warn of a schedule of a class under accumulation, unless `schedule_counts` says what it counts."""
+        options, counted = self._options, hasattr(self._sources.get(RATE_NAME), "get_config")
+        if options.gradient_accumulation_steps and options.schedule_counts is None and counted:
+            warnings.warn(COUNTS, stacklevel=5)
 
     def _unused(self) -> list[Unused]:
         """Return the patterns that match none of the registered variables."""

@@ -110,7 +110,11 @@ class Settings(Configs):
 
     def _hyper(self, state: State) -> dict[str, Any]:
         """Return the hyperparameters of the next step."""
-        return state.hyperparams | self._sources.at(state.count)
+        return state.hyperparams | self._scheduled(state.count)
+
+    def _scheduled(self, updates: Any) -> dict[str, Any]:
+        """Return the hyperparameters that are functions, in the update after `updates` others."""
+        return self._sources.at(self._options.schedule_step(updates))
 
     def _set_sources(self, functions: dict[str, Any], *numbers: str) -> None:
         """Add hyperparameters that are functions; those named in `numbers`, if not among these, are none any more."""

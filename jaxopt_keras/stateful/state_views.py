@@ -74,7 +74,7 @@ def device_put_like(value: Any, old: Any) -> Any:
     An array that is there already is not passed to `device_put`: that would commit it, and a step with committed arrays
     is another program.
     """
-    if isinstance(value, Tracer) or value.sharding == old.sharding:
+    if isinstance(value, Tracer) or isinstance(old, Tracer) or value.sharding == old.sharding:
         return value
     return jax.device_put(value, old.sharding)
 

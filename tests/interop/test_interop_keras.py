@@ -474,19 +474,47 @@ def test_on_eight_devices_a_model_trains_as_on_one(kind):
     assert kernel.sharding.is_fully_replicated == (kind == "data")
 
 
-def test_accumulation_with_a_schedule_says_what_it_counts():
-    schedule, w = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5), keras.Variable(np.ones(2), name="w")
-    with pytest.warns(UserWarning, match=r"counts updates; Keras's counts calls.*schedule\(2 \* step \+ 1\)"):
-        interop.SGD(schedule, gradient_accumulation_steps=2).build([w])
-    interop.SGD(schedule).build([w])  # no warning
-    calls = interop.SGD(lambda step: schedule(2 * step + 1), gradient_accumulation_steps=2)
-    found = []
-    for optimizer in (calls, keras.optimizers.SGD(schedule, gradient_accumulation_steps=2)):
-        w = keras.Variable(np.zeros(1), name="w")
+class Plain(jk.Optimizer):
+    def update_step(self, gradient, variable, learning_rate):
+        variable.assign_sub(learning_rate * gradient)
+
+
+@pytest.mark.parametrize("schedules", [keras.optimizers.schedules, jk.schedules], ids=["Keras's", "ours"])
+@pytest.mark.parametrize("face", ["jk", "own class", "interop", "as_keras", "pure"])
+def test_accumulation_with_a_schedule_says_what_it_counts(face, schedules):
+    schedule = schedules.ExponentialDecay(0.1, 1, 0.5)
+    cls = {"interop": interop.SGD, "own class": Plain, "as_keras": lambda *x, **y: as_keras(Plain(*x, **y))}.get(
+        face, jk.SGD
+    )
+    make = (jk if face in ("jk", "own class") else keras).Variable
+    if face != "pure":
+        with pytest.warns(UserWarning, match='number of updates; Keras.*Pass `schedule_counts="calls"`'):
+            cls(schedule, gradient_accumulation_steps=2).build([make(np.ones(2), name="w")])
+    cls(schedule, schedule_counts="calls").build([make(np.ones(2), name="w")])  # no warning
+    cls(0.1, gradient_accumulation_steps=2).build([make(np.ones(2), name="w")])
+    options = {"gradient_accumulation_steps": 2, "schedule_counts": "calls"}
+    theirs = keras.optimizers.SGD(
+        keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5), gradient_accumulation_steps=2
+    )
+    expected = stepped(theirs, keras.Variable(np.zeros(1), name="w"))
+    if face == "pure":
+        kernel, params = jk.sgd(schedule, **options), jnp.zeros(1)
+        state = kernel.init(params)
         for _ in range(6):
-            optimizer.apply_gradients([(jnp.ones(1), w)])
-        found.append(w.numpy())
-    np.testing.assert_allclose(*found, rtol=1e-6)
+            params, state = kernel.step(params, state, jnp.ones(1))
+        return np.testing.assert_allclose(params, expected, rtol=1e-6)
+    optimizer = cls(schedule, **options)
+    np.testing.assert_allclose(stepped(optimizer, make(np.zeros(1), name="w")), expected, rtol=1e-6)
+    wrapped = getattr(optimizer, "wrapped", optimizer)
+    assert wrapped.schedule_counts == "calls"
+    assert schedules is not jk.schedules or wrapped.get_config()["schedule_counts"] == "calls"
+    np.testing.assert_allclose(optimizer.learning_rate, 0.1 * 0.5**7, rtol=1e-6)  # of the next update: calls 7, 8
+
+
+def stepped(optimizer, w):
+    for _ in range(6):
+        optimizer.apply_gradients([(jnp.ones(1), w)])
+    return w.numpy()
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["unfrozen", "frozen"])

@@ -127,6 +127,26 @@ def test_all_ways_are_one(way, options):
     assert optimizer.get_slot_names() == ["m", *reference.get_slot_names()[1:]]
 
 
+def test_without_compiling_is_part_of_the_config():
+    for cls in (Keras3, jk.Adam, type("Mine", (jk.Adam,), {})):
+        optimizer = cls(0.1, jit_compile=False)
+        for twin in (cls.from_config(optimizer.get_config()), copy.deepcopy(optimizer), copy.copy(optimizer)):
+            assert twin.jit_compile is False
+        assert "jit_compile" not in cls(0.1).get_config()
+
+    class Fixed(jk.Optimizer):
+        def __init__(self, learning_rate=0.1, name="Fixed"):
+            super().__init__(learning_rate, name=name)
+
+        def get_config(self):
+            own = super().get_config()
+            return {n: own[n] for n in ("learning_rate", "name", "jit_compile")}
+
+    optimizer = Fixed()
+    optimizer.jit_compile = False
+    assert Fixed.from_config(optimizer.get_config()).jit_compile is False  # not an argument of its `__init__`
+
+
 @every_way
 @pytest.mark.parametrize("rate", [schedules.PolynomialDecay(0.1, 4), lambda: 0.25], ids=["schedule", "function"])
 def test_rates_are_run_time_values(way, rate):

@@ -3,6 +3,9 @@
 The right values are those of the same body under eager Keras.
 """
 
+import inspect
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -14,7 +17,8 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 import jaxopt_keras as jk
 from jaxopt_keras.interop.keras import Adam as Adapter
 from jaxopt_keras.interop.keras import as_keras
-from jaxopt_keras.stateful.custom.overrides import CALLS, HOOKS, NEVER_CALLED
+from jaxopt_keras.interop.keras.wrappers import NOT_ADAPTED
+from jaxopt_keras.stateful.custom.overrides import CALLS, CREATES, HOOKS, NEVER_CALLED
 from tests.stateful.facade import close, some_grads, two, values
 
 KERAS = keras.optimizers
@@ -51,6 +55,12 @@ class HalfRate:
         return super()._get_current_learning_rate() * 0.5
 
 
+class HalfAttribute:
+    @property
+    def learning_rate(self):
+        return super().learning_rate * 0.5
+
+
 class AllAtOnce:
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         total = sum(keras.ops.sum(g * g) for g in grads)
@@ -81,7 +91,7 @@ class AppliedGradients:
 
 
 BODIES = (
-    ClipGradients, ClipByNorm, NoDecay, DecayTwice, KernelsDecay, HalfRate, AllAtOnce, Centralized, Shrunk, Applied,
+    ClipGradients, ClipByNorm, NoDecay, DecayTwice, KernelsDecay, HalfRate, HalfAttribute, AllAtOnce, Centralized, Shrunk, Applied,
     AppliedGradients,
 )  # fmt: skip
 OPTIONS = {ClipByNorm: {"clipnorm": 0.5}, ClipGradients: {"global_clipnorm": 0.7}}
@@ -173,51 +183,127 @@ def test_hooks_of_an_adapter_are_refused(name):
         type("Mine", (Adapter,), {name: lambda self, *args: None})
 
 
-# Called by name by the user, the trainer or the user's own hooks, so that an override has its effect there
-CALLED_FROM_OUTSIDE = set(
+# --- every method of Keras's base classes -----------------------------------------------------------------------------
+
+# Called by the user, by Keras's trainer or by Python: `test_what_keras_calls_is_called_here_too` shows it
+FROM_OUTSIDE = set(
     """
-__init__ __setattr__ __reduce__ __deepcopy__ __dir__ __getattribute__ build variables iterations learning_rate
-add_variable add_variable_from_reference add_optimizer_variables assign assign_add assign_sub stateless_apply
-scale_loss set_weights get_weights weights save_own_variables load_own_variables exclude_from_weight_decay
-finalize_variable_values get_config from_config minimize get_slot add_slot add_weight get_slot_names get_gradients
-clipnorm clipvalue global_clipnorm _get_variable_index _obj_type _set_hyper _get_hyper _serialize_hyperparameter
-_fallback_apply_state _resource_scatter_add _resource_scatter_update _build_learning_rate _compute_gradients
-_transform_loss
+__init__ __setattr__ __reduce__ __deepcopy__ __dir__ __getattribute__ build variables stateless_apply scale_loss
+set_weights get_weights weights save_own_variables load_own_variables exclude_from_weight_decay lr
+finalize_variable_values get_config from_config minimize get_slot_names get_gradients clipnorm clipvalue
+global_clipnorm _compute_gradients _transform_loss
 """.split()
 )
 KERAS_2_11 = """
-_create_iteration_variable _process_kwargs _create_or_restore_slot_variable _var_key _deduplicate_sparse_grad
-update_step _update_step_xla _update_step compute_gradients _clip_gradients iterations learning_rate
-_compute_current_learning_rate add_variable_from_reference minimize build _build_learning_rate add_variable
-exclude_from_weight_decay _use_weight_decay apply_gradients _apply_weight_decay _internal_apply_gradients
-_update_model_variables_moving_average _overwrite_model_variables_with_average_value finalize_variable_values
-_serialize_hyperparameter get_config from_config variables set_weights save_own_variables load_own_variables
-aggregate_gradients _distributed_apply_gradients_fn
+_apply_weight_decay _build_index_dict _build_learning_rate _clip_gradients _compute_current_learning_rate
+_create_iteration_variable _create_or_restore_slot_variable _deduplicate_sparse_grad _distributed_apply_gradients_fn
+_internal_apply_gradients _overwrite_model_variables_with_average_value _process_kwargs _serialize_hyperparameter
+_trackable_children _update_model_variables_moving_average _update_step _update_step_xla _use_weight_decay _var_key
+add_variable add_variable_from_reference aggregate_gradients apply_gradients build compute_gradients
+exclude_from_weight_decay finalize_variable_values from_config get_config iterations learning_rate load_own_variables
+lr minimize save_own_variables set_weights update_step variables
 """.split()
 OPTIMIZER_V2 = """
-__deepcopy__ clipnorm global_clipnorm clipvalue _transform_loss _get_gradients _transform_unaggregated_gradients
-_aggregate_gradients _transform_gradients minimize _compute_gradients apply_gradients _distributed_apply get_gradients
-get_updates _set_hyper _get_hyper _create_slots _create_slots_for_sharded_variables _create_all_weights
-__getattribute__ __dir__ __setattr__ get_slot_names add_slot get_slot _prepare _prepare_local _fallback_apply_state
-_create_hypers iterations _decayed_lr get_config from_config _serialize_hyperparameter variables weights get_weights
-set_weights add_weight _init_set_name _assert_valid_dtypes _valid_dtypes _call_if_callable _resource_apply_dense
-_resource_apply_sparse_duplicate_indices _resource_apply_sparse _resource_scatter_add _resource_scatter_update
-_dense_apply_args _sparse_apply_args _restore_slot_variable _create_or_restore_slot_variable
-_distribution_strategy_scope
+__deepcopy__ __dir__ __getattribute__ __setattr__ _aggregate_gradients _assert_valid_dtypes _call_if_callable
+_compute_gradients _create_all_weights _create_hypers _create_or_restore_slot_variable _create_slots
+_create_slots_for_sharded_variables _decayed_lr _dense_apply_args _distributed_apply _distribution_strategy_scope
+_fallback_apply_state _get_gradients _get_hyper _init_set_name _prepare _prepare_local _resource_apply_dense
+_resource_apply_sparse _resource_apply_sparse_duplicate_indices _resource_scatter_add _resource_scatter_update
+_restore_slot_variable _serialize_hyperparameter _set_hyper _sparse_apply_args _transform_gradients _transform_loss
+_transform_unaggregated_gradients _valid_dtypes add_slot add_weight apply_gradients clipnorm clipvalue from_config
+get_config get_gradients get_slot get_slot_names get_updates get_weights global_clipnorm iterations minimize
+set_weights variables weights
 """.split()
-KERAS_3 = [
-    name
-    for cls in (BaseOptimizer, JaxOptimizer, keras.Optimizer)
-    for name, x in vars(cls).items()
-    if callable(x) or isinstance(x, (property, classmethod))
-]
+
+
+def methods(*classes):
+    kinds = (property, classmethod, staticmethod)
+    return {name for cls in classes for name, x in vars(cls).items() if callable(x) or isinstance(x, kinds)}
+
+
+KERAS_3 = methods(BaseOptimizer, JaxOptimizer, keras.Optimizer)
+
+
+def test_the_lists_are_those_of_tf_keras():
+    pytest.importorskip("tf_keras")
+    from tf_keras.src.optimizers import optimizer
+    from tf_keras.src.optimizers.legacy.optimizer_v2 import OptimizerV2
+
+    assert methods(optimizer._BaseOptimizer, optimizer.Optimizer) - {"__init__"} == {*KERAS_2_11}
+    assert methods(OptimizerV2) - {"__init__"} == {*OPTIMIZER_V2}
 
 
 @pytest.mark.parametrize("name", sorted({*KERAS_3, *KERAS_2_11, *OPTIMIZER_V2}))
 def test_no_method_that_keras_calls_is_without_effect(name):
     """Each is called here too, or refused, or called by code outside of the base class."""
-    kinds = [name in HOOKS, name in CALLS, name in NEVER_CALLED, name in CALLED_FROM_OUTSIDE]
+    kinds = [name in HOOKS, name in CALLS, name in NEVER_CALLED, name in CREATES, name in FROM_OUTSIDE]
     assert sum(kinds) == 1, name
+
+
+def test_the_page_lists_every_method():
+    page = (Path(__file__).parents[2] / "docs" / "existing_classes.md").read_text()
+    named = {*HOOKS, *CALLS, *CREATES, *NEVER_CALLED, *NOT_ADAPTED, *(FROM_OUTSIDE & KERAS_3)}
+    ours = {name for name in named if not name.startswith("__")} - {"weights", "get_weights", "lr"}
+    assert not {name for name in ours if f"`{name}`" not in page}
+
+
+@pytest.mark.parametrize("name", CREATES)
+def test_what_a_rule_would_not_call_is_refused(name):
+    """A class of one's own calls these itself; a named class would, in Keras."""
+    for base in (jk.Adam, Adapter):
+        with pytest.raises(TypeError, match=f"`{name}` of Mine would never be called.*runs a rule"):
+            type("Mine", (base,), {name: lambda self, *args: None})
+    type("Mine", (jk.Optimizer,), {name: lambda self, *args: None})
+
+
+def recording(base, name, seen):
+    """A subclass that records the calls of one method, and calls it."""
+    given = inspect.getattr_static(base, name)
+
+    def method(self, *args, **kwargs):
+        seen.add(name)
+        found = getattr(super(Mine, self), name)
+        return found if kind is property else found(*args, **kwargs)
+
+    kind = property if isinstance(given, property) else classmethod if isinstance(given, classmethod) else lambda x: x
+    Mine = type("Mine", (base,), {name: kind(method)})
+    return Mine
+
+
+def life(cls, adapt, path):
+    """What user, trainer and savers do with an optimizer, by name; each is a function."""
+    optimizer = adapt(cls(0.1, use_ema=True, loss_scale_factor=2.0))
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(optimizer, loss="mse")
+    file = str(path / f"{cls.__base__.__module__}.weights.h5")
+    return {
+        "config": lambda: cls.from_config(cls(0.1).get_config()),
+        "fit": lambda: model.fit(np.ones((4, 2), "float32"), np.ones(4, "float32"), verbose=0),
+        "save": lambda: model.save_weights(file),
+        "load": lambda: model.load_weights(file),
+        "finalize": lambda: optimizer.finalize_variable_values(model.trainable_variables),
+        "exclude": lambda: adapt(cls(0.1)).exclude_from_weight_decay(var_names=["bias"]),
+    }
+
+
+@pytest.mark.usefixtures("jax_defaults")
+@pytest.mark.parametrize("adapted", [False, True], ids=["as_keras", "subclass"])
+@pytest.mark.parametrize("name", sorted(FROM_OUTSIDE & KERAS_3 - {"__init__", "__setattr__", "get_slot_names"}))
+def test_what_keras_calls_is_called_here_too(name, adapted, tmp_path):
+    seen, found = set(), []
+    ours = recording(Adapter if adapted else jk.Adam, name, seen)
+    for cls, adapt in ((recording(KERAS.Adam, name, seen), lambda x: x), (ours, (lambda x: x) if adapted else as_keras)):
+        if adapt is as_keras and name in NOT_ADAPTED:
+            with pytest.raises(TypeError, match=f"`{name}` of Mine would never be called in Keras. Instead: "):
+                as_keras(cls())
+            return
+        called = set()
+        for part, run in life(cls, adapt, tmp_path).items():
+            seen.clear()
+            run()
+            called |= {part} if seen else set()
+        found.append(called)
+    assert found[0] <= found[1]
 
 
 SIGNATURES = {
@@ -235,7 +321,11 @@ def test_every_hook_is_called(base, name):
         called.append(name)
         return getattr(super(Mine, self), name)(*args, **kwargs)
 
-    body = {name: hook}
+    def attribute(self):
+        called.append(name)
+        return super(Mine, self).learning_rate
+
+    body = {name: property(attribute) if name == "learning_rate" else hook}
     if base is jk.Optimizer:
         uses = {
             "_resource_apply_dense": lambda self, grad, var, apply_state=None: var.assign_sub(
@@ -249,8 +339,8 @@ def test_every_hook_is_called(base, name):
         )
         if name == "update_step":
             body = {name: lambda self, gradient, variable: called.append(name)}
-        if name in ("_use_weight_decay", "_apply_weight_decay", "_get_current_learning_rate"):
-            body = {"update_step": lambda self, g, v, rate: v.assign_sub(rate * g), name: hook}
+        if name in ("_use_weight_decay", "_apply_weight_decay", "_get_current_learning_rate", "learning_rate"):
+            body = {"update_step": lambda self, g, v, rate: v.assign_sub(rate * g), name: body[name]}
     Mine = type("Mine", (base,), body)
     optimizer, (kernel, bias) = Mine(weight_decay=0.1, clipnorm=1.0), two()
     g = jk.IndexedSlices(jnp.ones((1, 3)), jnp.array([1])) if "sparse" in name else jnp.ones((2, 3))

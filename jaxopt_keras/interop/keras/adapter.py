@@ -11,10 +11,16 @@ from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.interop.keras.state import Address, Layout, StateVariable
 from jaxopt_keras.language.printing import call
-from jaxopt_keras.schedules import LearningRateSchedule
 from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
 from jaxopt_keras.stateful.configs import RATE_FIELD, arguments_of, without_exclusion
-from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, in_library, overrides, refuse_overrides
+from jaxopt_keras.stateful.custom.overrides import (
+    HOOKS,
+    NEVER_CALLED,
+    NOT_BY_A_RULE,
+    in_library,
+    overrides,
+    refuse_overrides,
+)
 from jaxopt_keras.stateful.lock import LOCK
 from jaxopt_keras.stateful.optimizer import Optimizer
 from jaxopt_keras.stateful.state_views import RATE, STEP
@@ -25,10 +31,6 @@ from jaxopt_keras.stateful.variable import value_of
 IN_TRAINER = (
     "Keras's trainer holds the optimizer's state at the moment, inside its compiled loop. In a callback, access it "
     "through `self.model.optimizer`, which makes Keras write the state back first."
-)
-ACCUMULATED = (
-    "With gradient accumulation the schedule counts updates; Keras's counts calls. For Keras's rates pass "
-    "`learning_rate=lambda step: schedule({0} * step + {1})`, a function that says so itself."
 )
 INSIDE = (
     "the whole step is one call of `wrapped`. Derive the class from an optimizer of `jaxopt_keras`, such as "
@@ -54,7 +56,7 @@ class Adapter(keras.optimizers.Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not in_library(cls):
-            refuse_overrides(cls, NEVER_CALLED | dict.fromkeys(HOOKS, INSIDE))
+            refuse_overrides(cls, NEVER_CALLED | NOT_BY_A_RULE | dict.fromkeys(HOOKS, INSIDE))
 
     def _wrap(self, optimizer: Optimizer, name: str | None) -> None:
         keras.optimizers.Optimizer.__init__(self, learning_rate=0.0, name=name)
@@ -123,7 +125,7 @@ class Adapter(keras.optimizers.Optimizer):
         self._check_present()
         if self.wrapped._rate_source is None:
             return self._learning_rate if self._learning_rate is not None else self.wrapped.learning_rate
-        return self.wrapped._sources.at(self._iterations.value)["learning_rate"]
+        return self.wrapped._scheduled(self._iterations.value)["learning_rate"]
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
@@ -166,9 +168,6 @@ class Adapter(keras.optimizers.Optimizer):
                 "`gradient_accumulation_steps` must be None with variables that are set to their gradients (of float8 "
                 f"layers). Received: {[v.path for v in overwritten]}"
             )
-        steps, schedule = self.wrapped.gradient_accumulation_steps, self.wrapped._rate_source
-        if steps and isinstance(schedule, (LearningRateSchedule, keras.optimizers.schedules.LearningRateSchedule)):
-            warnings.warn(ACCUMULATED.format(steps, steps - 1), stacklevel=2)
         updated = [v for v in variables if not getattr(v, "overwrite_with_gradient", False)]
         self.wrapped.build(updated)
         if self.built and steps:
@@ -204,6 +203,18 @@ class Adapter(keras.optimizers.Optimizer):
     def get_weights(self) -> list[Any]:
         """The values of `variables`, as `set_weights` takes them."""
         return [v.numpy() for v in self.variables]
+
+    def save_own_variables(self, store: Any) -> None:
+        if overrides(type(self.wrapped), "save_own_variables"):
+            self.wrapped.save_own_variables(store)
+        else:
+            super().save_own_variables(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        if overrides(type(self.wrapped), "load_own_variables"):
+            self.wrapped.load_own_variables(store)
+        else:
+            super().load_own_variables(store)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from keras.src.backend.common.global_state import get_global_attribute
 
 from jaxopt_keras.interop.keras.adapter import Adapter, adapter_of
 from jaxopt_keras.interop.keras.state import Address
+from jaxopt_keras.stateful.custom.overrides import overrides
 from jaxopt_keras.stateful.loss_scale import LossScaleOptimizer, scaled
 from jaxopt_keras.stateful.multi import MultiOptimizer
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -16,6 +17,11 @@ from jaxopt_keras.stateful.variable import value_of
 
 NAMED: dict[type, type[Adapter]] = {}
 """The adapter classes of the named optimizers, by stateful class."""
+
+NOT_ADAPTED = {
+    "stateless_apply": "override `apply`, which it calls",
+    "variables": "keep variables in attributes, which makes them part of the state",
+}
 
 CODE = (
     "{} runs code that a config cannot contain. Load the model with `compile=False`, compile it with a new optimizer, "
@@ -129,13 +135,16 @@ def as_keras(optimizer: Optimizer) -> Any:
     array([0.5, 1.5], dtype=float32)
 
     Raises:
-        TypeError: if `optimizer` is no `jaxopt_keras.Optimizer`.
+        TypeError: if `optimizer` is no `jaxopt_keras.Optimizer`, or its class overrides `stateless_apply` or `variables`.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             "`optimizer` must be a `jaxopt_keras.Optimizer`. Received: optimizer="
             f"{optimizer!r}. For optax use `jaxopt_keras.Optimizer.from_optax(tx)`."
         )
+    for name, instead in NOT_ADAPTED.items():
+        if overrides(type(optimizer), name):
+            raise TypeError(f"`{name}` of {type(optimizer).__name__} would never be called in Keras. Instead: {instead}.")
     kinds = {LossScaleOptimizer: WrappedLossScale, MultiOptimizer: WrappedMulti}
     found = NAMED.get(type(optimizer)) or next((a for k, a in kinds.items() if isinstance(optimizer, k)), Wrapped)
     return adapter_of(found, optimizer)

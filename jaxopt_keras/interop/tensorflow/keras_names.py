@@ -77,11 +77,9 @@ def legacy(cls: type) -> type:
     """Return a named optimizer with the arguments of TF 2: `lr`, `decay`, and functions that transform gradients."""
 
     def __init__(self: Any, *args: Any, lr: Any = None, decay: float = 0.0, **kwargs: Any) -> None:
-        transforms = {name: kwargs.pop(name, None) for name in ("gradient_transformers", "gradient_aggregator")}
         if lr is not None:
             kwargs["learning_rate"] = lr
         cls.__init__(self, *args, **kwargs)
-        self.__dict__.update({name: x for name, x in transforms.items() if x is not None})
         if decay:
             rate = float(value_of(self.learning_rate))
             self.learning_rate = schedules.InverseTimeDecay(rate, 1, decay)

@@ -6,7 +6,7 @@ import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +19,12 @@ from jaxopt_keras.language.rule import RATE, Rule, fields_of
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.inner import Inner
 from jaxopt_keras.stateful.custom.older_names import OlderNames
-from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, in_library, overridden, refuse_overrides
+from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, NOT_BY_A_RULE, in_library, overridden, refuse_overrides
 from jaxopt_keras.stateful.custom.stand_ins import stand_in, wants_tensors
 from jaxopt_keras.stateful.custom.steps import Steps
 from jaxopt_keras.stateful.keras_scope import mapped
 from jaxopt_keras.stateful.lock import locked
-from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, has, slot_groups, slots_of, with_slots
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, device_put_like, has, slot_groups, slots_of, with_slots
 from jaxopt_keras.stateful.validation import of_length
 from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check, check_iterable, deduplicated
 
@@ -35,10 +35,13 @@ RUNNING = ("_in_hooks", "_traced", "_mapped_variables")
 class Custom(Steps, OlderNames, Inner):
     """API for user-defined optimizers: slots, variables, hyperparameters, hooks."""
 
+    _runs_rule: ClassVar[bool] = False
+    """Whether this is a named class, or is derived from one."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not in_library(cls):
-            refuse_overrides(cls, NEVER_CALLED)
+            refuse_overrides(cls, NEVER_CALLED | (NOT_BY_A_RULE if cls._runs_rule else {}))
             if "build" in vars(cls):
                 cls.build = _finding_attributes(cls.build)
 
@@ -71,6 +74,8 @@ class Custom(Steps, OlderNames, Inner):
         if shape is None and getattr(initializer, "shape", None) == () and not isinstance(initializer, np.generic):
             shape = ()  # TF 2: an array has its own shape
         array = _initial(initializer, h.shape if shape is None else shape, compute_dtype(h.dtype))
+        if array.shape == tuple(h.shape):
+            array = device_put_like(array, h.read())
         with self._transaction():
             self._register([var])
             key = self._key(var)

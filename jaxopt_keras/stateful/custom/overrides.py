@@ -24,7 +24,7 @@ CLIPS = (
     "_transform_unaggregated_gradients",
     "_aggregate_gradients",
 )
-RATES = ("_get_current_learning_rate", "_decayed_lr")
+RATES = ("_get_current_learning_rate", "_decayed_lr", "learning_rate")
 DECAYS = ("_apply_weight_decay", "_use_weight_decay", *RATES)
 PREPARES = ("_prepare", "_prepare_local", "_create_slots", "_create_hypers")
 HOOKS = (*UPDATES, *CLIPS, *DECAYS, *PREPARES)
@@ -32,6 +32,13 @@ HOOKS = (*UPDATES, *CLIPS, *DECAYS, *PREPARES)
 
 CALLS = ("apply", "apply_gradients")
 """The methods around it. If one is overridden, `stateless_apply` and `as_keras` call it, as Keras does."""
+
+CREATES = (
+    "add_variable", "add_variable_from_reference", "add_optimizer_variables", "add_weight", "add_slot", "get_slot",
+    "assign", "assign_add", "assign_sub", "_get_variable_index", "_build_learning_rate", "_get_hyper", "_set_hyper",
+    "_serialize_hyperparameter", "_fallback_apply_state", "_resource_scatter_add", "_resource_scatter_update",
+)  # fmt: skip
+"""The methods that Keras's named classes call in their own `build` and `update_step`, which are a rule here."""
 
 _AROUND = "override `apply`, which runs around the whole step, or `_backend_update_step`, which runs inside it"
 _OPTION = "the option `{}` does this; what it does cannot be changed"
@@ -54,8 +61,14 @@ NEVER_CALLED = {
     "_check_super_called": "it is checked when an attribute is set",
     "_track_variable": "override `add_variable`; variables among the attributes are found without it",
     "_untrack_variable": "variables among the attributes are found without it",
+    "_obj_type": "Keras knows the type of its adapter",
     "_var_key": "variables are known by their paths",
+    "iterations": (
+        "the count is part of the state. Assign `optimizer.iterations`, or let an inner optimizer count with another: "
+        "`inner._iterations = self.iterations`"
+    ),
     # tf.keras 2.11
+    "_build_index_dict": "variables are known by their paths",
     "_compute_current_learning_rate": "override `_get_current_learning_rate`",
     "_create_iteration_variable": "`iterations` is part of the state",
     "_deduplicate_sparse_grad": "rows of a sparse gradient are summed before hooks get them",
@@ -76,6 +89,7 @@ NEVER_CALLED = {
     "_create_or_restore_slot_variable": "override `_create_slots`",
     "_create_slots_for_sharded_variables": "override `_create_slots`",
     "_dense_apply_args": "`apply_state` is passed to hooks that have this argument",
+    "_trackable_children": _TENSORS,
     "_sparse_apply_args": "`apply_state` is passed to hooks that have this argument",
     "_distributed_apply": _AROUND,
     "_distribution_strategy_scope": "arrays are sharded by JAX",
@@ -85,6 +99,13 @@ NEVER_CALLED = {
     "_valid_dtypes": _TENSORS,
     "get_updates": "override `apply_gradients`",
 }
+
+NOT_BY_A_RULE = dict.fromkeys(
+    CREATES,
+    "a named class runs a rule, which has slots of its own. Derive the class from `jaxopt_keras.Optimizer` and write "
+    "its `build` and `update_step`",
+)
+"""The methods of a named class that would never be called."""
 
 
 def is_library(cls: type) -> bool:

@@ -18,7 +18,7 @@ from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.language.sparse import IndexedSlices, scatter_sum
 from jaxopt_keras.stateful.custom.overrides import CLIPS, DECAYS, RATES, accepts, overridden, overrides
 from jaxopt_keras.stateful.custom.stand_ins import as_tensor, tensors_of
-from jaxopt_keras.stateful.state_views import RATE, STEP, slots_of
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS, RATE, STEP, slots_of
 from jaxopt_keras.stateful.transactions import Transactions
 from jaxopt_keras.stateful.variable import value_of
 
@@ -169,7 +169,10 @@ class Steps(Transactions):
 
     def _current_rate(self) -> Any:
         """Return the rate of this step, from the method that the class overrides."""
-        if overrides(type(self), RATES[1]) and not overrides(type(self), RATES[0]):
+        current, of_tf2, attribute = (overrides(type(self), name) for name in RATES)
+        if attribute and not overrides(type(self), "_resource_apply_dense"):  # Keras passes the attribute
+            return value_of(self.learning_rate)
+        if of_tf2 and not current:
             return value_of(self._decayed_lr(jnp.result_type(float)))
         return value_of(self._get_current_learning_rate())
 
@@ -191,7 +194,7 @@ class Steps(Transactions):
         """Run the rule on one variable, and assign the results."""
         now, scalars = self._traced
         key = self._key(variable)
-        names = slots_of(self._state, key)
+        names = slots_of(self._state, key).keys() - {*OPTION_SLOTS}
         p = value_of(variable)
         dtype = real_dtype(g.dtype)
         slots = {name: self.view(("slots", key, name)).value for name in names}
@@ -201,7 +204,7 @@ class Steps(Transactions):
         layout = Layout(TREEDEF, (Leaf(key, self._use_weight_decay(variable)),), {})
         core = Leafwise(self._rule.skeleton())
         (step,), (new,), later = core.update(layout, [g], [p], [slots], scalars, clock)
-        for name in names.keys() & new.keys():
+        for name in names & new.keys():
             self.view(("slots", key, name)).assign(new[name])
         for name, x in later.items():
             self.view(("scalars", name)).assign(x)
