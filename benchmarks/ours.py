@@ -2,6 +2,7 @@
 
 import functools
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ import jaxopt_keras as jk
 from benchmarks import models
 from benchmarks.problem import Problem, Rows
 from benchmarks.runs import Implementation, Loop, Run, Wish
+from benchmarks.written import WrittenAdam
+from jaxopt_keras import rules
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import fields_of
 from jaxopt_keras.pure.kernel import Kernel
@@ -43,6 +46,8 @@ def implementations(wish: Wish) -> list[Implementation]:
         this("packed", start=functools.partial(packed, variant=wish.variant), copies=4),
         this("step, not donated", start=functools.partial(pure, variant=wish.variant, donate=False), copies=6),
     ]
+    if wish.rule in (rules.Adam, rules.AdamW) and wish.variant == "optax":
+        found.append(this("apply_gradients, class", start=functools.partial(of_class, make=WrittenAdam)))
     for engine in engines():
         found.append(this(f"step, engine {engine}", start=functools.partial(pure, variant=wish.variant, engine=engine)))
     if "keras" in wish.variants and wish.variant != "keras":
@@ -102,11 +107,8 @@ def packed(problem: Problem, variant: str) -> Run:
 class Stateful:
     """A loop over `Optimizer.apply_gradients`, as a user writes it."""
 
-    def __init__(self, problem: Problem, variant: str, **options: Any) -> None:
-        make = jk.optimizers.CLASSES[problem.rule.__name__]
-        self.optimizer = make(
-            learning_rate=problem.rate, variant=variant, **problem.hyper, **problem.options, **options
-        )
+    def __init__(self, problem: Problem, make: Callable[..., jk.Optimizer], **options: Any) -> None:
+        self.optimizer = make(learning_rate=problem.rate, **problem.hyper, **problem.options, **options)
         self.variables = [jk.Variable(p, name=name) for name, p in problem.start().items()]
         self.given, self.count = problem.on_device, 0
 
@@ -128,7 +130,11 @@ class Stateful:
 
 
 def stateful(problem: Problem, variant: str, **options: Any) -> Run:
-    run = Stateful(problem, variant, **options)
+    return of_class(problem, jk.optimizers.CLASSES[problem.rule.__name__], variant=variant, **options)
+
+
+def of_class(problem: Problem, make: Callable[..., jk.Optimizer], **options: Any) -> Run:
+    run = Stateful(problem, make, **options)
     run.given = [list(grads.values()) for grads in as_slices(run.given)]
     return run
 
@@ -155,7 +161,7 @@ class StatefulTraining(Stateful):
 
 def train_stateful(problem: Problem, variant: str) -> Run:
     """Run `value_and_grad` and `apply_gradients`: two calls."""
-    return StatefulTraining(problem, variant)
+    return StatefulTraining(problem, jk.optimizers.CLASSES[problem.rule.__name__], variant=variant)
 
 
 def state_bytes(problem: Problem, variant: str, **options: Any) -> int:
