@@ -44,7 +44,7 @@ ARGUMENTS = {  # of torch.optim's Adam, AdamW and SGD, optax's adamw, and Keras 
     "mu_dtype": "`state_dtype`",
     "lr": "`learning_rate`",
     "params": "`kernel.init(params)`",
-    "jit_compile": "Leave it out",
+    "foreach": "Leave it out",
     "every_k_schedule": "`gradient_accumulation_steps`",
 }
 
