@@ -11,7 +11,9 @@ import jaxopt_keras as jk
 class WrittenAdam(jk.Optimizer):
     """Adam, with optax's formula."""
 
-    def __init__(self, beta_1: float, beta_2: float, epsilon: float, amsgrad: bool, eps_root: float, **kwargs: Any) -> None:
+    def __init__(
+        self, beta_1: float, beta_2: float, epsilon: float, amsgrad: bool, eps_root: float, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         assert not amsgrad and not eps_root  # this class has neither
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon

@@ -292,7 +292,10 @@ def life(cls, adapt, path):
 def test_what_keras_calls_is_called_here_too(name, adapted, tmp_path):
     seen, found = set(), []
     ours = recording(Adapter if adapted else jk.Adam, name, seen)
-    for cls, adapt in ((recording(KERAS.Adam, name, seen), lambda x: x), (ours, (lambda x: x) if adapted else as_keras)):
+    for cls, adapt in (
+        (recording(KERAS.Adam, name, seen), lambda x: x),
+        (ours, (lambda x: x) if adapted else as_keras),
+    ):
         if adapt is as_keras and name in NOT_ADAPTED:
             with pytest.raises(TypeError, match=f"`{name}` of Mine would never be called in Keras. Instead: "):
                 as_keras(cls())

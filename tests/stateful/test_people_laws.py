@@ -139,7 +139,9 @@ def test_every_number_and_shape_of_variables(cls, shapes):
         optimizer = make(0.1)
         for i in range(3):
             draw = np.random.default_rng(i)
-            optimizer.apply_gradients([(jnp.asarray(draw.normal(size=s), "float32"), v) for s, v in zip(shapes, variables, strict=True)])
+            optimizer.apply_gradients(
+                [(jnp.asarray(draw.normal(size=s), "float32"), v) for s, v in zip(shapes, variables, strict=True)]
+            )
         found.append(values(variables))
     close(*found, atol=1e-6)
 
@@ -157,7 +159,9 @@ def test_not_finite_and_large(cls, value):
     close(*found, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_ema": True, "gradient_accumulation_steps": 2}, {"global_clipnorm": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"use_ema": True, "gradient_accumulation_steps": 2}, {"global_clipnorm": 0.5}], ids=str
+)
 @pytest.mark.parametrize("cls", (*WRITTEN, HANDED_ON["Adam"]))
 def test_state_is_sharded_like_its_variable(cls, options):
     mesh = Mesh(np.array(jax.devices()[:8]), ("x",))

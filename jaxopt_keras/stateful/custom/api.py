@@ -19,12 +19,27 @@ from jaxopt_keras.language.rule import RATE, Rule, fields_of
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.inner import Inner
 from jaxopt_keras.stateful.custom.older_names import OlderNames
-from jaxopt_keras.stateful.custom.overrides import HOOKS, NEVER_CALLED, NOT_BY_A_RULE, in_library, overridden, refuse_overrides
+from jaxopt_keras.stateful.custom.overrides import (
+    HOOKS,
+    NEVER_CALLED,
+    NOT_BY_A_RULE,
+    in_library,
+    overridden,
+    refuse_overrides,
+)
 from jaxopt_keras.stateful.custom.stand_ins import stand_in, wants_tensors
 from jaxopt_keras.stateful.custom.steps import Steps
 from jaxopt_keras.stateful.keras_scope import mapped
 from jaxopt_keras.stateful.lock import locked
-from jaxopt_keras.stateful.state_views import OPTION_SLOTS, View, device_put_like, has, slot_groups, slots_of, with_slots
+from jaxopt_keras.stateful.state_views import (
+    OPTION_SLOTS,
+    View,
+    device_put_like,
+    has,
+    slot_groups,
+    slots_of,
+    with_slots,
+)
 from jaxopt_keras.stateful.validation import of_length
 from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check, check_iterable, deduplicated
 
