@@ -678,7 +678,7 @@ FAULTS = [
     Fault("stateful/custom/steps.py", "return value_of(self.learning_rate)", "pass",
           "an overridden `learning_rate` is not the rate of the step",
           "stateful/test_overrides.py -k 'keras_s_effect and HalfAttribute'"),
-    Fault("stateful/custom/steps.py", "slots_of(self._state, key).keys() - {*OPTION_SLOTS}", "{*slots_of(self._state, key)}",
+    Fault("stateful/custom/steps.py", ".keys() - {*OPTION_SLOTS}", ".keys()",
           "a step that is handed on takes the average for a slot of the rule",
           "stateful/test_people_laws.py -k 'handed_on and average'"),
     Fault("stateful/custom/api.py", "            array = device_put_like(array, h.read())", "            pass",

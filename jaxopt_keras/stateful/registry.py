@@ -33,8 +33,9 @@ from jaxopt_keras.stateful.variable_kinds import Handle, handle
 _NOT_COPIED = ("_handles", "_keys", "_views", "_stand_ins", "_kernel_cache", "_loss_seen", "_nested", "_traced")
 
 COUNTS = (
-    "With gradient accumulation the schedule of the learning rate gets the number of updates; Keras's gets the number of "
-    'calls. Pass `schedule_counts="calls"` for Keras\'s rates, or `schedule_counts="updates"` for these without a warning.'
+    "With gradient accumulation the schedule of the learning rate gets the number of updates; Keras's gets the number "
+    'of calls. Pass `schedule_counts="calls"` for Keras\'s rates, or `schedule_counts="updates"` for these without '
+    "a warning."
 )
 
 

@@ -44,7 +44,6 @@ ARGUMENTS = {  # of torch.optim's Adam, AdamW and SGD, optax's adamw, and Keras 
     "mu_dtype": "`state_dtype`",
     "lr": "`learning_rate`",
     "params": "`kernel.init(params)`",
-    "foreach": "Leave it out",
     "every_k_schedule": "`gradient_accumulation_steps`",
 }
 

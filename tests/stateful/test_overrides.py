@@ -91,8 +91,8 @@ class AppliedGradients:
 
 
 BODIES = (
-    ClipGradients, ClipByNorm, NoDecay, DecayTwice, KernelsDecay, HalfRate, HalfAttribute, AllAtOnce, Centralized, Shrunk, Applied,
-    AppliedGradients,
+    ClipGradients, ClipByNorm, NoDecay, DecayTwice, KernelsDecay, HalfRate, HalfAttribute, AllAtOnce, Centralized,
+    Shrunk, Applied, AppliedGradients,
 )  # fmt: skip
 OPTIONS = {ClipByNorm: {"clipnorm": 0.5}, ClipGradients: {"global_clipnorm": 0.7}}
 NAMED = {

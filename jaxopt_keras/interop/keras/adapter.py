@@ -170,7 +170,7 @@ class Adapter(keras.optimizers.Optimizer):
             )
         updated = [v for v in variables if not getattr(v, "overwrite_with_gradient", False)]
         self.wrapped.build(updated)
-        if self.built and steps:
+        if self.built and self.wrapped.gradient_accumulation_steps:
             self.wrapped._drop_sums_of_frozen()
         if not self.built and len(self.wrapped._paths) != len(updated):
             raise ValueError(

@@ -144,9 +144,8 @@ def as_keras(optimizer: Optimizer) -> Any:
         )
     for name, instead in NOT_ADAPTED.items():
         if overrides(type(optimizer), name):
-            raise TypeError(
-                f"`{name}` of {type(optimizer).__name__} would never be called in Keras. Instead: {instead}."
-            )
+            cls = type(optimizer).__name__
+            raise TypeError(f"`{name}` of {cls} would never be called in Keras. Instead: {instead}.")
     kinds = {LossScaleOptimizer: WrappedLossScale, MultiOptimizer: WrappedMulti}
     found = NAMED.get(type(optimizer)) or next((a for k, a in kinds.items() if isinstance(optimizer, k)), Wrapped)
     return adapter_of(found, optimizer)
