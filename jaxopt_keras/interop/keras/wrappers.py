@@ -135,7 +135,7 @@ def as_keras(optimizer: Optimizer) -> Any:
     array([0.5, 1.5], dtype=float32)
 
     Raises:
-        TypeError: if `optimizer` is no `jaxopt_keras.Optimizer`, or its class overrides `stateless_apply` or `variables`.
+        TypeError: if `optimizer` is none, or its class overrides `stateless_apply` or `variables`.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
