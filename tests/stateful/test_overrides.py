@@ -271,7 +271,7 @@ def recording(base, name, seen):
 
 
 def life(cls, adapt, path):
-    """What user, trainer and savers do with an optimizer, by name; each is a function."""
+    """The uses of an optimizer by user, trainer and savers, as functions by name."""
     optimizer = adapt(cls(0.1, use_ema=True, loss_scale_factor=2.0))
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(optimizer, loss="mse")
