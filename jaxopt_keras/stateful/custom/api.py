@@ -19,14 +19,7 @@ from jaxopt_keras.language.rule import RATE, Rule, fields_of
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.inner import Inner
 from jaxopt_keras.stateful.custom.older_names import OlderNames
-from jaxopt_keras.stateful.custom.overrides import (
-    HOOKS,
-    NEVER_CALLED,
-    NOT_BY_A_RULE,
-    in_library,
-    overridden,
-    refuse_overrides,
-)
+from jaxopt_keras.stateful.custom.overrides import HOOKS, in_library, overridden, refuse_overrides, without_effect
 from jaxopt_keras.stateful.custom.stand_ins import stand_in, wants_tensors
 from jaxopt_keras.stateful.custom.steps import Steps
 from jaxopt_keras.stateful.keras_scope import mapped
@@ -56,7 +49,7 @@ class Custom(Steps, OlderNames, Inner):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not in_library(cls):
-            refuse_overrides(cls, NEVER_CALLED | (NOT_BY_A_RULE if cls._runs_rule else {}))
+            refuse_overrides(cls, without_effect(cls._runs_rule))
             if "build" in vars(cls):
                 cls.build = _finding_attributes(cls.build)
 

@@ -108,6 +108,11 @@ NOT_BY_A_RULE = dict.fromkeys(
 """The methods of a named class that would never be called."""
 
 
+def without_effect(runs_rule: bool) -> dict[str, str]:
+    """Return the methods that would never be called, of a class that may run a rule, and what to do instead."""
+    return NEVER_CALLED | NOT_BY_A_RULE if runs_rule else NEVER_CALLED
+
+
 def is_library(cls: type) -> bool:
     """Whether a class is one of this library: its module has it. (A class of a doctest has the module's name only.)"""
     module = sys.modules.get(cls.__module__) if in_library(cls) else None
