@@ -407,7 +407,7 @@ FAULTS = [
           "stateful/test_optimizer.py -k 'test_learning_rates and constructor'"),
     Fault("stateful/weight_lists.py", "if value.shape != have.shape:", "if value.ndim != have.ndim:",
           "weights of another shape are taken", "stateful/test_weights.py -k test_set_weights_refuses"),
-    Fault("stateful/registry.py", "self._excluded.paths | known | unknown", "self._excluded.paths",
+    Fault("stateful/settings.py", "paths=paths | known | {handle(v).path for v in variables}", "paths=paths",
           "in a copy everything decays", "stateful/test_serialization.py -k test_exclusions_are_copied"),
     # Interrupts, threads, memory
     Fault("stateful/signals.py", "        self._defers = True", "        self._defers = False",
@@ -444,6 +444,8 @@ FAULTS = [
           "gradients from before move a frozen variable", "stateful/test_trainable.py -k 'of_a_window and plain'"),
     Fault("interop/keras/adapter.py", "            self.wrapped._drop_sums_of_frozen()", "            pass",
           "a stale sum trains an unfrozen layer", "stateful/test_trainable.py -k window_of_fit"),
+    Fault("checkpoint/folders.py", "            _check_chunks(name, saved[name])", "            pass",
+          "huge chunks are inflated", "checkpoint/test_checkpoint_strangers.py -k larger_than"),
     Fault("engine/stages/guard.py", "refused = fine & ~probe", "refused = ~fine & ~probe",
           "results are not looked at", "engine/test_guard_results.py -k 'test_step and overflow'"),
     Fault("engine/probe.py", "_is_finite(old) & ~_is_finite(new)", "~_is_finite(new)",

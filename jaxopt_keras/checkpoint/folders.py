@@ -33,8 +33,8 @@ def read(path: Any, like: Mapping[str, Any], choose: Callable[[Mapping[str, Any]
         choose: as in `files.read`.
 
     Raises:
-        FileNotFoundError: if there is no folder. ValueError: if it is no Orbax checkpoint of names and arrays, or
-        contains links.
+        FileNotFoundError: if there is no folder. ValueError: if it is no Orbax checkpoint of names and arrays, contains
+        links, or declares chunks larger than their array.
     """
     path = _absolute(path)
     if isinstance(path, Path):
@@ -55,6 +55,8 @@ def read(path: Any, like: Mapping[str, Any], choose: Callable[[Mapping[str, Any]
             sharding = like[name].sharding if fits else replicated
             declared[name] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         wanted = {name: declared[name] for name in choose(declared)}
+        for name in wanted:
+            _check_chunks(name, saved[name])
         how = ocp.checkpoint_utils.construct_restore_args(wanted)
         return declared | checkpointer.restore(path, ocp.args.PyTreeRestore(wanted, how, partial_restore=True))
 
@@ -66,6 +68,16 @@ def _check_files(path: Path) -> None:
     if link := next((x for x in path.rglob("*") if x.is_symlink()), None):
         raise ValueError(
             f"{path} must contain all of its numbers itself. Received: {link}, a link to {link.readlink()}"
+        )
+
+
+def _check_chunks(name: str, saved: Any) -> None:
+    """Refuses an array whose chunks are larger than itself: each is inflated as a whole."""
+    chunk = getattr(getattr(saved, "storage", None), "chunk_shape", None)
+    if chunk and any(n > max(size, 1) for n, size in zip(chunk, saved.shape, strict=True)):
+        raise ValueError(
+            f"`{name}` must be stored in chunks no larger than itself, of shape {tuple(saved.shape)}. Received: chunks "
+            f"of shape {tuple(chunk)}"
         )
 
 

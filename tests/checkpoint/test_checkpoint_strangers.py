@@ -190,6 +190,20 @@ def test_folders(change, tmp_path):
         checkpoint.load(path, KERNEL, PARAMS)
 
 
+@pytest.mark.parametrize("chunks", [[2**30], [7]])
+def test_chunks_larger_than_their_array(chunks, tmp_path):
+    """A few bytes that inflate to gigabytes."""
+    pytest.importorskip("orbax.checkpoint")
+    tensorstore, path = pytest.importorskip("tensorstore"), tmp_path / "a"
+    checkpoint.save(path, STATE, PARAMS)
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{path}/"}).result()
+    declared = json.loads(store.read(f"{SLOT}/.zarray").result().value)
+    store.write(f"{SLOT}/.zarray", json.dumps(declared | {"chunks": chunks}).encode()).result()
+    with pytest.raises(ValueError, match=rf"`{SLOT}` must be stored in chunks no larger.*shape \({chunks[0]},\)"):
+        checkpoint.load(path, KERNEL, PARAMS)
+    assert checkpoint.load_params(path, PARAMS)["w"].shape == (6,)
+
+
 def test_npz(tmp_path):
     """Declared sizes are compared before an archive is inflated; pickled objects are refused, even if allowed."""
     path, good = tmp_path / "a.npz", checkpoint.to_dict(STATE)

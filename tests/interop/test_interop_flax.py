@@ -1,5 +1,6 @@
 """Flax: kernels in nnx and linen, master weights and stochastic rounding in place, and the stateful face over nnx."""
 
+import re
 import signal
 
 import jax
@@ -259,3 +260,32 @@ def test_the_stateful_face(expected):
     near((losses, nnx.to_pure_dict(nnx.state(model, nnx.Param))), expected[:2])
     with pytest.raises(TypeError, match="`nnx.grad` for nnx"):  # its reads cannot be seen
         jk.value_and_grad(lambda: loss_fn(model), [model.scale])
+
+
+@pytest.mark.parametrize("patterns", [["kernel$"], ["second/kernel$"], ["second"], None])
+@pytest.mark.parametrize("make", [jk.muon, jk.normuon])
+def test_muon_leaves_excluded_layers_of_a_model_to_adam(make, patterns):
+    """In `nnx.Optimizer`, whose parameters have the path `second/kernel/value` for JAX."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.second = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+
+    kernel = make(0.1, exclude_layers=patterns)
+    model = Model(nnx.Rngs(0))
+    before = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    before = jax.tree.map(jnp.copy, before)
+    optimizer = nnx.Optimizer(model, kernel, wrt=nnx.Param)
+    optimizer.update(model, nnx.grad(lambda m: jnp.sum(m.second(m.first(jnp.ones((5, 3))))))(model))
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    # A first step of Adam is 0.1 for each element; an orthogonalized matrix has other elements.
+    by_adam = {
+        f"{layer}/{name}"
+        for layer in after
+        for name in after[layer]
+        if np.allclose(np.abs(after[layer][name] - before[layer][name] * 0.9996), 0.1, rtol=1e-2)
+    }
+    wanted = {"first/bias", "second/bias"} | {
+        f"{layer}/kernel" for layer in after if any(re.search(p, f"{layer}/kernel") for p in patterns or ())
+    }
+    assert by_adam == wanted
