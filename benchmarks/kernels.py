@@ -2,6 +2,7 @@
 
     python -m benchmarks.kernels [--workload one lenet5] [--step adamw lamb] [--page]
     python -m benchmarks.kernels --device v5e [--step adamw "int8 slots"] [--page]
+    python -m benchmarks.kernels --device v5e --all [--mesh]
 
 XLA compiles for the GPU of the machine, or without one for the H100 of `hlo.py`. This needs only JAX's plugin and
 CUDA's compilers: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-nvrtc`, the first two in
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 import jaxopt_keras as jk
-from benchmarks import tpu, tpu_steps
+from benchmarks import tpu, tpu_all, tpu_steps
 from benchmarks.hlo import device, launches, with_our_kernels
 from benchmarks.workloads import WORKLOADS
 from command import Parser, place, progress
@@ -115,6 +116,8 @@ def parser() -> Parser:
     parser.add_argument(
         "--step", nargs="+", choices=steps, help="default: a selection for each workload; for a TPU all"
     )
+    parser.add_argument("--all", action="store_true", help="for a TPU: small arrays, every rule, option and wrapper")
+    parser.add_argument("--mesh", action="store_true", help="with --all: on a mesh of 2 x 2 chips")
     parser.add_argument("--page", action="store_true", help="write the table into docs/gpu.md or docs/tpu.md")
     return parser
 
@@ -124,6 +127,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = tpu_steps.STEPS if arguments.device in tpu.CHIPS else STEPS
     if unknown := [name for name in arguments.step or () if name not in known]:
         parser().error(f"argument --step: must be of {[*known]} for {arguments.device}. Received: {unknown}")
+    if arguments.all and (arguments.device not in tpu.CHIPS or arguments.step or arguments.page):
+        parser().error(f"argument --all: goes with --device {' or '.join(tpu.CHIPS)}, without --step and --page")
+    if arguments.mesh and not arguments.all:
+        parser().error("argument --mesh: goes with --all")
+    if arguments.all:
+        return every_one(arguments.device, arguments.mesh)
     if arguments.device in tpu.CHIPS:
         return of_tpu(arguments.device, arguments.step or [*known], arguments.page)
     if device() is None:
@@ -149,9 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def of_tpu(chip: str, steps: list[str], page: bool) -> None:
     """Print the table for a TPU."""
-    if not tpu.devices(chip):
-        parser().exit(1, tpu.MISSING + "\n")
-    lines = [f"Counted, not timed: {datetime.now(UTC):%Y-%m-%d}, jax {jax.__version__}, {chip}.", "", tpu_steps.HEAD]
+    lines = [_about_tpu(chip), "", tpu_steps.HEAD]
     print(*lines, sep="\n")
     for name in steps:
         with progress(chip) as tell:
@@ -160,6 +167,22 @@ def of_tpu(chip: str, steps: list[str], page: bool) -> None:
         print(lines[-1], flush=True)
     if page:
         place(PAGE.with_name("tpu.md"), f"<!-- {chip} -->", "\n".join(lines))
+
+
+def every_one(chip: str, on_mesh: bool) -> None:
+    """Print a row for each rule, option and wrapper on a TPU, and which are refused or not in place."""
+    print(_about_tpu(chip), "", tpu_all.HEAD, sep="\n")
+    found = {}
+    for name, counts in tpu_all.counts(chip, on_mesh):
+        found[name] = counts
+        print(f"| {name} | {tpu_all.row(counts)} |", flush=True)
+    print("", tpu_all.summary(found), sep="\n")
+
+
+def _about_tpu(chip: str) -> str:
+    if not tpu.devices(chip):
+        parser().exit(1, tpu.MISSING + "\n")
+    return f"Counted, not timed: {datetime.now(UTC):%Y-%m-%d}, jax {jax.__version__}, {chip}."
 
 
 if __name__ == "__main__":

@@ -136,9 +136,10 @@ def count(made: Any, params: dict[str, Any], grads: Any, where: Any) -> Counts:
     """Count a donated step of a kernel, or of a transformation of optax, on `params`, shapes with shardings."""
     put = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
     if isinstance(made, jk.Kernel):
-        hyper = put(made.hyper())
+        hyper = put(made.program.offered(made.hyper(), 0.0))  # with a loss, for rules that take it
         alone = isinstance(where, SingleDeviceSharding)
         state = put(made.init(params)) if alone else _where_init_leaves_it(made, params, hyper)
+        state = state._replace(hyperparams={}, slots=_on_host(state.slots) if made.options.offload else state.slots)
         jitted = jax.jit(made.skeleton.step, donate_argnums=(0, 1))  # not the kernel's own, which may know a trace
         arguments = params, state, grads, hyper
     else:
@@ -169,6 +170,11 @@ def _where_init_leaves_it(kernel: Any, params: Any, hyper: Any) -> Any:
         init = jax.jit(functools.partial(init_at, kernel.skeleton, Places.of(params)))
         shapes, shardings = jax.eval_shape(init, params, hyper), init.lower(params, hyper).compile().output_shardings
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _on_host(slots: Any) -> Any:
+    put = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding.with_memory_kind("pinned_host"))
+    return jax.tree.map(put, slots)
 
 
 def _mesh(where: Any) -> Any:

@@ -205,6 +205,10 @@ class Core:
         """Whether each element is updated independently, in the same way for every parameter."""
         return False
 
+    def is_elementwise(self, leaf: Leaf, p: Any) -> bool:
+        """Whether each element of one parameter is updated independently."""
+        return False
+
     def patterns(self) -> dict[str, tuple[str, ...]]:
         """Return the regular expressions that are searched for in paths, by argument."""
         return {}

@@ -65,7 +65,9 @@ def in_one_pass(
 
             def one(arrays: Any, numbers: Any, i: int = i) -> Any:
                 p, own, g = arrays
-                out, new, _ = update(some([i])[0], [g.astype(gradients[i].dtype)], [p], [own], *numbers, True)
+                out, new, _ = update(
+                    some([i])[0], [g.astype(gradients[i].dtype)], [p], [own], *numbers, True, join=False
+                )
                 return out[0], new[0]
 
             g = raw[i] if exact else gradients[i]  # one of 16 bits is cast in the kernel

@@ -18,6 +18,7 @@ from jaxopt_keras.engine import core, slot_storage
 from jaxopt_keras.engine.core import LOSS, Core, Layout, Now, Slots
 from jaxopt_keras.engine.gradients import read_gradient, read_loss, sum_over, unscaled
 from jaxopt_keras.engine.native import native, none_is_available
+from jaxopt_keras.engine.one_kernel import in_one_kernel
 from jaxopt_keras.engine.one_pass import in_one_pass
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.engine.probe import before, before_parameters
@@ -155,9 +156,8 @@ class Program(core.Program):
         if params is not None:
             return self._call(params, state, grads, hyper, reduce, write=False)
         Layout.read(None, self.options, grads)  # refuses leaves that are not arrays
-        for name, off in _READ_PARAMS.items():
-            if getattr(self.options, name) not in off:
-                raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
+        if name := self.options.reads_params():
+            raise ValueError(f"`{name}` needs the parameters: call `update(grads, state, params)`.")
         try:
             return self._call(None, state, grads, hyper, reduce, write=False)
         except (TypeError, AttributeError) as error:  # arithmetic with None
@@ -220,6 +220,8 @@ class Program(core.Program):
         run = guard.Guarded(proceed, idle, replaced, restart, plain)
         everything = self.options, hyper, gradients, slots, scalars, state.count
         (out, count), slots, scalars = guard.guarded(*everything, run)
+        if guard.is_on(self.options):
+            out = in_one_kernel(self.core, layout, gradients, out, slots)
         trees = layout.updated(trees, slots)
         moved = State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Packed) else trees)
         frozen = layout.frozen_amounts(grads)
@@ -286,10 +288,3 @@ class Program(core.Program):
         as_rows = self.options.sparse == "lazy" or (self.core.takes_rows and not summed)
         everything = zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
         return [read_gradient(*x, as_rows=as_rows) for x in everything]
-
-
-# The options that read the parameters, with the values for which they do not.
-_READ_PARAMS = {
-    "weight_decay": (None,), "use_ema": (False,), "constraints": ((),), "master_weights": (None,),
-    "rounding": ("nearest",),
-}  # fmt: skip

@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxopt_keras.engine import rows, slot_storage
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
+from jaxopt_keras.engine.one_kernel import in_one_kernel
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.slot_storage import Stored
 from jaxopt_keras.engine.stages import average
@@ -30,11 +31,13 @@ def update_all(
     step: Array,
     now: Now,
     write: bool,
+    join: bool = True,
 ) -> tuple[list[Any], list[Slots], Slots]:
     """Run one update, after the sums, the guard and the accumulation.
 
     Args:
         watched: a guard looks at the results.
+        join: let XLA make one kernel of the results for each parameter (`one_kernel.py`).
     """
     averages = [s.get(average.AVERAGE) for s in slots]
     slots = [without(s, average.AVERAGE) for s in slots]
@@ -76,7 +79,7 @@ def update_all(
     out, slots = [p for p, _ in ends], [s for _, s in ends]
     if options.use_ema:
         slots = [s | {average.AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
-    return out, slots, scalars
+    return in_one_kernel(core, layout, gradients, out, slots) if join else out, slots, scalars
 
 
 def dequantized(options: Options, stored: Stored, g: Any = None) -> tuple[Any, Slots]:

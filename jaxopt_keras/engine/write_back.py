@@ -33,7 +33,7 @@ def write_back(
     dtype = stored.dtype if p is None else p.dtype
     seed = (lambda: seeds(leaf, "")) if options.rounding == "stochastic" else None
     if MASTER in move.old.slots:
-        stored, master = split_master(move.new, str(options.master_weights), dtype, seed, hold=len(slots) > 2)
+        stored, master = split_master(move.new, str(options.master_weights), dtype, seed)
         slots = slots | {MASTER: rows.scatter(slots[MASTER], master, move.touched)}
     elif seed and jnp.finfo(dtype).bits < 32:
         stored = stochastic(move.new, dtype, seed())

@@ -156,6 +156,10 @@ class Options(KerasOptions):
         """Whether the hyperparameter `name` is kept in the state."""
         return self.inject_hyperparams is True or name in (self.inject_hyperparams or ())
 
+    def reads_params(self) -> str | None:
+        """Return the name of an option that reads the parameters, if one is on."""
+        return next((name for name, off in _READ_PARAMS.items() if getattr(self, name) != off), None)
+
     def decays(self, path: str, p: Any) -> bool:
         """Whether the parameter at `path` decays."""
         if isinstance(self.exclude_from_weight_decay, MaskOfParams):
@@ -190,5 +194,13 @@ class Options(KerasOptions):
         }
 
 
+# The options that read the parameters, with the values for which they do not.
+_READ_PARAMS = {
+    "weight_decay": None,
+    "use_ema": False,
+    "constraints": (),
+    "master_weights": None,
+    "rounding": "nearest",
+}
 KERAS = tuple(fields_of(KerasOptions))
 EXTRAS = tuple(name for name in fields_of(Options) if name not in KERAS)  # Keras lacks them

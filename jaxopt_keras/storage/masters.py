@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.places import platform
 from jaxopt_keras.storage import hash_rng
 
 MASTER = "master"
@@ -36,13 +35,10 @@ def has_master(kind: str | None, dtype: Any) -> bool:
     return True
 
 
-def split_master(
-    master: Array, kind: str, dtype: Any, seed: Callable[[], Array] | None = None, hold: bool = False
-) -> tuple[Array, Array]:
+def split_master(master: Array, kind: str, dtype: Any, seed: Callable[[], Array] | None = None) -> tuple[Array, Array]:
     """Split the float32 `master` into the nearest parameter of `dtype` and the slot.
 
-    A slot of eight bits is rounded stochastically by `seed()`, or to nearest without it. `hold` keeps a TPU's compiler
-    from splitting a step that writes two slots or more besides.
+    A slot of eight bits is rounded stochastically by `seed()`, or to nearest without it.
     """
     p = master.astype(dtype)
     if kind not in BITS:
@@ -53,8 +49,6 @@ def split_master(
         part = 128 if seed is None else (hash_rng.bits(master.shape, seed()) >> 24).astype(jnp.int32)
         distance = (distance + part) >> 8  # rounded to multiples of 256
         return p, jnp.clip(distance, -128, 127).astype(jnp.int8)
-    if hold and platform() == "tpu":  # else XLA joins the two conversions to each other, and stores the master between
-        p = jax.lax.optimization_barrier(p)
     # A tie that is rounded down is 32768 away, which the clip shortens by one unit in float32's last place.
     return p, jnp.clip(distance, -32768, 32767).astype(jnp.int16)
 

@@ -125,6 +125,9 @@ class Leafwise(Core):
     def elementwise(self) -> bool:
         return self.rule.grain == "element" and is_alike(self.rule) and KEY not in self.rule.takes
 
+    def is_elementwise(self, leaf: Leaf, p: Any) -> bool:
+        return routed(self.rule, leaf.path, p).grain == "element"
+
     def patterns(self) -> dict[str, tuple[str, ...]]:
         fields = self.rule.declared().items()
         return {n: _patterns(getattr(self.rule, n)) for n, f in fields if f.reader is not None and f.reader.searched}

@@ -15,10 +15,11 @@ from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.stages.accumulate import without
-from jaxopt_keras.engine.stages.branches import either
+from jaxopt_keras.engine.stages.branches import branch, either
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names
+from jaxopt_keras.language.sparse import is_sparse
 
 SCALE = "dynamic_scale"
 GOOD = "step_counter"  # finite calls since the scale last changed; both are Keras's names
@@ -57,7 +58,8 @@ class LossScaled(Around):
             amounts, _ = jax.eval_shape(proceed, grads)
             return jax.tree.map(jnp.zeros_like, amounts), state
 
-        out, moved = either(finite, proceed, idle)
+        rows = any(map(is_sparse, jax.tree.leaves(grads, is_leaf=is_sparse)))
+        out, moved = (branch if rows else either)(finite, proceed, idle)  # a selection would read every row
         grows = finite & (good + 1 >= self.growth)
         doubled, halved = jnp.minimum(2 * scale, self.highest), jnp.maximum(scale / 2, self.lowest)
         new = {

@@ -23,7 +23,16 @@ def either(good: Array, proceed: Callable[[], Any], idle: Callable[[], Any]) -> 
     """
     if platform() != "tpu":
         return jax.lax.cond(good, proceed, idle)
-    return jax.tree.map(lambda x, y: x if x is y else jnp.where(good, x, y), proceed(), idle())
+    return jax.tree.map(lambda x, y: x if x is y else _select(good, x, y), proceed(), idle())
+
+
+def _select(good: Array, x: Array, y: Array) -> Array:
+    """Select numbers of 32 bits: XLA leaves selections of narrower ones out of the kernel of the step."""
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    wide = jnp.float32 if is_float else jnp.int32
+    if x.dtype.itemsize >= 4 or not (is_float or jnp.issubdtype(x.dtype, jnp.integer)):
+        return jnp.where(good, x, y)
+    return jnp.where(good, x.astype(wide), y.astype(wide)).astype(x.dtype)
 
 
 def branch(is_real: Array, real: Callable[[], Any], idle: Callable[[], Any]) -> Any:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.engine.probe import Probe
+from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.stages.accumulate import without
-from jaxopt_keras.engine.stages.branches import either
+from jaxopt_keras.engine.stages.branches import branch, either
 from jaxopt_keras.engine.stages.clip import global_norm
 
 SKIPPED = "skipped"
@@ -95,5 +96,6 @@ def guarded(options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any
     own[SKIPPED] = own[SKIPPED] + (~fine).astype(jnp.int32)
     if usual is not None:
         own[USUAL] = jnp.where(refused, own[USUAL], usual)
-    out, slots, others = either(fine, proceed, lambda: run.idle(slots, others))
+    choose = branch if any(isinstance(g, Rows) for g in grads) else either  # a selection would read every row
+    out, slots, others = choose(fine, proceed, lambda: run.idle(slots, others))
     return out, *run.restart(slots, others | own, refused)
