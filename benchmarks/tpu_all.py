@@ -70,11 +70,13 @@ def _modifiers() -> list[str]:
     return [rule.__module__.rsplit(".", 1)[-1] for rule in optimizers.MODIFIERS.values()]
 
 
-def counts(chip: str, on_mesh: bool) -> Iterator[tuple[str, tpu_steps.Counts | str]]:
-    """Yield each case, and its counts, or the sentence with which it is refused."""
+def counts(chip: str, on_mesh: bool, names: Any = None) -> Iterator[tuple[str, tpu_steps.Counts | str]]:
+    """Yield each case, or those of these `names`, and its counts, or the sentence with which it is refused."""
     chips = tpu.devices(chip)
     mesh = Mesh(np.array(chips), ("data",), axis_types=(AxisType.Auto,)) if on_mesh else None
     for name, make, dtype in cases():
+        if names is not None and name not in names:
+            continue
         try:
             if (kernel := make(mesh)) is None:
                 continue

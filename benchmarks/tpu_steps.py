@@ -67,11 +67,16 @@ STEPS: dict[str, Step] = {
     "bf16 parameters, float32 masters": Step(adamw(master_weights="float32"), "bfloat16"),
     "bf16 parameters, bf16+16": Step(adamw(master_weights="bf16+16"), "bfloat16"),
     "bf16 parameters, bf16+8": Step(adamw(master_weights="bf16+8"), "bfloat16"),
+    "bf16 parameters, bf16+16, bfloat16 slots": Step(
+        adamw(master_weights="bf16+16", state_dtype="bfloat16"), "bfloat16"
+    ),
     "bf16 parameters, bf16+8, bfloat16 slots": Step(adamw(master_weights="bf16+8", state_dtype="bfloat16"), "bfloat16"),
     "bf16 parameters, bf16+8, int8 slots": Step(adamw(master_weights="bf16+8", state_dtype="int8"), "bfloat16"),
     "bf16 parameters, bf16+8, int8 slots, by Pallas": Step(
         adamw(master_weights="bf16+8", state_dtype="int8", engine="pallas"), "bfloat16"
     ),
+    "bf16 parameters, guard": Step(adamw(skip_nonfinite=True), "bfloat16"),
+    "bf16 parameters, bf16+8, guard": Step(adamw(master_weights="bf16+8", skip_nonfinite=True), "bfloat16"),
     "global norm": Step(adamw(global_clipnorm=1.0)),
     "average": Step(adamw(use_ema=True)),
     "average, overwriting": Step(adamw(use_ema=True, ema_overwrite_frequency=10)),
@@ -82,6 +87,9 @@ STEPS: dict[str, Step] = {
     "accumulation, 1 M x 64": Step(adamw(gradient_accumulation_steps=4), shapes=TABLE),
     "loss scale, float16 parameters": Step(lambda: jk.loss_scaled(jk.adamw(1e-3)), "float16"),
     "1024 rows of 1 M x 64": Step(lambda: jk.adam(1e-3, sparse="lazy"), shapes=TABLE, rows=1024),
+    "1024 rows of 1 M x 64, guard": Step(
+        lambda: jk.adam(1e-3, sparse="lazy", skip_nonfinite=True), shapes=TABLE, rows=1024
+    ),
     "1024 rows of 1 M x 128": Step(lambda: jk.adam(1e-3, sparse="lazy"), shapes={"w": (1_000_000, 128)}, rows=1024),
 } | {name: Step(lambda n=name, x=arguments: getattr(jk, n)(*x)) for name, arguments in RULES.items()}
 

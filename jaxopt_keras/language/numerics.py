@@ -111,6 +111,11 @@ def rms(x: Array) -> Array:
     return size / max(x.size, 1) ** 0.5 * unit
 
 
+def matmul(x: Array, y: Array) -> Array:
+    """Compute x @ y in the precision of its operands; by default a TPU rounds float32 to bfloat16, a GPU to TF32."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
 def ema(old: Array, new: Array, beta: Any) -> Array:
     """Compute the exponential moving average `beta old + (1 - beta) new`.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, root, squarable, square
+from jaxopt_keras.language.numerics import ema, matmul, root, squarable, square
 from jaxopt_keras.language.rule import (
     COMPLEMENT,
     Amount,
@@ -95,7 +95,7 @@ class Shampoo(Rule):
         m = ema(s.momentum, g, self.beta_1)
         v = ema(s.velocity, square(g), self.grafting_beta_2)
         h, blocks = self.cut(m / (1 - self.beta_1**at.t)), self.cut(g)
-        seen = blocks @ blocks.mT, blocks.mT @ blocks
+        seen = matmul(blocks, blocks.mT), matmul(blocks.mT, blocks)
         if self.beta_2 == 1.0:
             (left, right), correction = (s.left + seen[0], s.right + seen[1]), 1.0
         else:
@@ -108,7 +108,7 @@ class Shampoo(Rule):
             lambda: tuple(inverse_root(x, self.epsilon) for x in factors),
             lambda: (s.left_root, s.right_root),
         )
-        u = roots[0] @ h @ roots[1]
+        u = matmul(matmul(roots[0], h), roots[1])
         a = h / (root(self.cut(v) / (1 - self.grafting_beta_2**at.t)) + self.grafting_epsilon)
         if self.grafting == "adam":
             u = u * length(a) / jnp.maximum(length(u), jnp.finfo(u.dtype).tiny)
@@ -125,4 +125,4 @@ def inverse_root(x: Array, epsilon: Array | float) -> Array:
     """Return `(x + epsilon)^(-1/4)` of symmetric matrices, whose eigenvalues below 0, rounding errors, become 0."""
     values, vectors = jnp.linalg.eigh(x)
     values = values - jnp.minimum(jnp.min(values, -1, keepdims=True), 0) + epsilon
-    return (vectors * values[..., None, :] ** -0.25) @ vectors.mT
+    return matmul(vectors * values[..., None, :] ** -0.25, vectors.mT)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, root, squarable, square
+from jaxopt_keras.language.numerics import ema, matmul, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Count, Decay, Exact, NonNegative, Rate, Rule, Signed, Within
 
 
@@ -75,8 +75,8 @@ class SOAP(Rule):
         if at.weight_decay is not None:
             step = step - at.lr * at.weight_decay * (p + step)
         beta = self.beta_2 if self.shampoo_beta is None else self.shampoo_beta
-        left = None if s.left is None else ema(s.left, g @ g.T, beta)
-        right = None if s.right is None else ema(s.right, g.T @ g, beta)
+        left = None if s.left is None else ema(s.left, matmul(g, g.T), beta)
+        right = None if s.right is None else ema(s.right, matmul(g.T, g), beta)
         new = s._replace(momentum=m, velocity=v, left=left, right=right)
         if left is not None or right is not None:
             is_due = n % self.precondition_frequency == 0
@@ -88,13 +88,13 @@ class SOAP(Rule):
 
 
 def turned(x: Array, s: SOAP.State) -> Array:
-    x = x if s.left_basis is None else s.left_basis.T @ x
-    return x if s.right_basis is None else x @ s.right_basis
+    x = x if s.left_basis is None else matmul(s.left_basis.T, x)
+    return x if s.right_basis is None else matmul(x, s.right_basis)
 
 
 def turned_back(x: Array, s: SOAP.State) -> Array:
-    x = x if s.left_basis is None else s.left_basis @ x
-    return x if s.right_basis is None else x @ s.right_basis.T
+    x = x if s.left_basis is None else matmul(s.left_basis, x)
+    return x if s.right_basis is None else matmul(x, s.right_basis.T)
 
 
 def started(s: SOAP.State) -> SOAP.State:
@@ -121,7 +121,7 @@ def renewed(s: SOAP.State) -> SOAP.State:
         [("left_basis", s.left, s.left_basis), ("right_basis", s.right, s.right_basis)]
     ):
         if factor is not None and basis is not None:
-            moved = factor @ basis
+            moved = matmul(factor, basis)
             order = jnp.argsort(-jnp.sum(basis * moved, 0))
             v = jnp.take(v, order, axis)
             bases[name] = jnp.linalg.qr(moved[:, order])[0]

@@ -44,7 +44,9 @@ def reads(kernel, grads=None, platform="tpu", shape=SHAPE, dtype="float32"):
 def one_by_one(function, *args):
     """Run each operation as a program of its own: together they are fused in other ways, and may be rounded so."""
     closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-    return jax.tree.unflatten(jax.tree.structure(out), jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(args)))
+    return jax.tree.unflatten(
+        jax.tree.structure(out), jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(args))
+    )
 
 
 SPECIAL = [0.0, -0.0, 1.0, -1e-8, 1e30, -1e30, np.inf, -np.inf, np.nan, 1e-40, 6e-8, 3.5, 1e-30, -2.0, 127.0, -128.0]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import norm
+from jaxopt_keras.language.numerics import matmul, norm
 from jaxopt_keras.rules.orthogonal.coefficients import Triple, scale_and_epsilon
 
 Normalization = Literal["frobenius", "schatten", "spectral", "aol"]
@@ -26,7 +26,7 @@ class Arithmetic(NamedTuple):
         if self.bfloat16 and x.dtype == jnp.float32:
             x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
             return jnp.matmul(x, y, preferred_element_type=jnp.float32)
-        return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+        return matmul(x, y)
 
     def gram(self, x: Array) -> Array:
         return self(x, x.conj().T)
