@@ -43,7 +43,7 @@ def _fits(x: Array) -> bool:
 
 
 def _pattern(x: Array) -> Array:
-    """Return numbers as 32 bits that tell them apart."""
+    """Return 32 bits for each number, others for another number."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(jnp.int32)
     return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
