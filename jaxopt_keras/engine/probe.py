@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.engine import rows
 from jaxopt_keras.engine.native.ir import (
+    WRITE_COLUMNS,
     Atom,
     Constant,
     Equation,
@@ -114,6 +116,10 @@ def is_expensive(e: Equation, read: set[Atom] | None = None) -> bool:
     return any(is_expensive(x) for branch in map(_traced, e.params["branches"]) for x in branch.equations)
 
 
+def writes_rows(e: Equation) -> bool:
+    return is_scatter(e) or e.name == WRITE_COLUMNS
+
+
 def _traced(branch: Any) -> Trace:
     return branch if isinstance(branch, Trace) else traced(branch)
 
@@ -130,14 +136,14 @@ def _zero_or_nan(
     inside = lambda e: e.name == "cond" and not any(x in read or x in known for x in e.outputs)
     branching = {e: None for *_, e in made if inside(e)}
     plain = [(x, old, e) for x, old, e in made if e not in branching]
-    wanted = [y for x, _, e in plain for y in (e.inputs[1:] if is_scatter(e) else [x])]
+    wanted = [y for x, _, e in plain for y in (e.inputs[1:] if writes_rows(e) else [x])]
     here = dict(known)
     unknown = [e for e in equations if e.outputs[0] not in known]
     evaluate(needed(unknown, [*wanted, *(e.inputs[0] for e in branching)]), here)
 
     terms: dict[Any, Array] = {}
     for i, (x, old, e) in enumerate(plain):
-        if is_scatter(e):
+        if writes_rows(e):
             term = _term_of_rows(_read(e.inputs[1], here), _read(e.inputs[2], here), old)
         else:
             term = _term(here[x], old.old, old.is_amount)
@@ -191,7 +197,8 @@ def _term(new: Array, old: Array, is_amount: bool) -> Array:
 
 def _term_of_rows(numbers: Array, new: Array, old: Before) -> Array:
     """Return the term of those rows of an array that are replaced; numbers past its end are no rows."""
-    term = _term(new, old.old.at[numbers[:, 0]].get(mode="clip", wrap_negative_indices=False), old.is_amount)
+    numbers = numbers.reshape(-1)
+    term = _term(new, rows.gather(old.old, rows.Rows(new, numbers)), old.is_amount)
     apart = jax.lax.optimization_barrier(numbers)  # else a native loop would make and read them
     exists = (apart < len(old.old)).reshape(-1, *[1] * (term.ndim - 1))
     return jnp.where(exists, term, 0)

@@ -59,7 +59,7 @@ def scatter(old: Any, new: Any, rows: Rows | None) -> Any:
 
     def put(a: Array, b: Array) -> Array:
         if _is_narrow(a):
-            return _with_columns(a, b.astype(a.dtype), rows.indices)
+            return write_columns(a, rows.indices, b.astype(a.dtype))
         at = a.at[rows.indices]
         return at.set(b.astype(a.dtype), mode="drop", unique_indices=True, wrap_negative_indices=False)
 
@@ -83,7 +83,8 @@ def _columns(a: Array, indices: Array) -> Array:
     return jnp.moveaxis(found, -1, 0)
 
 
-def _with_columns(a: Array, new: Array, indices: Array) -> Array:
+@jax.jit  # a guard recognizes this function by name
+def write_columns(a: Array, indices: Array, new: Array) -> Array:
     """Return `a` with other rows, written in place one after the other; indices past the end write nothing."""
     columns = jnp.moveaxis(new, 0, -1)
 

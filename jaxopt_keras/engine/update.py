@@ -37,7 +37,7 @@ def update_all(
 
     Args:
         watched: a guard looks at the results.
-        join: let XLA make one kernel of the results for each parameter (`one_kernel.py`).
+        join: let XLA make one kernel of the results for each parameter (`one_kernel.py`), unless a guard does so later.
     """
     averages = [s.get(average.AVERAGE) for s in slots]
     slots = [without(s, average.AVERAGE) for s in slots]
@@ -79,7 +79,9 @@ def update_all(
     out, slots = [p for p, _ in ends], [s for _, s in ends]
     if options.use_ema:
         slots = [s | {average.AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
-    return in_one_kernel(core, layout, gradients, out, slots) if join else out, slots, scalars
+    if join and not watched:
+        out = in_one_kernel(core, layout, gradients, out, slots)
+    return out, slots, scalars
 
 
 def dequantized(options: Options, stored: Stored, g: Any = None) -> tuple[Any, Slots]:

@@ -14,11 +14,33 @@ from typing import Any, NamedTuple
 from jaxopt_keras.engine.native import rows
 from jaxopt_keras.engine.native.c_ops import FLOATS
 from jaxopt_keras.engine.native.cuda import render as cuda
-from jaxopt_keras.engine.native.ir import INTRINSICS, PACK, UNPACK, Atom, Equation, Trace, Value, is_scalar, needed
+from jaxopt_keras.engine.native.ir import (
+    INTRINSICS,
+    PACK,
+    UNPACK,
+    WRITE_COLUMNS,
+    Atom,
+    Equation,
+    Trace,
+    Value,
+    is_scalar,
+    needed,
+)
 from jaxopt_keras.engine.native.loop import REDUCTIONS, Leaf, Unsupported, built, is_total, pairs_of, refusal
 from jaxopt_keras.engine.native.render_c import render_c
 
-BARRIERS = ("cond", "while", "scan", "psum", "psum2", "psum_invariant", "optimization_barrier", UNPACK, PACK)
+BARRIERS = (
+    "cond",
+    "while",
+    "scan",
+    "psum",
+    "psum2",
+    "psum_invariant",
+    "optimization_barrier",
+    UNPACK,
+    PACK,
+    WRITE_COLUMNS,
+)
 SAME = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "stop_gradient")
 
 
