@@ -12,7 +12,7 @@ import jaxopt_keras as jk
 from benchmarks import tpu, tpu_steps
 from jaxopt_keras import optimizers
 
-SHAPES = {"kernel": (512, 640), "bias": (640,)}
+SHAPES = {"kernel": (256, 256), "bias": (256,)}
 SPLIT = {"kernel": PartitionSpec("data"), "bias": PartitionSpec()}
 OPTIONS: dict[str, dict[str, Any]] = {
     "bfloat16 slots": {"state_dtype": "bfloat16"}, "int8 slots": {"state_dtype": "int8"},

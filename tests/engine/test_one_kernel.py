@@ -108,3 +108,15 @@ def test_guarded_rows_are_not_selected(make, shape):
         traced = jax.make_jaxpr(kernel.program.step)(params, state, rows, kernel.hyper())
     selected = [e for e in operations(traced.jaxpr) if e.primitive.name == "select_n"]
     assert selected and all(e.outvars[0].aval.shape != shape for e in selected)
+
+
+def test_matrices_need_no_custom_partitioning():
+    """JAX has none for a TPU: a program with one does not compile for several devices."""
+    kernel, params = jk.muon(engine="xla"), {"w": jnp.ones(SHAPE)}
+
+    def partitioned(platform):
+        with Places(platform).traced():
+            traced = jax.make_jaxpr(kernel.program.step)(params, kernel.init(params), params, kernel.hyper())
+        return any("custom_partitioning" in str(e) for e in traced.jaxpr.eqns)
+
+    assert partitioned("cpu") and not partitioned("tpu")

@@ -5,7 +5,7 @@ receives some of the matrices whole, computes without communication, and sends t
 of a shape, whatever their number and that of the iterations.
 
 Under `jit` the shardings of arrays are known only when XLA divides the program among devices. `custom_partitioning` is
-called then, so that it does not matter whether a mesh is set.
+called then, so that it does not matter whether a mesh is set. On TPUs it does not exist, and XLA divides each product.
 """
 
 import functools
@@ -20,6 +20,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh
 
 from jaxopt_keras.engine.cores.layouts import Layout, find_layouts
+from jaxopt_keras.language.places import platform
 
 # Matrices that are multiplied at once on an accelerator: 512 of 2560 x 2560 took twice as long as 448 on GPUs.
 MOST = 256
@@ -35,7 +36,8 @@ def map_matrices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]
         numbers: a tree of scalars.
     """
     here = functools.partial(_on_one_device, whole)
-    if any(t == AxisType.Manual for t in get_abstract_mesh().axis_types):
+    # XLA for a TPU has no custom partitioning (https://github.com/jax-ml/jax/issues/38196), and divides the products.
+    if platform() == "tpu" or any(t == AxisType.Manual for t in get_abstract_mesh().axis_types):
         return here(numbers, stacks)
     # From the inside out: what XLA divides among devices, what `vmap` does with it, and what is differentiated.
     batched = custom_vmap(functools.partial(_on_all_devices, whole))
