@@ -383,6 +383,12 @@ class Centralized(Optimizer):
         weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Hyperball(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Lookahead(Optimizer):
     def __init__(
         self, inner: Rule | Kernel | Optimizer, la_steps: int = 5, la_alpha: Number = 0.8, *,
@@ -405,6 +411,13 @@ class OrthoGrad(Optimizer):
     def __init__(
         self, inner: Rule | Kernel | Optimizer, eps: Number = 1e-30, *, learning_rate: Rate | None = None,
         weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class ReduceOnPlateau(Optimizer):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, factor: Number = 0.1, patience: int = 10, rtol: Number = 0.0001,
+        atol: Number = 0.0, cooldown: int = 0, accumulation_size: int = 1, min_scale: Number = 0.0, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class ScaledRate(Optimizer):
@@ -665,6 +678,10 @@ def centralized(
     inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None, weight_decay: Number | None = None,
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def hyperball(
+    inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None, weight_decay: Number | None = None,
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def lookahead(
     inner: Rule | Kernel | Optimizer, la_steps: int = 5, la_alpha: Number = 0.8, *, learning_rate: Rate | None = None,
     weight_decay: Number | None = None, **options: Unpack[CommonOptions],
@@ -680,6 +697,11 @@ def noisy(
 def ortho_grad(
     inner: Rule | Kernel | Optimizer, eps: Number = 1e-30, *, learning_rate: Rate | None = None,
     weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def reduce_on_plateau(
+    inner: Rule | Kernel | Optimizer, factor: Number = 0.1, patience: int = 10, rtol: Number = 0.0001,
+    atol: Number = 0.0, cooldown: int = 0, accumulation_size: int = 1, min_scale: Number = 0.0, *,
+    learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def scaled_rate(
     inner: Rule | Kernel | Optimizer, pattern: str | Sequence[str] = (), factor: Number = 1.0, *,
@@ -708,7 +730,8 @@ __all__ = [
     "adamuon", "adamw", "adan", "ademamix", "adopt", "dadapt_adamw", "dion2", "dog", "ftrl", "grams", "lamb", "laprop",
     "lars", "lion", "madgrad", "mars_adamw", "muon", "nadam", "normuon", "novograd", "prodigy", "radam", "rmsprop",
     "rprop", "schedule_free_adamw", "sgd", "shampoo", "signum", "soap", "stable_adamw", "yogi", "AdaptiveClip",
-    "Cautious", "CautiousDecay", "Centralized", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ScaledRate", "ScheduleFree",
-    "MoMo", "PolyakSGD", "adaptive_clip", "cautious", "cautious_decay", "centralized", "lookahead", "mars", "noisy",
-    "ortho_grad", "scaled_rate", "schedule_free", "momo", "polyak_sgd",
+    "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
+    "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "adaptive_clip", "cautious", "cautious_decay",
+    "centralized", "hyperball", "lookahead", "mars", "noisy", "ortho_grad", "reduce_on_plateau", "scaled_rate",
+    "schedule_free", "momo", "polyak_sgd",
 ]

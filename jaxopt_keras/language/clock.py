@@ -56,6 +56,10 @@ class Clock(Protocol):
         """Return this clock with another rate, for the rule inside a modifier."""
         ...
 
+    def without_decay(self) -> "Clock":
+        """Return this clock without weight decay, for the rule inside a modifier that has none."""
+        ...
+
     def norm(self, x: Array) -> Array:
         """Compute the Euclidean norm over the rule's own array."""
         ...

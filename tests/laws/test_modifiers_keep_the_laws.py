@@ -32,6 +32,7 @@ OTHERS = [
     modifiers.Mars,
     modifiers.Centralized,
     modifiers.AdaptiveClip,
+    modifiers.Hyperball,
     modifiers.OrthoGrad,
     lambda inner: modifiers.ScaledRate(inner, pattern="head", factor=0.5),
 ]
@@ -118,7 +119,7 @@ def test_stateful_equals_pure(seed):
 
 @pytest.mark.parametrize("seed", [1, 5])
 def test_int8_follows_float32(seed):
-    shapes = {"kernel": (64, 96)}
+    shapes = {"kernel": (64, 96), "head": (64, 64)}
     params, grads = parameters(shapes), [jax.tree.map(lambda g: g + 0.5, x) for x in gradients(20, shapes)]
     wide, _ = run(kernel(seed), params, grads)
     narrow, state = run(kernel(seed, state_dtype="int8"), params, grads)

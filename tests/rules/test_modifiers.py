@@ -41,6 +41,7 @@ LAYERS = {
     "centralized": Layer(modifiers.Centralized, references.centralized, {}),
     "adaptive clip": Layer(modifiers.AdaptiveClip, references.adaptive_clip, {"clipping": 0.5}),
     "ortho grad": Layer(modifiers.OrthoGrad, references.ortho_grad, {}),
+    "hyperball": Layer(modifiers.Hyperball, references.hyperball, {}),
     "lookahead": Layer(modifiers.Lookahead, references.lookahead, {"la_steps": 3, "la_alpha": 0.5}),
     "scaled rate": Layer(modifiers.ScaledRate, references.scaled_rate, {"pattern": "kernel", "factor": 0.25}),
     "schedule free": Layer(
@@ -56,7 +57,7 @@ BASES = {
     "muon": (rules.Muon(RATE, adam_weight_decay=None), of(muon, adam_weight_decay=None)),
 }
 EVERYTHING = [(name, base) for name in LAYERS for base in ("sgd", "adam")]
-EVERYTHING += [("cautious", "lamb"), ("schedule free", "lamb"), ("lookahead", "muon")]
+EVERYTHING += [("cautious", "lamb"), ("schedule free", "lamb"), ("lookahead", "muon"), ("hyperball", "muon")]
 
 
 def drawn(seed: int) -> dict[str, Any]:
@@ -108,6 +109,8 @@ def test_around_each_other(seed: int):
     cautious_decay = seed % 2 == 1 and base != "muon"
     if cautious_decay or base == "muon":  # the reference of "cautious" decays everything itself
         names = [name for name in names if name != "cautious"]
+    if "schedule free" in names:  # its reference keeps an average that a projection of the parameter does not move
+        names = [name for name in names if name != "hyperball"]
     for name in ["cautious decay"] * cautious_decay + names:
         layer = LAYERS[str(name)]
         rule, reference = layer.modifier(rule, **layer.numbers), layer.reference(reference, **layer.numbers)

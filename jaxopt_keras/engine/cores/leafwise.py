@@ -49,6 +49,9 @@ class At(NamedTuple):
     def at_rate(self, lr: Any) -> "At":
         return self._replace(lr=lr)
 
+    def without_decay(self) -> "At":
+        return self._replace(weight_decay=None)
+
     def norm(self, x: Array) -> Array:
         return numerics.norm(x)
 

@@ -341,6 +341,12 @@ class Centralized(Adapter):
         weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Hyperball(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Lookahead(Adapter):
     def __init__(
         self, inner: Rule | Kernel | Optimizer, la_steps: int = 5, la_alpha: Number = 0.8, *,
@@ -363,6 +369,13 @@ class OrthoGrad(Adapter):
     def __init__(
         self, inner: Rule | Kernel | Optimizer, eps: Number = 1e-30, *, learning_rate: Rate | None = None,
         weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class ReduceOnPlateau(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, factor: Number = 0.1, patience: int = 10, rtol: Number = 0.0001,
+        atol: Number = 0.0, cooldown: int = 0, accumulation_size: int = 1, min_scale: Number = 0.0, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class ScaledRate(Adapter):
@@ -395,6 +408,7 @@ __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
     "DAdaptAdamW", "Dion2", "DoG", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon",
     "Nadam", "NorMuon", "NovoGrad", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
-    "Signum", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "Cautious", "CautiousDecay", "Centralized", "Lookahead",
-    "Mars", "Noisy", "OrthoGrad", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "as_keras",
+    "Signum", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "Cautious", "CautiousDecay", "Centralized", "Hyperball",
+    "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD",
+    "as_keras",
 ]

@@ -99,6 +99,20 @@ def cautious_decay(base):
     return Reference(base.init, update)
 
 
+def hyperball(base):
+    """R q / |q|, q = p + lr R u / |u|, R = |p|, for more than one axis; u the step without decay"""
+
+    def update(g, p, s, t, lr, wd, path):
+        if p.ndim < 2 or not np.any(p):
+            return base.update(g, p, s, t, lr, wd, path)
+        end, s = base.update(g, p, s, t, lr, None, path)
+        size = norm(end - p)
+        q = p + (lr * norm(p) / size * (end - p) if size else 0)
+        return norm(p) / norm(q) * q, s
+
+    return Reference(base.init, update)
+
+
 def lookahead(base, la_steps=5, la_alpha=0.8):
     """every la_steps updates: slow + la_alpha (p - slow), for both"""
 
