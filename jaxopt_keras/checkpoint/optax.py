@@ -123,7 +123,7 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
 
     def fill(node: Any) -> Any:
         if isinstance(node, State):  # a kernel inside an optax wrapper
-            return restored(Place(node, groups(kernel), {}), to_dict(state, on_host=False), hyper=False)
+            return restored(Place(node, groups(kernel), {}, {}), to_dict(state, on_host=False), hyper=False)
         if not hasattr(node, "_fields"):
             return node if all_leaves([node]) else jax.tree.map(fill, node, is_leaf=lambda x: x is not node)
         new = {}

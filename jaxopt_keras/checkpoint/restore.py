@@ -29,6 +29,7 @@ class Place(NamedTuple):
     fresh: State  # the initial state
     kernels: dict[str, Kernel]  # by group name
     params: dict[str, Any]  # by path
+    functions: dict[str, Any]  # hyperparameters that are functions, by group and name
     counted: bool = False  # whether paths may differ in automatic counters
 
 
@@ -57,8 +58,22 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
         )
     state = replaced(place.fresh, new)
     state = replaced(state, adjusted_scalars(place.kernels, state, new))
-    _warn_of_differences(like, saved, new, {*sources.values()}, hyper, int(np.asarray(state.count)))
+    numbers = [] if hyper else _other_numbers(place, like, saved)
+    _warn_of_differences(like, saved, new, {*sources.values()}, numbers, hyper, int(np.asarray(state.count)))
     return state
+
+
+def _other_numbers(place: Place, like: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+    """Describe the saved hyperparameters that differ from those of the optimizer, without those that are functions."""
+    found = []
+    for name in (n for n in like.keys() & saved.keys() if n.startswith("hyper/")):
+        group, _, own = name.removeprefix("hyper/").rpartition("/")
+        if own in place.functions.get(group, ()):
+            continue
+        here, there = (float(np.asarray(getattr(x, "value", x))) for x in (like[name], saved[name]))
+        if not np.isclose(here, there, rtol=1e-6, atol=0):
+            found.append(f"{name.removeprefix('hyper/')} {there:.6g} (here {here:.6g})")
+    return sorted(found)
 
 
 def needed(place: Place, declared: Mapping[str, Any], hyper: bool) -> set[str]:
@@ -107,8 +122,10 @@ def _slots(found: Mapping[str, Any]) -> set[str]:
     return names | {name for name, x in found.items() if f"/{FOREIGN}/" in name and getattr(x, "shape", None) != ()}
 
 
-def _warn_of_differences(like: Any, saved: dict[str, Any], new: Any, used: set[str], hyper: bool, step: int) -> None:
-    """Warns of unused entries, of slots that start fresh, and of hyperparameters that were not saved."""
+def _warn_of_differences(
+    like: Any, saved: dict[str, Any], new: Any, used: set[str], numbers: list[str], hyper: bool, step: int
+) -> None:
+    """Warns of unused entries, of slots that start fresh, and of hyperparameters that differ or were not saved."""
     idle = all(np.all(np.asarray(x) == 0) for n, x in saved.items() if n.rpartition("/")[2] == MICRO_STEP)
 
     def matters(name: str) -> bool:
@@ -125,5 +142,9 @@ def _warn_of_differences(like: Any, saved: dict[str, Any], new: Any, used: set[s
     warned = [f"this optimizer does not use {listed(extra)}"] if extra else []
     warned += [f"these slots were not saved and start fresh: {listed(fresh)}"] if fresh else []
     warned += [f"these hyperparameters were not saved and keep their values: {listed(kept)}"] if kept else []
+    if numbers:
+        warned.append(
+            f"it was saved with other numbers, which are not restored: {', '.join(numbers)}; `hyper=True` restores them"
+        )
     if warned:
         warnings.warn("The checkpoint differs from this optimizer: " + "; ".join(warned), stacklevel=4)

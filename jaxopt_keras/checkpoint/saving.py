@@ -205,4 +205,5 @@ def _place(function: Any, kernel: Any, params: Any, hyper: bool) -> Place:
             "`inject_hyperparams`. Make it with `inject_hyperparams=True`. Or leave `hyper` out and set the numbers of "
             "the kernel: `kernel.replace(learning_rate=...)`; the dict has the saved ones, as `hyper/learning_rate`."
         )
-    return Place(fresh, groups(kernel), by_path(params))
+    kernels = groups(kernel)
+    return Place(fresh, kernels, by_path(params), {n: k.program.schedules(injected=False) for n, k in kernels.items()})

@@ -34,7 +34,8 @@ def place_of(optimizer: Any) -> Place:
     params = _unpacked(optimizer, {path: {"": h.read()} for path, h in optimizer._handles.items()})
     kernels = {group: o._kernel() for group, o in optimizer._groups().items()}
     fresh = _unpacked_state(optimizer, _fresh(optimizer))
-    return Place(fresh, kernels, {path: x[""] for path, x in params.items()}, counted=True)
+    functions = {group: o._sources.functions for group, o in optimizer._groups().items()}
+    return Place(fresh, kernels, {path: x[""] for path, x in params.items()}, functions, counted=True)
 
 
 def put(optimizer: Any, state: State) -> None:

@@ -180,6 +180,11 @@ class Core:
     joint: bool = False  # an update needs sums over all parameters
     any_slots = False  # a state may have more slots and scalars than the core keeps: those of a user's class
 
+    @property
+    def title(self) -> str:
+        """The name of what updates parameters, for the plan."""
+        return type(self).__name__
+
     def arrays(self) -> dict[str, Any]:
         """Return the run-time hyperparameters, as arrays by name."""
         return {}

@@ -25,6 +25,8 @@ from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.blockwise import Blocks
 from jaxopt_keras.storage.tiles import stored_bytes
 
+SHOWN = 3  # paths of a group in the table
+
 
 def nbytes(tree: Any) -> int:
     """Return the bytes of all arrays in a pytree; a `jax.ShapeDtypeStruct` counts as the array that it describes.
@@ -34,8 +36,17 @@ def nbytes(tree: Any) -> int:
     >>> import jax.numpy as jnp
     >>> nbytes({"w": jnp.zeros((3, 2)), "b": jnp.zeros(2, jnp.bfloat16)})
     28
+
+    Raises:
+        TypeError: for a leaf that is not an array.
     """
-    return sum(stored_bytes(x.shape, x.dtype, platform_of(x)) for x in jax.tree.leaves(tree))
+    leaves = [getattr(x, "value", x) for x in jax.tree.leaves(tree)]  # of variables
+    if others := [x for x in leaves if not (hasattr(x, "shape") and hasattr(x, "dtype"))]:
+        raise TypeError(
+            f"`nbytes` takes a pytree of arrays. Received: {type(others[0]).__name__}. Of an optimizer pass its "
+            "`state`."
+        )
+    return sum(stored_bytes(x.shape, x.dtype, platform_of(x)) for x in leaves)
 
 
 class Kind(NamedTuple):
@@ -66,8 +77,10 @@ class Plan:
 
     Attributes:
         groups: the parameters of one rule, dtype, rate, decay, format and engine: `kind`, `paths`, `elements`, `bytes`.
+            The table has the first paths of each, `groups[i].paths` all of them.
         scalars: bytes of the count and of the numbers that are kept once.
-        notes: on rules of matrices and their fallbacks, and on packing: whether, and why.
+        notes: on rules of matrices and their fallbacks, on patterns that match nothing, and on packing: whether, and
+            why.
     """
 
     groups: list[Group]
@@ -80,6 +93,10 @@ class Plan:
         groups = [replace(group, kind=group.kind._replace(rule=rule(group))) for group in self.groups]
         return replace(self, groups=groups)
 
+    def noted(self, notes: Iterable[Any]) -> "Plan":
+        """Return the plan with more notes."""
+        return replace(self, notes=(*self.notes, *map(str, notes)))
+
     @property
     def elements(self) -> int:
         return sum(group.elements for group in self.groups)
@@ -91,19 +108,32 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [
-            ("arrays", "elements", "state", "per element", "rule", "parameters", "rate", "decay", "engine", "slots")
+            ("arrays", "elements", "state", "per element", "rule", "dtype", "rate", "decay", "engine", "slots", "paths")
         ]
         for group in self.groups:
             kind, slots = group.kind, ", ".join(group.kind.slots) or "none"
             cells = _cells(len(group.paths), group.elements, group.bytes)
-            rows.append((*cells, f"{kind.rule} ({kind.grain})", kind.dtype, kind.rate, kind.decay, kind.engine, slots))
+            rule = f"{kind.rule} ({kind.grain})"
+            rows.append((*cells, rule, kind.dtype, kind.rate, kind.decay, kind.engine, slots, _first(group.paths)))
         count = sum(len(group.paths) for group in self.groups)
-        rows.append(
-            (*_cells(count, self.elements, self.bytes), "in all", "", "", "", "", f"{self.scalars} B kept once")
-        )
+        once = f"{self.scalars} B kept once"
+        rows.append((*_cells(count, self.elements, self.bytes), "in all", "", "", "", "", once, ""))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
         table = ["  ".join([*map(align, row[:-1], widths), row[-1]]).rstrip() for row in rows]
         return "\n".join([*table, *self.notes])
+
+
+def joined(parts: Iterable[Plan]) -> Plan:
+    """Return the plans of several groups as one."""
+    parts = [*parts]
+    groups, notes = ([x for part in parts for x in getattr(part, name)] for name in ("groups", "notes"))
+    return Plan(groups, sum(part.scalars for part in parts), tuple(notes))
+
+
+def _first(paths: list[str]) -> str:
+    """Format the first paths of a group."""
+    more = len(paths) - SHOWN
+    return ", ".join([*paths[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _cells(count: int, elements: int, nbytes: int) -> tuple[str, str, str, str]:
@@ -111,15 +141,20 @@ def _cells(count: int, elements: int, nbytes: int) -> tuple[str, str, str, str]:
     return str(count), f"{elements:,}", readable_size(nbytes), f"{nbytes / max(elements, 1):.3f}"
 
 
-def plan(program: Any, params: Any) -> Plan:
-    """Return the plan of a `pipeline.Program` for `params`, arrays or `jax.ShapeDtypeStruct`s; computes no array."""
+def plan(program: Any, params: Any, state: Any = None) -> Plan:
+    """Return the plan of a `pipeline.Program` for `params`, arrays or `jax.ShapeDtypeStruct`s; computes no array.
+
+    Args:
+        state: the state, for a program whose slots are made elsewhere; None: that of `init`.
+    """
     places = Places.of(params)
     with places.traced():
-        return _plan(program, params, places)
+        if state is None:
+            state = jax.eval_shape(functools.partial(init_at, program, places), params, program.hyper())
+        return _plan(program, params, state, places)
 
 
-def _plan(program: Any, params: Any, places: Places) -> Plan:
-    state = jax.eval_shape(functools.partial(init_at, program, places), params, program.hyper())
+def _plan(program: Any, params: Any, state: Any, places: Places) -> Plan:
     notes = packing_notes(program, params)
     if isinstance(params, Packed) and program.why_unpack(params):
         params = jax.eval_shape(Packed.unpack, params)
@@ -127,15 +162,15 @@ def _plan(program: Any, params: Any, places: Places) -> Plan:
     slots = layout.by_leaf(jax.eval_shape(unpacked, state.slots))
     entries, rate, others = [], rate_of(program), dict[str, list[str]]()
     for leaf, p, own, engine in zip(layout.leaves, stored, slots, engines(program, params, state), strict=True):
-        rule, grain, kinds = program.core, "tree", {}
+        title, grain, kinds = program.core.title, "tree", {}
         if isinstance(program.core, Leafwise):
             rule = routed(program.core.rule, leaf.path, p)
-            grain, kinds = about(rule, p), rule.kinds(p)
+            title, grain, kinds = title_of(rule), about(rule, p), rule.kinds(p)
             if type(rule) is not type(program.core.rule):
-                others.setdefault(title_of(rule), []).append(leaf.path)
+                others.setdefault(title, []).append(leaf.path)
         place = Place(places.platform, dict(places.shards).get(leaf.path) or p.shape)
         formats = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p, place)}" for name, x in own.items())
-        kind = Kind(title_of(rule), grain, str(p.dtype), formats, engine, rate, decay_of(program, leaf, p))
+        kind = Kind(title, grain, str(p.dtype), formats, engine, rate, decay_of(program, leaf, p))
         entries.append((kind, leaf.path, p.size, nbytes(own)))
     entries += [frozen_entry(path, p) for path, p in layout.frozen.values()]
     return Plan(grouped(entries), nbytes((state.count, state.scalars)), (*rule_notes(program, others), *notes))

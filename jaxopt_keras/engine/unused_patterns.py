@@ -15,6 +15,12 @@ class Unused(NamedTuple):
     pattern: str
     names: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return (
+            f"The pattern {self.pattern!r} matches no parameter (argument `{self.argument}`). There are "
+            f"{list(self.names)}"
+        )
+
 
 def unused(argument: str, patterns: Iterable[str], names: Iterable[str]) -> list[Unused]:
     """Return those of `patterns` that are found in none of `names`."""
@@ -31,8 +37,5 @@ def paths_of(params: Any) -> Sequence[str]:
 
 def warn_of(found: Iterable[Unused], stacklevel: int) -> None:
     """Warn of each pattern in `found`."""
-    for argument, pattern, names in found:
-        warnings.warn(
-            f"The pattern {pattern!r} matches no parameter (argument `{argument}`). There are {list(names)}",
-            stacklevel=stacklevel + 1,
-        )
+    for pattern in found:
+        warnings.warn(str(pattern), stacklevel=stacklevel + 1)

@@ -57,10 +57,10 @@ def _checked(program: Any, known: dict[str, Any], hyper: dict[str, Any]) -> dict
     rule = getattr(plain_programs(program)[0].core, "rule", None)
     fields = fields_of(Options) | (rule.declared() if isinstance(rule, Rule) else {})
     for name, value in hyper.items():
-        if name in program.schedules():
+        if name in program.schedules(injected=False):
             raise ValueError(
                 f"`{name}` is a schedule, and each step computes it anew. Received: {name}={value!r}. Make the kernel "
-                f"with a number, `{name}={value!r}`: it continues from this state, whose number it can replace."
+                f"with a number, `{name}={value!r}`, and `inject_hyperparams={name!r}`: it continues from this state."
             )
         if name not in known:
             raise ValueError(

@@ -272,7 +272,7 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         ['bias'] ('momentum float32 (fewer than 4096 elements)',) 1024
         ['kernel'] ('momentum int8 in blocks',) 16640
         """
-        return self.program.describe(params)
+        return self.program.describe(params).noted(self.program.unused(paths_of(params)))
 
     def given(self, state: State, extra: dict[str, Any]) -> dict[str, Any]:
         """The run-time values of a step from `state` with the keywords `extra`.

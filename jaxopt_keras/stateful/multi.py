@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.programs.partitioned import STEP
 from jaxopt_keras.engine.stages.guard import SKIPPED
@@ -24,6 +25,7 @@ from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.serialization import WRAPPERS, deserialize, serialize
 from jaxopt_keras.stateful.state_views import slots_of, with_slots
 from jaxopt_keras.stateful.variable import check
+from jaxopt_keras.stateful.variable_kinds import Handle
 from jaxopt_keras.stateful.wrappers import Wrapper
 
 
@@ -109,7 +111,9 @@ def _with_whole_paths(groups: dict[str, Optimizer]) -> dict[str, Optimizer]:
 def _checked_inner(name: str, optimizer: Any) -> Optimizer:
     """Return `optimizer`, which must not be a wrapper; `name` is used in the error."""
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"`{name}` must have an `Optimizer`. Received: {optimizer!r}")
+        frozen = isinstance(optimizer, Kernel) and isinstance(optimizer.program, Frozen)
+        hint = " To freeze variables set their `trainable=False`." if frozen else ""
+        raise TypeError(f"`{name}` must have an `Optimizer`. Received: {optimizer!r}.{hint}")
     if isinstance(optimizer, (LossScaleOptimizer, MultiOptimizer)):
         raise ValueError(
             f"`{name}` must have a plain optimizer. Received: {optimizer!r}. Scale the loss of all groups together: "
@@ -189,11 +193,19 @@ class MultiOptimizer(Wrapper):
             self._inner.append(optimizer)
         return self._inner.index(optimizer)
 
-    def _unused(self) -> list[Unused]:
+    def _title(self, group: int) -> str:
+        """Return the keys of a group, as `partition` shows its patterns, or its number where a function chooses."""
+        if not isinstance(self._map, OptimizerMap):
+            return str(group)
+        optimizer = self._inner[group]
+        keys = [key for key, value in self._map.items() if value is optimizer]
+        return ", ".join(keys + ["default"] * (optimizer is self._map.default_optimizer))
+
+    def _unused(self, handles: dict[str, Handle]) -> list[Unused]:
         if not isinstance(self._map, OptimizerMap):
             return []
-        keys = {self._map.key_of(path) for path in self._paths}
-        return [Unused("optimizer_map", key, tuple(self._paths)) for key in self._map if key not in keys]
+        keys = {self._map.key_of(path) for path in handles}
+        return [Unused("optimizer_map", key, tuple(handles)) for key in self._map if key not in keys]
 
     def _must_unpack(self, buffer: Buffer) -> bool:
         return True  # its variables may belong to several groups

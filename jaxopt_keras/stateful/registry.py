@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.engine.cores.foreign import Foreign
-from jaxopt_keras.engine.plan import Plan
+from jaxopt_keras.engine.plan import Plan, joined, plan
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import Unused, unused, warn_of
 from jaxopt_keras.language.fields import RATE as RATE_NAME
 from jaxopt_keras.language.options import Options
@@ -108,13 +109,32 @@ class Registry(Settings, Custom):
         handles = [*self._handles.values()] if variables is None else [self._handle(v) for v in variables]
         if not handles:
             raise ValueError("`describe` needs variables. Pass a list of them, or call `build(variables)` first.")
-        return self._plan(handles)
+        trained = [h for h in handles if h.trainable]
+        others = [h for h in handles if not h.trainable]
+        parts = [self._plan(trained)] if trained else []
+        parts += [self._plan(others).in_group("trainable=False")] if others else []
+        return joined(parts).noted(self._unused({h.path: h for h in handles}))
 
     def _plan(self, handles: list[Handle]) -> Plan:
         """Return the plan of a step over variables."""
         shapes = {h.path: jax.ShapeDtypeStruct(h.shape, h.read().dtype) for h in handles}
         options = self._effective(self._options, {h.path: h for h in handles})
-        return Kernel(self._core(self._rule), options).describe(shapes)
+        program = Kernel(self._core(self._rule), options).program
+        return plan(program, shapes, self._state_of(shapes) if self._has_hooks() else None)
+
+    def _state_of(self, shapes: dict[str, Any]) -> State:
+        """Return the part of the state that belongs to registered variables, by path, for code that made its slots.
+
+        Raises:
+            ValueError: for a variable that is not registered.
+        """
+        if unknown := [path for path in shapes if path not in self._handles]:
+            raise ValueError(
+                f"The slots of {type(self).__name__} are made by its own code, for variables that it knows. Received: "
+                f"{unknown}. Call `build(variables)` before `describe`."
+            )
+        slots = {name: {path: tree[path] for path in shapes} for name, tree in self._state.slots.items()}
+        return self._state._replace(slots=slots)
 
     def _handle(self, variable: Any) -> Handle:
         """Return the handle of a variable, registered or not."""
@@ -166,7 +186,7 @@ class Registry(Settings, Custom):
         fresh = self._register(variables)
         if is_first and variables:
             self._warn_of_schedule()
-            warn_of(self._unused(), stacklevel=4)
+            warn_of(self._unused(self._handles), stacklevel=4)
         return fresh
 
     def _warn_of_schedule(self) -> None:
@@ -175,10 +195,10 @@ class Registry(Settings, Custom):
         if options.gradient_accumulation_steps and options.schedule_counts is None and counted:
             warnings.warn(COUNTS, stacklevel=5)
 
-    def _unused(self) -> list[Unused]:
-        """Return the patterns that match none of the registered variables."""
+    def _unused(self, handles: dict[str, Handle]) -> list[Unused]:
+        """Return the patterns that match none of the variables, which are given by path."""
         names: dict[str, str] = {}  # by path
-        for key, h in self._handles.items():
+        for key, h in handles.items():
             in_buffer = {v.path: v.name for v in h.variable.variables} if isinstance(h.variable, Buffer) else None
             names |= in_buffer or {key: h.name}
         found = Kernel(self._rule, self._options).program.unused([*names])

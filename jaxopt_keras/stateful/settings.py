@@ -170,7 +170,7 @@ class Settings(Configs):
             self.__dict__.update(_excluded=Exclusion(variables, patterns), _kernel_cache=None)
             self._kernel()  # raises if the exclusion does not fit
             if self._paths:  # otherwise the first step warns
-                warn_of([x for x in self._unused() if x.argument == "var_names"], stacklevel=2)
+                warn_of([x for x in self._unused(self._handles) if x.argument == "var_names"], stacklevel=2)
 
     def _portable_exclusion(self) -> Exclusion:
         """Return the exclusion with the paths of variables in the place of variables, for copies and configs."""

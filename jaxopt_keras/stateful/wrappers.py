@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.plan import Plan
+from jaxopt_keras.engine.plan import Plan, joined
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import Unused
@@ -63,10 +63,11 @@ class Wrapper(Optimizer):
         by_group: dict[int, list[Handle]] = {}
         for h in handles:
             by_group.setdefault(self._choose_group(h.path, h.variable), []).append(h)
-        names = {id(optimizer): name for name, optimizer in self._groups().items()}
-        parts = {i: self._inner[i]._plan(own) for i, own in sorted(by_group.items())}
-        named = [part.in_group(names.get(id(self._inner[i]), "")) for i, part in parts.items()]
-        return Plan([group for part in named for group in part.groups], sum(part.scalars for part in named))
+        return joined(self._inner[i]._plan(own).in_group(self._title(i)) for i, own in sorted(by_group.items()))
+
+    def _title(self, group: int) -> str:
+        """Return what stands before the rules of a group in the plan."""
+        return ""
 
     def _program(self, programs: list[Any], guards: bool) -> Any:
         """Return one program that runs those of the groups; `guards`: one of them skips steps."""
@@ -179,7 +180,7 @@ class Wrapper(Optimizer):
             self._owners.update({self._keys[id(v)]: (i, self._inner[i]._keys[id(v)]) for v in owned})
         return []
 
-    def _unused(self) -> list[Unused]:
+    def _unused(self, handles: dict[str, Handle]) -> list[Unused]:
         return []  # the inner optimizers warn of their own patterns
 
     def _inner_of(self, variable: Any) -> Optimizer:

@@ -40,7 +40,7 @@ def test_group_rate_and_decay(name):
     described = found(kernel)
     assert described == {"n": ("frozen", "none", "none")} | described | expected
     header, *rows = str(kernel.describe(PARAMS)).splitlines()
-    assert header.split()[-4:] == ["rate", "decay", "engine", "slots"]
+    assert header.split()[-4:] == ["decay", "engine", "slots", "paths"]
     for rule, rate, decay in expected.values():
         assert any(rule in row and rate in row.split() and decay in row.split() for row in rows)
 
@@ -50,3 +50,31 @@ def test_a_function_of_the_step_has_its_name():
         return jnp.where(step > 3, 0.25, 0.5)
 
     assert found(jk.sgd(falling))["kernel"] == ("SGD", "falling", "none")
+
+
+def test_the_table_has_the_first_paths():
+    params = {f"w{i}": jnp.ones(2) for i in range(5)}
+    plan = jk.adam().describe(params)
+    assert "w0, w1, w2, and 2 more" in str(plan) and plan.groups[0].paths == [*params]
+
+
+def test_patterns_that_match_nothing_are_noted():
+    plain = jk.adamw(exclude_from_weight_decay=["bias", "norm"])
+    groups = jk.partition({"head": jk.sgd(0.1)}, default=plain)
+    for kernel, patterns in ((plain, ["norm"]), (groups, ["head", "norm"])):
+        notes = [x for x in kernel.describe(PARAMS).notes if "matches no parameter" in x]
+        assert len(notes) == len(patterns) and all(any(repr(p) in x for x in notes) for p in patterns)
+
+
+def test_groups_keep_their_notes():
+    plan = jk.partition({}, default=jk.muon()).describe(PARAMS)
+    assert any("instead of Muon, updates bias" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("what", [jk.Adam(), jk.Variable(jnp.ones(2)), "adam"])
+def test_bytes_are_those_of_arrays(what):
+    if isinstance(what, jk.Variable):
+        assert jk.nbytes([what]) == 8
+    else:
+        with pytest.raises(TypeError, match=f"pytree of arrays. Received: {type(what).__name__}. Of an optimizer pass"):
+            jk.nbytes(what)

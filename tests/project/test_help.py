@@ -180,7 +180,10 @@ def test_a_scheduled_rate_is_replaced_as_the_error_says():
     kernel = jk.sgd(lambda step: 0.1, inject_hyperparams=True)
     state = kernel.init(jnp.ones(2))
     text = message(lambda: kernel.replaced(state, learning_rate=0.5), ValueError)
-    assert "with a number, `learning_rate=0.5`: it continues from this state, whose number it can replace" in text
+    assert (
+        "with a number, `learning_rate=0.5`, and `inject_hyperparams='learning_rate'`: it continues from this state"
+        in text
+    )
     params, state = kernel.step(jnp.ones(2), state, jnp.ones(2))
     numbered = jk.sgd(learning_rate=0.5, inject_hyperparams=True)
     params, state = numbered.step(params, numbered.replaced(state, learning_rate=0.5), jnp.ones(2))

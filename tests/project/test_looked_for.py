@@ -112,7 +112,94 @@ def test_wrappers_describe():
     groups = jk.MultiOptimizer(jk.OptimizerMap(jk.Adam(0.5), {"bias$": jk.SGD(0.25)}))
     for optimizer in (groups, jk.LossScaleOptimizer(groups)):
         kinds = {p: (g.kind.rule, g.kind.rate) for g in optimizer.describe(variables).groups for p in g.paths}
-        assert kinds == {"a/kernel": ("1: Adam", "0.5"), "a/bias": ("0: SGD", "0.25")}
+        assert kinds == {"a/kernel": ("default: Adam", "0.5"), "a/bias": ("bias$: SGD", "0.25")}
+
+
+def test_a_variable_that_is_not_trained_is_described_as_such():
+    w, b = jk.Variable(jnp.zeros(2), name="w"), jk.Variable(jnp.zeros(2), name="b", trainable=False)
+    for variables, rules in (([w, b], {"w": "SGD", "b": "trainable=False: SGD"}), ([b], {"b": "trainable=False: SGD"})):
+        plan = jk.SGD(0.5).describe(variables)
+        assert {path: group.kind.rule for group in plan.groups for path in group.paths} == rules
+
+
+def test_patterns_that_match_nothing_are_described():
+    v = jk.Variable(jnp.zeros(2), name="w")
+    groups = jk.MultiOptimizer(jk.OptimizerMap(jk.Adam(), {"bias$": jk.SGD()}))
+    for optimizer in (jk.AdamW(exclude_from_weight_decay=["bias$"]), groups):
+        assert any("'bias$' matches no parameter" in note for note in optimizer.describe([v]).notes)
+
+
+def test_a_frozen_kernel_is_no_optimizer():
+    with pytest.raises(TypeError, match="must have an `Optimizer`.* To freeze variables set their `trainable=False`"):
+        jk.OptimizerMap(jk.Adam(), {"hidden": jk.frozen()})
+
+
+class WithSlots(jk.Optimizer):
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.momentum = self.add_optimizer_variables(variables, "momentum")
+
+    def update_step(self, gradient, variable, learning_rate):
+        m = self.momentum[self._get_variable_index(variable)]
+        self.assign(m, 0.5 * m + gradient)
+        self.assign_sub(variable, learning_rate * m)
+
+
+class OfAdam(jk.Adam):
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(2 * gradient, variable, learning_rate)
+
+
+@pytest.mark.parametrize(("make", "slots"), [(WithSlots, ("momentum",)), (OfAdam, ("momentum", "velocity"))])
+def test_classes_with_hooks_describe(make, slots):
+    v, w = (jk.Variable(jnp.zeros(3), name=name) for name in "vw")
+    optimizer = make(0.5, clipnorm=1.0)
+    with pytest.raises(ValueError, match=r"Received: \['v', 'w'\]. Call `build\(variables\)` before `describe`"):
+        optimizer.describe([v, w])
+    optimizer.build([v, w])
+    for _ in range(2):
+        (group,) = optimizer.describe().groups
+        assert group.kind.rule == make.__name__ and group.kind.rate == "0.5" and sorted(group.paths) == ["v", "w"]
+        assert group.kind.slots == tuple(f"{name} float32" for name in slots) and group.bytes == 24 * len(slots)
+        assert optimizer.describe([w]).groups[0].paths == ["w"]
+        optimizer.apply_gradients([(jnp.ones(3), v), (jnp.ones(3), w)])
+
+
+# --- numbers of a checkpoint ------------------------------------------------------------------------------------------
+
+
+def test_a_rate_that_was_changed_by_hand_is_not_lost_in_silence(tmp_path, recwarn):
+    path, v = tmp_path / "run.safetensors", jk.Variable(jnp.zeros(2), name="v")
+    optimizer = jk.Adam(0.5)
+    optimizer.apply_gradients([(jnp.ones(2), v)])
+    optimizer.learning_rate = 0.25
+    jk.checkpoint.save(path, optimizer)
+    other = jk.Adam(0.5)
+    other.build([v])
+    with pytest.warns(
+        UserWarning, match=r"other numbers, which are not restored: learning_rate 0.25 \(here 0.5\); `hyper="
+    ):
+        jk.checkpoint.load(path, other)
+    assert float(other.learning_rate) == 0.5
+    jk.checkpoint.load(path, other, hyper=True)
+    assert float(other.learning_rate) == 0.25
+    jk.checkpoint.load(path, other)  # equal numbers
+    scheduled = jk.Adam(lambda step: 0.125)
+    scheduled.build([v])
+    jk.checkpoint.load(path, scheduled)
+    assert not recwarn
+
+
+def test_so_are_those_in_the_state_of_a_kernel(tmp_path):
+    path, params = tmp_path / "run.safetensors", {"w": jnp.ones(2)}
+    kernel = jk.partition({}, default=jk.sgd(0.5, momentum=0.5, inject_hyperparams=True))
+    state = kernel.replaced(kernel.init(params), learning_rate=0.25, momentum=0.75)
+    jk.checkpoint.save(path, state)
+    with pytest.warns(
+        UserWarning, match=r"default/learning_rate 0.25 \(here 0.5\), default/momentum 0.75 \(here 0.5\)"
+    ):
+        jk.checkpoint.load(path, kernel, params)
 
 
 # --- Keras's callback -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import jax
 import optax
 
 from jaxopt_keras.engine.core import Layout, Leaf, Program
-from jaxopt_keras.engine.plan import Plan
+from jaxopt_keras.engine.plan import Plan, joined
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.stages import guard
@@ -97,8 +97,7 @@ class Partitioned(Around):
     def describe(self, params: Any) -> Plan:
         """Return the plans of the groups as one; the pattern of a group precedes its rule."""
         named = zip(self.groups.items(), Tree(self, params).split(params), strict=True)
-        parts = [program.describe(own).in_group(name) for (name, program), own in named]
-        return Plan([group for part in parts for group in part.groups], sum(part.scalars for part in parts))
+        return joined(program.describe(own).in_group(name) for (name, program), own in named)
 
     def _listed(self, hyper: dict[str, Any]) -> list[Any]:
         return [hyper[name] for name in self.names]

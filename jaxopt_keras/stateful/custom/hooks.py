@@ -50,6 +50,10 @@ class Hooks(Core):
     def _own(self) -> Any:
         return self.core.skeleton() if isinstance(self.core, Leafwise) else None
 
+    @property
+    def title(self) -> str:
+        return type(self.optimizer).__name__
+
     def arrays(self) -> dict[str, Any]:
         rate = {} if self._own else {"learning_rate": jnp.asarray(self.rate, jnp.result_type(float))}
         return rate | self.core.arrays() | self.optimizer.hook_hyper()
