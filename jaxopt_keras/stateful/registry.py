@@ -109,11 +109,9 @@ class Registry(Settings, Custom):
         handles = [*self._handles.values()] if variables is None else [self._handle(v) for v in variables]
         if not handles:
             raise ValueError("`describe` needs variables. Pass a list of them, or call `build(variables)` first.")
-        trained = [h for h in handles if h.trainable]
-        others = [h for h in handles if not h.trainable]
-        parts = [self._plan(trained)] if trained else []
-        parts += [self._plan(others).in_group("trainable=False")] if others else []
-        return joined(parts).noted(self._unused({h.path: h for h in handles}))
+        parts = {"": [h for h in handles if h.trainable], "trainable=False": [h for h in handles if not h.trainable]}
+        plans = [self._plan(part).in_group(name) for name, part in parts.items() if part]
+        return joined(plans).noted(self._unused({h.path: h for h in handles}))
 
     def _plan(self, handles: list[Handle]) -> Plan:
         """Return the plan of a step over variables."""
@@ -123,11 +121,7 @@ class Registry(Settings, Custom):
         return plan(program, shapes, self._state_of(shapes) if self._has_hooks() else None)
 
     def _state_of(self, shapes: dict[str, Any]) -> State:
-        """Return the part of the state that belongs to registered variables, by path, for code that made its slots.
-
-        Raises:
-            ValueError: for a variable that is not registered.
-        """
+        """Return the part of the state that belongs to variables, for a class whose own code makes their slots."""
         if unknown := [path for path in shapes if path not in self._handles]:
             raise ValueError(
                 f"The slots of {type(self).__name__} are made by its own code, for variables that it knows. Received: "
