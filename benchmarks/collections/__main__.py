@@ -5,8 +5,11 @@ TensorFlow, and with this library after a change of imports. A class that crashe
 """
 
 import argparse
+import datetime
+import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -87,7 +90,7 @@ def compared(found: Found, chosen: argparse.Namespace, scratch: Path) -> dict[st
     ours = ran(found, "ours", mine, chosen.seconds)
     if "error" in ours:
         verdict = "refused" if "/jaxopt_keras/" in ours["where"] else "fails"
-        return row | {"verdict": verdict, "reason": ours["error"], "where": ours["where"]}
+        return row | {"verdict": verdict, "reason": ours["error"]}
     gap = difference(own, mine)
     verdict = "agrees" if gap <= LIMIT else "differs"
     if verdict == "differs":
@@ -128,6 +131,11 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
     }
 
 
+def versions() -> dict[str, str]:
+    libraries = ("jax", "jaxlib", "keras", "tensorflow", "tf_keras")
+    return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, console = parsed(argv), Console(width=None if sys.stdout.isatty() else 190)
     if chosen.theirs:
@@ -144,9 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, number in counts(rows).items():
         console.print(f"{name}: {number}" + (f"  ({VERDICTS[name]})" if name in VERDICTS else ""), highlight=False)
     if chosen.json:
-        chosen.json.write_text(
-            json.dumps({"folder": chosen.folder.name, "counts": counts(rows), "classes": rows}, indent=1)
-        )
+        about = {"date": datetime.date.today().isoformat(), "versions": versions(), "folder": chosen.folder.name}
+        chosen.json.write_text(json.dumps(about | {"counts": counts(rows), "classes": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -187,3 +187,81 @@ def test_an_inner_optimizer_of_tf_2():
     close(values(variables), values(twins), rtol=1e-5, atol=2e-6)
     close([optimizer.get_slot(v, "slow").numpy() for v in variables], slow, rtol=1e-5)
     assert int(optimizer._optimizer.iterations) == 4 and float(optimizer.learning_rate) == np.float32(0.1)
+
+
+def test_raw_operations_take_hyperparameters():
+    class Proximal(tf.keras.optimizers.Optimizer):
+        def __init__(self, name="Proximal", **kwargs):
+            super().__init__(name, **kwargs)
+            for hyper, value in {"learning_rate": 0.5, "l1": 0.1, "l2": 0.2, "momentum": 0.9}.items():
+                self._set_hyper(hyper, value)
+
+        def _create_slots(self, var_list):
+            for var in var_list:
+                self.add_slot(var, "accumulator", initializer="ones")
+
+        def _resource_apply_dense(self, grad, var):
+            get = self._get_hyper
+            accumulator = self.get_slot(var, "accumulator")
+            if "kernel" in var.name:
+                return tf.raw_ops.ResourceApplyProximalAdagrad(
+                    var=var, accum=accumulator, lr=get("learning_rate"), l1=get("l1"), l2=get("l2"), grad=grad
+                )
+            return tf.raw_ops.ResourceApplyKerasMomentum(
+                var=var, accum=accumulator, lr=get("learning_rate"), grad=grad, momentum=get("momentum")
+            )
+
+    variables = two()
+    p, q = (np.asarray(x, float) for x in values(variables))
+    Proximal().apply_gradients(zip(some_grads(), variables, strict=True))
+    g, h = (np.asarray(x, float) for x in some_grads())
+    rate = 0.5 / np.sqrt(1 + g * g)
+    moved = p - rate * g
+    right = np.sign(moved) * np.maximum(np.abs(moved) - rate * 0.1, 0) / (1 + rate * 0.2)
+    close(values(variables), [right, q + 0.9 - 0.5 * h], rtol=1e-5)
+
+
+def test_a_named_class_with_a_sparse_step_of_its_own():
+    """It calls `_resource_scatter_update` itself, so that it may define it."""
+
+    class Rows(tf.keras.optimizers.Adam):
+        def _resource_apply_sparse(self, grad, var, indices, apply_state=None):
+            return self._resource_scatter_update(var, indices, grad)
+
+        def _resource_scatter_update(self, resource, indices, update):
+            return resource.scatter_update(tf.IndexedSlices(2 * update, indices))
+
+    w = jk.Variable(np.zeros((3, 2)), name="w")
+    Rows(0.1).apply_gradients([(tf.IndexedSlices(np.ones((1, 2)), np.array([1])), w)])
+    assert w.numpy().tolist() == [[0, 0], [2, 2], [0, 0]]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_ema": True}], ids=str)
+def test_a_slot_may_have_the_name_of_an_option_s(options):
+    class Averaged(tf.keras.optimizers.Optimizer):
+        """A wrapper that averages: `m` is a tensor when the slot is made."""
+
+        def __init__(self, optimizer, name="Averaged", **kwargs):
+            super().__init__(name, **kwargs)
+            self._optimizer = optimizer
+
+        def _create_slots(self, var_list):
+            self._optimizer._create_slots(var_list=var_list)
+            for var in var_list:
+                self.add_slot(var, "average", var.read_value())
+
+        def _resource_apply_dense(self, grad, var, apply_state=None):
+            assert "apply_state" in self._optimizer._dense_apply_args
+            assert "indices" in self._optimizer._sparse_apply_args
+            self._optimizer._resource_apply_dense(grad, var, apply_state=apply_state)
+            average = self.get_slot(var, "average")
+            average.assign(0.75 * average + 0.25 * var)
+
+    optimizer, variables = Averaged(jk.SGD(0.5), **options), two()
+    average, p = values(two()), values(two())
+    for t in range(3):
+        optimizer.apply_gradients(zip(some_grads(t), variables, strict=True))
+        p = [x - 0.5 * np.asarray(g) for x, g in zip(p, some_grads(t), strict=True)]
+        average = [0.75 * a + 0.25 * x for a, x in zip(average, p, strict=True)]
+    close([optimizer.get_slot(v, "average").numpy() for v in variables], average, rtol=1e-5)
+    close(values(variables), p, rtol=1e-5)

@@ -55,7 +55,7 @@ class Adapter(keras.optimizers.Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not in_library(cls):
-            refuse_overrides(cls, without_effect(True) | dict.fromkeys(HOOKS, INSIDE))
+            refuse_overrides(cls, without_effect(cls, True) | dict.fromkeys(HOOKS, INSIDE))
 
     def _wrap(self, optimizer: Optimizer, name: str | None) -> None:
         keras.optimizers.Optimizer.__init__(self, learning_rate=0.0, name=name)

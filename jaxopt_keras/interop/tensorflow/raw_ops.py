@@ -12,7 +12,7 @@ def ResourceApplyKerasMomentum(
     var: Any, accum: Any, lr: Any, grad: Any, momentum: Any, use_locking: Any = None, use_nesterov: bool = False
 ) -> None:
     """v <- momentum v - lr g, p <- p + v; with `use_nesterov` p <- p + momentum v - lr g."""
-    grad = value_of(grad)
+    lr, grad, momentum = map(value_of, (lr, grad, momentum))
     v = value_of(accum) * momentum - lr * grad
     accum.assign(v)
     var.assign_add(v * momentum - lr * grad if use_nesterov else v)
@@ -22,7 +22,7 @@ def ResourceApplyProximalAdagrad(
     var: Any, accum: Any, lr: Any, l1: Any, l2: Any, grad: Any, use_locking: Any = None
 ) -> None:
     """n <- n + g², then a step of AdaGrad and the proximal operator of l1 |p| + l2 p² / 2."""
-    grad = value_of(grad)
+    lr, l1, l2, grad = map(value_of, (lr, l1, l2, grad))
     n = value_of(accum) + jnp.square(grad)
     rate = lr / jnp.sqrt(n)
     p = value_of(var) - rate * grad

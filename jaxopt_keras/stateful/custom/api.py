@@ -18,7 +18,7 @@ from jaxopt_keras.language.other_names import refuse_unknown
 from jaxopt_keras.language.rule import RATE, Rule, fields_of
 from jaxopt_keras.stateful.custom.hooks import Hooks
 from jaxopt_keras.stateful.custom.inner import Inner
-from jaxopt_keras.stateful.custom.older_names import OlderNames
+from jaxopt_keras.stateful.custom.older_names import OlderNames, hyper_key
 from jaxopt_keras.stateful.custom.overrides import HOOKS, in_library, overridden, refuse_overrides, without_effect
 from jaxopt_keras.stateful.custom.stand_ins import stand_in, wants_tensors
 from jaxopt_keras.stateful.custom.steps import Steps
@@ -34,7 +34,7 @@ from jaxopt_keras.stateful.state_views import (
     with_slots,
 )
 from jaxopt_keras.stateful.validation import of_length
-from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check, check_iterable, deduplicated
+from jaxopt_keras.stateful.variable import Variable, as_array, as_dtype, check, check_iterable, deduplicated, value_of
 
 OLDER_ARGUMENTS = {"jit_compile": True, "gradient_transformers": (), "gradient_aggregator": None}
 RUNNING = ("_in_hooks", "_traced", "_mapped_variables")
@@ -49,7 +49,7 @@ class Custom(Steps, OlderNames, Inner):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not in_library(cls):
-            refuse_overrides(cls, without_effect(cls._runs_rule))
+            refuse_overrides(cls, without_effect(cls, cls._runs_rule))
             if "build" in vars(cls):
                 cls.build = _finding_attributes(cls.build)
 
@@ -66,13 +66,12 @@ class Custom(Steps, OlderNames, Inner):
             shape: shape of the slot; None: that of `var`.
 
         Raises:
-            ValueError: if the name is one that the library uses, or the initial value has another shape. KeyError: for
+            ValueError: if the initial value has another shape. KeyError: for
                 a packed variable, whose slots are its buffer's. TypeError: for an argument of the wrong type.
         """
-        if not isinstance(slot_name, str) or slot_name in OPTION_SLOTS:
-            raise ValueError(
-                f"`slot_name` must be a string, and not one of {[*OPTION_SLOTS]}. Received: slot_name={slot_name!r}"
-            )
+        if not isinstance(slot_name, str):
+            raise ValueError(f"`slot_name` must be a string. Received: slot_name={slot_name!r}")
+        slot_name = hyper_key(slot_name)
         key = self._keys.get(id(var))
         if key is not None and has(self._state, key, slot_name):
             return self.view(("slots", key, slot_name))
@@ -102,6 +101,7 @@ class Custom(Steps, OlderNames, Inner):
             shared = None
         key = self._key(var if shared is None else shared)
         slots = slots_of(self._state, key)
+        slot_name = hyper_key(slot_name) if hyper_key(slot_name) in slots else slot_name
         if slot_name not in slots:
             raise KeyError(f"`{key}` has no slot `{slot_name}`. Its slots: {sorted(slots)}")
         place = ("slots", key, slot_name)
@@ -332,6 +332,7 @@ def _initial(initializer: Any, shape: Any, dtype: Any) -> Any:
         raise TypeError(f"`shape` must be a tuple of integers. Received: shape={shape!r}") from None
     if any(n < 0 for n in shape):
         raise ValueError(f"`shape` must hold no negative number. Received: shape={shape!r}")
+    initializer = value_of(initializer)  # TF's tensors can be called
     if isinstance(initializer, str):
         if initializer not in ("zeros", "ones"):
             raise ValueError(

@@ -1,5 +1,6 @@
 """Names that classes of Keras 3, tf.keras 2.11 and TF 2 find in their base class."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from jaxopt_keras import schedules
 from jaxopt_keras.language.rule import Field, Number, as_scalar
 from jaxopt_keras.language.sparse import IndexedSlices
 from jaxopt_keras.stateful.lock import locked
-from jaxopt_keras.stateful.state_views import RATE, STEP
+from jaxopt_keras.stateful.state_views import OPTION_SLOTS, RATE, STEP
 from jaxopt_keras.stateful.transactions import OPTIONS, Transactions
 from jaxopt_keras.stateful.variable import as_dtype, value_of
 
@@ -133,6 +134,16 @@ class OlderNames(Transactions):
             self._prepare_local(device, dtype, state)
         return state
 
+    @property
+    def _dense_apply_args(self) -> list[str]:
+        """The names of the arguments of `_resource_apply_dense`, which wrappers look up in."""
+        return [*inspect.signature(self._resource_apply_dense).parameters]
+
+    @property
+    def _sparse_apply_args(self) -> list[str]:
+        """The names of the arguments of `_resource_apply_sparse`."""
+        return [*inspect.signature(self._resource_apply_sparse).parameters]
+
     def _prepare_local(self, var_device: Any, var_dtype: Any, apply_state: dict[Any, Any]) -> None:
         """Compute the coefficients of one device and dtype."""
         coefficients = apply_state.setdefault((var_device, var_dtype), {})
@@ -159,5 +170,5 @@ def is_number(value: Any) -> bool:
 
 
 def hyper_key(name: str) -> str:
-    """Return the name of a class's hyperparameter in the state: not that of an option."""
-    return f"{name}_of_hooks" if name in OPTIONS else name
+    """Return the name of a class's hyperparameter or slot in the state: not that of an option."""
+    return f"{name}_of_hooks" if name in OPTIONS or name in OPTION_SLOTS else name

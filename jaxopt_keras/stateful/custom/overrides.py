@@ -108,9 +108,12 @@ NOT_BY_A_RULE = dict.fromkeys(
 """The methods of a named class that would never be called."""
 
 
-def without_effect(runs_rule: bool) -> dict[str, str]:
-    """Return the methods that would never be called, of a class that may run a rule, and what to do instead."""
-    return NEVER_CALLED | NOT_BY_A_RULE if runs_rule else NEVER_CALLED
+def without_effect(cls: type, runs_rule: bool) -> dict[str, str]:
+    """Return the methods of a class that would never be called, and what to do instead.
+
+    A class with a step of its own may call those that its rule does not call.
+    """
+    return NEVER_CALLED | NOT_BY_A_RULE if runs_rule and not overridden(cls, UPDATES) else NEVER_CALLED
 
 
 def is_library(cls: type) -> bool:
