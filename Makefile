@@ -23,7 +23,7 @@ bench: $(VENV)/.with-bench $(if $(TORCH),$(VENV)/.with-torch) ## compare step ti
 
 TPU_VENV := .venv-tpu
 tpu: ## compile steps for a described TPU v5e and v6e, count them and test the counts; no TPU is needed
-	$(MAKE) $(TPU_VENV)/.with-tpu VENV=$(TPU_VENV) JAX=0.12
+	$(MAKE) $(TPU_VENV)/.with-tpu VENV=$(TPU_VENV) PYTHON= PY=3.13 JAX=0.12
 	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -q tests/engine/test_tpu.py $(ARGS)
 
 # JAX would reserve most of the memory, and torch needs some.

@@ -177,7 +177,10 @@ def _where_init_leaves_it(kernel: Any, params: Any, hyper: Any) -> Any:
     with _mesh(where):
         init = jax.jit(functools.partial(init_at, kernel.skeleton, Places.of(params)))
         shapes, shardings = jax.eval_shape(init, params, hyper), init.lower(params, hyper).compile().output_shardings
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    on_mesh = lambda s: (
+        s if s.device_set == where.device_set else where
+    )  # what depends on no parameter is on one device
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_mesh(s)), shapes, shardings)
 
 
 def _on_host(slots: Any) -> Any:
