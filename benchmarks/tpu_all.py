@@ -35,6 +35,7 @@ OF_BF16: dict[str, dict[str, Any]] = {
     "bf16+8, int8 slots": {"master_weights": "bf16+8", "state_dtype": "int8"},
     "bf16+8, guard": {"master_weights": "bf16+8", "skip_nonfinite": True},
 }  # fmt: skip
+OF_ALL = ("bf16 parameters", "bf16+8, bfloat16 slots")
 UNDER_OPTIONS = ("adamw", "muon", "adafactor", "lamb")
 Case = tuple[str, Callable[[Any], Any], str]  # its name, the kernel on a mesh or None, the dtype of parameters
 
@@ -46,12 +47,14 @@ def cases() -> Iterator[Case]:
     for name, make in (functions | around).items():
         yield name, lambda _, make=make: make(), "float32"
         yield f"{name}, int8 slots", lambda _, make=make: make(state_dtype="int8"), "float32"
-        for storage in ("bf16 parameters", "bf16+8, bfloat16 slots"):
+        for storage in OF_ALL:
             yield f"{name}, {storage}", lambda _, make=make, x=OF_BF16[storage]: make(**x), "bfloat16"
     for name in UNDER_OPTIONS:
         make = getattr(jk, name)
         for dtype, options in (("float32", OPTIONS), ("bfloat16", OF_BF16)):
             for option, x in options.items():
+                if option in ("int8 slots", *OF_ALL):  # these are above
+                    continue
                 yield f"{name}, {option}", lambda _, make=make, x=x: make(**x), dtype
     wrapped = {
         "loss_scaled": jk.loss_scaled, "frozen bias": lambda inner: jk.partition({"bias": jk.frozen(), "": inner}),
