@@ -41,7 +41,7 @@ class CommonOptions(TypedDict, total=False):
     ema_momentum: Number  # 0.99
     ema_overwrite_frequency: int | None  # None
     loss_scale_factor: Number | None  # None
-    gradient_accumulation_steps: int | None  # None
+    gradient_accumulation_steps: int | Callable[[Any], Any] | None  # None
     name: str | None  # None
     exclude_from_weight_decay: Sequence[str] | Callable[[str, Any], bool]  # ()
     constraints: dict[str, Callable[[Any], Any]] | tuple[()]  # ()
@@ -58,6 +58,8 @@ class CommonOptions(TypedDict, total=False):
     offload: Any  # None
     flat_state: bool | None  # None
     inject_hyperparams: Any  # None
+    weighted_accumulation: bool  # False
+    own_counts: bool  # False
 
 class AdaBelief(Optimizer):
     def __init__(

@@ -90,6 +90,7 @@ SPECIAL = {
     "others": "Rule | Kernel | None",
     "fraction": "float",
     "pattern": "str | Sequence[str]",
+    "gradient_accumulation_steps": "int | Callable[[Any], Any] | None",
     "constraints": "dict[str, Callable[[Any], Any]] | tuple[()]",
 }
 # All options but one: rules place `weight_decay` among their own arguments, and choose its default.

@@ -72,7 +72,7 @@ def from_keras(kernel: Kernel, params: Any, variables: Any, order: Sequence[str]
             )
         flat: dict[str, Any] = {name: _read(x) for (name, _), x in zip(layout, stored, strict=True) if name}
     rate = flat.pop(RATE, None)
-    every = plain.options.gradient_accumulation_steps or 1  # Keras counts calls, a kernel counts updates
+    every = _calls(plain)
     step, micro = divmod(int(flat[STEP]), every)
     if every > 1:
         flat[f"scalars/{MICRO_STEP}"] = np.asarray(micro, np.int32)
@@ -101,7 +101,7 @@ def to_keras(kernel: Kernel, state: State, params: Any, order: Sequence[str] | N
     arrays, plain, flat = _ordered(params, order), _plain(kernel), flatten(leaves(state), portable=True)
     own = rule_slots(flat)
     layout = _layout(plain, own, arrays, "learning_rate" not in plain.core.schedules(), plain.options.use_ema)
-    every, hyper = plain.options.gradient_accumulation_steps or 1, kernel.current(state)
+    every, hyper = _calls(plain), kernel.current(state)
     flat[STEP] = np.asarray(state.count * every + flat.get(f"scalars/{MICRO_STEP}", 0), np.int32)
     flat |= {f"hyper/{name}": x for name, x in of_group(hyper, next(iter(groups(kernel)))).items()}
     library = Library("keras", TABLE, kernel, hyper, state.count)
@@ -137,6 +137,17 @@ def _plain(kernel: Kernel) -> Kernel:
     if len(found) > 1 or not kind_of(rule_of(found[0]), TABLE):
         raise TypeError(f"`kernel` must have one rule, as Keras's optimizers do. Received: kernel={kernel!r}")
     return found[0]
+
+
+def _calls(plain: Kernel) -> int:
+    """The calls for each update: Keras counts calls, a kernel counts updates."""
+    length: Any = plain.options.gradient_accumulation_steps or 1
+    if callable(length) or plain.options.weighted_accumulation:
+        raise ValueError(
+            "`kernel` must accumulate a fixed number of calls, without weights, as Keras's optimizers do. Received: "
+            f"kernel={plain!r}"
+        )
+    return length
 
 
 def _ordered(params: Any, order: Any) -> dict[str, Any]:

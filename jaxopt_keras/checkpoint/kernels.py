@@ -11,7 +11,7 @@ from jaxopt_keras.engine.cores.leafwise import At, first_scalars, present
 from jaxopt_keras.engine.programs.around import plain_programs
 from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.partitioned import partition_of
-from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, WEIGHTS, window_length
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.modifier import is_joint
 from jaxopt_keras.language.rule import Rule
@@ -41,21 +41,32 @@ def of_group(x: dict[str, Any], group: str) -> dict[str, Any]:
     return x.get(group, {}) if group else x
 
 
-def adjusted_scalars(kernels: dict[str, Kernel], state: State, new: dict[str, Any]) -> dict[str, Any]:
+def adjusted_scalars(
+    kernels: dict[str, Kernel], state: State, new: dict[str, Any], weighted: set[str]
+) -> dict[str, Any]:
     """The scalars of a restored `state` that follow from others; `new` has those that were saved.
 
     Those of rules that were not saved are computed for `state.count` updates. Micro-steps start at 0 if more were saved
-    than the kernel accumulates.
+    than the kernel accumulates, or if sums of weighted gradients were saved for a kernel without weights. The saved
+    calls of a kernel without weights weigh 1.
+
+    Args:
+        weighted: the groups for which weights were saved.
     """
     found = {}
     for group, kernel in kernels.items():
-        own, every = of_group(state.scalars, group), kernel.options.gradient_accumulation_steps
-        names = {n: scalar_name(group, n) for n in own}
+        own = of_group(state.scalars, group)
+        step, names = own[STEP] if group else state.count, {n: scalar_name(group, n) for n in own}
         if missing := [n for n in own if names[n] not in new]:
             hyper = merged(kernel.hyper(), of_group(state.hyperparams, group))
-            scalars = _advanced(kernel, hyper, own[STEP] if group else state.count)
+            scalars = _advanced(kernel, hyper, step)
             found |= {names[n]: scalars[n] for n in missing if n in scalars}
-        if every and MICRO_STEP in own and int(own[MICRO_STEP]) >= every:
+        if MICRO_STEP not in own:
+            continue
+        if WEIGHTS in missing:
+            found[names[WEIGHTS]] = own[MICRO_STEP].astype(own[WEIGHTS].dtype)
+        others = group in weighted and WEIGHTS not in own
+        if others or int(own[MICRO_STEP]) >= window_length(kernel.options, step):
             found[names[MICRO_STEP]] = jnp.zeros_like(own[MICRO_STEP])
     return found
 

@@ -13,7 +13,7 @@ from jaxopt_keras.checkpoint.kernels import groups
 from jaxopt_keras.checkpoint.names import flatten, leaves, rule_slots, slot_name, transposed
 from jaxopt_keras.checkpoint.restore import Place, by_path, restored
 from jaxopt_keras.checkpoint.saving import from_dict, to_dict
-from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM, WEIGHTS
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import map_by_path
 from jaxopt_keras.pure.kernel import Kernel
@@ -100,6 +100,7 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
         raise ValueError(f"`template` must be a state of an optax optimizer. Received: {type(template).__name__}")
     flat = flatten(leaves(state), portable=True)
     micro, slots = flat.get(f"scalars/{MICRO_STEP}", 0), rule_slots(flat)
+    parts = float(flat.get(f"scalars/{WEIGHTS}", micro)) if int(micro) else 0
     numbers = dict.fromkeys(COUNTS, state.count) | {"mini_step": micro}
     library = Library("optax", TABLE, kernel, kernel.current(state), state.count)
 
@@ -108,7 +109,7 @@ def to_optax(kernel: Kernel, state: State, template: Any) -> Any:
         if field != ACCUMULATED:
             found = library.theirs(path, old, own)
         else:
-            found = {} if total is None else {field: total / max(int(micro), 1)}
+            found = {} if total is None else {field: total / (parts or 1)}
         if field not in found and field not in PLACEHOLDERS:
             raise ValueError(
                 f"The kernel has no slot for optax's `{field}` of `{path}`: it keeps {[*own]}. Pass as `template` "

@@ -4,18 +4,30 @@ Missing slots start fresh. A warning names them, and the entries that are not us
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.checkpoint.convert import check, convert
 from jaxopt_keras.checkpoint.kernels import adjusted_scalars
-from jaxopt_keras.checkpoint.names import STEP, is_complement, is_hyper, leaves, listed, replaced, unflatten
+from jaxopt_keras.checkpoint.names import (
+    STEP,
+    is_complement,
+    is_hyper,
+    leaves,
+    listed,
+    replaced,
+    scalar_name,
+    slot_name,
+    unflatten,
+)
 from jaxopt_keras.checkpoint.renumbered_names import renamed
 from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
-from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, SUM, WEIGHTS
+from jaxopt_keras.engine.stages.own_counts import OWN_COUNT
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.packing.trees import unpacked
@@ -31,6 +43,7 @@ class Place(NamedTuple):
     params: dict[str, Any]  # by path
     functions: dict[str, Any]  # hyperparameters that are functions, by group and name
     counted: bool = False  # whether paths may differ in automatic counters
+    group_of: Callable[[str], str] = lambda path: ""  # the group name of the parameter at a path
 
 
 def by_path(params: Any) -> dict[str, Any]:
@@ -57,7 +70,8 @@ def restored(place: Place, flat: Mapping[str, Any], hyper: bool) -> State:
             "automatic counters (`dense_1`) only. Give the model the names that were saved."
         )
     state = replaced(place.fresh, new)
-    state = replaced(state, adjusted_scalars(place.kernels, state, new))
+    state = replaced(state, adjusted_scalars(place.kernels, state, new, _weighted(place.kernels, saved)))
+    state = replaced(state, _common_counts(place, state, new))
     numbers = [] if hyper else _other_numbers(place, like, saved)
     _warn_of_differences(like, saved, new, {*sources.values()}, numbers, hyper, int(np.asarray(state.count)))
     return state
@@ -107,6 +121,21 @@ def _matched(
     return like, saved, sources
 
 
+def _common_counts(place: Place, state: State, new: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of parameters that have saved slots but no saved count of their own: those that they had in common."""
+    found = {}
+    for path in {name.removeprefix("slots/").rpartition("/")[0] for name in new if name.startswith("slots/")}:
+        name, group = slot_name(path, OWN_COUNT), place.group_of(path)
+        if name not in new and OWN_COUNT in unpacked(state.slots):
+            found[name] = jnp.copy(state.scalars[group][STEP] if group else state.count)
+    return found
+
+
+def _weighted(groups: Iterable[str], saved: Mapping[str, Any]) -> set[str]:
+    """The groups for which weights of accumulation were saved."""
+    return {g for g in groups if any(n in saved for n in _sources(scalar_name(g, WEIGHTS)))}
+
+
 def _sources(name: str) -> list[str]:
     """The saved names to try, in order. A group also takes values that were saved without groups."""
     kind, _, rest = name.partition("/")
@@ -134,7 +163,7 @@ def _warn_of_differences(
             return is_complement(name)  # without its value: with it, the two are one entry
         if own == STEP and np.ndim(saved[name]) == 0 and int(np.asarray(saved[name])) == step:
             return False
-        return not (name in used or name.startswith("params/") or (idle and own in (SUM, MICRO_STEP)))
+        return not (name in used or name.startswith("params/") or (idle and own in (SUM, MICRO_STEP, WEIGHTS)))
 
     extra = [name for name in saved if matters(name)]
     fresh = [name for name in _slots(like) if name not in new and 0 not in like[name].shape]

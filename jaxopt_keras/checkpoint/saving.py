@@ -13,7 +13,7 @@ from numpy.lib.npyio import NpzFile
 from jaxopt_keras.checkpoint import archives, files, folders, stateful_layout
 from jaxopt_keras.checkpoint.arguments import check_arguments
 from jaxopt_keras.checkpoint.convert import check, convert
-from jaxopt_keras.checkpoint.kernels import groups
+from jaxopt_keras.checkpoint.kernels import group_of, groups
 from jaxopt_keras.checkpoint.names import FORMAT, VERSION, flatten, leaves
 from jaxopt_keras.checkpoint.restore import Place, by_path, needed, restored
 from jaxopt_keras.engine.state import State
@@ -206,4 +206,5 @@ def _place(function: Any, kernel: Any, params: Any, hyper: bool) -> Place:
             "the kernel: `kernel.replace(learning_rate=...)`; the dict has the saved ones, as `hyper/learning_rate`."
         )
     kernels = groups(kernel)
-    return Place(fresh, kernels, by_path(params), {n: k.program.schedules(injected=False) for n, k in kernels.items()})
+    functions = {name: own.program.schedules(injected=False) for name, own in kernels.items()}
+    return Place(fresh, kernels, by_path(params), functions, group_of=functools.partial(group_of, kernel))

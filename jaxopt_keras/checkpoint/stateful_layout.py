@@ -4,6 +4,7 @@
 0, 1, ..., a `LossScaleOptimizer` that of `loss_scaled`. Packed variables get the layout of unpacked ones here.
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,7 +36,13 @@ def place_of(optimizer: Any) -> Place:
     kernels = {group: o._kernel() for group, o in optimizer._groups().items()}
     fresh = _unpacked_state(optimizer, _fresh(optimizer))
     functions = {group: o._sources.functions for group, o in optimizer._groups().items()}
-    return Place(fresh, kernels, {path: x[""] for path, x in params.items()}, functions, counted=True)
+    arrays = {path: x[""] for path, x in params.items()}
+    return Place(fresh, kernels, arrays, functions, counted=True, group_of=functools.partial(_group_of, optimizer))
+
+
+def _group_of(optimizer: Any, path: str) -> str:
+    """The group name of a variable; "" without groups."""
+    return next((name for name, plain in optimizer._groups().items() if name and path in plain._handles), "")
 
 
 def put(optimizer: Any, state: State) -> None:

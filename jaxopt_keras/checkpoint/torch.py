@@ -10,10 +10,11 @@ import numpy as np
 
 from jaxopt_keras.checkpoint.arguments import check_arguments
 from jaxopt_keras.checkpoint.conventions import Library
-from jaxopt_keras.checkpoint.kernels import group_of, of_group
-from jaxopt_keras.checkpoint.names import STEP, flatten, leaves, rule_slots, scalar_name
+from jaxopt_keras.checkpoint.kernels import group_of, groups, of_group
+from jaxopt_keras.checkpoint.names import STEP, flatten, leaves, rule_slots, scalar_name, slot_name
 from jaxopt_keras.checkpoint.restore import by_path
 from jaxopt_keras.checkpoint.saving import from_dict
+from jaxopt_keras.engine.stages.own_counts import OWN_COUNT
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.optional import optional
 from jaxopt_keras.pure.kernel import Kernel
@@ -70,10 +71,15 @@ def from_torch(
     _check_order(order, numbers, arrays)
     kept = {path: state_dict["state"].get(i, {}) for path, i in zip(order, numbers, strict=True)}
     steps = {path: int(_numpy(own["step"])) for path, own in kept.items() if "step" in own}
-    if len(set(steps.values())) > 1:
+    counts = {
+        slot_name(path, OWN_COUNT): np.asarray(n, np.int32)
+        for path, n in steps.items()
+        if groups(kernel)[group_of(kernel, path)].options.own_counts
+    }
+    if len(set(steps.values())) > 1 and len(counts) < len(steps):
         warnings.warn(
             f"Torch has counted {min(steps.values())} to {max(steps.values())} steps of these parameters. The greatest "
-            "is taken. Use `partition` to count each group by itself.",
+            "is taken. With `own_counts=True` the kernel counts as torch does.",
             stacklevel=2,
         )
     library = Library("torch", TABLE, kernel, kernel.hyper(), max(steps.values(), default=0))
@@ -83,7 +89,7 @@ def from_torch(
         found[path] = {n: np.transpose(x, _axes(transpose, path, x.ndim)) for n, x in values.items() if n in SLOTS}
         if PRODUCT in values:
             products[scalar_name(group_of(kernel, path), U_PRODUCT)] = values[PRODUCT]
-    return from_dict(kernel, params, library.ours({path: arrays[path] for path in kept}, found) | products)
+    return from_dict(kernel, params, library.ours({path: arrays[path] for path in kept}, found) | products | counts)
 
 
 def to_torch(
@@ -105,7 +111,8 @@ def to_torch(
     """
     check_arguments(to_torch, kernel=kernel, state=state)
     torch = optional("torch", "`to_torch`", "torch")
-    slots = rule_slots(flatten(leaves(state), portable=True))
+    flat = flatten(leaves(state), portable=True)
+    slots = rule_slots(flat)
     numbers = _numbers(state_dict)
     _check_order(order, numbers, dict.fromkeys(order))
     if left := slots.keys() - set(order):
@@ -122,7 +129,8 @@ def to_torch(
         if U_PRODUCT in scalars:
             new[PRODUCT] = torch.tensor(float(scalars[U_PRODUCT]))
         if new and "momentum_buffer" not in new or "square_avg" in new:  # SGD counts no steps
-            new["step"] = torch.tensor(float(scalars[STEP] if group else state.count))
+            step = scalars[STEP] if group else state.count
+            new["step"] = torch.tensor(float(flat.get(slot_name(path, OWN_COUNT), step)))
         if new:
             states[i] = new
     return {"state": states, "param_groups": state_dict["param_groups"]}

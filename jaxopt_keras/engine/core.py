@@ -152,15 +152,13 @@ class Now(NamedTuple):
     weight_decay: Any  # None: off
     hyper: dict[str, Any]
     loss: Any = None  # None: not given
+    own: Any = None  # `t` of each parameter, which counts its own updates; None: all have the common one
 
     @classmethod
     def at(cls, count: Array, hyper: dict[str, Any], loss: Any) -> "Now":
         """Return the update after `count` others."""
         t = count.astype(jnp.result_type(float)) + 1
         return cls(t, hyper.get(RATE), hyper.get("weight_decay"), hyper, loss)
-
-
-LOSS = "the loss"  # the entry of the run-time values with the loss of a step, if the step was given one
 
 
 def cast(numbers: Any, dtype: Any) -> Any:
@@ -287,9 +285,13 @@ class Program:
         """Return the parameters to evaluate, in their own dtypes."""
         return params
 
-    def summed(self, params: Any, grads: Any) -> Any:
-        """Sum gradients over `axis_name`, if any: for decisions on all of them before a step."""
-        return grads
+    def summed(self, params: Any, grads: Any, hyper: Any, reduce: bool = True) -> tuple[Any, Any]:
+        """Sum gradients over `axis_name`, if any: for decisions on all of them before a step.
+
+        Returns:
+            The gradients, and the run-time values with which to call the program on them, without `reduce`.
+        """
+        return grads, hyper
 
     def unused(self, paths: Sequence[str]) -> list[Unused]:
         """Return the patterns that are found in none of the parameters' paths."""
@@ -307,8 +309,8 @@ class Program:
         """Return the (injected) hyperparameters that are functions of the step; of groups, a dict for each group."""
         return {}
 
-    def offered(self, hyper: Any, loss: Any) -> Any:
-        """Return `hyper` with the loss of a step, for each program that needs it."""
+    def offered(self, hyper: Any, given: dict[str, Any]) -> Any:
+        """Return `hyper` with what a call was given (`engine.given`), for each program that takes it."""
         return hyper
 
     def at(self, hyper: Any, step: Any) -> Any:

@@ -1,5 +1,6 @@
 """Validation of gradients, their conversion to the dtype of the arithmetic, and their division by a loss scale."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.engine import rows
-from jaxopt_keras.engine.core import LOSS, Leaf
+from jaxopt_keras.engine.core import Leaf
+from jaxopt_keras.engine.given import EMPTY, HOW, LOSS, WEIGHT, as_loss
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.language.numerics import compute_dtype
 from jaxopt_keras.language.sparse import densify, fits, is_sparse, rows_of, shape_of
@@ -41,19 +43,20 @@ def read_gradient(g: Any, p: Any, leaf: Leaf, *, as_rows: bool) -> Any:
     return Rows(g.values.astype(dtype), g.indices) if isinstance(g, Rows) else g.astype(dtype)
 
 
-def read_loss(hyper: dict[str, Any], axis_name: Any) -> Any:
-    """Return the loss of a call, summed over the mapped axes like its gradients.
+def read_loss(hyper: dict[str, Any]) -> Any:
+    """Return the loss of a call; that of a call without gradients is 0.
 
     Raises:
         ValueError: if it was not given.
     """
+    if EMPTY in hyper:
+        return as_loss(0)
     if LOSS not in hyper:
         raise ValueError(
-            "This optimizer needs the loss of the gradients. Received: none. Pass it: `kernel.step(params, state, "
-            "grads, value=loss)`, `kernel.update(grads, state, params, value=loss)`, or in the stateful face "
-            "`apply_gradients(pairs, loss=loss)`; `minimize` passes it."
+            "This optimizer needs the loss of the gradients. Received: none. Pass it: "
+            f"{HOW.format('value', 'loss')}; `minimize` passes it."
         )
-    return hyper[LOSS] if axis_name is None else sum_over(axis_name, [hyper[LOSS]])[0]
+    return hyper[LOSS]
 
 
 def unscaled(grads: Any, scale: Any) -> Any:
@@ -68,16 +71,64 @@ def _divide(g: Any, scale: Any) -> Any:
     return g / scale.astype(g.real.dtype)
 
 
-def sum_over(axis_name: Any, grads: list[Any]) -> list[Any]:
+def sum_over(axis_name: Any, grads: Any) -> Any:
     """Sum each gradient over those of the mapped axes over which it varies.
 
     `jax.shard_map` with `check_vma=True`, its default, sums the gradients of replicated parameters itself.
     """
-    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-    tracked = {axis for axis in axes if jax.typeof(jax.lax.axis_index(axis)).manual_axis_type.varying}
 
     def one(g: Any) -> Any:
-        over = [axis for axis in axes if axis not in tracked or axis in jax.typeof(g).manual_axis_type.varying]
+        over = _varying(axis_name, g)
         return jax.lax.psum(g, over) if over else g
 
     return jax.tree.map(one, grads)
+
+
+def mean_over(axis_name: Any, grads: Any, weight: Any) -> tuple[Any, Any]:
+    """Return the mean of gradients over the mapped axes, each with the `weight` of its device, and the sum of weights.
+
+    It is 0 if all weights are 0. `axis_name` is None: there is one device. A gradient of weight 0 may be NaN, as the
+    mean over no token is.
+
+    Raises:
+        ValueError: if `jax.shard_map` has summed gradients already over an axis over which the weight varies.
+    """
+    over = {(*_varying(axis_name, g),) for g in jax.tree.leaves(grads)} if axis_name is not None else set()
+    grads = jax.tree.map(lambda g: jnp.where(weight > 0, g, 0), grads)
+    axes = max(over, key=len, default=())
+    if len(over) > 1 or not {*(_varying(axis_name, weight) if over else ())} <= {*axes}:
+        raise ValueError(
+            f"`weight` differs by device, so it must weigh gradients before their sum over {axis_name!r}. Received: "
+            "gradients that are summed already, as `jax.shard_map` does with `check_vma=True`. Divide the loss of each "
+            "device: `weight * loss / total` with `total = jax.lax.psum(weight, axis)`, and pass `weight=total`. Or "
+            "set `check_vma=False`."
+        )
+    if not axes:
+        return grads, weight
+    copies = [axis for axis in axes if axis not in _varying(axis_name, weight)]  # devices with one weight
+    total = sum_over(axes, weight) * math.prod(jax.lax.axis_size(axis) for axis in copies)
+    share = weight / jnp.where(total > 0, total, 1)
+    return jax.tree.map(lambda g: jax.lax.psum(g * share.astype(g.real.dtype), axes), grads), total
+
+
+def _varying(axis_name: Any, x: Any) -> list[str]:
+    """Return those of the mapped axes over which `x` varies; all, where JAX does not track it."""
+    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    tracked = {axis for axis in axes if jax.typeof(jax.lax.axis_index(axis)).manual_axis_type.varying}
+    return [axis for axis in axes if axis not in tracked or axis in jax.typeof(x).manual_axis_type.varying]
+
+
+def collected(
+    axis_name: Any, grads: list[Any], loss: Any, hyper: dict[str, Any], reduce: bool
+) -> tuple[list[Any], Any, dict[str, Any]]:
+    """Return the gradients and the loss of all devices, and the run-time values with the sum of their weights.
+
+    Without weights they are summed. With weights they are means.
+    """
+    axis_name = axis_name if reduce else None
+    if WEIGHT in hyper:
+        grads, total = mean_over(axis_name, grads, weight := hyper[WEIGHT])
+        return grads, mean_over(axis_name, loss, weight)[0], hyper | {WEIGHT: total}
+    if axis_name is None:
+        return grads, loss, hyper
+    return sum_over(axis_name, grads), sum_over(axis_name, loss), hyper

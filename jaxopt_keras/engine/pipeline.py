@@ -15,17 +15,20 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_keras.engine import core, slot_storage
-from jaxopt_keras.engine.core import LOSS, Core, Layout, Now, Slots
-from jaxopt_keras.engine.gradients import read_gradient, read_loss, sum_over, unscaled
+from jaxopt_keras.engine.core import Core, Layout, Now, Slots
+from jaxopt_keras.engine.given import EMPTY, FLUSH, LOSS, WEIGHT, kept_only, with_given
+from jaxopt_keras.engine.gradients import collected, read_gradient, read_loss, unscaled
 from jaxopt_keras.engine.native import native, none_is_available
 from jaxopt_keras.engine.one_kernel import in_one_kernel
 from jaxopt_keras.engine.one_pass import in_one_pass
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.engine.probe import before, before_parameters
-from jaxopt_keras.engine.slot_packing import LOOSE
+from jaxopt_keras.engine.slot_packing import LOOSE, why_unpack
 from jaxopt_keras.engine.slot_sharding import shard_like
 from jaxopt_keras.engine.slot_storage import Stored, upcast
-from jaxopt_keras.engine.stages import accumulate, average, guard
+from jaxopt_keras.engine.stages import accumulate, average, guard, own_counts
+from jaxopt_keras.engine.stages.branches import either
+from jaxopt_keras.engine.stages.own_counts import OWN_COUNT
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names, check_slots
 from jaxopt_keras.engine.unused_patterns import Unused, unused
@@ -56,8 +59,10 @@ class Program(core.Program):
         names = self.core.schedules() | schedules_of(self.options)
         return {n: lambda step, n=n: self.at({}, step)[n] for n in names if not injected or self.options.injects(n)}
 
-    def offered(self, hyper: dict[str, Any], loss: Any) -> dict[str, Any]:
-        return hyper | {LOSS: jnp.asarray(loss, jnp.result_type(float))} if self.core.needs_loss else hyper
+    def offered(self, hyper: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        takes = {LOSS: self.core.needs_loss, WEIGHT: self.options.weighted_accumulation, EMPTY: True}
+        takes[FLUSH] = bool(self.options.gradient_accumulation_steps)
+        return with_given(hyper, {name: x for name, x in given.items() if takes[name]})
 
     def at(self, hyper: dict[str, Any], step: Any) -> dict[str, Any]:
         step = self.options.schedule_step(step)
@@ -116,14 +121,16 @@ class Program(core.Program):
         slots = [slot_storage.initial_slots(self.core, self.options, *x) for x in everything]
         if self.options.use_ema:
             slots = [s | {average.AVERAGE: p} for s, p in zip(slots, work, strict=True)]
+        if self.options.own_counts:
+            slots = [s | own_counts.first() for s in slots]
         if self.options.gradient_accumulation_steps:
-            accumulate.init(slots, scalars, work, self.core.needs_loss)
+            accumulate.init(self.options, slots, scalars, work, self.core.needs_loss)
         return slots, scalars
 
     def _slot_names(self, slots: list[Slots]) -> list[str]:
         """Return the names of all possible slots, whatever the parameters are, and of any others in `slots`."""
         around = {MASTER: self.options.master_weights, average.AVERAGE: self.options.use_ema}
-        around[accumulate.SUM] = self.options.gradient_accumulation_steps
+        around |= {accumulate.SUM: self.options.gradient_accumulation_steps, OWN_COUNT: self.options.own_counts}
         possible = [*self.core.slot_names(), *(name for name, is_on in around.items() if is_on)]
         return [*dict.fromkeys([*possible, *(name for each in slots for name in each)])]
 
@@ -177,10 +184,8 @@ class Program(core.Program):
             self._check_names(trees, slots, scalars, hyper)
             if None not in stored:
                 self._check_slots(layout, stored, slots, hyper)
-        gradients = self._gradients(layout, stored, grads)
-        if self.options.axis_name is not None and reduce:
-            gradients = sum_over(self.options.axis_name, gradients)
-        loss = read_loss(hyper, self.options.axis_name if reduce else None) if self.core.needs_loss else None
+        gradients, loss = self._gradients(layout, stored, grads), read_loss(hyper) if self.core.needs_loss else None
+        gradients, loss, hyper = collected(self.options.axis_name, gradients, loss, hyper, reduce)
         if "loss_scale_factor" in hyper:
             gradients, loss = unscaled((gradients, loss), hyper["loss_scale_factor"])
 
@@ -204,10 +209,14 @@ class Program(core.Program):
             amounts = [zero_amount(g, p) for g, p in zip(updated, stored, strict=True)]
             return (stored if write else amounts, state.count), slots, scalars
 
-        def proceed(slots: list[Slots], scalars: Slots, update: Any = update) -> Any:
-            if k := self.options.gradient_accumulation_steps:
-                return accumulate.run_every(k, gradients, slots, scalars, update, idle, loss)
-            return update(gradients, slots, scalars)
+        def proceed(slots: list[Slots], scalars: Slots, kept: Any = None, update: Any = update) -> Any:
+            given, grads, total = (hyper, gradients, loss) if kept is None else kept_only(kept, hyper, gradients, loss)
+            if self.options.gradient_accumulation_steps:
+                run = functools.partial(accumulate.run_window, self.options, given, state.count)
+                return run(grads, total, slots, scalars, update, idle)
+            if EMPTY in given:
+                return either(~given[EMPTY], lambda: update(grads, slots, scalars), lambda: idle(slots, scalars))
+            return update(grads, slots, scalars)
 
         def replaced(slots: list[Slots], scalars: Slots) -> Any:
             (out, count), _, _ = idle(slots, scalars)
@@ -227,14 +236,15 @@ class Program(core.Program):
         frozen = layout.frozen_amounts(grads)
         return layout.unflatten(out, layout.frozen_leaves() if write else frozen), moved
 
-    def summed(self, params: Any, grads: Any) -> Any:
-        if self.options.axis_name is None:
-            return grads
+    def summed(self, params: Any, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> tuple[Any, Any]:
+        if WEIGHT not in hyper and (self.options.axis_name is None or not reduce):
+            return grads, hyper
         if isinstance(params, Packed) and not isinstance(grads, Packed):
             grads = params.like(grads)
         layout, stored = Layout.read(params, self.options, grads)
-        total = sum_over(self.options.axis_name, self._gradients(layout, stored, grads))
-        return layout.unflatten(total, layout.frozen_gradients(grads))
+        own = self._gradients(layout, stored, grads)
+        total, _, hyper = collected(self.options.axis_name, own, None, hyper, reduce)
+        return layout.unflatten(total, layout.frozen_gradients(grads)), hyper
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         if self._must_unpack(params):
@@ -252,28 +262,14 @@ class Program(core.Program):
         return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)], layout.frozen_leaves())
 
     def _must_unpack(self, params: Any) -> bool:
-        return isinstance(params, Packed) and self.why_unpack(params) is not None
-
-    def why_unpack(self, packed: Packed) -> str | None:
-        """Return why packed arrays must be unpacked for a step; None if the step can run on the buffers."""
-        if not self.core.elementwise:
-            return "the rule needs whole arrays"
-        if self.options.clipnorm is not None:
-            return "`clipnorm` clips each array separately"
-        if self.options.constraints:
-            return "there are `constraints`"
-        options = self.options.for_params(packed)
-        if len({options.decays(part.path, part) for part in packed.parts if part.buffer}) > 1:
-            return "some are in `exclude_from_weight_decay`"
-        return None
+        return isinstance(params, Packed) and why_unpack(self.core, self.options, params) is not None
 
     def _check_names(self, trees: dict[str, Any], slots: list[Slots], scalars: Slots, hyper: dict[str, Any]) -> None:
         """Raise a ValueError if the state does not have the slots and scalars of this program."""
         kept, present = self._slot_names([]), {name for each in slots for name in each}
         check_names("slots", [name for name in trees if name in kept or name in present], kept)
         known = [*self.core.scalar_names(hyper), *guard.init(self.options)]
-        counts = accumulate.scalars(self.core.needs_loss) if self.options.gradient_accumulation_steps else []
-        check_names("scalars", scalars, known + counts)
+        check_names("scalars", scalars, known + accumulate.scalar_names(self.options, self.core.needs_loss))
 
     def _check_slots(self, layout: Layout, stored: list[Any], slots: list[Slots], hyper: dict[str, Any]) -> None:
         """Raise a ValueError if a slot is not one of these parameters and options."""

@@ -14,6 +14,7 @@ from jaxopt_keras.engine.compiled import init_at
 from jaxopt_keras.engine.core import Layout, Leaf, Now
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.native import reasons, unavailable
+from jaxopt_keras.engine.slot_packing import why_unpack
 from jaxopt_keras.language.hyperparameters import schedules_of
 from jaxopt_keras.language.matrix_rule import MatrixRule
 from jaxopt_keras.language.modifier import routed
@@ -156,7 +157,7 @@ def plan(program: Any, params: Any, state: Any = None) -> Plan:
 
 def _plan(program: Any, params: Any, state: Any, places: Places) -> Plan:
     notes = packing_notes(program, params)
-    if isinstance(params, Packed) and program.why_unpack(params):
+    if isinstance(params, Packed) and why_unpack(program.core, program.options, params):
         params = jax.eval_shape(Packed.unpack, params)
     layout, stored = Layout.read(params, program.options)
     slots = layout.by_leaf(jax.eval_shape(unpacked, state.slots))
@@ -239,7 +240,7 @@ def packing_notes(program: Any, params: Any) -> tuple[str, ...]:
     """Say whether arrays are packed, or should be, and why."""
     if isinstance(params, Packed):
         what = f"packed: {len(params.parts)} arrays in {', '.join(params.buffers)}"
-        why = program.why_unpack(params)
+        why = why_unpack(program.core, program.options, params)
         return (f"{what}, unpacked inside the step, since {why}" if why else f"{what}, updated as buffers",)
     arrays = jax.tree.leaves(params)
     mean = sum(x.size for x in arrays) / max(len(arrays), 1)

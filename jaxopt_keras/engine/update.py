@@ -11,9 +11,10 @@ from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
 from jaxopt_keras.engine.one_kernel import in_one_kernel
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.slot_storage import Stored
-from jaxopt_keras.engine.stages import average
+from jaxopt_keras.engine.stages import average, own_counts
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.clip import clip
+from jaxopt_keras.engine.stages.own_counts import OWN_COUNT
 from jaxopt_keras.engine.write_back import Move, apply_constraint, write_back
 from jaxopt_keras.language.numerics import compute_dtype, real_dtype
 from jaxopt_keras.language.options import Options
@@ -40,7 +41,8 @@ def update_all(
         join: let XLA make one kernel of the results for each parameter (`one_kernel.py`), unless a guard does so later.
     """
     averages = [s.get(average.AVERAGE) for s in slots]
-    slots = [without(s, average.AVERAGE) for s in slots]
+    counts = [s.get(OWN_COUNT) for s in slots]
+    slots, now = [without(s, average.AVERAGE, OWN_COUNT) for s in slots], own_counts.started(now, counts)
 
     # The rule sees the touched rows of a lazy gradient as if they were the whole array.
     touched = [g if isinstance(g, Rows) and not core.takes_rows else None for g in gradients]
@@ -76,7 +78,8 @@ def update_all(
 
     everything = zip(layout.leaves, gradients, stored, slots, moves, strict=True)
     ends = [write_back(options, *x, seeds, write) for x in everything]
-    out, slots = [p for p, _ in ends], [s for _, s in ends]
+    out = [p for p, _ in ends]
+    slots = [s | own_counts.counted(c, g) for (_, s), c, g in zip(ends, counts, gradients, strict=True)]
     if options.use_ema:
         slots = [s | {average.AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
     if join and not watched:

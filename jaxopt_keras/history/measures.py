@@ -152,7 +152,7 @@ def _raw_gradients(program: Any, params: Any, state: Any, grads: Any, hyper: dic
         grads = unscaled(grads, state.scalars[SCALE])
     if hasattr(program, "inner"):
         return _raw_gradients(program.inner, params, state, grads, hyper)
-    summed, scale = program.summed(params, grads), hyper.get("loss_scale_factor")
+    (summed, _), scale = program.summed(params, grads, hyper), hyper.get("loss_scale_factor")
     return summed if scale is None else unscaled(summed, scale)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
+from jaxopt_keras.language.fields import Field
 from jaxopt_keras.language.paths import leaves_by_path
 
 HOST = "pinned_host"
@@ -63,6 +64,30 @@ def _takes_one(function: Callable[..., Any]) -> bool:
         return False
     positional = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return sum(p.default is p.empty for p in positional) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in known)
+
+
+def read_window_length(value: Any) -> Any:
+    """Validate `gradient_accumulation_steps`: return None, an integer that is 0 or at least 2, or a function.
+
+    Raises:
+        TypeError: if it is something else, or the function does not return one number. ValueError: for other integers.
+    """
+    name, received = "gradient_accumulation_steps", f"Received: gradient_accumulation_steps={value!r}"
+    if callable(value) and not isinstance(value, type):
+        try:
+            length = jax.eval_shape(value, jax.ShapeDtypeStruct((), np.int32))
+        except TypeError as error:
+            raise TypeError(
+                f"`{name}` must be an integer, or a function of the number of updates that JAX can trace. {received}, "
+                f"which raised: {error}"
+            ) from error
+        if np.shape(length) or not isinstance(length, jax.ShapeDtypeStruct) or length.dtype.kind not in "iuf":
+            raise TypeError(f"The function `{name}` must return one number. {received}, which returned {length}")
+        return value
+    value = Field.read(int | None).check(name, value)
+    if value is not None and (value < 0 or value == 1):
+        raise ValueError(f"`{name}` must be an integer >= 2, a function, or None. {received}")
+    return value
 
 
 def read_exclusion(value: Any) -> Any:

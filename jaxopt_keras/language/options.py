@@ -13,6 +13,7 @@ from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.language.rule import COMPLEMENT, OFF_AT_ZERO, Amount, Count, Hyperparameters, Read, Within, fields_of
 
 Formats = Format | dict[str, Format] | tuple[tuple[str, Format], ...]  # a tuple: as `read_formats` stores a dict
+WindowLength = int | Callable[[Any], Any] | None
 Limit = Annotated[float, Within(0, below=math.inf), OFF_AT_ZERO]
 
 
@@ -27,7 +28,7 @@ class KerasOptions(Hyperparameters):
     ema_momentum: Annotated[float, Within(0, 1), COMPLEMENT] = 0.99
     ema_overwrite_frequency: Count | None = None
     loss_scale_factor: Annotated[float, Within(above=0)] | None = None
-    gradient_accumulation_steps: Count | None = None
+    gradient_accumulation_steps: Annotated[WindowLength, Read(values.read_window_length)] = None
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -37,11 +38,6 @@ class KerasOptions(Hyperparameters):
             received = ", ".join(f"{n}={c}" for n, c in clips.items())
             raise ValueError(
                 f"Only one of `clipnorm`, `clipvalue` and `global_clipnorm` can be set. Received: {received}"
-            )
-        if self.gradient_accumulation_steps == 1:
-            raise ValueError(
-                "`gradient_accumulation_steps` must be an integer >= 2, or None. "
-                "Received: gradient_accumulation_steps=1"
             )
         if self.use_ema and self.ema_overwrite_frequency == 0:
             raise ValueError(
@@ -65,10 +61,13 @@ class Options(KerasOptions):
         ema_momentum: the decay of the average of the parameters.
         ema_overwrite_frequency: the number of updates after which the parameters become their average; None: never.
         loss_scale_factor: the factor of the loss (`Optimizer.scale_loss`); gradients are divided by it.
-        gradient_accumulation_steps: an int >= 2: the number of calls for one update, with the mean of their gradients.
-            Clip, decay, schedule, average and constraint happen once per update. None or 0: off.
+        gradient_accumulation_steps: an int >= 2: the number of calls for one update, with the mean of their gradients
+            (a window). Clip, decay, schedule, average and constraint happen once per update. A function of the number
+            of updates made so far returns the length of the next window, at least 1. A call with `flush=True` is the
+            last of its window. None or 0: off.
         schedule_counts: the step that schedules get with `gradient_accumulation_steps`: the number of "updates", as in
-            optax, or of "calls", as in Keras. None: of updates; the Keras-style classes warn of a schedule of a class.
+            optax, or of "calls", as in Keras (all windows count as whole ones). None: of updates; the Keras-style
+            classes warn of a schedule of a class.
         exclude_from_weight_decay: regular expressions, searched for in a parameter's path; a function
             `(path, parameter) -> bool`; a tree of bools like the parameters or a prefix of one (True: excluded); or a
             function of the parameters that returns such a tree.
@@ -101,6 +100,13 @@ class Options(KerasOptions):
             running mean. None: off.
         offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` keeps there the slots
             with a "path/slot" in which the expression is found. None: no slots.
+        weighted_accumulation: True: each call is given the `weight` of its gradients, such as the number of tokens that
+            they are a mean of, and an update has the mean `sum(w g) / sum(w)` over its window (and over `axis_name`).
+            A gradient of weight 0 is not read. Without any weight there is no update. False: calls weigh alike.
+        own_counts: True: each parameter counts its own updates (slot `own_count`), as in torch, and the rule has that
+            count, for its bias correction and its first step. A parameter that joins late, or that has no gradient in
+            some steps, is then updated as if it were trained alone. Schedules, averages and random bits follow the
+            common count. For rules that keep no numbers for all arrays together. False: all have the common count.
         inject_hyperparams: True, a name or several: keep these hyperparameters in the state (`state.hyperparams`)
             instead of in the kernel, so that `Kernel.replaced` changes them and `vmap` maps over them. A number that is
             a schedule is kept there as the last step used it, and computed anew by each step.
@@ -125,6 +131,8 @@ class Options(KerasOptions):
     offload: Annotated[Any, Read(values.read_offload)] = None
     flat_state: bool | None = None
     inject_hyperparams: Annotated[Any, Read(values.read_injected)] = None
+    weighted_accumulation: bool = False
+    own_counts: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,6 +142,16 @@ class Options(KerasOptions):
                     f'`sparse="lazy"` cannot be combined with `{name}`: the sum of several sparse gradients is dense. '
                     f'Received: {name}={getattr(self, name)!r}. Use `sparse="dense"`.'
                 )
+        if self.weighted_accumulation and not self.gradient_accumulation_steps:
+            raise ValueError(
+                "`weighted_accumulation` weighs the calls of a window. Received: weighted_accumulation=True, "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}. Set the latter, or leave both out."
+            )
+        if self.schedule_counts == "calls" and callable(self.gradient_accumulation_steps):
+            raise ValueError(
+                '`schedule_counts="calls"` needs windows of one length. Received: a function as '
+                '`gradient_accumulation_steps`. Use `schedule_counts="updates"`.'
+            )
         if self.flat_state and self.offload:
             raise ValueError(
                 "`flat_state` and `offload` cannot be combined: packed slots cannot be moved to host memory. "
@@ -147,7 +165,7 @@ class Options(KerasOptions):
 
     def schedule_step(self, updates: Any) -> Any:
         """Return the step of schedules in the update after `updates` others, which saturates."""
-        k = self.gradient_accumulation_steps
+        k: Any = self.gradient_accumulation_steps
         if not k or self.schedule_counts != "calls":
             return updates
         return jnp.minimum(updates, jnp.iinfo(jnp.int32).max // k - 1) * k + (k - 1)

@@ -37,6 +37,8 @@ def program_of(rule: Any, options: Options) -> Any:
                 "Only the stateful face can call one, before each step."
             )
     _check_storage(rule, options)
+    if options.own_counts:
+        core = dataclasses.replace(_countable(core), own_counts=True)
     if options.sparse == "lazy" and (getattr(rule, "grain", "") != "element" or is_joint(rule)):
         raise ValueError(
             f'`sparse="lazy"` updates single rows, and {type(rule).__name__} may need whole arrays. '
@@ -51,6 +53,20 @@ def program_of(rule: Any, options: Options) -> Any:
                 f"Received: {name!r}, which does not exist, or is off."
             )
     return Offloaded(plain, options.offload) if options.offload else plain
+
+
+def _countable(core: Any) -> Leafwise:
+    """The core, if each of its arrays can count its own updates; otherwise raises a TypeError or a ValueError."""
+    if not isinstance(core, Leafwise):
+        raise TypeError(
+            f"`own_counts` needs a `Rule`. Received: own_counts=True for {type(core).__name__}, whose count is its own"
+        )
+    if core.rule.scalars() is not None:
+        raise ValueError(
+            f"`own_counts` needs a rule without numbers for all arrays. Received: own_counts=True for "
+            f"{type(core.rule).__name__}, which keeps {[*core.scalar_names({})]}. Leave it out, or use another rule."
+        )
+    return core
 
 
 def _check_storage(rule: Any, options: Options) -> None:

@@ -12,6 +12,7 @@ from jaxopt_keras.engine.compiled import Compiled, call_donating, shared
 from jaxopt_keras.engine.core import Core, Program
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.cores.leafwise import Leafwise
+from jaxopt_keras.engine.given import EMPTY, FLUSH, refuse_unused
 from jaxopt_keras.engine.initial_state import initial_state
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import plain_programs
@@ -24,10 +25,10 @@ from jaxopt_keras.language.printing import call
 from jaxopt_keras.language.rule import Rule, fields_of
 from jaxopt_keras.pure import injection
 from jaxopt_keras.pure.building import explained, program_of, refuse_no_floats
+from jaxopt_keras.pure.extra import plain_options, refuse_unknown_keywords, with_extra
 from jaxopt_keras.pure.kernel_text import parts
 from jaxopt_keras.pure.numbers import Numbers
 
-VALUE = "value"  # optax's word for the loss
 P = TypeVar("P")  # a pytree of parameters or gradients
 
 
@@ -211,14 +212,20 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
             params: the parameters. May be None (default) if neither the rule nor the options read them.
             full_precision: True gives amounts in the dtype of the arithmetic, float32 for bfloat16 and float16
                 gradients, so that `optax.apply_updates` rounds once. False (default) gives the dtypes of the gradients.
-            **extra: `value`, the loss of the gradients, for a rule that needs it (Polyak steps); or arguments of an
-                optax transformation that takes more than gradients (`value`, `grad`, `value_fn`, ...). A function among
-                them is a part of the compiled program: outside `jit`, pass the same one each
-                time. Other kernels ignore them, as callers of `optax.GradientTransformationExtraArgs` expect.
+            **extra: `value`, the loss of the gradients, for a rule that needs it (Polyak steps);
+                `weight`, a number >= 0, for `weighted_accumulation`: the number of tokens or samples of the gradients;
+                `flush`, a bool, for `gradient_accumulation_steps`: True ends the window with this call;
+                or arguments of an optax transformation that takes more than gradients (`value`, `grad`, `value_fn`,
+                ...). A function among them is a part of the compiled program: outside `jit`, pass the same one each
+                time. Other kernels ignore them, as callers of `optax.GradientTransformationExtraArgs` expect, but for
+                `weight` and `flush`. All may be traced.
 
         An amount is None where the gradient is None.
+
+        Raises:
+            TypeError: for a `weight` or `flush` without effect. ValueError: if a structure or a shape does not match.
         """
-        hyper = self._with(self.current(state), extra)
+        hyper = with_extra(self.program, self.current(state), extra)
         run = self.compiled.update_wide if full_precision else self.compiled.update
         return self._called(run, grads, state, params, hyper, grads=grads, params=params, state=state)
 
@@ -246,6 +253,38 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         plain, donating = self.compiled.step, self.compiled.step_donating
         run = functools.partial(call_donating, donating, plain) if donate else plain
         return self._called(run, params, state, grads, hyper, params=params, grads=grads, state=state)
+
+    def flush(self, params: P, state: State, *, donate: bool = True) -> tuple[P, State]:
+        """End the window of accumulation now, without gradients: a step with the mean of those accumulated so far.
+
+        It is for the end of an epoch. If nothing was accumulated, nothing changes and nothing is counted. A parameter
+        whose accumulated gradients are all zeros, or missing, does not change. In a loop that knows its last batch,
+        `step(params, state, grads, flush=is_last)` does the same in one program.
+
+        Args:
+            params, state, donate: as in `step`.
+
+        Returns:
+            New `params` and `state`.
+
+        Raises:
+            TypeError: for a kernel that accumulates no gradients.
+
+        >>> import jax.numpy as jnp, jaxopt_keras as jk
+        >>> kernel = jk.sgd(1.0, gradient_accumulation_steps=4)
+        >>> params, state = jnp.zeros(()), kernel.init(jnp.zeros(()))
+        >>> for g in (1.0, 3.0):
+        ...     params, state = kernel.step(params, state, jnp.float32(g))
+        >>> params, state = kernel.flush(params, state)
+        >>> float(params), int(state.count)
+        (-2.0, 1)
+        """
+        refuse_unused(plain_options(self.program), {FLUSH})
+        hyper = self.program.offered(self.current(state), {FLUSH: True, EMPTY: True})
+        none = jax.tree.map(lambda p: None, params)
+        plain, donating = self.compiled.step, self.compiled.step_donating
+        run = functools.partial(call_donating, donating, plain) if donate else plain
+        return self._called(run, params, state, none, hyper, params=params, state=state)
 
     def averaged(self, params: P, state: State) -> P:
         """The parameters to evaluate: their moving average under `use_ema`, else the rule's average (ScheduleFree's x).
@@ -280,23 +319,8 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         Raises:
             TypeError: for a keyword that the kernel does not take.
         """
-        if (unknown := extra.keys() - {VALUE}) and not self._is_foreign:
-            raise TypeError(
-                f"`step` takes `params`, `state`, `grads`, `value` and `donate`. Received: {sorted(unknown)}"
-            )
-        return self._with(self.current(state), extra)
-
-    @property
-    def _is_foreign(self) -> bool:
-        plain = plain_programs(self.program)
-        return len(plain) == 1 and isinstance(getattr(plain[0], "core", None), Foreign)
-
-    def _with(self, hyper: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-        """The run-time values of a call: hyperparameters, and keywords for an optax transformation."""
-        if extra and self._is_foreign:
-            return hyper | self.core.extra(extra)  # type: ignore[attr-defined]
-        loss = extra.get(VALUE)
-        return hyper if loss is None else self.program.offered(hyper, loss)
+        refuse_unknown_keywords(self.program, extra)
+        return with_extra(self.program, self.current(state), extra)
 
     def _called(self, run: Any, first: Any, state: State, third: Any, hyper: Any, /, **trees: Any) -> tuple[Any, State]:
         """The results of a compiled function. Its error names the leaf of `trees` that is no array, or is donated."""

@@ -18,13 +18,14 @@ from jaxopt_keras.stateful.transactions import OPTIONS, Transactions
 from jaxopt_keras.stateful.variable import check
 
 RATE_FIELD = Field.read(Rate)
+WINDOW = "gradient_accumulation_steps"
 INNER = "inner"  # the field of a modifier with the rule inside
 EXCLUDED = "excluded_from_weight_decay"  # the key of the arguments of `exclude_from_weight_decay`
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Options)}
 # The keys of a Keras optimizer's config, in Keras's order.
 KEYS = (
     "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum", "ema_overwrite_frequency",
-    "loss_scale_factor", "gradient_accumulation_steps",
+    "loss_scale_factor", WINDOW,
 )  # fmt: skip
 
 
@@ -46,6 +47,8 @@ class Configs(Transactions):
         config = {"name": self.name, "learning_rate": self._rate_config()}
         config |= {n: getattr(self._options, n) for n in KEYS}
         config |= {} if self.jit_compile else {"jit_compile": False}
+        if callable(length := self._options.gradient_accumulation_steps):
+            config[WINDOW] = schedule_config(WINDOW, length)
         if isinstance(self._rule, Rule):
             rule, _ = self._with_functions()
             config |= {n: x for n, x in rule_config(rule)["config"].items() if n != RATE_NAME}

@@ -88,7 +88,16 @@ def with_none(variables: Sequence[Any], out: Any, grads: list[Any]) -> tuple[Any
 class Losses(Transactions):
     """Steps down the gradient of a loss, and the gradient itself."""
 
-    def minimize(self, loss: Callable[[], Any], var_list: Any, grad_loss: Any = None, name: str | None = None) -> View:
+    def minimize(
+        self,
+        loss: Callable[[], Any],
+        var_list: Any,
+        grad_loss: Any = None,
+        name: str | None = None,
+        *,
+        weight: Any = None,
+        flush: Any = None,
+    ) -> View:
         """Take one step down the gradient of `loss`.
 
         Args:
@@ -97,6 +106,7 @@ class Losses(Transactions):
                 of `loss`, which may create the variables; `loss` is called once more for the gradient.
             grad_loss: the gradient of the minimized number with respect to the loss; None: 1.
             name: accepted for compatibility with TF; has no effect.
+            weight, flush: as in `apply_gradients`.
 
         Returns:
             `iterations`.
@@ -106,7 +116,8 @@ class Losses(Transactions):
         """
         pairs, value = self._compute_gradients(loss, var_list, grad_loss), self._loss_seen
         takes_loss = any("loss" in getattr(group._rule, "takes", ()) for group in self._groups().values())
-        return self.apply_gradients(pairs, **({"loss": value} if takes_loss and jnp.ndim(value) == 0 else {}))
+        given = {"loss": value if takes_loss and jnp.ndim(value) == 0 else None, "weight": weight, "flush": flush}
+        return self.apply_gradients(pairs, **{name: x for name, x in given.items() if x is not None})
 
     def _compute_gradients(self, loss: Any, var_list: Any, grad_loss: Any = None, tape: None = None) -> list[Any]:
         """Return the (gradient, variable) pairs of `minimize`, which TF 2's classes may override."""

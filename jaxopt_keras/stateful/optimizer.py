@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.slot_packing import LOOSE, should_pack_slots
-from jaxopt_keras.engine.stages.accumulate import SUM
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.other_names import refuse_unknown
@@ -20,7 +19,7 @@ from jaxopt_keras.language.printing import arguments_of, call
 from jaxopt_keras.language.rule import Rule, with_python_numbers
 from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
-from jaxopt_keras.stateful.call import Call
+from jaxopt_keras.stateful.call import Call, given_of
 from jaxopt_keras.stateful.custom.hooks import INNER, Hooks
 from jaxopt_keras.stateful.custom.overrides import overrides
 from jaxopt_keras.stateful.custom.scoped import Scoped, uncompiled
@@ -39,10 +38,11 @@ from jaxopt_keras.stateful.validation import (
     refuse_traced,
     without_frozen,
 )
-from jaxopt_keras.stateful.variable import as_array, check, check_iterable, value_of
+from jaxopt_keras.stateful.variable import check, check_iterable
+from jaxopt_keras.stateful.windows import Windows
 
 
-class Optimizer(Registry, Scoped, Losses, Stateless):
+class Optimizer(Registry, Scoped, Losses, Stateless, Windows):
     """A Keras-style optimizer. The named classes (`Adam`, `SGD`, ...) are derived from it; see `optimizers`.
 
     There are three ways to write a new optimizer. All run compiled, in the same pipeline (clipping, decay, averaging,
@@ -168,6 +168,8 @@ class Optimizer(Registry, Scoped, Losses, Stateless):
         skip_gradients_aggregation: bool = False,
         *,
         loss: Any = None,
+        weight: Any = None,
+        flush: Any = None,
         experimental_aggregate_gradients: bool = True,
     ) -> View:
         """Update variables by their gradients. If it raises, no variable has changed.
@@ -178,6 +180,8 @@ class Optimizer(Registry, Scoped, Losses, Stateless):
                 gradient is: a warning names it if it has one.
             name: accepted for compatibility with TF; has no effect.
             loss: the loss whose gradients these are, for a rule that needs it. Default: None, none.
+            weight: a number >= 0, the weight of these gradients in the mean of their window (`weighted_accumulation`).
+            flush: True: the window of `gradient_accumulation_steps` ends with this call. None or False: it does not.
             skip_gradients_aggregation, experimental_aggregate_gradients: accepted; have no effect. Gradients are summed
                 over `axis_name` only by `stateless_apply`, inside a mapped function.
 
@@ -185,20 +189,31 @@ class Optimizer(Registry, Scoped, Losses, Stateless):
             `iterations`.
 
         Raises:
-            TypeError: if the argument is not pairs, a variable is of no supported kind, or a gradient is not numeric.
-            ValueError: if all gradients are None, a shape does not fit, or a variable occurs twice.
+            TypeError: if the argument is not pairs, a variable is of no supported kind, a gradient is not numeric, or a
+            weight or flush would have no effect. ValueError: if all gradients are None, a shape does not fit, or a
+            variable occurs twice.
         """
         grads, variables = pairs(grads_and_vars)
+        given = {n: x for n, x in {"loss": loss, "weight": weight, "flush": flush}.items() if x is not None}
         if overrides(type(self), "apply"):
-            self.apply(grads, variables)
+            self.apply(grads, variables, **given)
         elif grads:
-            self._apply(grads, variables, loss)
+            self._apply(grads, variables, given_of(**given))
         return self.iterations
 
     def apply(
-        self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None, *, loss: Any = None
+        self,
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any] | None = None,
+        *,
+        loss: Any = None,
+        weight: Any = None,
+        flush: Any = None,
     ) -> View:
-        """Apply gradients to variables, from two lists. None: all variables, in the order of `build`."""
+        """Apply gradients to variables, from two lists. None: all variables, in the order of `build`.
+
+        `loss`, `weight` and `flush` are as in `apply_gradients`.
+        """
         grads = list(check_iterable("grads", grads))
         if trainable_variables is None:
             if not self._handles:
@@ -214,13 +229,13 @@ class Optimizer(Registry, Scoped, Losses, Stateless):
                 f"{len(variables)} variables"
             )
         if grads:
-            self._apply(grads, variables, loss)
+            self._apply(grads, variables, given_of(loss=loss, weight=weight, flush=flush))
         return self.iterations
 
-    def _apply(self, grads: list[Any], variables: list[Any], loss: Any) -> None:
+    def _apply(self, grads: list[Any], variables: list[Any], given: dict[str, Any]) -> None:
         """Validate the arguments, register new variables, and step; if that raises, undo it."""
         if self._mapped_variables:
-            return self._apply_in_scope(grads, variables)
+            return self._apply_in_scope(grads, variables, given)
         with LOCK:
             if any(id(v) not in self._keys for v in variables):
                 grads, variables = self._unpacked_buffers(grads, variables)
@@ -229,19 +244,20 @@ class Optimizer(Registry, Scoped, Losses, Stateless):
             grads = without_frozen(grads, handles, stacklevel=3)
             check_pairs(grads, handles)
             before = self._ensure(variables)
-            given = {self._keys[id(v)]: g for v, g in zip(variables, grads, strict=True) if g is not None}
-            with uninterrupted():  # else an exception between the donating call and the end would lose arrays
-                try:
-                    self._step(given, None if loss is None else as_array(value_of(loss), "loss"))
-                except BaseException:
-                    self._restore(before)
-                    raise
+            by_path = {self._keys[id(v)]: g for v, g in zip(variables, grads, strict=True) if g is not None}
+            self._step_or_undo(by_path, given, before)
 
-    def _step(self, given: dict[str, Any], loss: Any) -> None:
-        """Take a step with the gradients `given` by path."""
-        call = self._prepare_step(given)
-        if loss is not None:
-            call = call._replace(hyper=call.kernel.program.offered(call.hyper, loss))
+    def _step_or_undo(self, grads: dict[str, Any], given: dict[str, Any], before: Any) -> None:
+        with uninterrupted():  # else an exception between the donating call and the end would lose arrays
+            try:
+                self._step(grads, given)
+            except BaseException:
+                self._restore(before)
+                raise
+
+    def _step(self, grads: dict[str, Any], given: dict[str, Any]) -> None:
+        """Take a step with gradients by path, and what else was given."""
+        call = self._prepare_step(grads).given(given)
         # Without an axis the argument is left out, so that both faces share one program.
         reduce = {} if self._options.axis_name is None else {"reduce": False}
         step = call.kernel.compiled.step_donating if self.jit_compile else uncompiled(call.kernel.program)
@@ -275,18 +291,6 @@ class Optimizer(Registry, Scoped, Losses, Stateless):
         used = self._with_inner(used) if INNER not in used.scalars else used
         grads = {k: given.get(k) for k in params}
         return Call(kernel, params, used, grads, self._hyper(state))
-
-    def _drop_sums_of_frozen(self) -> None:
-        """Clear the sums of gradients of variables that were frozen in the middle of a window of accumulation.
-
-        Otherwise the gradients from before would move them at its end.
-        """
-        frozen = frozenset(path for path, h in self._handles.items() if not h.trainable)
-        if fresh := frozen - self._without_sums:
-            state = self._state
-            sums = {k: jax.tree.map(jnp.zeros_like, x) if k in fresh else x for k, x in state.slots[SUM].items()}
-            self._put(state._replace(slots=state.slots | {SUM: sums}))
-        object.__setattr__(self, "_without_sums", frozen)
 
     def _results(self, call: Call, state: State, params: Any, result: State) -> tuple[dict[str, Any], State]:
         """Return new parameters by path, and `state` after the step: `call` returned `params` and `result`."""

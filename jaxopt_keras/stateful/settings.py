@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.cores.foreign import Foreign
-from jaxopt_keras.engine.stages.accumulate import MICRO_STEP
+from jaxopt_keras.engine.stages.accumulate import MICRO_STEP, WEIGHTS
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED
+from jaxopt_keras.engine.stages.own_counts import OWN_COUNT
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import warn_of
 from jaxopt_keras.language.fields import RATE as RATE_NAME
@@ -38,6 +39,7 @@ from jaxopt_keras.stateful.variable_kinds import Handle, handle
 from jaxopt_keras.storage import formats
 
 COUNT = Field.read(Count)
+WINDOW_OPTIONS = ("gradient_accumulation_steps", "weighted_accumulation")
 
 
 class ExcludedPaths(NamedTuple):
@@ -218,8 +220,11 @@ class Settings(Configs):
         else:
             state, fresh = self._with_initial_slots(kernel, self._handles)
             scalars = self._merged(fresh.scalars, state.scalars)
-            if options.gradient_accumulation_steps != self._options.gradient_accumulation_steps:
-                scalars |= {n: x for n, x in fresh.scalars.items() if n == MICRO_STEP}  # accumulation starts again
+            if any(getattr(options, n) != getattr(self._options, n) for n in WINDOW_OPTIONS):
+                scalars |= {n: x for n, x in fresh.scalars.items() if n in (MICRO_STEP, WEIGHTS)}  # a new window
+            if options.own_counts and not self._options.own_counts:  # the updates so far were those of all
+                counts = {k: jnp.copy(state.count) for k in state.slots[OWN_COUNT]}
+                state = state._replace(slots=state.slots | {OWN_COUNT: counts})
             kept = {n: tree for n, tree in state.slots.items() if tree or n in fresh.slots}
             state = state._replace(scalars=scalars, slots=kept)
         self.__dict__.update(_rule=rule, _options=options, _kernel_cache=kernel)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from jaxopt_keras.engine.stages.accumulate import LOSSES, MICRO_STEP, SUM
+from jaxopt_keras.engine.stages.accumulate import LOSSES, MICRO_STEP, SUM, WEIGHTS
 from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED, USUAL
+from jaxopt_keras.engine.stages.own_counts import OWN_COUNT
 from jaxopt_keras.language.rule import KerasOrder
 from jaxopt_keras.stateful.variable import ArrayLike
 from jaxopt_keras.storage.blockwise import Blocks, dequantize
@@ -27,9 +28,9 @@ STEP: Place = ("count",)
 RATE: Place = ("hyperparams", "learning_rate")
 SCHEDULED: Place = ("scheduled",)
 """Not in the state: the rate that the optimizer's schedule or function has at present."""
-OPTION_SLOTS = (AVERAGE, SUM, MASTER)
+OPTION_SLOTS = (AVERAGE, SUM, MASTER, OWN_COUNT)
 """Names of the slots that options add to the rule's."""
-OPTION_SCALARS = (MICRO_STEP, LOSSES, SKIPPED, USUAL)
+OPTION_SCALARS = (MICRO_STEP, WEIGHTS, LOSSES, SKIPPED, USUAL)
 """Names of the scalars that options add to the rule's."""
 
 

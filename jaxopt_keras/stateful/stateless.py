@@ -24,6 +24,8 @@ class Stateless(Transactions):
         skip_gradients_aggregation: bool = False,
         *,
         loss: Any = None,
+        weight: Any = None,
+        flush: Any = None,
     ) -> tuple[list[Any], list[Any]]:
         """Compute one step as a pure function of lists of arrays, for use inside `jit`, `shard_map` or `pmap`.
 
@@ -32,14 +34,14 @@ class Stateless(Transactions):
             grads: a gradient or None for each variable that the optimizer was built with.
             trainable_variables: the values of these variables.
             skip_gradients_aggregation: True if gradients are summed over `axis_name` already.
-            loss: as in `apply_gradients`.
+            loss, weight, flush: as in `apply_gradients`; they may be traced.
 
         Returns:
             (new trainable_variables, new optimizer_variables), as Keras returns them.
 
         Raises:
-            TypeError: if an element is not numeric. ValueError: if the optimizer is not built, or a list has the wrong
-                length.
+            TypeError: if an element is not numeric, or a weight or flush would have no effect. ValueError: if the
+                optimizer is not built, or a list has the wrong length.
         """
         paths, views = self._paths, self._listed()
         if not paths:
@@ -55,6 +57,7 @@ class Stateless(Transactions):
         params = {path: as_array(v, "trainable_variables") for path, v in zip(paths, variables, strict=True)}
         grads = without_frozen(grads, [self._handles.get(path) for path in paths], stacklevel=2)
         given = {path: g if g is None else as_gradient(value_of(g), path) for path, g in zip(paths, grads, strict=True)}
-        new, state = self._pure_step(given, state, params, not skip_gradients_aggregation, loss)
+        others = {"loss": loss, "weight": weight, "flush": flush}
+        new, state = self._pure_step(given, state, params, not skip_gradients_aggregation, **others)
         states = self._states_of(state)
         return [new[path] for path in paths], [read(states[id(view.optimizer)], view.place) for view in views]

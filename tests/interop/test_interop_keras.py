@@ -569,3 +569,24 @@ def test_a_saved_model_keeps_what_is_excluded_from_decay(tmp_path, kind):
 
     for a, b in zip(fitted(True), fitted(False), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_windows_that_are_weighted_or_end_early():
+    """In a loop of one's own, in a stateless scope, and by a callback at the end of an epoch of `fit`."""
+    w = keras.Variable(np.zeros(2, "float32"))
+    optimizer = interop.SGD(1.0, gradient_accumulation_steps=4, weighted_accumulation=True)
+    optimizer.apply([np.ones(2, "float32")], [w], weight=1)
+    optimizer.apply_gradients([(np.full(2, 4, "float32"), w)], weight=3, flush=True)
+    assert w.numpy().tolist() == [-3.25, -3.25] and int(optimizer.iterations) == 1
+
+    class EndOfEpoch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.flush()
+
+    model = keras.Sequential([keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
+    model.build((None, 1))
+    model.compile(interop.SGD(0.5, gradient_accumulation_steps=8), loss="mse")
+    x = np.ones((3, 1), "float32")
+    model.fit(x, x, batch_size=1, epochs=2, verbose=0, callbacks=[EndOfEpoch()])
+    assert int(model.optimizer.iterations) == 2  # each of three of eight calls
+    np.testing.assert_allclose(model.get_weights()[0], [[1.0]], rtol=1e-6)

@@ -85,7 +85,7 @@ NO_SCHEDULE = [
     (name, argument)
     for name, rule in RULES.items()
     for argument, field in (fields_of(rule) | fields_of(Options)).items()
-    if not field.traced and Any not in field.types
+    if not field.traced and Any not in field.types and argument != "gradient_accumulation_steps"
 ]
 
 

@@ -100,6 +100,7 @@ class Leafwise(Core):
     rule: Rule
     any_slots: bool = False
     seed: int = 0  # of random keys
+    own_counts: bool = False  # each array has a time of its own, `Now.own`
 
     @property
     def needs_loss(self) -> bool:  # type: ignore[override]  # an attribute of the base class
@@ -126,7 +127,8 @@ class Leafwise(Core):
 
     @property
     def elementwise(self) -> bool:
-        return self.rule.grain == "element" and is_alike(self.rule) and KEY not in self.rule.takes
+        alike = is_alike(self.rule) and KEY not in self.rule.takes and not self.own_counts
+        return self.rule.grain == "element" and alike
 
     def is_elementwise(self, leaf: Leaf, p: Any) -> bool:
         return routed(self.rule, leaf.path, p).grain == "element"
@@ -201,6 +203,8 @@ class Leafwise(Core):
         for i, leaf, g, p, s in arrays:
             bound, decaying, plain = clocks[real_dtype(g.dtype)]
             rule, at = routed(bound, leaf.path, g), decaying if leaf.decays else plain
+            if now.own is not None:
+                at = at._replace(t=now.own[i].astype(at.t.dtype))
             if KEY in rule.takes:
                 drawn = hash_rng.seeds(self.seed, [f"{leaf.path}/random"], now.t - 1)
                 at = at._replace(key=jax.random.key(drawn[0]))

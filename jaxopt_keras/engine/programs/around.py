@@ -31,8 +31,8 @@ class Around(Program):
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         return self.inner.averaged(params, state, hyper)
 
-    def summed(self, params: Any, grads: Any) -> Any:
-        return self.inner.summed(params, grads)
+    def summed(self, params: Any, grads: Any, hyper: Any, reduce: bool = True) -> tuple[Any, Any]:
+        return self.inner.summed(params, grads, hyper, reduce)
 
     def hyper(self) -> dict[str, Any]:
         return self.inner.hyper()
@@ -43,8 +43,8 @@ class Around(Program):
     def schedules(self, injected: bool = True) -> dict[str, Any]:
         return self.inner.schedules(injected)
 
-    def offered(self, hyper: Any, loss: Any) -> Any:
-        return self.inner.offered(hyper, loss)
+    def offered(self, hyper: Any, given: dict[str, Any]) -> Any:
+        return self.inner.offered(hyper, given)
 
     def skeleton(self) -> Self:
         return dataclasses.replace(self, inner=self.inner.skeleton())

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.core import LOSS
+from jaxopt_keras.engine.given import EMPTY, FLUSH, LOSS, found, zeroed
 from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
@@ -41,15 +41,15 @@ class LossScaled(Around):
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
         check_names("scalars", (n for n in state.scalars if n in (SCALE, GOOD, SKIPPED)), (SCALE, GOOD, SKIPPED))
         scale, good = state.scalars[SCALE], state.scalars[GOOD]
-        grads = unscaled(self.inner.summed(params, grads) if reduce else grads, scale)
-        hyper = _unscaled_loss(hyper, scale)
+        grads, hyper = self.inner.summed(params, grads, hyper, reduce)
+        grads, hyper = unscaled(grads, scale), _unscaled_loss(hyper, scale)
         finite = guard.is_finite(grads)
         skipped = state.scalars[SKIPPED] + (~finite).astype(jnp.int32)
         # The inner program may count skipped calls too, with the same counter: its guard decides after this one.
         counter = {SKIPPED: skipped} if guard.is_on(self.inner.options) else {}
         state = state._replace(scalars=without(state.scalars, SCALE, GOOD, SKIPPED) | counter)
 
-        def proceed(grads: Any = grads) -> Any:
+        def proceed(grads: Any = grads, hyper: Any = hyper) -> Any:
             return self.inner.call(params, state, grads, hyper, reduce=False, write=write)
 
         def idle() -> Any:
@@ -59,13 +59,18 @@ class LossScaled(Around):
             return jax.tree.map(jnp.zeros_like, amounts), state
 
         rows = any(map(is_sparse, jax.tree.leaves(grads, is_leaf=is_sparse)))
-        out, moved = (branch if rows else either)(finite, proceed, idle)  # a selection would read every row
+        if found(hyper, FLUSH) is None:
+            out, moved = (branch if rows else either)(finite, proceed, idle)  # a selection would read every row
+        else:  # the window ends without gradients that are not finite
+            out, moved = proceed(zeroed(finite, grads), self.inner.offered(hyper, {EMPTY: ~finite}))
         grows = finite & (good + 1 >= self.growth)
         doubled, halved = jnp.minimum(2 * scale, self.highest), jnp.maximum(scale / 2, self.lowest)
         new = {
             SCALE: jnp.where(finite, jnp.where(grows, doubled, scale), halved),
             GOOD: jnp.where(finite & ~grows, good + 1, 0),
         }
+        if (absent := found(hyper, EMPTY)) is not None:  # no call of the loss
+            new = {SCALE: jnp.where(absent, scale, new[SCALE]), GOOD: jnp.where(absent, good, new[GOOD])}
         return out, moved._replace(scalars={SKIPPED: skipped} | moved.scalars | new)
 
     def loss_scale(self, state: State) -> Any:

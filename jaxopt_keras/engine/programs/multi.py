@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Program
+from jaxopt_keras.engine.given import EMPTY, FLUSH, found, zeroed
 from jaxopt_keras.engine.probe import before, before_parameters
 from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.offloaded import Offloaded
@@ -44,14 +45,17 @@ class Multi(Program):
 
     def call(self, params: list[Any], state: State, grads: list[Any], hyper: Any, reduce: bool, write: bool) -> Any:
         """Run every program, or none if the guard rejects the gradients."""
-        if self.skip_nonfinite and reduce:  # the guard decides on the sums
-            grads, reduce = self.summed(params, grads), False
+        if self.skip_nonfinite:  # the guard decides on the sums
+            (grads, hyper), reduce = self.summed(params, grads, hyper, reduce), False
         empty = State(state.count, {}, {}, {})
         skipped = [Frozen().call(p, empty, g, {}, reduce, write)[0] for p, g in zip(params, grads, strict=True)]
         moving = [g for g, program in zip(grads, self.programs, strict=True) if not isinstance(program, Frozen)]
 
-        def proceed(states: list[State], scalars: Any) -> Any:
-            everything = zip(self.programs, params, states, grads, hyper, strict=True)
+        def proceed(states: list[State], scalars: Any, kept: Any = None) -> Any:
+            counted, given = grads, hyper
+            if kept is not None:
+                counted, given = zeroed(kept, grads), self.offered(hyper, {EMPTY: ~kept})
+            everything = zip(self.programs, params, states, counted, given, strict=True)
             call = _call_unguarded if self.skip_nonfinite else lambda program, *x: program.call(*x)
             ran = [call(program, p, s, g, h, reduce, write) for program, p, s, g, h in everything]
             moved = [s for _, s in ran]
@@ -67,7 +71,8 @@ class Multi(Program):
             outs = [before_parameters(x, p, write) for x, p in zip(skipped, params, strict=True)]
             return (outs, before(state.count)), before(states), before(scalars)
 
-        everything = self.options, {}, jax.tree.leaves(moving), list(state.slots), state.scalars, state.count
+        ends = {FLUSH: True} if found(hyper, FLUSH) is not None else {}
+        everything = self.options, ends, jax.tree.leaves(moving), list(state.slots), state.scalars, state.count
         run = guard.Guarded(proceed, idle, replaced, restart)
         (out, count), states, scalars = guard.guarded(*everything, run)
         return out, State(count, {}, scalars, states)
@@ -76,12 +81,14 @@ class Multi(Program):
         everything = zip(self.programs, params, state.slots, hyper, strict=True)
         return [program.averaged(p, s, h) for program, p, s, h in everything]
 
-    def summed(self, params: Any, grads: list[Any]) -> list[Any]:
+    def summed(self, params: Any, grads: list[Any], hyper: Any, reduce: bool = True) -> tuple[Any, Any]:
         """Sum each program's gradients over its mapped axis."""
-        return [program.summed(p, g) for program, p, g in zip(self.programs, params, grads, strict=True)]
+        everything = zip(self.programs, params, grads, hyper, strict=True)
+        totals = [program.summed(p, g, h, reduce) for program, p, g, h in everything]
+        return [g for g, _ in totals], [h for _, h in totals]
 
-    def offered(self, hyper: Any, loss: Any) -> Any:
-        return [program.offered(h, loss) for program, h in zip(self.programs, hyper, strict=True)]
+    def offered(self, hyper: Any, given: dict[str, Any]) -> Any:
+        return [program.offered(h, given) for program, h in zip(self.programs, hyper, strict=True)]
 
     def hyper(self) -> Any:
         return [program.hyper() for program in self.programs]

@@ -59,9 +59,11 @@ class Partitioned(Around):
         tree = Tree(self, params)
         return tree.merged(self.inner.averaged(tree.split(params), tree.separated(state), self._listed(hyper)))
 
-    def summed(self, params: Any, grads: Any) -> Any:
+    def summed(self, params: Any, grads: Any, hyper: Any, reduce: bool = True) -> tuple[Any, Any]:
         tree = Tree(self, params, grads)
-        return tree.merged(self.inner.summed(tree.split(params), tree.split(grads)))
+        parts = tree.split(params), tree.split(grads), self._listed(hyper)
+        total, hypers = self.inner.summed(*parts, reduce)
+        return tree.merged(total), dict(zip(self.names, hypers, strict=True))
 
     def unused(self, paths: Sequence[str]) -> list[Unused]:
         """Return the patterns that no path selects, and those of each group that are found in none of its paths."""
@@ -74,8 +76,8 @@ class Partitioned(Around):
     def hyper(self) -> dict[str, Any]:
         return {name: program.hyper() for name, program in self.groups.items()}
 
-    def offered(self, hyper: Any, loss: Any) -> Any:
-        return {name: program.offered(hyper[name], loss) for name, program in self.groups.items()}
+    def offered(self, hyper: Any, given: dict[str, Any]) -> Any:
+        return {name: program.offered(hyper[name], given) for name, program in self.groups.items()}
 
     def injected(self, hyper: dict[str, Any]) -> dict[str, Any]:
         found = {name: program.injected(hyper[name]) for name, program in self.groups.items()}

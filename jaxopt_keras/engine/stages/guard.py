@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_keras.engine.given import EMPTY, FLUSH, WEIGHT
 from jaxopt_keras.engine.probe import Probe
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.stages.accumulate import without
@@ -29,6 +30,7 @@ class Guarded(NamedTuple):
     Both are functions of slots and scalars, which return `(output, slots, scalars)` of the same types.
 
     Args:
+        proceed: it also takes a flag: whether the gradients of this call count. None: they do.
         replaced: a function of slots and scalars: what the results of `proceed` replace, as a tree of `Before`.
         restart: a function of slots, scalars and a flag: returns slots and scalars in which, if the flag is set, a
             window of accumulation starts anew. The flag says that the gradients were good and the results were not:
@@ -36,11 +38,11 @@ class Guarded(NamedTuple):
         plain: the same as `proceed`, in equations that can be computed twice; None: `proceed`.
     """
 
-    proceed: Callable[[Any, Any], Any]
+    proceed: Callable[..., Any]
     idle: Callable[[Any, Any], Any]
     replaced: Callable[[Any, Any], Any]
     restart: Callable[[Any, Any, Array], tuple[Any, Any]]
-    plain: Callable[[Any, Any], Any] | None = None
+    plain: Callable[..., Any] | None = None
 
 
 def is_on(options: Any) -> bool:
@@ -77,7 +79,7 @@ def check_norm(factor: Any, grads: list[Any], usual: Array, step: Array) -> tupl
 def guarded(options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any, step: Array, run: Guarded) -> Any:
     """Run `run.proceed(slots, scalars)` if gradients and results are good, else `run.idle(slots, scalars)`.
 
-    The guard's own scalars are updated.
+    The guard's own scalars are updated. A call with a flush proceeds without bad gradients, to end its window.
     """
     if not is_on(options):
         return run.proceed(slots, scalars)
@@ -86,16 +88,25 @@ def guarded(options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any
     if USUAL in own:
         is_usual, usual = check_norm(hyper["skip_spikes"], grads, own[USUAL], step)
         fine = fine & is_usual
-    proceed, refused = lambda: run.proceed(slots, others), jnp.zeros((), bool)
+    kept = (fine,) if FLUSH in hyper else ()
+    counted, fine = fine, jnp.ones((), bool) if kept else fine
+    proceed, refused = lambda: run.proceed(slots, others, *kept), jnp.zeros((), bool)
     if options.skip_nonfinite:
-        probe = Probe(lambda: (run.plain or run.proceed)(slots, others))
+        probe = Probe(lambda: (run.plain or run.proceed)(slots, others, *kept))
         first = probe.first_results()
         refused = fine & ~probe.stays_finite(first, run.replaced(slots, others))
         fine = fine & ~refused
         proceed = proceed if run.plain else lambda: probe.results(first)
-    own[SKIPPED] = own[SKIPPED] + (~fine).astype(jnp.int32)
+    own[SKIPPED] = own[SKIPPED] + (~(counted & fine) if kept else ~fine).astype(jnp.int32)
     if usual is not None:
-        own[USUAL] = jnp.where(refused, own[USUAL], usual)
+        own[USUAL] = jnp.where(_says_nothing(hyper, refused), own[USUAL], usual)
     choose = branch if any(isinstance(g, Rows) for g in grads) else either  # a selection would read every row
     out, slots, others = choose(fine, proceed, lambda: run.idle(slots, others))
     return out, *run.restart(slots, others | own, refused)
+
+
+def _says_nothing(hyper: Any, refused: Array) -> Array:
+    """Whether a call says nothing of the usual norm: its results are refused, or it has no gradients."""
+    if EMPTY in hyper:
+        refused = refused | hyper[EMPTY]
+    return refused | (hyper[WEIGHT] == 0) if WEIGHT in hyper else refused

@@ -217,12 +217,21 @@ class Adapter(keras.optimizers.Optimizer):
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
-    def apply_gradients(self, grads_and_vars: Iterable[Any]) -> Any:
-        self.apply(*pairs(grads_and_vars))
+    def apply_gradients(self, grads_and_vars: Iterable[Any], **given: Any) -> Any:
+        self.apply(*pairs(grads_and_vars), **given)
         return self._iterations
 
-    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """Makes one step as one compiled call, which donates the state."""
+    def flush(self) -> Any:
+        """Ends the window of accumulation now, as at the end of an epoch (`Optimizer.flush`). Returns `iterations`."""
+        self._check_present()
+        with LOCK:
+            for v in self._variables:
+                v.copy_if_referenced()
+            self.wrapped.flush()
+        return self._iterations
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None, **given: Any) -> None:
+        """Makes one step as one compiled call, which donates the state; `given`: a loss, a weight, a flush."""
         grads = list(grads)
         if not grads:
             return
@@ -244,8 +253,8 @@ class Adapter(keras.optimizers.Optimizer):
         grads, variables = self._filter_empty_gradients(grads, variables)
         if in_stateless_scope():
             values, params = [v.value for v in self._variables], self._trainable_variables
-            given = {id(v): g for g, v in zip(grads, variables, strict=True)}
-            new, state = self._stepped(values, [given.get(id(v)) for v in params], [v.value for v in params])
+            by_id = {id(v): g for g, v in zip(grads, variables, strict=True)}
+            new, state = self._stepped(values, [by_id.get(id(v)) for v in params], [v.value for v in params], **given)
             for v, x in [*zip(params, new, strict=True), *zip(self._variables, state, strict=True)]:
                 v.assign(x)
             return
@@ -255,7 +264,7 @@ class Adapter(keras.optimizers.Optimizer):
             for v in self._variables:
                 v.copy_if_referenced()
             if updated:
-                self.wrapped.apply(*pairs(updated))
+                self.wrapped.apply(*pairs(updated), **given)
         for g, v in zip(grads, variables, strict=True):
             if id(v) not in self.wrapped._keys:
                 v.assign(g)
@@ -287,7 +296,9 @@ class Adapter(keras.optimizers.Optimizer):
             self._filter_empty_gradients(grads, self._trainable_variables)
         return self._stepped(optimizer_variables, grads, trainable_variables)
 
-    def _stepped(self, values: Sequence[Any], grads: Sequence[Any], params: Sequence[Any]) -> tuple[Any, Any]:
+    def _stepped(
+        self, values: Sequence[Any], grads: Sequence[Any], params: Sequence[Any], **others: Any
+    ) -> tuple[Any, Any]:
         keys = [self.wrapped._keys.get(id(v)) for v in self._trainable_variables]  # None: set to its gradient
         state = self._layout.assemble([array_of(v) for v in values])
         arrays = {k: array_of(p) for k, p in zip(keys, params, strict=True) if k is not None}
@@ -295,7 +306,7 @@ class Adapter(keras.optimizers.Optimizer):
             k: as_gradient(array_of(g), k) for k, g in zip(keys, grads, strict=True) if k in arrays and g is not None
         }
         if given:
-            arrays, state = self.wrapped._pure_step(given, state, arrays, reduce=True)
+            arrays, state = self.wrapped._pure_step(given, state, arrays, reduce=True, **others)
         overwritten = [array_of(p if g is None else g) for g, p in zip(grads, params, strict=True)]
         new = [x if k is None else arrays[k] for k, x in zip(keys, overwritten, strict=True)]
         return new, self._layout.arrays(state)
