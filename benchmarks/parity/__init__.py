@@ -1,4 +1,4 @@
-"""Measures the differences of this library from Keras, optax, torch and float64: one command, one table.
+"""Measures the differences from Keras, optax, torch, Muon's authors and float64: one command, one table.
 
     python -m benchmarks.parity [--optimizer NAME ...] [--peer NAME ...] [--steps 60] [--seeds 5]
 
@@ -21,5 +21,8 @@ Not compared, because the peers deliberately differ:
   update; accumulation alone is compared;
 - optax's schedule-free AdamW under a schedule: it weights by the rate of the next step;
 - torch's AMSGrad (its maximum is over another value than Keras's and optax's), its coupled weight decay where ours is
-  decoupled, its clipping by norm (it adds 1e-6 to the norm), its Muon (it iterates in bfloat16).
+  decoupled, its clipping by norm (it adds 1e-6 to the norm).
+
+torch's Muon, and the releases of Muon's authors (`benchmarks/parity/authors.py`), iterate in bfloat16. Here they are
+made to do so in float32, on matrices whose gradients are large against their epsilons.
 """

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
+from benchmarks.parity.authors import Authors
 from benchmarks.parity.comparison import compare
 from benchmarks.parity.keras import Keras
 from benchmarks.parity.optax import Optax
@@ -19,7 +20,13 @@ from benchmarks.parity.torch import Torch
 from command import Parser, count, output_file, page_with, place, progress
 
 MARK = "<!-- parity -->"
-PEERS: dict[str, Callable[[], Peer]] = {"keras": Keras, "optax": Optax, "torch": Torch, "oracle": Oracle}
+PEERS: dict[str, Callable[[], Peer]] = {
+    "keras": Keras,
+    "optax": Optax,
+    "torch": Torch,
+    "authors": Authors,
+    "oracle": Oracle,
+}
 
 
 def make_peer(name: str) -> Peer | Absent:

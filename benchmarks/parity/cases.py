@@ -22,6 +22,8 @@ class Terms(NamedTuple):
     variant: str
     names: Collection[str]  # of hyperparameters and options, and "schedule"
     pinned: Mapping[str, Any] = {}  # hyperparameters with a fixed value
+    shapes: Mapping[str, tuple[int, ...]] = {}  # of the arrays; none: those of the rule
+    least: float = 1e-6  # the size of the smallest gradients
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def draw(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Case:
     """Draws a case within `terms`; the same arguments give the same case."""
-    return with_starts(draw_settings(optimizer, terms, seed, steps, dtype, shapes or shapes_for(optimizer)), seed)
+    shapes = shapes or terms.shapes or shapes_for(optimizer)
+    return with_starts(draw_settings(optimizer, terms, seed, steps, dtype, shapes), seed)
 
 
 def draw_settings(
@@ -75,7 +78,7 @@ def draw_settings(
     }
     rate = float(10 ** rng.uniform(-1.5, -0.5))  # LAMB and Adafactor scale their steps by the parameter's size
     scheduled = "schedule" in terms.names and rng.random() < 0.4
-    grads = draw_gradients(rng, shapes, steps, dtype)
+    grads = draw_gradients(rng, shapes, steps, dtype, terms.least)
     options = draw_options(rng, optimizer, terms.names, seed, grads, scheduled)
     scale = options.get("loss_scale_factor", 1.0)
     return Case(
@@ -185,10 +188,13 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> NDAr
 
 
 def draw_gradients(
-    rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]], steps: int, dtype: Any
+    rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]], steps: int, dtype: Any, least: float
 ) -> list[Arrays]:
-    """Draws normal gradients, with another size for each array. Half of the elements of "bias" are zero."""
-    sizes = {name: 10 ** rng.uniform(-6, 2) for name in shapes}
+    """Draws normal gradients, with another size for each array, from `least` to 100.
+
+    Half of the elements of "bias" are zero.
+    """
+    sizes = {name: 10 ** rng.uniform(np.log10(least), 2) for name in shapes}
 
     def one(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         kept = rng.random(shape) < (0.5 if name == "bias" else 1.0)

@@ -1,6 +1,9 @@
 """torch as a peer."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from benchmarks.parity.cases import Case, Terms
 from benchmarks.parity.histories import History, to_numpy
@@ -33,7 +36,19 @@ TORCH = {
         pinned={"epsilon_1": 1e-30, "clip_threshold": 1.0},
         variant="keras",
     ),
-}
+    # Of Muon's other scale torch has the one for (out, in); ours is for (in, out).
+    "Muon": Agreement(
+        lambda muon_a, muon_b, muon_c: {
+            "ns_coefficients": (muon_a, muon_b, muon_c), "adjust_lr_fn": "match_rms_adamw",
+        },
+        # Other coefficients may diverge.
+        pinned={"scale": "rms", "rms_rate": 0.2, "muon_a": 3.4445, "muon_b": -4.7750, "muon_c": 2.0315},
+        variant="keras",
+        decayed=True,
+        matrices=True,
+    ),
+}  # fmt: skip
+MATRICES = {"kernel": (6, 4), "wide": (3, 5), "square": (4, 4)}
 TORCH_NAMES = {"learning_rate": "lr", "epsilon": "eps", "rho": "alpha"}
 
 
@@ -43,6 +58,10 @@ class Torch:
     def __init__(self) -> None:
         self.torch = load("torch")
         self.version = self.torch.__version__
+
+    def turned(self, x: Any) -> Any:
+        """Convert an array to the layout of the other side."""
+        return x
 
     def dialect(self, optimizer: type[Rule]) -> Dialect:
         name = {"Nadam": "NAdam"}.get(optimizer.__name__, optimizer.__name__)
@@ -56,11 +75,13 @@ class Torch:
         names = {name for name in fields_of(optimizer) if dialect.knows(name)} | {"clipvalue"}
         names |= {"schedule"} if agreement.scheduled else set()
         names |= {"weight_decay"} if agreement.decayed else set()
+        if agreement.matrices:  # equal numbers, which a clip makes, leave open what is the largest slice
+            return [Terms(agreement.variant, names - {"clipvalue"}, agreement.pinned, MATRICES, 0.1)]
         return [Terms(agreement.variant, names, agreement.pinned)]
 
     def run(self, case: Case) -> History:
         torch, dialect = self.torch, self.dialect(case.optimizer)
-        params = {name: torch.nn.Parameter(torch.tensor(p)) for name, p in case.params.items()}
+        params = {name: torch.nn.Parameter(torch.tensor(self.turned(p))) for name, p in case.params.items()}
         rate = case.rate if callable(case.rate) else lambda count: case.rate
         decay = case.options.get("weight_decay") or 0.0
         arguments = dialect.arguments({"learning_rate": rate(0), "weight_decay": decay} | case.hyper)
@@ -68,10 +89,19 @@ class Torch:
         history = []
         for count, grads in enumerate(case.grads):
             for name, p in params.items():
-                p.grad = torch.tensor(grads[name])
+                p.grad = torch.tensor(self.turned(grads[name]))
             if limit := case.options.get("clipvalue"):
                 torch.nn.utils.clip_grad_value_(list(params.values()), limit)
             optimizer.param_groups[0]["lr"] = rate(count)
-            optimizer.step()
-            history.append(to_numpy({name: p.detach().numpy() for name, p in params.items()}))
+            with in_float32(torch):
+                optimizer.step()
+            history.append(to_numpy({name: self.turned(p.detach().numpy()) for name, p in params.items()}))
         return history
+
+
+@contextlib.contextmanager
+def in_float32(torch: Any) -> Iterator[None]:
+    """Make Muon iterate in float32, where it asks for bfloat16."""
+    own = mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    with own, mock.patch.object(torch, "bfloat16", torch.float32):
+        yield

@@ -232,6 +232,14 @@ class Core:
         """Return the declarations of the slots of a parameter, for storage and sharding."""
         return {}
 
+    def overlooked(self, layout: Layout, params: list[Any]) -> str:
+        """Say which parameters are not updated as the user may expect; "": none."""
+        return ""
+
+    def stacks(self, leaf: Leaf, p: Any) -> bool:
+        """Whether a parameter is updated in one stack with others of its shape."""
+        return False
+
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
         """Return the coefficient of the decay that the pipeline applies before the update, or None."""
         return now.weight_decay
@@ -292,6 +300,10 @@ class Program:
             The gradients, and the run-time values with which to call the program on them, without `reduce`.
         """
         return grads, hyper
+
+    def parts(self, params: Any) -> list[tuple[Core, Layout, list[Any]]]:
+        """Return each core that is run, with the layout and the arrays of its parameters."""
+        return [part for child in self.children for part in child.parts(params)]
 
     def unused(self, paths: Sequence[str]) -> list[Unused]:
         """Return the patterns that are found in none of the parameters' paths."""

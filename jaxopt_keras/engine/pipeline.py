@@ -86,6 +86,9 @@ class Program(core.Program):
     def describe(self, params: Any) -> Plan:
         return plan(self, params)
 
+    def parts(self, params: Any) -> list[tuple[Core, Layout, list[Any]]]:
+        return [(self.core, *Layout.read(unpacked(params), self.options))]
+
     def unused(self, paths: Sequence[str]) -> list[Unused]:
         if not paths:  # optax's `tree_map_params` passes an empty tree
             return []

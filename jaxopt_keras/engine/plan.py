@@ -17,7 +17,7 @@ from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.engine.slot_packing import why_unpack
 from jaxopt_keras.language.hyperparameters import schedules_of
 from jaxopt_keras.language.matrix_rule import MatrixRule
-from jaxopt_keras.language.modifier import routed
+from jaxopt_keras.language.modifier import innermost, routed
 from jaxopt_keras.language.modifier import title as title_of
 from jaxopt_keras.language.numerics import compute_dtype, is_inexact
 from jaxopt_keras.language.places import Place, Places, platform_of
@@ -167,7 +167,7 @@ def _plan(program: Any, params: Any, state: Any, places: Places) -> Plan:
         if isinstance(program.core, Leafwise):
             rule = routed(program.core.rule, leaf.path, p)
             title, grain, kinds = title_of(rule), about(rule, p), rule.kinds(p)
-            if type(rule) is not type(program.core.rule):
+            if type(innermost(rule)) is not type(innermost(program.core.rule)):
                 others.setdefault(title, []).append(leaf.path)
         place = Place(places.platform, dict(places.shards).get(leaf.path) or p.shape)
         formats = tuple(f"{name} {format_of(program, name, x, kinds.get(name), p, place)}" for name, x in own.items())
@@ -179,15 +179,15 @@ def _plan(program: Any, params: Any, state: Any, places: Places) -> Plan:
 
 def about(rule: Rule, p: Any) -> str:
     """Return the rule's grain; of an array that is seen as other matrices than itself, how many and of which shape."""
-    if not isinstance(rule, MatrixRule):
+    if not isinstance(inner := innermost(rule), MatrixRule):
         return rule.grain
-    seen = rule.view(p.shape)
+    seen = inner.view(p.shape)
     return rule.grain if seen.matrix == p.shape else f"{rule.grain}, {seen}"
 
 
 def rule_notes(program: Any, others: dict[str, list[str]]) -> list[str]:
     """Say how matrices are computed, and which parameters each fallback updates."""
-    rule = getattr(program.core, "rule", None)
+    rule = innermost(program.core.rule) if isinstance(program.core, Leafwise) else None
     if not isinstance(rule, MatrixRule):
         return []
     left = [f"{name}, instead of {type(rule).__name__}, updates {', '.join(paths)}" for name, paths in others.items()]

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import get_abstract_mesh
 
 from jaxopt_keras.engine.core import Slots
 from jaxopt_keras.language.rule import Slot
@@ -17,9 +18,12 @@ ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=False)
 
 def shard_like(slots: Slots, p: Array, kinds: dict[str, Slot]) -> Slots:
     """Shard each slot like the axes of `p` that it keeps. Without a mesh the slots do not change."""
-    # With explicit axes the sharding is part of the types, and `zeros_like` has copied it.
-    if ON_ONE_DEVICE.get() or any(jax.typeof(p).sharding.spec):
+    if ON_ONE_DEVICE.get():
         return slots
+    # With explicit axes the sharding is part of the types, and `zeros_like` has copied it: that is enough in a mesh.
+    # The barrier makes the program use `p`, whose devices are the program's if the mesh has none.
+    if any(jax.typeof(p).sharding.spec) and get_abstract_mesh().axis_names:
+        return jax.lax.optimization_barrier((slots, p))[0]
     return {name: _shard_slot_like(x, p, kinds.get(name, Slot())) for name, x in slots.items()}
 
 

@@ -1,5 +1,7 @@
 """`MatrixRule`: a rule that needs whole matrices, in three parts of which only one does."""
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -8,6 +10,9 @@ from jax import Array
 from jaxopt_keras.language.clock import Clock
 from jaxopt_keras.language.matrices import PLAIN, View, view
 from jaxopt_keras.language.rule import Rule
+
+# What `update` calls for the matrices that the rule sees in an array, in the place of `whole` for each.
+COMPUTED: ContextVar[Callable[[Array], Array] | None] = ContextVar("computed", default=None)
 
 
 class MatrixRule(Rule):
@@ -22,6 +27,10 @@ class MatrixRule(Rule):
     def view(self, shape: tuple[int, ...]) -> View:
         """Return how the rule sees an array of this shape."""
         return view(PLAIN, shape)
+
+    def overlooks(self, path: str, p: Any) -> bool:
+        """Whether an array of matrices goes to the fallback though the user has not said so."""
+        return False
 
     def note(self) -> str:
         """Say how `whole` is computed, for a plan."""
@@ -41,6 +50,9 @@ class MatrixRule(Rule):
 
     def update(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
         u, s = self.lead(g, p, s, at)
+        return self.trail((COMPUTED.get() or self._one_by_one)(u), p, s, at)
+
+    def _one_by_one(self, u: Array) -> Array:
         seen = self.view(u.shape)
         stack = seen.matrices(u)
-        return self.trail(seen.restored(jnp.stack([self.whole(x) for x in stack])) if stack.size else u, p, s, at)
+        return seen.restored(jnp.stack([self.whole(x) for x in stack])) if stack.size else u

@@ -163,6 +163,11 @@ def routed(rule: Rule, path: str, p: Any) -> Rule:
     return rule.placed(path, p) if rule.accepts(path, p) else routed(rule.fallback, path, p)
 
 
+def innermost(rule: Rule) -> Any:
+    """Return the rule inside all modifiers."""
+    return innermost(rule.inner) if isinstance(rule, Modifier) else rule
+
+
 def is_joint(rule: Rule) -> bool:
     """Whether a rule needs sums over all arrays."""
     return type(rule).share not in (Rule.share, Modifier.share) or (isinstance(rule, Modifier) and is_joint(rule.inner))

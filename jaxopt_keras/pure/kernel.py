@@ -14,6 +14,7 @@ from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.given import EMPTY, FLUSH, refuse_unused
 from jaxopt_keras.engine.initial_state import initial_state
+from jaxopt_keras.engine.parts import warn_of_overlooked
 from jaxopt_keras.engine.plan import Plan
 from jaxopt_keras.engine.programs.around import plain_programs
 from jaxopt_keras.engine.state import State
@@ -176,7 +177,8 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
     def init(self, params: Any) -> State:  # type: ignore[override]  # a method, where optax has a field
         """The initial state for `params`, a pytree of arrays. For `jax.ShapeDtypeStruct`s it holds such structs too.
 
-        Warns of patterns (of groups, exclusions, constraints, `offload`) that match no parameter.
+        Warns of patterns (of groups, exclusions, constraints, `offload`) that match no parameter, and of arrays of more
+        than two axes that Muon leaves to its fallback unasked.
 
         A leaf that is neither float nor complex (a counter, a random key, a flag) is frozen: it has no slots, `step`
         returns it unchanged, and its gradient is None, float0 or not of floats.
@@ -186,6 +188,7 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         """
         refuse_no_floats(params)
         warn_of(self.program.unused(paths_of(params)), stacklevel=2)
+        warn_of_overlooked(self.program, params, stacklevel=2)
         return self.initial(params)
 
     def initial(self, params: Any) -> State:

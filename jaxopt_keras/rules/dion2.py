@@ -25,13 +25,13 @@ def read_fraction(value: Any) -> float:
 
 
 class Dion2(Muon):
-    """Dion2 (Ahn et al. 2025, arXiv:2512.16928): orthogonalizes the largest rows of the momentum only.
+    """Dion2 (Ahn et al. 2025, arXiv:2512.16928): orthogonalizes the largest slices of the momentum only.
 
         m <- m + g,   x = orthogonalized(m), as by `Muon`
         p <- p - lr sqrt(columns / rows) x,   m <- momentum m
 
     Orthogonalized, updated and multiplied are only the slices of m with the largest sums of absolute values: `fraction`
-    of the rows, or of the columns if they are fewer. The others of p and m do not change. The products cost a fraction
+    of the columns, or of the rows if they are fewer. The others of p and m do not change. The products cost a fraction
     of Muon's. Adam, with `adam_beta_1`, `adam_beta_2` and `epsilon` of the paper's form, updates the parameters that
     are no matrices (see `Muon`).
 
@@ -59,15 +59,15 @@ class Dion2(Muon):
         return m, s._replace(momentum=m)
 
     def whole(self, u: Array) -> Array:
-        side = int(u.shape[0] > u.shape[1])  # the shorter one
+        side = int(u.shape[0] >= u.shape[1])  # the shorter one; of a square matrix the columns, its outputs
         _, chosen = jax.lax.top_k(jnp.sum(jnp.abs(u), 1 - side), math.ceil(self.fraction * u.shape[side]))
         x = super().whole(jnp.take(u, chosen, side))
         return jnp.zeros_like(u).at[(slice(None),) * side + (chosen,)].set(x)
 
     def trail(self, x: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
         seen = self.view(x.shape)
-        stack, rows_are_longer = seen.matrices(x), seen.matrix[0] > seen.matrix[1]
+        stack, of_columns = seen.matrices(x), seen.matrix[0] >= seen.matrix[1]
         # A slice that was chosen is zero only if its momentum is.
-        chosen = jnp.any(stack != 0, 1 if rows_are_longer else 2, keepdims=True)
+        chosen = jnp.any(stack != 0, 1 if of_columns else 2, keepdims=True)
         used = seen.restored(jnp.broadcast_to(chosen, stack.shape))
         return self.scaled(x, p, at), s._replace(momentum=jnp.where(used, self.momentum * s.momentum, s.momentum))

@@ -68,9 +68,16 @@ class Muon(Orthogonal):
     class State(NamedTuple):
         momentum: Signed
 
+    def excludes(self, path: str) -> bool:
+        """Whether a parameter is left to Adam whatever its shape is."""
+        is_embedding = self.exclude_embeddings and "embedding" in path.lower()
+        return is_embedding or first_match(self.exclude_layers, path) is not None
+
     def seen(self, path: str, p: Array) -> View | None:
-        excluded = self.exclude_embeddings and "embedding" in path.lower()
-        return None if excluded or first_match(self.exclude_layers, path) is not None else super().seen(path, p)
+        return None if self.excludes(path) else super().seen(path, p)
+
+    def overlooks(self, path: str, p: Any) -> bool:
+        return not self.excludes(path) and super().overlooks(path, p)
 
     @property
     def fallback(self) -> Rule:

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.engine.cores.foreign import Foreign
+from jaxopt_keras.engine.parts import warn_of_overlooked
 from jaxopt_keras.engine.plan import Plan, joined, plan
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import Unused, unused, warn_of
 from jaxopt_keras.language.fields import RATE as RATE_NAME
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.rule import Rule
 from jaxopt_keras.pure.kernel import Kernel
 from jaxopt_keras.stateful.custom.api import Custom
 from jaxopt_keras.stateful.custom.hooks import INNER, Hooks
@@ -115,9 +117,9 @@ class Registry(Settings, Custom):
 
     def _plan(self, handles: list[Handle]) -> Plan:
         """Return the plan of a step over variables."""
-        shapes = {h.path: jax.ShapeDtypeStruct(h.shape, h.read().dtype) for h in handles}
         options = self._effective(self._options, {h.path: h for h in handles})
         program = Kernel(self._core(self._rule), options).program
+        shapes = {h.path: jax.ShapeDtypeStruct(h.shape, h.read().dtype) for h in handles}
         return plan(program, shapes, self._state_of(shapes) if self._has_hooks() else None)
 
     def _state_of(self, shapes: dict[str, Any]) -> State:
@@ -181,6 +183,9 @@ class Registry(Settings, Custom):
         if is_first and variables:
             self._warn_of_schedule()
             warn_of(self._unused(self._handles), stacklevel=4)
+            if isinstance(self._rule, Rule):
+                shapes = {h.path: jax.ShapeDtypeStruct(h.shape, h.read().dtype) for h in self._handles.values()}
+                warn_of_overlooked(Kernel(self._rule, self._options).program, shapes, stacklevel=4)
         return fresh
 
     def _warn_of_schedule(self) -> None:

@@ -11,52 +11,19 @@ Other arrays, scales and decays: as in `muon`.
 
 import numpy as np
 
-from .muon import adam, moved, newton_schulz, shape_scale, uses_adam
+from . import muon
 
 
-def init(p, *, path="", exclude_layers=None, exclude_embeddings=True, **_):
-    if uses_adam(p, path, exclude_layers, exclude_embeddings):
-        return {"momentum": np.zeros(np.shape(p)), "velocity": np.zeros(np.shape(p))}
+def init(p, **_):
     return {"momentum": np.zeros(np.shape(p)), "velocity": np.zeros(np.shape(p))}
 
 
-def update(
-    g,
-    p,
-    s,
-    t,
-    lr,
-    *,
-    wd=None,
-    variant="authors",
-    path="",
-    adam_beta_1=0.9,
-    adam_beta_2=0.999,
-    adam_weight_decay=0.01,
-    epsilon=1e-8,
-    exclude_layers=None,
-    exclude_embeddings=True,
-    muon_a=3.4445,
-    muon_b=-4.7750,
-    muon_c=2.0315,
-    adam_lr_ratio=1.0,
-    momentum=0.95,
-    ns_steps=5,
-    nesterov=True,
-    rms_rate=0.2,
-    scale="rms",
-    cautious_decay=False,
-    beta_2=0.999,
-    signed=False,
-    **_,
-):
-    if uses_adam(p, path, exclude_layers, exclude_embeddings):
-        numbers = {"b1": adam_beta_1, "b2": adam_beta_2, "epsilon": epsilon, "ratio": adam_lr_ratio}
-        return adam(g, p, s, t, lr, variant=variant, nesterov=False, wd=adam_weight_decay, **numbers)
-    m = momentum * s["momentum"] + (1 - momentum) * g
-    u = momentum * m + (1 - momentum) * g if nesterov else m
-    x = newton_schulz(np.sign(u) if signed else u, ns_steps, muon_a, muon_b, muon_c, 1e-7)
-    v = beta_2 * s["velocity"] + (1 - beta_2) * x**2
-    y = x / (np.sqrt(v / (1 - beta_2**t)) + 1e-8)
-    y = y * np.sqrt(min(p.shape)) / (np.linalg.norm(y) + 1e-8)
-    return moved(p, y * shape_scale(*p.shape, scale, rms_rate), lr, wd, cautious_decay), {"momentum": m, "velocity": v}
+def direction(g, p, s, t, n):
+    m, u = muon.averaged(g, s, n)
+    x = muon.orthogonal(np.sign(u) if n.signed else u, n)
+    v = n.beta_2 * s["velocity"] + (1 - n.beta_2) * x**2
+    y = x / (np.sqrt(v / (1 - n.beta_2**t)) + 1e-8)
+    return y * np.sqrt(min(p.shape)) / (np.linalg.norm(y) + 1e-8), {"momentum": m, "velocity": v}
+
+
+update = muon.kin(direction, beta_2=0.999, signed=False, adam_weight_decay=0.01, epsilon=1e-8)

@@ -26,7 +26,9 @@ from decay passes `wd=None, adam_weight_decay=None`. The exclusion by path is Ke
 `muon_weight_dimension_numbers`.
 """
 
+import inspect
 import re
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -128,3 +130,38 @@ def update(
     x = newton_schulz(d, ns_steps, muon_a, muon_b, muon_c, epsilon if variant == "optax" else 1e-7)
     otherwise = shape_scale(*p.shape, "keller") if variant == "optax" else 1.0
     return moved(p, x * shape_scale(*p.shape, scale, rms_rate, otherwise), lr, wd, cautious_decay), {"momentum": m}
+
+
+DEFAULTS = {n: x.default for n, x in inspect.signature(update).parameters.items() if x.default is not x.empty}
+
+
+def kin(direction, **own):
+    """Return the `update` of a relative of Muon: `direction` for matrices, Adam in the paper's form for other arrays.
+
+    direction: a function (g, p, s, t, n) -> (direction, new slots), where `n` has the numbers by name.
+    own: the defaults that are not Muon's.
+    """
+    defaults = DEFAULTS | {"variant": "authors"} | own
+
+    def update(g, p, s, t, lr, **given):
+        n = SimpleNamespace(**defaults | given)
+        if uses_adam(p, n.path, n.exclude_layers, n.exclude_embeddings):
+            numbers = {"b1": n.adam_beta_1, "b2": n.adam_beta_2, "epsilon": n.epsilon, "ratio": n.adam_lr_ratio}
+            return adam(g, p, s, t, lr, variant=n.variant, nesterov=False, wd=n.adam_weight_decay, **numbers)
+        x, s = direction(g, p, s, t, n)
+        return moved(p, x * shape_scale(*p.shape, n.scale, n.rms_rate), lr, n.wd, n.cautious_decay), s
+
+    update.__signature__ = inspect.Signature(
+        [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=x) for n, x in defaults.items()]
+    )
+    return update
+
+
+def orthogonal(u, n):
+    return newton_schulz(u, n.ns_steps, n.muon_a, n.muon_b, n.muon_c, 1e-7)
+
+
+def averaged(g, s, n):
+    """Return the momentum as an average, and what is orthogonalized."""
+    m = n.momentum * s["momentum"] + (1 - n.momentum) * g
+    return m, n.momentum * m + (1 - n.momentum) * g if n.nesterov else m

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import agreement, gpu, limits, memory, ours, problem, records, report, roofline, timing
+from benchmarks import agreement, gpu, gpu_muon, limits, memory, ours, problem, records, report, roofline, timing
 from benchmarks.__main__ import main
 from benchmarks.measure import AGAIN, grouped
 from benchmarks.parity.peer import load
@@ -322,6 +322,20 @@ def test_steps_on_a_gpu_are_checked_before_they_are_timed(monkeypatch, tmp_path,
     with pytest.raises(SystemExit):
         gpu.main([])
     assert capsys.readouterr().err == gpu.MISSING + "\n"
+
+
+def test_muon_on_a_gpu_is_checked_and_judged(tmp_path, capsys):
+    assert gpu_muon.main(["--dry-run", "--json", str(tmp_path / "muon.json")]) == 0
+    rows = json.loads((tmp_path / "muon.json").read_text())["rows"]
+    assert [x["verdict"] for x in rows] == ["not timed"] * len(gpu_muon.KERNELS)
+    with pytest.raises(SystemExit):
+        gpu_muon.main([])
+    assert capsys.readouterr().err == gpu.MISSING + "\n"
+    assert gpu_muon.operations([(3, 2), (4, 4)], 1) == 2 * (2 * 2 * 3 + 2 * 2 * 2 + 2 * 2 * 3) + 3 * 2 * 4**3
+    found = gpu_muon.Result("muon", 0.01, 1e-3, 0.6, 0.5, 1.0, "")
+    slow = {"share": 0.59}, {"of_optax": 0.51}, {"of_torch": 1.01}
+    assert {gpu_muon.judged(found._replace(**x), False) for x in slow} == {"FAIL"}
+    assert gpu_muon.judged(found, False) == "pass" and gpu_muon.judged(found._replace(error=0.5), False) == "WRONG"
 
 
 def test_verdicts_on_a_gpu():

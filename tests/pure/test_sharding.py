@@ -172,35 +172,71 @@ MATRICES = {
 }
 
 
-NO_MESH_IS_SET = [(where, None) for where in MATRICES]
-A_MESH_IS_SET = [(where, kind) for where in ("rows", "both") for kind in (AxisType.Auto, AxisType.Explicit)]
+# Of the mesh: the kind of its axes, and whether it is set.
+AXES = {
+    "": (AxisType.Auto, False),
+    "set": (AxisType.Auto, True),
+    "explicit": (AxisType.Explicit, False),
+    "explicit, set": (AxisType.Explicit, True),
+}
+EVERYWHERE = [(where, "", "jit") for where in MATRICES] + [("both", axes, "jit") for axes in AXES if axes]
+EVERYWHERE += [("rows", axes, call) for axes in AXES for call in ("jit", "no jit")]
+EVERYWHERE += [(where, "", "zero1") for where in ("copies", "both", "one of two axes")] + [
+    ("both", "explicit", "zero1")
+]
 
 
-@pytest.mark.parametrize("where, kind", NO_MESH_IS_SET + A_MESH_IS_SET)
-def test_muon_works_on_whole_matrices_without_a_word(where, kind):
-    kernel, (make, spec) = jk.muon(0.1), MATRICES[where]
-    m = make(kind or AxisType.Auto)
+@pytest.mark.parametrize("where, axes, call", dict.fromkeys(EVERYWHERE))
+def test_muon_works_on_whole_matrices_without_a_word(where, axes, call):
+    kernel, (make, spec), (kind, is_set) = jk.muon(0.1), MATRICES[where], AXES[axes]
+    m, jit, zero1 = make(kind), call != "no jit", call == "zero1"
     params, grads, expected = sixteen_matrices()
-    with jax.set_mesh(m) if kind else contextlib.nullcontext():
+    if zero1:
+        spec = P(*(axis if axis == "model" else None for axis in spec))
+        kernel = sharding.zero1(kernel, m, param_specs=dict.fromkeys(params, spec))
+    with jax.set_mesh(m) if is_set else contextlib.nullcontext():
         params, grads = jax.device_put((params, grads), NamedSharding(m, spec))
-        state = jax.jit(kernel.init)(params)
-        after, _ = jax.jit(kernel.step)(params, state, grads)
+        state = (jax.jit(kernel.init) if jit else kernel.init)(params)
+        step = jax.jit(kernel.step) if jit else functools.partial(kernel.step, donate=False)
+        after, _ = step(params, state, grads)
         report = sharding.report(kernel.step, params, state, grads)
     close(after, expected)
-    assert {x.sharding for x in after.values()} == {NamedSharding(m, spec)}
+    assert all(x.sharding.is_equivalent_to(NamedSharding(m, spec), 2) for x in after.values())
     # One exchange there and one back for each axis of the mesh; devices with copies share the work.
-    assert report.count("all-gather") <= 1 and report.count("all-to-all") <= 4
+    assert report.count("all-gather") <= 1 + zero1 and report.count("all-to-all") <= 4
     assert len(report.collectives) == report.count("all-gather") + report.count("all-to-all")
     assert not any(c.in_loop for c in report.collectives)
     assert report.temporary <= 2 * sum(x.nbytes for x in params.values())
 
 
-def test_each_device_multiplies_its_own_matrices_only():
-    m, n = mesh(), 128
-    params = placed(draw({f"w{i}": (n, n) for i in range(8)}, 0), m, P("data"))
-    kernel = jk.muon(0.1)
-    compiled = jax.jit(kernel.step).lower(params, kernel.init(params), params).compile()
-    assert compiled.cost_analysis()["flops"] <= 1.05 * 5 * 3 * 2 * n**3
+def test_zero1_gathers_the_matrices_of_a_partition_in_one():
+    """And one array of its shape, and another rule's, by themselves."""
+    m, shapes = mesh(), {f"w{i}": (16, 16) for i in range(4)} | {"other": (16, 16), "wide": (16, 32)}
+    params = placed(draw(shapes, 0), m, P())
+    kernel = jk.partition({"other": jk.adam(0.1)}, default=jk.muon(0.1))
+    zero = sharding.zero1(kernel, m)
+    state = zero.init(params)
+    expected, _ = kernel.step(params, kernel.init(params), params, donate=False)
+    close(jax.jit(zero.step)(params, state, params)[0], expected)
+    # Results of the four, of the wide one and of Adam's; and for iterations of fewer matrices than devices, two more.
+    assert sharding.report(zero.step, params, state, params).count("all-gather") <= 3 + 2
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+@pytest.mark.parametrize("where", ["rows", "both", "one of two axes"])
+def test_each_device_multiplies_its_share_of_the_matrices_only(where, count):
+    """Matrices fewer than devices too: the stack is not filled up to the number of devices."""
+    n, kernel, (make, spec) = 64, jk.muon(0.1), MATRICES[where]
+    m = make()
+    plain = draw({f"w{i}": (n, n) for i in range(count)}, 0)
+    params = placed(plain, m, spec)
+    state = kernel.init(params)
+    compiled = jax.jit(kernel.step).lower(params, state, params).compile()
+    assert compiled.cost_analysis()["flops"] <= 1.05 * -(-count // 8) * 5 * (3 * 2 * n**3 + 3 * n**2)
+    found = sharding.collectives(compiled.as_text())
+    assert sum(c.bytes for c in found) <= (3 if count < 8 else 2) * -(-count // 8) * 4 * n**2 + (count * 4 * n**2)
+    expected, _ = kernel.step(plain, kernel.init(plain), plain, donate=False)
+    close(jax.jit(kernel.step)(params, state, params)[0], expected)
 
 
 def test_a_matrix_that_the_devices_do_not_divide():

@@ -1,5 +1,7 @@
 """Muon on any matrices, by any iteration. The parity tests compare its usual form, and its kin, with float64 NumPy."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,6 +181,27 @@ def test_a_plan_says_what_is_seen_as_what_and_lists_the_rest():
     assert "Muon (matrix, 18 x 5)" in text and "Muon (matrix) " in text
     assert "Muon orthogonalizes in 5 Newton-Schulz iterations of cans, with products in float32" in text
     assert "AdamPart, instead of Muon, updates bias, cube" in text
+
+
+@pytest.mark.parametrize("face", ["pure", "partition", "stateful"])
+def test_arrays_of_more_axes_do_not_go_to_adam_in_silence(face):
+    p = {"cube": jnp.ones((2, 3, 4)), "w": jnp.ones((3, 4)), "embedding": jnp.ones((2, 3, 4)), "b": jnp.ones(3)}
+
+    def begin(**settings):
+        if face == "stateful":
+            jk.Muon(0.1, **settings).build([jk.Variable(x, name=n) for n, x in p.items()])
+        else:
+            kernel = jk.muon(0.1, **settings)
+            (kernel if face == "pure" else jk.partition({"^b": jk.sgd(0.1)}, default=kernel)).init(p)
+
+    with pytest.warns(UserWarning, match=r"two axes, and AdamPart updates `cube` \(2, 3, 4\)\. Say") as seen:
+        begin()
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for told in ({"cube": None}, {"cube": "batch rows columns"}, lambda path, shape: None):
+            begin(matrices=told)
+        begin(exclude_layers=["cube"])
 
 
 BAD = {

@@ -17,7 +17,7 @@ from jaxopt_keras.language import numerics
 from jaxopt_keras.language.fields import is_function
 from jaxopt_keras.language.hyperparameters import scheduled_at, schedules_of
 from jaxopt_keras.language.matrix_rule import MatrixRule
-from jaxopt_keras.language.modifier import is_alike, is_joint, routed
+from jaxopt_keras.language.modifier import innermost, is_alike, is_joint, routed
 from jaxopt_keras.language.nested import filled
 from jaxopt_keras.language.numerics import Complemented, real_dtype
 from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar
@@ -160,6 +160,23 @@ class Leafwise(Core):
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
         return routed(self.rule, leaf.path, p).kinds(p)
 
+    def overlooked(self, layout: Layout, params: list[Any]) -> str:
+        if not isinstance(rule := innermost(self.rule), MatrixRule):
+            return ""
+        found = [(leaf.path, p) for leaf, p in zip(layout.leaves, params, strict=True) if rule.overlooks(leaf.path, p)]
+        if not found:
+            return ""
+        path, name = found[0][0], type(rule).__name__
+        those = ", ".join(f"`{path}` {tuple(p.shape)}" for path, p in found)
+        return (
+            f"{name} sees no matrices in the arrays of more than two axes, and {type(rule.fallback).__name__} updates "
+            f"{those}. Say which axes are rows and columns, such as matrices={{{path!r}: 'batch... rows columns'}}, or "
+            f"{{{path!r}: None}} to leave them so"
+        )
+
+    def stacks(self, leaf: Leaf, p: Any) -> bool:
+        return isinstance(innermost(routed(self.rule, leaf.path, p)), MatrixRule)
+
     def decoupled(self, leaf: Leaf, p: Array, now: Now) -> Any:
         return routed(self.rule.bind(now.hyper), leaf.path, p).decoupled(now.weight_decay)
 
@@ -177,7 +194,7 @@ class Leafwise(Core):
         known: dict[Any, Any] = {}
         jobs: dict[int, Job] = {}
         for i, job in self._jobs(arrays, now, shared, before):
-            if isinstance(job.skeleton, MatrixRule):
+            if isinstance(innermost(job.skeleton), MatrixRule):
                 jobs[i] = job
             else:
                 steps[i], new[i] = traced_once(_update, job.skeleton, known)(*job[1:])

@@ -1,6 +1,10 @@
-"""The update of all parameters with a `MatrixRule`: the matrices of one shape are computed together."""
+"""The update of all parameters with a `MatrixRule`: the matrices of one shape are computed together.
+
+Inside modifiers too. Their part is traced twice: first for the argument of `whole`, then with its result.
+"""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +14,9 @@ from jax.sharding import AxisType, get_abstract_mesh
 from jaxopt_keras.engine.core import Slots
 from jaxopt_keras.engine.cores.rule_state import present, state_of, traced_once
 from jaxopt_keras.engine.cores.stacked import map_matrices
-from jaxopt_keras.language.matrix_rule import MatrixRule
+from jaxopt_keras.language.matrix_rule import COMPUTED, MatrixRule
+from jaxopt_keras.language.modifier import innermost
+from jaxopt_keras.language.rule import Rule
 
 
 class Job(NamedTuple):
@@ -27,25 +33,27 @@ class Job(NamedTuple):
 def update_matrices(jobs: list[Job]) -> list[tuple[Array, Slots]]:
     """Return the step and the new slots of each parameter."""
     skeletons, arrays = [job.skeleton for job in jobs], [job[1:] for job in jobs]
-    mesh = get_abstract_mesh()
+    mesh = next((m for job in jobs if (m := jax.typeof(job.g).sharding.mesh).axis_names), get_abstract_mesh())
     explicit = tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
     if not jobs or not explicit:
         return _update(skeletons, arrays)
     # Types do not always tell how a reshaped array is sharded: XLA decides, and results are sharded as before.
     specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, [(job.g, job.slots) for job in jobs])
     run: Any = jax.sharding.auto_axes(functools.partial(_update, skeletons), axes=explicit, out_sharding=specs)
-    return run(arrays)
+    with jax.sharding.use_abstract_mesh(mesh):  # the user may have set none
+        return run(arrays)
 
 
 def _update(skeletons: list[Any], arrays: list[Any]) -> list[tuple[Array, Slots]]:
     jobs = [Job(skeleton, *each) for skeleton, each in zip(skeletons, arrays, strict=True)]
     known: dict[Any, Any] = {}
     found = [traced_once(_lead, job.skeleton, known)(*job[1:]) for job in jobs]
-    stacks = [job.skeleton.view(u.shape).matrices(u) for job, (u, _) in zip(jobs, found, strict=True)]
+    views = [innermost(job.skeleton).view(u.shape) for job, (u, _) in zip(jobs, found, strict=True)]
+    stacks = [seen.matrices(u) for seen, (u, _) in zip(views, found, strict=True)]
     groups: dict[Any, list[int]] = {}
     for i, (job, x) in enumerate(zip(jobs, stacks, strict=True)):
         if x.size:
-            groups.setdefault((type(job.skeleton), x.shape[1:], x.dtype), []).append(i)
+            groups.setdefault((type(innermost(job.skeleton)), x.shape[1:], x.dtype), []).append(i)
     for members in groups.values():
         first = jobs[members[0]]
         whole = functools.partial(_whole, first.skeleton)
@@ -53,24 +61,41 @@ def _update(skeletons: list[Any], arrays: list[Any]) -> list[tuple[Array, Slots]
             results = map_matrices(whole, first.numbers, [stacks[i] for i in members])
         for i, x in zip(members, results, strict=True):
             stacks[i] = x
-    shaped = [job.skeleton.view(u.shape).restored(x) for job, x, (u, _) in zip(jobs, stacks, found, strict=True)]
     return [
-        traced_once(_trail, job.skeleton, known)(job.numbers, x, job.p, slots, job.at)
-        for job, x, (_, slots) in zip(jobs, shaped, found, strict=True)
+        traced_once(_trail, job.skeleton, known)(job.numbers, seen.restored(x), job.g, job.p, slots, job.at)
+        for job, seen, x, (_, slots) in zip(jobs, views, stacks, found, strict=True)
     ]
 
 
-def _lead(skeleton: MatrixRule, numbers: Any, g: Array, p: Any, slots: Slots, at: Any) -> tuple[Array, Slots]:
+def _lead(skeleton: Rule, numbers: Any, g: Array, p: Any, slots: Slots, at: Any) -> tuple[Array, Slots]:
+    """Return the argument of `whole`, and what `_trail` takes as slots."""
     rule = skeleton.bind(numbers)
-    u, state = rule.lead(g, p, state_of(rule, slots), at)
-    return u, present(state)
+    if isinstance(rule, MatrixRule):
+        u, state = rule.lead(g, p, state_of(rule, slots), at)
+        return u, present(state)
+    arguments: list[Array] = []
+    _updated(rule, lambda u: (arguments.append(u), u)[1], g, p, slots, at)
+    return arguments[0], slots
 
 
-def _whole(skeleton: MatrixRule, numbers: Any, u: Array) -> Array:
-    return skeleton.bind(numbers).whole(u)
+def _whole(skeleton: Rule, numbers: Any, u: Array) -> Array:
+    return innermost(skeleton.bind(numbers)).whole(u)
 
 
-def _trail(skeleton: MatrixRule, numbers: Any, x: Array, p: Any, slots: Slots, at: Any) -> tuple[Array, Slots]:
+def _trail(skeleton: Rule, numbers: Any, x: Array, g: Array, p: Any, slots: Slots, at: Any) -> tuple[Array, Slots]:
     rule = skeleton.bind(numbers)
+    if not isinstance(rule, MatrixRule):
+        return _updated(rule, lambda _: x, g, p, slots, at)
     step, state = rule.trail(x, p, state_of(rule, slots), at)
+    return step, present(state)
+
+
+def _updated(
+    rule: Rule, computed: Callable[[Array], Array], g: Array, p: Any, slots: Slots, at: Any
+) -> tuple[Array, Slots]:
+    token = COMPUTED.set(computed)
+    try:
+        step, state = rule.update(g, p, state_of(rule, slots), at)
+    finally:
+        COMPUTED.reset(token)
     return step, present(state)

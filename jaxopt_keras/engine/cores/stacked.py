@@ -17,9 +17,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_batching import custom_vmap
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    get_abstract_mesh,
+    use_abstract_mesh,
+)
 
-from jaxopt_keras.engine.cores.layouts import Layout, find_layouts
+from jaxopt_keras.engine.cores.layouts import Axes, Layout, find_layouts
 from jaxopt_keras.language.places import platform
 
 # Matrices that are multiplied at once on an accelerator: 512 of 2560 x 2560 took twice as long as 448 on GPUs.
@@ -100,7 +108,8 @@ def _on_all_devices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Arr
         mesh, layouts = find_layouts([x.sharding for x in given], [tuple(x.shape) for x in given])
 
         def on_each(leaves: list[Array], stacks: list[Array]) -> list[Array]:
-            return _exchanged(functools.partial(here, leaves), mesh, layouts, stacks)
+            with use_abstract_mesh(AbstractMesh((), ())):  # blocks have no shardings over the user's mesh
+                return _exchanged(functools.partial(here, leaves), mesh, layouts, stacks)
 
         shardings = [layout.sharding(mesh) for layout in layouts]
         return mesh, on_each, shardings, ([NamedSharding(mesh, PartitionSpec())] * len(leaves), shardings)
@@ -127,21 +136,39 @@ def _exchanged(
 
 
 def _exchange(whole: Callable[[list[Array]], list[Array]], mesh: Mesh, layout: Layout, blocks: Array) -> Array:
-    count, size = len(blocks), mesh.shape
-    devices = math.prod(size[axis] for axis in (*layout.rows, *layout.columns))
-    idle, each = list[str](), -(-count // devices)
-    for axis in mesh.axis_names:  # devices with copies of the same blocks share the work
-        if axis not in {*layout.batch, *layout.rows, *layout.columns} and each > 1:
-            idle, each = [*idle, axis], -(-each // size[axis])
-    sharing = math.prod(size[axis] for axis in idle)
-    x = jnp.pad(blocks, ((0, each * devices * sharing - count), (0, 0), (0, 0)))
-    for axes, side in ((layout.rows, 1), (layout.columns, 2)):
-        x = jax.lax.all_to_all(x, axes, 0, side, tiled=True) if axes else x
-    if idle:
-        x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(tuple(idle)) * each, each)
-    (x,) = whole([x])
-    if idle:
-        x = jax.lax.all_gather(x, tuple(idle), tiled=True)
-    for axes, side in ((layout.columns, 2), (layout.rows, 1)):
-        x = jax.lax.all_to_all(x, axes, side, 0, tiled=True) if axes else x
-    return x[:count]
+    """Divide the matrices among the devices along as many axes as it takes until each device has one.
+
+    Where they are fewer than devices, several devices get the same one, and each keeps its own block of the result.
+    """
+    sharded = {*layout.batch, *layout.rows, *layout.columns}
+    idle = [axis for axis in mesh.axis_names if axis not in sharded]  # devices with copies of the same blocks
+    dividing, each = list[str](), len(blocks)
+    for axis in (*layout.rows[::-1], *layout.columns[::-1], *idle):
+        if each > 1:
+            dividing, each = [*dividing, axis], -(-each // mesh.shape[axis])
+    filled = each * math.prod(mesh.shape[axis] for axis in dividing)
+    x = jnp.pad(blocks, ((0, filled - len(blocks)), (0, 0), (0, 0)))
+    sharing = tuple(axis for axis in idle if axis in dividing)
+    sides = [(_split(axes, dividing), side) for axes, side in ((layout.rows, 1), (layout.columns, 2))]
+    for (whole_sides, exchanged), side in sides:
+        x = jax.lax.all_to_all(x, exchanged, 0, side, tiled=True) if exchanged else x
+        x = jax.lax.all_gather(x, whole_sides, axis=side, tiled=True) if whole_sides else x
+    (x,) = whole([_own(x, mesh, sharing, 0)])
+    x = jax.lax.all_gather(x, sharing, tiled=True) if sharing else x
+    for (whole_sides, exchanged), side in reversed(sides):
+        x = _own(x, mesh, whole_sides, side)
+        x = jax.lax.all_to_all(x, exchanged, side, 0, tiled=True) if exchanged else x
+    return x[: len(blocks)]
+
+
+def _split(axes: Axes, dividing: list[str]) -> tuple[Axes, Axes]:
+    """Return the axes along which all devices get the same matrices, and those along which they get others."""
+    return tuple(a for a in axes if a not in dividing), tuple(a for a in axes if a in dividing)
+
+
+def _own(x: Array, mesh: Mesh, axes: Axes, side: int) -> Array:
+    """Return the block of a device along `axes`, if there are any."""
+    if not axes:
+        return x
+    size = x.shape[side] // math.prod(mesh.shape[axis] for axis in axes)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axes) * size, size, side)

@@ -65,6 +65,10 @@ class Partitioned(Around):
         total, hypers = self.inner.summed(*parts, reduce)
         return tree.merged(total), dict(zip(self.names, hypers, strict=True))
 
+    def parts(self, params: Any) -> list[Any]:
+        own = zip(self.children, Tree(self, params).split(params), strict=True)
+        return [part for program, tree in own for part in program.parts(tree)]
+
     def unused(self, paths: Sequence[str]) -> list[Unused]:
         """Return the patterns that no path selects, and those of each group that are found in none of its paths."""
         groups = self.router(tuple(paths))

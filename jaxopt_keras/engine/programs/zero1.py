@@ -4,13 +4,15 @@ Each device updates its shard of every parameter with its shard of the state: gr
 parameters gathered (Rajbhandari et al. 2020, arXiv:1910.02054).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxopt_keras.engine.parts import stacked
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import is_inexact
@@ -41,7 +43,7 @@ class Zero1(Around):
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             out, moved = self.inner.call(self._shard(params), state, self._shard(grads), hyper, reduce, write)
             like = grads if params is None else params
-            return self._unshard(out), moved._replace(slots=self._slots(like, moved.slots))
+            return self._unshard(out, stacked(self.inner, like)), moved._replace(slots=self._slots(like, moved.slots))
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
@@ -61,8 +63,21 @@ class Zero1(Around):
         put = lambda path, x: self._put(x, self.shard_spec(path, x.shape)) if is_inexact(x) else x
         return map_by_path(put, tree)
 
-    def _unshard(self, tree: Any) -> Any:
-        return map_by_path(lambda path, x: self._put(x, self.spec(path)) if is_inexact(x) else x, tree)
+    def _unshard(self, tree: Any, together: Collection[str] = ()) -> Any:
+        """Gather every array; those of one shape in `together` as one, as they have been computed."""
+        groups: dict[Any, dict[str, Any]] = {}
+        for path, x in leaves_by_path(tree):
+            if path in together:
+                groups.setdefault((x.shape, x.dtype, self.spec(path)), {})[path] = x
+        whole: dict[str, Any] = {}
+        for (shape, _, spec), own in groups.items():
+            if len(own) == 1:
+                continue
+            shards = PartitionSpec(None, *self.shard_spec(next(iter(own)), shape))
+            stack = self._put(self._put(jnp.stack([*own.values()]), shards), PartitionSpec(None, *spec))
+            whole |= dict(zip(own, stack, strict=True))
+        put = lambda path, x: whole[path] if path in whole else self._put(x, self.spec(path)) if is_inexact(x) else x
+        return map_by_path(put, tree)
 
     def _slots(self, params: Any, slots: Any) -> Any:
         """Shard slots: those of the parameter's shape like its shards, others along their first divisible axis."""

@@ -13,7 +13,7 @@ from jaxopt_keras.language.rule import Clock, Read
 from jaxopt_keras.rules.orthogonal.coefficients import Triple, read_iteration
 from jaxopt_keras.rules.orthogonal.fallback import read_others
 from jaxopt_keras.rules.orthogonal.iteration import Normalization, Precision, orthogonalized
-from jaxopt_keras.rules.orthogonal.shapes import read_matrices, seen_as
+from jaxopt_keras.rules.orthogonal.shapes import is_told, read_matrices, seen_as
 
 
 class Orthogonal(MatrixRule):
@@ -57,6 +57,9 @@ class Orthogonal(MatrixRule):
 
     def accepts(self, path: str, p: Array) -> bool:
         return self.seen(path, p) is not None
+
+    def overlooks(self, path: str, p: Any) -> bool:
+        return p.ndim > 2 and self.seen(path, p) is None and not is_told(self.matrices, path)
 
     def placed(self, path: str, p: Array) -> "Orthogonal":
         return self.bind({"matrices": self.seen(path, p)})

@@ -43,3 +43,10 @@ def seen_as(matrices: Any, path: str, shape: tuple[int, ...]) -> View | None:
         usual = PLAIN if len(shape) == 2 else None
         text = next((text for pattern, text in matrices if first_match([pattern], path) is not None), usual)
     return None if text is None else view(text, shape, path)
+
+
+def is_told(matrices: Any, path: str) -> bool:
+    """Whether `matrices`, a result of `read_matrices`, says something about the array with this path, be it None."""
+    if callable(matrices) or isinstance(matrices, View):
+        return True
+    return first_match([pattern for pattern, _ in matrices], path) is not None
