@@ -119,6 +119,16 @@ def test_gram_saves_where_it_is_taken():
     assert gram_saves(16, 64, 5) and not gram_saves(16, 16, 5)
 
 
+@pytest.mark.parametrize("make", [jk.muon, jk.normuon, jk.adamuon])
+def test_a_step_multiplies_little_more_than_its_iteration(make):
+    shapes = {"square": (128, 128), "wide": (128, 512), "tall": (512, 128)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    kernel = make(0.1)
+    compiled = jax.jit(kernel.step).lower(params, kernel.init(params), params).compile()
+    own = sum(5 * 2 * (2 * min(s) ** 2 * max(s) + min(s) ** 3) for s in shapes.values())
+    assert own <= compiled.cost_analysis()["flops"] <= 1.05 * own
+
+
 def test_precision():
     u = RNG.normal(size=(32, 96)).astype("float32")
     full, half, here = (orthogonal(u, precision=p, ns_steps=5) for p in ("float32", "bfloat16", "device"))
