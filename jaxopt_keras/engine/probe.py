@@ -100,7 +100,7 @@ class Probe:
         """
         known = self.trace.constants | known
         olds = jax.tree.leaves(replaced, is_leaf=lambda x: isinstance(x, Before))
-        return jnp.isfinite(_zero_or_nan(self.chosen + self.rest, self.trace.outputs, known, olds))
+        return ~_is_lost(self.chosen + self.rest, self.trace.outputs, known, olds)
 
 
 def is_expensive(e: Equation, read: set[Atom] | None = None) -> bool:
@@ -124,10 +124,8 @@ def _traced(branch: Any) -> Trace:
     return branch if isinstance(branch, Trace) else traced(branch)
 
 
-def _zero_or_nan(
-    equations: list[Equation], outputs: Sequence[Atom], known: dict[Value, Any], olds: list[Before]
-) -> Array:
-    """Return 0 if the outputs stay finite, else NaN."""
+def _is_lost(equations: list[Equation], outputs: Sequence[Atom], known: dict[Value, Any], olds: list[Before]) -> Array:
+    """Return whether a finite number in the outputs would not be one any more."""
     equations = [e for e in equations if e.outputs]  # not `jax.debug.print`
     makers = {x: e for e in equations for x in e.outputs}
     read = {x for e in equations for x in e.inputs}
@@ -148,20 +146,20 @@ def _zero_or_nan(
         else:
             term = _term(here[x], old.old, old.is_amount)
         key = i if old.part is None else (old.part, term.shape)
-        terms[key] = terms[key] + term if key in terms else term
-    total = sum((jnp.sum(term) for term in terms.values()), jnp.zeros((), jnp.float32))
+        terms[key] = terms[key] | term if key in terms else term
+    lost = functools.reduce(jnp.logical_or, map(jnp.any, terms.values()), jnp.zeros((), bool))
 
     for e in branching:
         own = [(x, old) for x, old, maker in made if maker is e]
         branches = [functools.partial(_of_branch, equations, known, e, own, x) for x in e.params["branches"]]
-        total = total + jax.lax.switch(_read(e.inputs[0], here), branches)
-    return total
+        lost = lost | jax.lax.switch(_read(e.inputs[0], here), branches)
+    return lost
 
 
 def _of_branch(
     equations: list[Equation], known: dict[Value, Any], cond: Equation, own: list[Any], branch: Any
 ) -> Array:
-    """Return 0 if some outputs of a `cond` stay finite in one of its branches, else NaN.
+    """Return whether a finite number in some outputs of a `cond` would not be one any more, in one of its branches.
 
     What the branch reads is computed inside of it (the sum of gradients), so that it is not stored either.
 
@@ -173,10 +171,10 @@ def _of_branch(
     whole = [*equations, *renamed(inner.equations, names)]
     results = [inner.outputs[cond.outputs.index(x)] for x, _ in own]
     outputs = [names.get(x, x) for x in results]
-    total = _zero_or_nan(whole, outputs, known | inner.constants, [old for _, old in own])
+    lost = _is_lost(whole, outputs, known | inner.constants, [old for _, old in own])
     # Inside `shard_map` both branches must vary over the same axes.
-    axes = {axis for x in known.values() for axis in _axes(x)} - _axes(total)
-    return jax.lax.pcast(total, tuple(axes), to="varying") if axes else total
+    axes = {axis for x in known.values() for axis in _axes(x)} - _axes(lost)
+    return jax.lax.pcast(lost, tuple(axes), to="varying") if axes else lost
 
 
 def _axes(x: Any) -> set[Any]:
@@ -189,10 +187,10 @@ def _read(x: Atom, known: dict[Value, Any]) -> Any:
 
 
 def _term(new: Array, old: Array, is_amount: bool) -> Array:
-    """Return an array of zeros, and NaN where a finite number would not be one any more."""
+    """Return where a finite number would not be one any more."""
     if is_amount:
         new = (old.astype(new.dtype) + new).astype(old.dtype)
-    return jnp.where(_is_finite(old) & ~_is_finite(new), jnp.float32(jnp.nan), jnp.float32(0))
+    return _is_finite(old) & ~_is_finite(new)
 
 
 def _term_of_rows(numbers: Array, new: Array, old: Before) -> Array:
@@ -201,7 +199,7 @@ def _term_of_rows(numbers: Array, new: Array, old: Before) -> Array:
     term = _term(new, rows.gather(old.old, rows.Rows(new, numbers)), old.is_amount)
     apart = jax.lax.optimization_barrier(numbers)  # else a native loop would make and read them
     exists = (apart < len(old.old)).reshape(-1, *[1] * (term.ndim - 1))
-    return jnp.where(exists, term, 0)
+    return exists & term
 
 
 def _is_finite(x: Array) -> Array:

@@ -167,6 +167,13 @@ def test_jit_and_eager(eager):
         check(kernel, params, good, bad, step=jax.jit(kernel.step))
 
 
+@pytest.mark.parametrize("name", ["matrix", "w5"])
+def test_infinity_that_is_clipped_to_finite_results_is_refused(name):
+    """Gradients count too, whatever becomes of them."""
+    kernel = jk.sgd(0.5, clipvalue=1.0, skip_nonfinite=True)
+    check(kernel, tree(1.0), tree(0.5), spoilt(tree(0.5), jnp.inf, name))
+
+
 def added(kernel):
     """A step by `update`, as with optax."""
 
@@ -351,7 +358,11 @@ def test_matrices_are_orthogonalized_once():
 
 
 @pytest.mark.skipif(none_is_available(), reason="no native loops")
-@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}], ids=["plain", "accumulate"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gradient_accumulation_steps": 2}, {"state_dtype": "int8"}, {"state_dtype": "int4"}],
+    ids=["plain", "accumulate", "int8", "int4"],
+)
 def test_results_are_not_stored(options):
     """No array but the parameters and slots is in memory, and each of these is replaced in place."""
     kernel, params = jk.adamw(0.1, skip_nonfinite=True, **options), {f"w{i}": jnp.ones((300, 700)) for i in range(2)}

@@ -183,7 +183,8 @@ def built(
 
     for e in equations:
         (out,) = e.outputs
-        if e.name in REDUCTIONS and out not in alias and scope(e.inputs[0]) != ELEMENT:
+        repeats = e.name == "reduce_sum" or not is_total(e)  # a loop meets such a number once for each element
+        if e.name in REDUCTIONS and out not in alias and scope(e.inputs[0]) != ELEMENT and repeats:
             raise Unsupported(f"{e.name} of numbers for each block")
         if out in alias or is_total(e):
             continue
