@@ -535,7 +535,7 @@ FAULTS = [
           "huge chunks are inflated", "checkpoint/test_checkpoint_strangers.py -k larger_than"),
     Fault("engine/stages/guard.py", "refused = fine & ~probe", "refused = ~fine & ~probe",
           "results are not looked at", "engine/test_guard_results.py -k 'test_step and overflow'"),
-    Fault("engine/probe.py", "_is_finite(old) & ~_is_finite(new)", "~_is_finite(new)",
+    Fault("engine/probe.py", "are_finite(old) & ~are_finite(new)", "~are_finite(new)",
           "a mask of -inf stops the training", "engine/test_guard_results.py -k does_not_count"),
     Fault("engine/probe.py", "if x.dtype in EXPONENTS:", "if False:",
           "a rounding to 16 bits is left out", "engine/test_guard_results.py -k 'test_step and float16'"),

@@ -190,7 +190,7 @@ def _term(new: Array, old: Array, is_amount: bool) -> Array:
     """Return where a finite number would not be one any more."""
     if is_amount:
         new = (old.astype(new.dtype) + new).astype(old.dtype)
-    return _is_finite(old) & ~_is_finite(new)
+    return are_finite(old) & ~are_finite(new)
 
 
 def _term_of_rows(numbers: Array, new: Array, old: Before) -> Array:
@@ -202,7 +202,7 @@ def _term_of_rows(numbers: Array, new: Array, old: Before) -> Array:
     return exists & term
 
 
-def _is_finite(x: Array) -> Array:
+def are_finite(x: Array) -> Array:
     """Return where numbers are finite as stored.
 
     XLA may leave out a rounding to 16 bits of a number, but not of its bits.

@@ -128,3 +128,10 @@ def test_a_spike_is_greater_than_usual(value):
 def test_another_limit_compiles_nothing():
     assert jk.adam(skip_spikes=3.0).skeleton == jk.adam(skip_spikes=4.0).skeleton
     assert jk.adam(skip_spikes=3.0) != jk.adam(skip_spikes=4.0)
+
+
+@pytest.mark.parametrize("bad", [complex(1, np.inf), complex(np.nan, 0), complex(-np.inf, 1)])
+def test_both_parts_of_complex_gradients_are_looked_at(bad):
+    kernel, params = jk.loss_scaled(jk.sgd(0.5), 1.0), jnp.ones(3, jnp.complex64)
+    params, state = kernel.step(params, kernel.init(params), jnp.array([1, bad, 1], jnp.complex64))
+    assert state.scalars[SKIPPED] == 1 and (params == 1).all()

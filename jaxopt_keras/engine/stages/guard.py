@@ -5,6 +5,7 @@ therefore not added to the sum of gradients, and the update waits for one more c
 results of the step are not (`engine/probe.py`), a window of accumulation starts anew.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.engine.given import EMPTY, FLUSH, WEIGHT
-from jaxopt_keras.engine.probe import Probe
+from jaxopt_keras.engine.probe import Probe, are_finite
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.branches import branch, either
@@ -56,10 +57,9 @@ def init(options: Any) -> dict[str, Any]:
 
 
 def is_finite(grads: Any) -> Array:
-    """Whether all floats in a tree are finite. The sum of x - x, 0 or NaN, is fused better than `isfinite`."""
-    dtype = jnp.result_type(float)
+    """Whether all floats in a tree are finite. The reductions are those of a probe, with which they are fused."""
     floats = [g for g in jax.tree.leaves(grads) if jnp.issubdtype(g.dtype, jnp.inexact)]
-    return jnp.isfinite(sum((jnp.sum((g - g).real).astype(dtype) for g in floats), jnp.zeros((), dtype)))
+    return ~functools.reduce(jnp.logical_or, [jnp.any(~are_finite(g)) for g in floats], jnp.zeros((), bool))
 
 
 def check_norm(factor: Any, grads: list[Any], usual: Array, step: Array) -> tuple[Array, Array]:
