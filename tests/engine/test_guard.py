@@ -131,7 +131,7 @@ def test_another_limit_compiles_nothing():
 
 
 @pytest.mark.parametrize("bad", [complex(1, np.inf), complex(np.nan, 0), complex(-np.inf, 1)])
-def test_both_parts_of_complex_gradients_are_looked_at(bad):
+def test_both_parts_of_complex_gradients_are_looked_at(bad, jax_defaults):
     kernel, params = jk.loss_scaled(jk.sgd(0.5), 1.0), jnp.ones(3, jnp.complex64)
     params, state = kernel.step(params, kernel.init(params), jnp.array([1, bad, 1], jnp.complex64))
     assert state.scalars[SKIPPED] == 1 and (params == 1).all()
