@@ -149,6 +149,12 @@ class ADOPT(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class COCOB(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 1.0, alpha: Number = 100.0, epsilon: Number = 1e-08,
+        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class DAdaptAdamW(Optimizer):
     def __init__(
         self, learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
@@ -177,6 +183,12 @@ class DoG(Optimizer):
         self, learning_rate: Rate = 1.0, reps_rel: Number = 1e-06, epsilon: Number = 1e-08,
         init_eta: Number | None = None, weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Fromage(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.01, min_norm: Number = 1e-06, weight_decay: Number | None = None, *,
+        variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Ftrl(Optimizer):
@@ -280,6 +292,12 @@ class NovoGrad(Optimizer):
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.95, beta_2: Number = 0.98, epsilon: Number = 1e-08,
         weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class OptimisticGradientDescent(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, alpha: Number = 1.0, beta: Number = 1.0, weight_decay: Number | None = None,
+        *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Prodigy(Optimizer):
@@ -513,6 +531,10 @@ def adopt(
     weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def cocob(
+    learning_rate: Rate = 1.0, alpha: Number = 100.0, epsilon: Number = 1e-08, weight_decay: Number | None = None, *,
+    variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def dadapt_adamw(
     learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
     use_bias_correction: bool = False, d0: Number = 1e-06, growth_rate: Number | None = None,
@@ -535,6 +557,10 @@ def dion2(
 def dog(
     learning_rate: Rate = 1.0, reps_rel: Number = 1e-06, epsilon: Number = 1e-08, init_eta: Number | None = None,
     weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def fromage(
+    learning_rate: Rate = 0.01, min_norm: Number = 1e-06, weight_decay: Number | None = None, *,
+    variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def ftrl(
     learning_rate: Rate = 0.001, learning_rate_power: Number = -0.5, initial_accumulator_value: Number = 0.1,
@@ -609,6 +635,10 @@ def novograd(
     learning_rate: Rate = 0.001, beta_1: Number = 0.95, beta_2: Number = 0.98, epsilon: Number = 1e-08,
     weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def optimistic_gradient_descent(
+    learning_rate: Rate = 0.001, alpha: Number = 1.0, beta: Number = 1.0, weight_decay: Number | None = None, *,
+    variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def prodigy(
     learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, beta_3: Number | None = None,
@@ -726,14 +756,15 @@ def polyak_sgd(
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
-    "DAdaptAdamW", "Dion2", "DoG", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon",
-    "Nadam", "NorMuon", "NovoGrad", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
-    "Signum", "SOAP", "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax",
-    "adamuon", "adamw", "adan", "ademamix", "adopt", "dadapt_adamw", "dion2", "dog", "ftrl", "grams", "lamb", "laprop",
-    "lars", "lion", "madgrad", "mars_adamw", "muon", "nadam", "normuon", "novograd", "prodigy", "radam", "rmsprop",
-    "rprop", "schedule_free_adamw", "sgd", "shampoo", "signum", "soap", "stable_adamw", "yogi", "AdaptiveClip",
-    "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
-    "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "adaptive_clip", "cautious", "cautious_decay",
-    "centralized", "hyperball", "lookahead", "mars", "noisy", "ortho_grad", "reduce_on_plateau", "scaled_rate",
-    "schedule_free", "momo", "polyak_sgd",
+    "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD",
+    "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop",
+    "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SOAP", "StableAdamW", "Yogi", "adabelief", "adadelta",
+    "adafactor", "adagrad", "adam", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "cocob", "dadapt_adamw",
+    "dion2", "dog", "fromage", "ftrl", "grams", "lamb", "laprop", "lars", "lion", "madgrad", "mars_adamw", "muon",
+    "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy", "radam", "rmsprop", "rprop",
+    "schedule_free_adamw", "sgd", "shampoo", "signum", "soap", "stable_adamw", "yogi", "AdaptiveClip", "Cautious",
+    "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau",
+    "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "adaptive_clip", "cautious", "cautious_decay", "centralized",
+    "hyperball", "lookahead", "mars", "noisy", "ortho_grad", "reduce_on_plateau", "scaled_rate", "schedule_free",
+    "momo", "polyak_sgd",
 ]

@@ -11,9 +11,11 @@ from jaxopt_keras.rules.adamw import AdamW as AdamW
 from jaxopt_keras.rules.adan import Adan as Adan
 from jaxopt_keras.rules.ademamix import AdEMAMix as AdEMAMix
 from jaxopt_keras.rules.adopt import ADOPT as ADOPT
+from jaxopt_keras.rules.cocob import COCOB as COCOB
 from jaxopt_keras.rules.dadapt_adamw import DAdaptAdamW as DAdaptAdamW
 from jaxopt_keras.rules.dion2 import Dion2 as Dion2
 from jaxopt_keras.rules.dog import DoG as DoG
+from jaxopt_keras.rules.fromage import Fromage as Fromage
 from jaxopt_keras.rules.ftrl import Ftrl as Ftrl
 from jaxopt_keras.rules.grams import Grams as Grams
 from jaxopt_keras.rules.lamb import Lamb as Lamb
@@ -27,6 +29,7 @@ from jaxopt_keras.rules.muon import Muon as Muon
 from jaxopt_keras.rules.nadam import Nadam as Nadam
 from jaxopt_keras.rules.normuon import NorMuon as NorMuon
 from jaxopt_keras.rules.novograd import NovoGrad as NovoGrad
+from jaxopt_keras.rules.optimistic_gradient_descent import OptimisticGradientDescent as OptimisticGradientDescent
 from jaxopt_keras.rules.polyak_sgd import PolyakSGD as PolyakSGD
 from jaxopt_keras.rules.prodigy import Prodigy as Prodigy
 from jaxopt_keras.rules.radam import RAdam as RAdam

@@ -105,6 +105,12 @@ class ADOPT(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class COCOB(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 1.0, alpha: Number = 100.0, epsilon: Number = 1e-08,
+        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class DAdaptAdamW(Adapter):
     def __init__(
         self, learning_rate: Rate = 1.0, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
@@ -133,6 +139,12 @@ class DoG(Adapter):
         self, learning_rate: Rate = 1.0, reps_rel: Number = 1e-06, epsilon: Number = 1e-08,
         init_eta: Number | None = None, weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class Fromage(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.01, min_norm: Number = 1e-06, weight_decay: Number | None = None, *,
+        variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Ftrl(Adapter):
@@ -236,6 +248,12 @@ class NovoGrad(Adapter):
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.95, beta_2: Number = 0.98, epsilon: Number = 1e-08,
         weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
         **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class OptimisticGradientDescent(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, alpha: Number = 1.0, beta: Number = 1.0, weight_decay: Number | None = None,
+        *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Prodigy(Adapter):
@@ -406,9 +424,9 @@ class PolyakSGD(Adapter):
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
-    "DAdaptAdamW", "Dion2", "DoG", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon",
-    "Nadam", "NorMuon", "NovoGrad", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
-    "Signum", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "Cautious", "CautiousDecay", "Centralized", "Hyperball",
-    "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD",
-    "as_keras",
+    "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD",
+    "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop",
+    "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "Cautious",
+    "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau",
+    "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "as_keras",
 ]
