@@ -15,10 +15,11 @@ from jaxopt_keras.schedules.configs import CLASSES as SCHEDULES
 from jaxopt_keras.stateful.configs import RATE_FIELD, arguments_of, without_exclusion
 from jaxopt_keras.stateful.custom.overrides import (
     HOOKS,
+    NEVER_CALLED,
+    NOT_BY_A_RULE,
     in_library,
     overrides,
     refuse_overrides,
-    without_effect,
 )
 from jaxopt_keras.stateful.lock import LOCK
 from jaxopt_keras.stateful.optimizer import Optimizer
@@ -55,7 +56,7 @@ class Adapter(keras.optimizers.Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not in_library(cls):
-            refuse_overrides(cls, without_effect(cls, True) | dict.fromkeys(HOOKS, INSIDE))
+            refuse_overrides(cls, NEVER_CALLED | NOT_BY_A_RULE | dict.fromkeys(HOOKS, INSIDE))
 
     def _wrap(self, optimizer: Optimizer, name: str | None) -> None:
         keras.optimizers.Optimizer.__init__(self, learning_rate=0.0, name=name)
