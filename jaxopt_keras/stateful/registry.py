@@ -17,7 +17,7 @@ from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.parts import warn_of_overlooked
 from jaxopt_keras.engine.plan import Plan, joined, plan
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.engine.unused_patterns import Unused, unused, warn_of
+from jaxopt_keras.engine.unused_patterns import Unused, warn_of
 from jaxopt_keras.language.fields import RATE as RATE_NAME
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.rule import Rule
@@ -201,7 +201,7 @@ class Registry(Settings, Custom):
             in_buffer = {v.path: v.name for v in h.variable.variables} if isinstance(h.variable, Buffer) else None
             names |= in_buffer or {key: h.name}
         found = Kernel(self._rule, self._options).program.unused([*names])
-        return found + unused("var_names", self._excluded.patterns, names.values())
+        return found + self._excluded.unused(names)
 
     def _register(self, variables: list[Any]) -> list[str]:
         """Give each new variable a path and slots. Return the paths of those that had no restored slots.

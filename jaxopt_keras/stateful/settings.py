@@ -18,7 +18,7 @@ from jaxopt_keras.engine.stages.average import AVERAGE
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.stages.own_counts import OWN_COUNT
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.engine.unused_patterns import warn_of
+from jaxopt_keras.engine.unused_patterns import Unused, unused, warn_of
 from jaxopt_keras.language.fields import RATE as RATE_NAME
 from jaxopt_keras.language.fields import is_function
 from jaxopt_keras.language.options import Options
@@ -57,6 +57,16 @@ class Exclusion(NamedTuple):
     variables: tuple[Any, ...] = ()
     patterns: tuple[str, ...] = ()  # regular expressions, searched for in names
     paths: frozenset[str] = frozenset()  # of excluded variables that a copy has not registered yet
+
+    def path_of(self, path: str) -> str | None:
+        """Return that of `paths` which names a variable, or None. In a loaded Keras model it lacks the model's name."""
+        return next((x for x in sorted(self.paths) if x == path or x.endswith(f"/{path}")), None)
+
+    def unused(self, names: dict[str, str]) -> list[Unused]:
+        """Return what selects none of the variables with these names, by path."""
+        left = self.paths - {self.path_of(path) for path in names}
+        found = [Unused("var_list", path, tuple(names)) for path in sorted(left)]
+        return found + unused("var_names", self.patterns, names.values())
 
 
 class Settings(Configs):
@@ -273,9 +283,9 @@ class Settings(Configs):
         """Whether a variable is excluded from weight decay. In a buffer all variables are excluded, or none."""
         if isinstance(variable, Buffer):
             return self._excludes(options, variable.variables[0].path, variable.variables[0])
-        variables, patterns, paths = self._excluded
-        named = first_match(patterns, handle(variable).name) is not None
-        return any(variable is v for v in variables) or key in paths or named or not options.decays(key, variable)
+        excluded = self._excluded
+        named = first_match(excluded.patterns, handle(variable).name) is not None or excluded.path_of(key) is not None
+        return named or any(variable is v for v in excluded.variables) or not options.decays(key, variable)
 
     def _per_variable_option(self, options: Options, buffer: Buffer) -> str | None:
         """Return the name of a set option that depends on the boundaries between the variables of `buffer`, or None."""

@@ -571,6 +571,17 @@ def test_a_saved_model_keeps_what_is_excluded_from_decay(tmp_path, kind):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_variable_that_a_loaded_model_lacks_is_said(tmp_path):
+    """What was excluded is found by its path, and a path that is not there is not passed over in silence."""
+    optimizer, x = interop.AdamW(0.01, weight_decay=0.5), np.ones((8, 4), "float32")
+    variables = [keras.Variable(np.ones(2), name=name) for name in "ab"]
+    optimizer.exclude_from_weight_decay(var_list=variables[:1])
+    optimizer.apply([x[0, :2]] * 2, variables)
+    again = interop.AdamW.from_config(optimizer.get_config())
+    with pytest.warns(UserWarning, match="'a' matches no parameter .argument `var_list`"):
+        again.build(variables[1:])
+
+
 def test_windows_that_are_weighted_or_end_early():
     """In a loop of one's own, in a stateless scope, and by a callback at the end of an epoch of `fit`."""
     w = keras.Variable(np.zeros(2, "float32"))

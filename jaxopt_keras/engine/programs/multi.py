@@ -103,7 +103,7 @@ def unguarded(program: Any) -> Any:
         return program
     if isinstance(program, Offloaded):
         return dataclasses.replace(program, inner=unguarded(program.inner))
-    return dataclasses.replace(program, options=dataclasses.replace(program.options, skip_nonfinite=False))
+    return dataclasses.replace(program, options=program.options.bind({"skip_nonfinite": False}))
 
 
 def _watched(program: Any) -> Any:
