@@ -103,6 +103,14 @@ class Probe:
         return ~_is_lost(self.chosen + self.rest, self.trace.outputs, known, olds)
 
 
+def stay_finite(results: Any, replaced: Any) -> Array:
+    """Return whether results that exist already are finite where what they replace, a tree of `Before`, is."""
+    olds = jax.tree.leaves(replaced, is_leaf=lambda x: isinstance(x, Before))
+    pairs = [(x, old) for x, old in zip(jax.tree.leaves(results), olds, strict=True) if is_inexact(x)]
+    news = [(old.old + x if old.is_amount else x, old.old) for x, old in pairs]
+    return jnp.array(all(bool(jnp.all(are_finite(x) | ~are_finite(old))) for x, old in news))
+
+
 def is_expensive(e: Equation, read: set[Atom] | None = None) -> bool:
     """Return whether an equation is computed once.
 

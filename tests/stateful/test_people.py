@@ -280,6 +280,18 @@ def test_uncompiled_hooks_have_every_option(options):
     close(a, steps(derived(Arrays, OURS)(0.1, **options), two()), atol=1e-6)
 
 
+def test_a_guard_refuses_results_of_uncompiled_hooks():
+    class Overflowing:
+        def update_step(self, gradient, variable, learning_rate):
+            factor = 1e38 if int(self.iterations.value) == 1 else 1.0
+            variable.assign_sub(learning_rate * gradient * factor * factor)
+
+    optimizer, v = derived(Overflowing, OURS)(1.0, jit_compile=False, skip_nonfinite=True), jk.Variable([3.0])
+    for _ in range(3):
+        optimizer.apply_gradients([(jnp.ones(1), v)])
+    assert v.numpy().tolist() == [2.0] and int(optimizer.iterations) == 1 and int(optimizer.skipped) == 2
+
+
 def test_uncompiled_hooks_in_a_transformation():
     optimizer, variables = derived(Branches, OURS)(0.1, jit_compile=False), two()
     optimizer.build(variables)

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from jaxopt_keras.engine.given import EMPTY, FLUSH, WEIGHT
-from jaxopt_keras.engine.probe import Probe, are_finite
+from jaxopt_keras.engine.probe import Probe, are_finite, stay_finite
 from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.branches import branch, either
@@ -91,7 +92,12 @@ def guarded(options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any
     kept = (fine,) if FLUSH in hyper else ()
     counted, fine = fine, jnp.ones((), bool) if kept else fine
     proceed, refused = lambda: run.proceed(slots, others, *kept), jnp.zeros((), bool)
-    if options.skip_nonfinite:
+    if options.skip_nonfinite and jax.config.jax_disable_jit and not isinstance(fine, Tracer):
+        if fine:  # nothing is overwritten, and code that is not compiled may be run only once
+            results = proceed()
+            refused = ~stay_finite(results, run.replaced(slots, others))
+            fine, proceed = ~refused, lambda: results
+    elif options.skip_nonfinite:
         probe = Probe(lambda: (run.plain or run.proceed)(slots, others, *kept))
         first = probe.first_results()
         refused = fine & ~probe.stays_finite(first, run.replaced(slots, others))
