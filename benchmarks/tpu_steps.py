@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 import jaxopt_keras as jk
 from benchmarks import tpu
 from jaxopt_keras.engine.compiled import init_at
+from jaxopt_keras.engine.given import LOSS, as_loss
 from jaxopt_keras.language.places import Places
 
 MATRIX = {"w": (8192, 8192)}  # 256 MiB: more than a TPU keeps on its chip
@@ -144,7 +145,7 @@ def count(made: Any, params: dict[str, Any], grads: Any, where: Any) -> Counts:
     """Count a donated step of a kernel, or of a transformation of optax, on `params`, shapes with shardings."""
     put = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
     if isinstance(made, jk.Kernel):
-        hyper = put(made.program.offered(made.hyper(), 0.0))  # with a loss, for rules that take it
+        hyper = put(made.program.offered(made.hyper(), {LOSS: as_loss(0.0)}))  # with a loss, for rules that take it
         alone = isinstance(where, SingleDeviceSharding)
         state = put(made.init(params)) if alone else _where_init_leaves_it(made, params, hyper)
         state = state._replace(hyperparams={}, slots=_on_host(state.slots) if made.options.offload else state.slots)

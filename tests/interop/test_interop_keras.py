@@ -572,7 +572,7 @@ def test_a_saved_model_keeps_what_is_excluded_from_decay(tmp_path, kind):
 
 
 def test_a_variable_that_a_loaded_model_lacks_is_said(tmp_path):
-    """What was excluded is found by its path, and a path that is not there is not passed over in silence."""
+    """Excluded variables are found by path, and a path that is not there is not passed over in silence."""
     optimizer, x = interop.AdamW(0.01, weight_decay=0.5), np.ones((8, 4), "float32")
     variables = [keras.Variable(np.ones(2), name=name) for name in "ab"]
     optimizer.exclude_from_weight_decay(var_list=variables[:1])

@@ -92,7 +92,8 @@ def guarded(options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any
     kept = (fine,) if FLUSH in hyper else ()
     counted, fine = fine, jnp.ones((), bool) if kept else fine
     proceed, refused = lambda: run.proceed(slots, others, *kept), jnp.zeros((), bool)
-    if options.skip_nonfinite and jax.config.jax_disable_jit and not isinstance(fine, Tracer):
+    eager: bool = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+    if options.skip_nonfinite and eager and not isinstance(fine, Tracer):
         if fine:  # nothing is overwritten, and code that is not compiled may be run only once
             results = proceed()
             refused = ~stay_finite(results, run.replaced(slots, others))
