@@ -188,8 +188,9 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         """
         refuse_no_floats(params)
         warn_of(self.program.unused(paths_of(params)), stacklevel=2)
+        state = self.initial(params)  # raises for what is no array
         warn_of_overlooked(self.program, params, stacklevel=2)
-        return self.initial(params)
+        return state
 
     def initial(self, params: Any) -> State:
         """`init` without warnings."""
