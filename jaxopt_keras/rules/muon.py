@@ -4,7 +4,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from jax import Array
 
-from jaxopt_keras.language.matrices import View
 from jaxopt_keras.language.options import KERAS
 from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.language.rule import Amount, Clock, Count, Decay, KerasOrder, Number, Rate, Read, Rule, Signed
@@ -69,15 +68,8 @@ class Muon(Orthogonal):
         momentum: Signed
 
     def excludes(self, path: str) -> bool:
-        """Whether a parameter is left to Adam whatever its shape is."""
         is_embedding = self.exclude_embeddings and "embedding" in path.lower()
         return is_embedding or first_match(self.exclude_layers, path) is not None
-
-    def seen(self, path: str, p: Array) -> View | None:
-        return None if self.excludes(path) else super().seen(path, p)
-
-    def overlooks(self, path: str, p: Any) -> bool:
-        return not self.excludes(path) and super().overlooks(path, p)
 
     @property
     def fallback(self) -> Rule:

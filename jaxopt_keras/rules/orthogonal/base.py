@@ -51,15 +51,20 @@ class Orthogonal(MatrixRule):
     cautious_decay: bool = field(default=False, kw_only=True)
     others: Annotated[Any, Read(read_others)] = field(default=None, kw_only=True)
 
+    def excludes(self, path: str) -> bool:
+        """Whether a parameter is left to the fallback whatever its shape is."""
+        return False
+
     def seen(self, path: str, p: Array) -> View | None:
         """Return how a parameter is seen as matrices; None: the fallback updates it."""
-        return seen_as(self.matrices, path, p.shape)
+        return None if self.excludes(path) else seen_as(self.matrices, path, p.shape)
 
     def accepts(self, path: str, p: Array) -> bool:
         return self.seen(path, p) is not None
 
     def overlooks(self, path: str, p: Any) -> bool:
-        return p.ndim > 2 and self.seen(path, p) is None and not is_told(self.matrices, path)
+        asked = self.excludes(path) or is_told(self.matrices, path)
+        return p.ndim > 2 and self.seen(path, p) is None and not asked
 
     def placed(self, path: str, p: Array) -> "Orthogonal":
         return self.bind({"matrices": self.seen(path, p)})
