@@ -3,7 +3,10 @@
 import warnings
 from typing import Any
 
+import jax
+
 from jaxopt_keras.engine.core import Program
+from jaxopt_keras.packing.trees import unpacked
 
 
 def stacked(program: Program, params: Any) -> set[str]:
@@ -14,6 +17,7 @@ def stacked(program: Program, params: Any) -> set[str]:
 
 def warn_of_overlooked(program: Program, params: Any, stacklevel: int) -> None:
     """Warn of parameters that are not updated as the user may expect."""
-    for core, layout, arrays in program.parts(params):
+    shapes = jax.eval_shape(unpacked, params)  # a parameter may be a Python number
+    for core, layout, arrays in program.parts(shapes):
         if said := core.overlooked(layout, arrays):
             warnings.warn(said, stacklevel=stacklevel + 1)

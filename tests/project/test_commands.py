@@ -120,7 +120,7 @@ def run(name: str, *arguments: str, **settings: Any) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("seconds", [0.7, 6.0], ids=["while it imports", "while it works"])
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("benchmarks", ["--workload", "gpt2", "--peer"]), ("examples.custom_optimizers", [])],
+    [("benchmarks", ["--workload", "gpt2", "--peer"]), ("examples.lenet", ["--epochs", "1000"])],
     ids=["benchmarks", "examples"],
 )
 def test_ctrl_c_ends_in_one_line(name: str, arguments: list[str], seconds: float, tmp_path: Path):
