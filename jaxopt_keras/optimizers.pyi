@@ -53,7 +53,7 @@ class CommonOptions(TypedDict, total=False):
     rounding: Literal["nearest", "stochastic"]  # "nearest"
     seed: int | None  # None
     engine: Literal["auto", "xla", "native", "pallas"]  # "auto"
-    skip_nonfinite: bool  # False
+    skip_nonfinite: Literal[False, True, "gradients"]  # False
     skip_spikes: Number | None  # None
     offload: Any  # None
     flat_state: bool | None  # None

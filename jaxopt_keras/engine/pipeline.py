@@ -198,7 +198,9 @@ class Program(core.Program):
             gradients: list[Any], slots: list[Slots], scalars: Slots, loss: Any = loss, one_pass: bool = one_pass
         ) -> Any:
             now = Now.at(state.count, hyper, loss)
-            run = functools.partial(update_all, self.core, self.options, self.watched or self.options.skip_nonfinite)
+            run = functools.partial(
+                update_all, self.core, self.options, self.watched or guard.looks_at_results(self.options)
+            )
             everything = gradients, stored, slots, scalars, state.count, now, write
             if one_pass:
                 run = functools.partial(in_one_pass, run, self.options, layout.flatten(grads, "grads"))

@@ -95,7 +95,8 @@ class Options(KerasOptions):
         skip_nonfinite: a call with NaN or infinity in its gradients changes nothing but the counter `skipped`; nor does
             one that would make a finite number in a parameter, slot or scalar NaN or infinite (in a slot of few bits:
             before it is rounded). To know that, a step reads its arrays twice. Where the gradients of a window of
-            accumulation were finite and its results are not, the window starts anew.
+            accumulation were finite and its results are not, the window starts anew. "gradients": only these are looked
+            at, which costs much less. False: nothing is.
         skip_spikes: a number above 1: so does a call whose joint gradient norm is more than this many times its
             running mean. None: off.
         offload: "pinned_host" keeps slots in host memory between steps; `{regex: "pinned_host"}` keeps there the slots
@@ -126,7 +127,7 @@ class Options(KerasOptions):
     rounding: Literal["nearest", "stochastic"] = "nearest"
     seed: Count | None = None
     engine: Literal["auto", "xla", "native", "pallas"] = "auto"
-    skip_nonfinite: bool = False
+    skip_nonfinite: Literal[False, True, "gradients"] = False
     skip_spikes: Annotated[float, Within(above=1, below=math.inf)] | None = None
     offload: Annotated[Any, Read(values.read_offload)] = None
     flat_state: bool | None = None

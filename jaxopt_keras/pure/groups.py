@@ -8,6 +8,7 @@ from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.multi import Multi, unguarded
 from jaxopt_keras.engine.programs.offloaded import Offloaded
 from jaxopt_keras.engine.programs.partitioned import Partitioned
+from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.language.option_values import check_pattern
 from jaxopt_keras.language.paths import first_match
 from jaxopt_keras.pure.arguments import check_kernel
@@ -96,7 +97,7 @@ def partition(kernels: Mapping[str, Kernel], default: Kernel | None = None) -> K
                 "`loss_scaled(partition(...))`."
             )
         refuse_flat(kernel.program, "partition")
-    guards = any(kernel.options.skip_nonfinite for kernel in everything.values())
+    guards = guard.of_groups(kernel.options for kernel in everything.values())
     programs = tuple(unguarded(kernel.program) for kernel in everything.values())
     router = Router(tuple(kernels), default is not None)
     return Kernel(Partitioned(Multi(programs, guards), tuple(everything), router))

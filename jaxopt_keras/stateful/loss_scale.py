@@ -124,7 +124,7 @@ class LossScaleOptimizer(Wrapper):
     def _groups(self) -> dict[str, Optimizer]:
         return self.inner_optimizer._groups()
 
-    def _program(self, programs: list[Any], guards: bool) -> Any:
+    def _program(self, programs: list[Any], guards: Any) -> Any:
         return outermost(programs[0], lambda inner: LossScaled(inner, *self._settings))
 
     def _call(self, kernel: Kernel, own: State, calls: dict[int, Call]) -> Call:

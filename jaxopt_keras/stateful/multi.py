@@ -222,7 +222,7 @@ class MultiOptimizer(Wrapper):
             object.__setattr__(self, "_kept", self._kept._replace(scalars=scalars))
         return super()._state
 
-    def _program(self, programs: list[Any], guards: bool) -> Multi:
+    def _program(self, programs: list[Any], guards: Any) -> Multi:
         return Multi(tuple(programs), guards)
 
     def _call(self, kernel: Kernel, own: State, calls: dict[int, Call]) -> Call:

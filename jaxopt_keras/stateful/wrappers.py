@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.plan import Plan, joined
-from jaxopt_keras.engine.stages.guard import SKIPPED
+from jaxopt_keras.engine.stages.guard import SKIPPED, of_groups
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.unused_patterns import Unused
 from jaxopt_keras.language.options import Options
@@ -69,8 +69,8 @@ class Wrapper(Optimizer):
         """Return what stands before the rules of a group in the plan."""
         return ""
 
-    def _program(self, programs: list[Any], guards: bool) -> Any:
-        """Return one program that runs those of the groups; `guards`: one of them skips steps."""
+    def _program(self, programs: list[Any], guards: Any) -> Any:
+        """Return one program that runs those of the groups; `guards`: their `skip_nonfinite`."""
         raise NotImplementedError
 
     def _call(self, kernel: Kernel, own: State, calls: dict[int, Call]) -> Call:
@@ -91,7 +91,7 @@ class Wrapper(Optimizer):
         key, cached = tuple(kernels.items()), self._kernel_cache or {}
         if key not in cached:
             programs = [kernel.skeleton for kernel in kernels.values()]
-            guards = any(kernel.options.skip_nonfinite for kernel in kernels.values())
+            guards = of_groups(kernel.options for kernel in kernels.values())
             kept = cached if len(cached) < 32 else {}  # else settings have changed many times
             cached = kept | {key: Kernel(self._program(programs, guards))}
             object.__setattr__(self, "_kernel_cache", cached)

@@ -370,3 +370,43 @@ def test_results_are_not_stored(options):
     found = kernel.compiled.step_donating.lower(params, state, params, kernel.hyper()).compile().memory_analysis()
     assert found.temp_size_in_bytes < 300 * 700 * 4
     assert found.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((params, state)))
+
+
+# --- gradients alone
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_alone_can_be_looked_at(engine):
+    """A call with bad gradients is skipped, and one with bad results is not: nothing is computed twice."""
+    options = {"skip_nonfinite": "gradients", "engine": engine}
+    good = good_of(FAULTS["overflow"])
+    check(jk.sgd(0.5, **options), tree(1.0), good, spoilt(good, jnp.nan))
+    kernel = FAULTS["overflow"].make(**options)
+    params, state = kernel.step(tree(1.0), kernel.init(tree(1.0)), spoilt(good, 1e20), donate=False)
+    assert state.scalars[SKIPPED] == 0 and not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(params))
+    length = lambda k: len(k.compiled.step.lower(params, k.init(params), good, k.hyper()).as_text())
+    assert length(jk.adam(0.5, **options)) < length(jk.adam(0.5, **options | {"skip_nonfinite": True}))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_strictest_guard_of_groups_decides(strict):
+    other = jk.sgd(0.5, skip_nonfinite="gradients")
+    fault = FAULTS["overflow"].make(skip_nonfinite=True if strict else "gradients")
+    kernel, good = jk.partition({"matrix": fault}, default=other), good_of(FAULTS["overflow"])
+    check(kernel, tree(1.0), good, spoilt(good, jnp.nan))
+    _, state = kernel.step(tree(1.0), kernel.init(tree(1.0)), spoilt(good, 1e20), donate=False)
+    assert int(state.scalars[SKIPPED]) == strict
+
+
+def test_gradients_alone_in_the_stateful_face():
+    v, w = jk.Variable([1.0], name="v"), jk.Variable([1.0], name="w")
+    for optimizer in (
+        jk.SGD(1e30, skip_nonfinite="gradients"),
+        jk.MultiOptimizer(jk.OptimizerMap(jk.SGD(1e30, skip_nonfinite="gradients"), {"w": jk.SGD(0.5)})),
+    ):
+        again = jk.deserialize(jk.serialize(optimizer))
+        for each in (optimizer, again):
+            each.apply([jnp.array([jnp.nan]), jnp.ones(1)], [v, w])
+            assert int(each.skipped) == 1 and v.numpy() == w.numpy() == 1.0
+    with pytest.raises(ValueError, match=r"`skip_nonfinite` must be one of \[False, True, 'gradients'\]"):
+        jk.SGD(skip_nonfinite="results")

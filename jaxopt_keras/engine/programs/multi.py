@@ -28,7 +28,7 @@ class Multi(Program):
     """
 
     programs: tuple[Program, ...]
-    skip_nonfinite: bool
+    skip_nonfinite: Any  # as in `Options`
 
     @functools.cached_property
     def options(self) -> Options:
@@ -56,8 +56,7 @@ class Multi(Program):
             if kept is not None:
                 counted, given = zeroed(kept, grads), self.offered(hyper, {EMPTY: ~kept})
             everything = zip(self.programs, params, states, counted, given, strict=True)
-            call = _call_unguarded if self.skip_nonfinite else lambda program, *x: program.call(*x)
-            ran = [call(program, p, s, g, h, reduce, write) for program, p, s, g, h in everything]
+            ran = [self._call_one(program, p, s, g, h, reduce, write) for program, p, s, g, h in everything]
             moved = [s for _, s in ran]
             return ([out for out, _ in ran], jnp.maximum(state.count, _latest(moved))), moved, scalars
 
@@ -76,6 +75,15 @@ class Multi(Program):
         run = guard.Guarded(proceed, idle, replaced, restart)
         (out, count), states, scalars = guard.guarded(*everything, run)
         return out, State(count, {}, scalars, states)
+
+    def _call_one(self, program: Program, params: Any, state: State, *rest: Any) -> Any:
+        """Call a group's program, without its own guard where there is one for all; its counter does not change."""
+        if not self.skip_nonfinite:
+            return program.call(params, state, *rest)
+        plain = unguarded(_watched(program) if guard.looks_at_results(self.options) else program)
+        kept = {} if guard.is_on(plain.options) else {n: x for n, x in state.scalars.items() if n == SKIPPED}
+        out, moved = plain.call(params, state._replace(scalars=without(state.scalars, *kept)), *rest)
+        return out, moved._replace(scalars=moved.scalars | kept)
 
     def averaged(self, params: list[Any], state: State, hyper: Any) -> list[Any]:
         everything = zip(self.programs, params, state.slots, hyper, strict=True)
@@ -111,14 +119,6 @@ def _watched(program: Any) -> Any:
     if isinstance(program, Offloaded):
         return dataclasses.replace(program, inner=_watched(program.inner))
     return program if isinstance(program, Frozen) else dataclasses.replace(program, watched=True)
-
-
-def _call_unguarded(program: Program, params: Any, state: State, *rest: Any) -> Any:
-    """Call a group's program without its guard, whose counter does not change."""
-    plain = unguarded(_watched(program))
-    kept = {} if guard.is_on(plain.options) else {n: x for n, x in state.scalars.items() if n == SKIPPED}
-    out, moved = plain.call(params, state._replace(scalars=without(state.scalars, *kept)), *rest)
-    return out, moved._replace(scalars=moved.scalars | kept)
 
 
 def _latest(states: list[State]) -> Any:

@@ -6,7 +6,7 @@ results of the step are not (`engine/probe.py`), a window of accumulation starts
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from jaxopt_keras.engine.stages.branches import branch, either
 from jaxopt_keras.engine.stages.clip import global_norm
 
 SKIPPED = "skipped"
+GRADIENTS = "gradients"  # a `skip_nonfinite` that looks at nothing else
 USUAL = "usual_norm"
 WINDOW = 100  # the length of the running mean of norms, in calls
 
@@ -48,7 +49,17 @@ class Guarded(NamedTuple):
 
 
 def is_on(options: Any) -> bool:
-    return options.skip_nonfinite or options.skip_spikes is not None
+    return bool(options.skip_nonfinite) or options.skip_spikes is not None
+
+
+def looks_at_results(options: Any) -> bool:
+    return options.skip_nonfinite not in (False, GRADIENTS)
+
+
+def of_groups(options: Iterable[Any]) -> Any:
+    """Return the `skip_nonfinite` of a guard that decides for groups with these options: the strictest of them."""
+    found = {x.skip_nonfinite for x in options}
+    return True if True in found else GRADIENTS if GRADIENTS in found else False
 
 
 def init(options: Any) -> dict[str, Any]:
@@ -93,12 +104,12 @@ def guarded(options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any
     counted, fine = fine, jnp.ones((), bool) if kept else fine
     proceed, refused = lambda: run.proceed(slots, others, *kept), jnp.zeros((), bool)
     eager: bool = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
-    if options.skip_nonfinite and eager and not isinstance(fine, Tracer):
+    if looks_at_results(options) and eager and not isinstance(fine, Tracer):
         if fine:  # nothing is overwritten, and code that is not compiled may be run only once
             results = proceed()
             refused = ~stay_finite(results, run.replaced(slots, others))
             fine, proceed = ~refused, lambda: results
-    elif options.skip_nonfinite:
+    elif looks_at_results(options):
         probe = Probe(lambda: (run.plain or run.proceed)(slots, others, *kept))
         first = probe.first_results()
         refused = fine & ~probe.stays_finite(first, run.replaced(slots, others))
