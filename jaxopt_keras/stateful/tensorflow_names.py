@@ -66,14 +66,50 @@ class TensorFlowNames:
         """Return the shape."""
         return Shape(self.value.shape)
 
+    def _scatter(self, method: str, indices: Any, values: Any) -> Any:
+        """Assign the array after a method of `at`."""
+        return self.assign(getattr(jnp.asarray(self.value).at[indices], method)(values))
+
     def scatter_add(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Add rows, `IndexedSlices`, in place. Duplicate rows are summed."""
-        return self.assign(jnp.asarray(self.value).at[sparse_delta.indices].add(sparse_delta.values))
+        return self._scatter("add", sparse_delta.indices, sparse_delta.values)
 
     def scatter_sub(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Subtract rows, `IndexedSlices`, in place. Duplicate rows are summed."""
-        return self.assign(jnp.asarray(self.value).at[sparse_delta.indices].add(-sparse_delta.values))
+        return self._scatter("add", sparse_delta.indices, -sparse_delta.values)
+
+    def scatter_mul(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
+        """Multiply rows by those of `IndexedSlices`."""
+        return self._scatter("mul", sparse_delta.indices, sparse_delta.values)
+
+    def scatter_div(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
+        """Divide rows by those of `IndexedSlices`."""
+        return self._scatter("divide", sparse_delta.indices, sparse_delta.values)
+
+    def scatter_min(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
+        """Replace rows by the minimum of them and those of `IndexedSlices`."""
+        return self._scatter("min", sparse_delta.indices, sparse_delta.values)
+
+    def scatter_max(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
+        """Replace rows by the maximum of them and those of `IndexedSlices`."""
+        return self._scatter("max", sparse_delta.indices, sparse_delta.values)
 
     def scatter_update(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Replace rows by those of `IndexedSlices`."""
-        return self.assign(jnp.asarray(self.value).at[sparse_delta.indices].set(sparse_delta.values))
+        return self._scatter("set", sparse_delta.indices, sparse_delta.values)
+
+    def scatter_nd_add(self, indices: Any, updates: Any, name: Any = None) -> Any:
+        """Add `updates` at places, whose coordinates are the last axis of `indices`."""
+        return self._scatter("add", _coordinates(indices), updates)
+
+    def scatter_nd_sub(self, indices: Any, updates: Any, name: Any = None) -> Any:
+        """Subtract `updates` at places, whose coordinates are the last axis of `indices`."""
+        return self._scatter("add", _coordinates(indices), -jnp.asarray(updates))
+
+    def scatter_nd_update(self, indices: Any, updates: Any, name: Any = None) -> Any:
+        """Replace what is at places, whose coordinates are the last axis of `indices`, by `updates`."""
+        return self._scatter("set", _coordinates(indices), updates)
+
+
+def _coordinates(indices: Any) -> tuple[Any, ...]:
+    return tuple(jnp.moveaxis(jnp.asarray(indices), -1, 0))

@@ -193,3 +193,30 @@ def test_modules_have_no_files_that_are_functions():
     """Tools read `__file__` of every module in `sys.modules`; `jax.numpy` has one."""
     namespaces = [m for name, m in [*sys.modules.items()] if name.startswith("jaxopt_keras.interop.tensorflow.")]
     assert namespaces and all(isinstance(getattr(m, "__file__", ""), str) for m in namespaces)
+
+
+ROWS, PLACES = [2, 0], [[0, 1], [2, 0]]
+SCATTERS = {
+    "add": lambda x, i, y: np.add.at(x, i, y),
+    "sub": lambda x, i, y: np.subtract.at(x, i, y),
+    "mul": lambda x, i, y: np.multiply.at(x, i, y),
+    "div": lambda x, i, y: np.divide.at(x, i, y),
+    "min": lambda x, i, y: np.minimum.at(x, i, y),
+    "max": lambda x, i, y: np.maximum.at(x, i, y),
+    "update": lambda x, i, y: x.__setitem__(i, y),
+}
+
+
+@pytest.mark.parametrize("name", SCATTERS)
+def test_rows_and_places_of_a_variable_are_changed_as_in_tensorflow(name):
+    start = np.arange(1, 7, dtype=np.float32).reshape(3, 2)
+    values, expected = np.array([[3.0, 2.0], [0.5, 4.0]], np.float32), start.copy()
+    v = jk.Variable(start)
+    getattr(v, f"scatter_{name}")(jk.IndexedSlices(jnp.asarray(values), jnp.array(ROWS), (3, 2)))
+    SCATTERS[name](expected, ROWS, values)
+    np.testing.assert_allclose(v.numpy(), expected, rtol=1e-6)
+    if name in ("add", "sub", "update"):
+        v, expected = jk.Variable(start), start.copy()
+        getattr(v, f"scatter_nd_{name}")(PLACES, np.array([5.0, 7.0], np.float32))
+        SCATTERS[name](expected, tuple(np.transpose(PLACES)), np.array([5.0, 7.0], np.float32))
+        np.testing.assert_allclose(v.numpy(), expected, rtol=1e-6)
