@@ -56,7 +56,7 @@ CHOICES = {
     "sgd": Choice("SGD, Nesterov", jk.SGD, jk.sgd, {"learning_rate": 0.02, "momentum": 0.9, "nesterov": True}),
     "rmsprop": Choice("RMSprop", jk.RMSprop, jk.rmsprop, {"learning_rate": 0.003}),
     "lion": Choice("Lion", jk.Lion, jk.lion, {"learning_rate": 0.0015}),
-    "muon": Choice("Muon", jk.Muon, jk.muon, {"learning_rate": 0.01}),
+    "muon": Choice("Muon", jk.Muon, jk.muon, {"learning_rate": 0.01, "matrices": {"^conv.*kernel": "rows... columns"}}),
 }
 
 
