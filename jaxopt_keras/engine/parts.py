@@ -4,9 +4,9 @@ import warnings
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxopt_keras.engine.core import Program
-from jaxopt_keras.packing.trees import unpacked
 
 
 def stacked(program: Program, params: Any) -> set[str]:
@@ -17,7 +17,7 @@ def stacked(program: Program, params: Any) -> set[str]:
 
 def warn_of_overlooked(program: Program, params: Any, stacklevel: int) -> None:
     """Warn of parameters that are not updated as the user may expect."""
-    shapes = jax.eval_shape(unpacked, params)  # a parameter may be a Python number
-    for core, layout, arrays in program.parts(shapes):
+    params = jax.tree.map(lambda p: p if hasattr(p, "dtype") else np.asarray(p), params)  # it may be a Python number
+    for core, layout, arrays in program.parts(params):
         if said := core.overlooked(layout, arrays):
             warnings.warn(said, stacklevel=stacklevel + 1)
