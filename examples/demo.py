@@ -49,6 +49,11 @@ class Choice(NamedTuple):
     settings: dict[str, Any]
 
 
+def as_matrix(path: str, shape: tuple[int, ...]) -> str | None:
+    """See kernels of convolutions as matrices, too."""
+    return "rows... columns" if len(shape) > 1 else None
+
+
 # The rates were chosen with `--validate`, without using the test data.
 CHOICES = {
     "adam": Choice("Adam", jk.Adam, jk.adam, {"learning_rate": 0.005}),
@@ -56,7 +61,7 @@ CHOICES = {
     "sgd": Choice("SGD, Nesterov", jk.SGD, jk.sgd, {"learning_rate": 0.02, "momentum": 0.9, "nesterov": True}),
     "rmsprop": Choice("RMSprop", jk.RMSprop, jk.rmsprop, {"learning_rate": 0.003}),
     "lion": Choice("Lion", jk.Lion, jk.lion, {"learning_rate": 0.0015}),
-    "muon": Choice("Muon", jk.Muon, jk.muon, {"learning_rate": 0.01, "matrices": {"^conv.*kernel": "rows... columns"}}),
+    "muon": Choice("Muon", jk.Muon, jk.muon, {"learning_rate": 0.01, "matrices": as_matrix}),
 }
 
 
