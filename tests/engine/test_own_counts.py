@@ -11,6 +11,7 @@ import jaxopt_keras as jk
 from benchmarks.parity.peer import name_of
 from jaxopt_keras import checkpoint
 from jaxopt_keras.optimizers import FUNCTIONS, RULES
+from tests.engine.test_windows import WRAPS
 
 RATE = 0.1
 SHAPES = {"w": (3, 2), "late": (2, 2), "rare": (4,), "s": (), "e": (0, 2)}
@@ -191,13 +192,6 @@ def test_packed_parameters_are_unpacked():
     for i in range(3):
         packed, state = kernel.step(packed, state, grads if i else grads | {"a0": jnp.zeros(3)})
     assert {int(x) for x in jax.tree.leaves(state.slots["own_count"])} == {3}
-
-
-WRAPS = {
-    "plain": lambda o: o,
-    "loss_scaled": lambda o: jk.LossScaleOptimizer(o, 1.0),
-    "multi": lambda o: jk.MultiOptimizer(jk.OptimizerMap(o)),
-}
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, MANY], ids=["few", "many"])
