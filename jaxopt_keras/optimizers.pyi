@@ -357,6 +357,13 @@ class Signum(Optimizer):
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class SM3(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, momentum: Number = 0.9, epsilon: Number | None = None,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class SOAP(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.95,
@@ -680,6 +687,11 @@ def signum(
     learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
     variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def sm3(
+    learning_rate: Rate = 0.001, momentum: Number = 0.9, epsilon: Number | None = None,
+    weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def soap(
     learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.95, shampoo_beta: Number | None = None,
     epsilon: Number = 1e-08, precondition_frequency: int = 10, max_precond_dim: int = 10000,
@@ -758,13 +770,13 @@ __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
     "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD",
     "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop",
-    "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SOAP", "StableAdamW", "Yogi", "adabelief", "adadelta",
-    "adafactor", "adagrad", "adam", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "cocob", "dadapt_adamw",
-    "dion2", "dog", "fromage", "ftrl", "grams", "lamb", "laprop", "lars", "lion", "madgrad", "mars_adamw", "muon",
-    "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy", "radam", "rmsprop", "rprop",
-    "schedule_free_adamw", "sgd", "shampoo", "signum", "soap", "stable_adamw", "yogi", "AdaptiveClip", "Cautious",
-    "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau",
-    "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "adaptive_clip", "cautious", "cautious_decay", "centralized",
-    "hyperball", "lookahead", "mars", "noisy", "ortho_grad", "reduce_on_plateau", "scaled_rate", "schedule_free",
-    "momo", "polyak_sgd",
+    "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "adabelief",
+    "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "cocob",
+    "dadapt_adamw", "dion2", "dog", "fromage", "ftrl", "grams", "lamb", "laprop", "lars", "lion", "madgrad",
+    "mars_adamw", "muon", "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy", "radam", "rmsprop",
+    "rprop", "schedule_free_adamw", "sgd", "shampoo", "signum", "sm3", "soap", "stable_adamw", "yogi", "AdaptiveClip",
+    "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
+    "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "adaptive_clip", "cautious", "cautious_decay",
+    "centralized", "hyperball", "lookahead", "mars", "noisy", "ortho_grad", "reduce_on_plateau", "scaled_rate",
+    "schedule_free", "momo", "polyak_sgd",
 ]

@@ -164,6 +164,12 @@ FAULTS = [
     Fault("rules/shampoo.py", "** -0.25", "** -0.5", "the roots are square roots", oracle("shampoo-authors")),
     Fault("rules/soap.py", "v = jnp.take(v, order, axis)", "pass", "second moments keep the order of the former basis",
           oracle("soap-authors")),
+    Fault("rules/sm3.py", "jnp.max(v, axes, initial=0)", "jnp.max(square(g), axes, initial=0)",
+          "sums forget what was before", oracle("sm3-authors")),
+    Fault("rules/sm3.py", "root(jnp.where(is_seen, v, 1) + epsilon)", "(root(jnp.where(is_seen, v, 1)) + epsilon)",
+          "epsilon outside the root", oracle("sm3-optax")),
+    Fault("engine/native/runtime.h", "MIN(a, b) ({ __typeof__((a) + (b)) _a", "MIN(a, b) ({ __typeof__(a) _a",
+          "numbers of 64 bits beside a constant have 32", "engine/native/test_native.py -k do_not_narrow"),
     # Numerics and the rule language
     Fault("language/numerics.py",
           "return self.complement if isinstance(other, int) and other == 1 else other - self.value",

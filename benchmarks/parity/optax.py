@@ -26,6 +26,9 @@ OPTAX = {
     "Adan": Agreement(lambda epsilon: {"eps": epsilon, "eps_root": epsilon}),
     "RAdam": Agreement(pinned={"beta_2": 0.9}),  # optax's length of the average has no digits left for long averages
     "Rprop": Agreement(scheduled=False),
+    "SM3": Agreement(  # optax's fails for a number
+        pinned={"epsilon": None}, scheduled=False, shapes={"kernel": (6, 4), "bias": (7,), "cube": (2, 3, 4)}
+    ),
     "ScheduleFreeAdamW": Agreement(lambda warmup_steps: {"warmup_steps": warmup_steps or None}, scheduled=False),
 }
 OPTAX_NAMES = {
@@ -66,7 +69,7 @@ class Optax:
         names = {name for name in fields_of(optimizer) if dialect.knows(name)}
         names |= {"weight_decay", *CLIPS, "loss_scale_factor", "use_ema", "gradient_accumulation_steps"}
         names |= {"schedule"} if dialect.agreement.scheduled else set()
-        return [Terms("optax", names, dialect.agreement.pinned)]
+        return [Terms("optax", names, dialect.agreement.pinned, dialect.agreement.shapes)]
 
     def run(self, case: Case) -> History:
         with default_promotion():

@@ -78,6 +78,7 @@ class Agreement(NamedTuple):
     scheduled: bool = True
     variant: str = "optax"
     decayed: bool = False  # torch only: the weight decay is the same
+    shapes: Mapping[str, tuple[int, ...]] = {}  # optax only: of the arrays that it takes; none: those of the rule
     matrices: bool = False  # torch only: it updates matrices alone, whose epsilon must be negligible
 
 

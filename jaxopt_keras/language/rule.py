@@ -107,6 +107,7 @@ class Rule(Hyperparameters):
     required: ClassVar[tuple[str, ...]] = ()  # the options that may not be None
     takes: ClassVar[tuple[str, ...]] = ()  # "loss": steps must be given it, `at.loss`; "key": a random one, `at.key`
     keras: ClassVar[KerasOrder] = KerasOrder()
+    shapes: ClassVar[Any] = ((), (2,), (256, 256), (2, 2))  # each slot of the rule exists for an array of one of these
 
     learning_rate: Rate = 1e-3
     variant: Variant = dataclasses.field(default="keras", kw_only=True)

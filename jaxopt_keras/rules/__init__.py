@@ -39,6 +39,7 @@ from jaxopt_keras.rules.schedule_free_adamw import ScheduleFreeAdamW as Schedule
 from jaxopt_keras.rules.sgd import SGD as SGD
 from jaxopt_keras.rules.shampoo import Shampoo as Shampoo
 from jaxopt_keras.rules.signum import Signum as Signum
+from jaxopt_keras.rules.sm3 import SM3 as SM3
 from jaxopt_keras.rules.soap import SOAP as SOAP
 from jaxopt_keras.rules.stable_adamw import StableAdamW as StableAdamW
 from jaxopt_keras.rules.yogi import Yogi as Yogi

@@ -29,7 +29,8 @@ MORE = {
 KERNELS = {name: lambda f=f: f(0.01) for name, f in FUNCTIONS.items()} | MORE
 every_kernel = pytest.mark.parametrize("name", KERNELS)
 # Of each kind of rule one: moments, a scalar, the parameter's other places, norms, lacking axes, whole matrices.
-KINDS = ["adam", "nadam", "schedule_free_adamw", "lamb", "adafactor", "muon", *MORE]
+KINDS = ["adam", "nadam", "schedule_free_adamw", "lamb", "adafactor", "sm3", "muon", *MORE]
+WITHOUT_ROWS = {"column", "accumulator_1"}  # slots that lack the axis that is split
 
 
 def mesh(kind=AxisType.Auto):
@@ -77,7 +78,7 @@ def test_state_lies_where_its_parameter_does(name, kind):
         before = where(jax.jit(kernel.init)(params).slots)
         after, state = trained(kernel, params, grads)
     for slot, x in slots_at(state, "kernel").items():
-        if slot != "column":  # of Adafactor: it lacks the axis that is split
+        if slot not in WITHOUT_ROWS:
             assert np.prod(before[slot]["kernel"]) * 8 == x.size, slot
     assert where(state.slots) == before and where(after) == where(params)
     expected, reference = on_one_device(name)

@@ -246,7 +246,7 @@ def _patterns(value: Any) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=64)
 def _slot_names(rule: Rule) -> tuple[str, ...]:
     """Return the names of all slots that the rule, or one of its fallbacks, creates for some shape."""
-    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (2,), (256, 256), (2, 2))]
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in rule.shapes]
     rules = [routed(rule, "", p) for p in params]
 
     def states(params: list[Any]) -> list[Any]:

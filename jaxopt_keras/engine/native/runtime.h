@@ -12,8 +12,8 @@
 #include "ffi.h"
 
 #define PRAGMA(x) _Pragma(#x)
-#define MAX(a, b) ({ __typeof__(a) _a = (a), _b = (b); (_a >= _b || _a != _a) ? _a : _b; })
-#define MIN(a, b) ({ __typeof__(a) _a = (a), _b = (b); (_a <= _b || _a != _a) ? _a : _b; })
+#define MAX(a, b) ({ __typeof__((a) + (b)) _a = (a), _b = (b); (_a >= _b || _a != _a) ? _a : _b; })
+#define MIN(a, b) ({ __typeof__((a) + (b)) _a = (a), _b = (b); (_a <= _b || _a != _a) ? _a : _b; })
 #define SIGN(a) ({ __typeof__(a) _s = (a); _s > 0 ? 1 : _s < 0 ? -1 : _s; })
 #define MAX_OF(a) _Generic((a), double: DBL_MAX, default: FLT_MAX)
 // To an integer of 16 bits at most: clamped while it is a float, NaN as 0.

@@ -313,6 +313,13 @@ class Signum(Adapter):
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class SM3(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, momentum: Number = 0.9, epsilon: Number | None = None,
+        weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class SOAP(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.95,
@@ -426,7 +433,7 @@ __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
     "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD",
     "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop",
-    "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "Cautious",
-    "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau",
-    "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "as_keras",
+    "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip",
+    "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
+    "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "as_keras",
 ]

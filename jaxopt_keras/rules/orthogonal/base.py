@@ -1,7 +1,7 @@
 """`Orthogonal`: a rule whose steps are orthogonal matrices, Muon or one of its kin."""
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxopt_keras.language.matrices import PLAIN, View, view
 from jaxopt_keras.language.matrix_rule import MatrixRule
-from jaxopt_keras.language.rule import Clock, Read
+from jaxopt_keras.language.rule import Clock, Read, Rule
 from jaxopt_keras.rules.orthogonal.coefficients import Triple, read_iteration
 from jaxopt_keras.rules.orthogonal.fallback import read_others
 from jaxopt_keras.rules.orthogonal.iteration import Normalization, Precision, orthogonalized
@@ -41,6 +41,8 @@ class Orthogonal(MatrixRule):
         cautious_decay: weight decay only of the elements that the step brings nearer to 0 (arXiv:2510.12402).
         others: a rule in the place of Adam, at the rate `lr adam_lr_ratio`. Its numbers are part of the program.
     """
+
+    shapes: ClassVar[Any] = property(lambda self: Rule.shapes + (() if self.others is None else self.others.shapes))
 
     matrices: Annotated[Any, Read(read_matrices, searched=True)] = field(default=(), kw_only=True)
     iteration: Annotated[Any, Read(read_iteration)] = field(default=None, kw_only=True)

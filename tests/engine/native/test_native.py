@@ -224,6 +224,17 @@ def test_reductions_of_every_extent(reduced):
     assert_near(*(one_step(kernel, params, params)[0] for kernel in kernels))
 
 
+def test_constants_do_not_narrow_numbers(x64):
+    class Least(jk.Rule):
+        def update(self, g, p, s, at):
+            return jnp.minimum(jnp.inf, g) + jnp.maximum(-jnp.inf, g), s
+
+    third = jnp.full(9, 1 / 3)
+    kernel = jk.Kernel(Least(), jk.Options(engine="native"))
+    moved, _ = kernel.step(jnp.zeros(9), kernel.init(jnp.zeros(9)), third)
+    np.testing.assert_array_equal(moved, 2 * third)
+
+
 def test_long_rows_do_not_wait_on_the_stack():
     class OfRows(Rule):
         learning_rate: Rate = 0.1
