@@ -22,6 +22,7 @@ GRAINS = {
 }
 MATRIX = jax.ShapeDtypeStruct((1024, 4096), jnp.float32)  # sizes are those of its state
 VECTOR = jax.ShapeDtypeStruct((4096,), jnp.float32)
+MORE_AXES = "for arrays of more axes"
 
 
 def page() -> str:
@@ -99,7 +100,8 @@ def slots(rule: type[Rule]) -> list[str]:
     for name, slot in rule.slots().items():
         kind = "a sum or an iterate: exact" if slot.exact else "never negative" if slot.nonnegative else "of any sign"
         forms = "float32" if slot.exact else "any format of `state_dtype`"
-        rows.append([f"`{name}`", shape(rule, name), kind, forms, presence(rule, name)])
+        where = presence(rule, name)
+        rows.append([f"`{name}`", "one axis" if where == MORE_AXES else shape(rule, name), kind, forms, where])
     return table(["slot", "shape", "values", "stored as", "exists"], rows)
 
 
@@ -121,6 +123,8 @@ def presence(rule: type[Rule], slot: str) -> str:
         return getattr(jax.eval_shape(routed(rule(**values), "", p).init, p), slot, None) is not None
 
     where = [p for p in (MATRIX, VECTOR) if has(on, p)]
+    if not where:
+        return MORE_AXES
     if len(where) == 1:
         return "for matrices" if where == [MATRIX] else "for other arrays"
     off = {name: 0.0 if field.fixed == 0.0 else False for name, field in fields_of(rule).items() if _switch(field)}

@@ -15,9 +15,9 @@ NAMES = tuple(f"accumulator_{axis}" for axis in range(5))
 class SM3(Rule):
     """SM3, "square-root of minima of sums of maxima of squared gradients" (Anil et al. 2019, arXiv:1901.11150).
 
-        v = g² + min(a_0, a_1, ...)             a_i: one number for each index of the axis i
-        a_i <- the maxima of v over all axes but i
-        m <- momentum m + (1 - momentum) g / sqrt(v + epsilon)          0 where v is 0
+        v = g² + min(a_i)       over the axes i; a_i has one number for each place along its axis
+        a_i <- max(v)           over all axes but i
+        m <- momentum m + (1 - momentum) g / sqrt(v + epsilon),  0 where v is 0
         p <- p - lr m
 
     This is the paper's SM3-II. The second moments of a matrix take as many numbers as it has rows and columns, where

@@ -68,6 +68,11 @@ def test_when_slots_exist():
         "column": "for matrices",
         "velocity": "for other arrays",
     }
+    assert presence(RULES["SM3"]).items() >= {
+        "accumulator_0": "always",
+        "accumulator_1": "for matrices",
+        "accumulator_2": "for arrays of more axes",
+    }.items()
 
 
 def test_the_api_has_every_public_name():
