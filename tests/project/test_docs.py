@@ -68,11 +68,14 @@ def test_when_slots_exist():
         "column": "for matrices",
         "velocity": "for other arrays",
     }
-    assert presence(RULES["SM3"]).items() >= {
-        "accumulator_0": "always",
-        "accumulator_1": "for matrices",
-        "accumulator_2": "for arrays of more axes",
-    }.items()
+    assert (
+        presence(RULES["SM3"]).items()
+        >= {
+            "accumulator_0": "always",
+            "accumulator_1": "for matrices",
+            "accumulator_2": "for arrays of more axes",
+        }.items()
+    )
 
 
 def test_the_api_has_every_public_name():
