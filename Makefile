@@ -33,7 +33,7 @@ bench-gpu: $(VENV)/.with-dev ## on a GPU: check the numbers of steps, then compa
 parity: $(VENV)/.with-bench ## compare every optimizer with Keras, optax, torch and float64
 	$(RUN) benchmarks.parity $(ARGS)
 
-training: $(VENV)/.with-bench $(VENV)/.with-demo ## train with every optimizer on 22 small tasks: steps to the target, window of rates
+training: $(VENV)/.with-bench $(VENV)/.with-training ## train with every optimizer on 23 small tasks: steps to the target, window of rates
 	$(RUN) benchmarks.training $(ARGS)
 
 docs: $(VENV)/.with-docs ## build the site, docs/_build/index.html; a warning is an error

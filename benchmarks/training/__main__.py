@@ -11,11 +11,11 @@ import jax
 from benchmarks import training
 from benchmarks.training.functions import TASKS
 from benchmarks.training.models import MODELS
+from benchmarks.training.optimizers import OPTIMIZERS
 from benchmarks.training.report import draw, kept, table, written
 from benchmarks.training.search import search
 from benchmarks.training.task import Task
 from command import Parser, count, output_file, page_with, place, positive, progress
-from jaxopt_keras.optimizers import FUNCTIONS
 
 MARK = "<!-- training -->"
 FORMULAS = {task.name.replace(" ", "-"): task for task in TASKS}
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 def parser() -> Parser:
     parser = Parser("benchmarks.training", training.__doc__)
-    add, optimizers = parser.add_argument, list(FUNCTIONS)
+    add, optimizers = parser.add_argument, list(OPTIMIZERS)
     add("--optimizer", nargs="+", type=str.lower, choices=optimizers, default=optimizers, metavar="NAME",
         help="default: all")  # fmt: skip
     add("--task", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}; default: all")

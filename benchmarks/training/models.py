@@ -1,4 +1,4 @@
-"""Tasks that are models of data: a network on the digits, a small transformer on text."""
+"""Tasks that are models of data: networks on digits and on mnist1d, a small transformer on text."""
 
 import argparse
 import inspect
@@ -18,25 +18,42 @@ CONTEXT, WIDTH, HEADS, LAYERS, BATCH = 32, 32, 2, 2, 16
 def digits() -> Task:
     from sklearn.datasets import load_digits
 
-    loaded = load_digits(return_X_y=True)
-    images, labels = jnp.asarray(loaded[0] / 16, jnp.float32), jnp.asarray(loaded[1], jnp.int32)
+    images, labels = load_digits(return_X_y=True)
+    return network("digits", "8 x 8 digits, a network of 32 units", images / 16, labels, [32], 20, 0.1, 400)
+
+
+def mnist1d() -> Task:
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    kept = np.random.get_state()  # which the package seeds
+    made = make_dataset(get_dataset_args())
+    np.random.set_state(kept)
+    about = "4,000 noisy curves that look like digits, a network of 100 and 100 units"
+    return network("mnist1d", about, made["x"], made["y"], [100, 100], 50, 1.0, 600)
+
+
+def network(name: str, about: str, points: Any, classes: Any, hidden: list[int], seed: int, target: float, steps: int):
+    """A network of dense layers on ten classes, in batches of 64."""
+    points, classes = jnp.asarray(points, jnp.float32), jnp.asarray(classes, jnp.int32)
+    widths = [points.shape[1], *hidden, 10]
+    names = ["in", *(f"hidden{i}" for i in range(1, len(hidden))), "out"]
     params = {
-        "in": {"kernel": drawn(20, 64, 32, scale=64**-0.5), "bias": np.zeros(32, np.float32)},
-        "out": {"kernel": drawn(21, 32, 10, scale=32**-0.5), "bias": np.zeros(10, np.float32)},
+        layer: {"kernel": drawn(seed + i, n, m, scale=n**-0.5), "bias": np.zeros(m, np.float32)}
+        for i, (layer, n, m) in enumerate(zip(names, widths[:-1], widths[1:], strict=True))
     }
 
     def entropy(p: Any, rows: Any) -> Any:
-        hidden = jax.nn.relu(images[rows] @ p["in"]["kernel"] + p["in"]["bias"])
-        out = jax.nn.log_softmax(hidden @ p["out"]["kernel"] + p["out"]["bias"])
-        return -jnp.mean(jnp.take_along_axis(out, labels[rows][:, None], 1))
+        x = points[rows]
+        for layer in names:
+            x = x @ p[layer]["kernel"] + p[layer]["bias"]
+            x = jax.nn.log_softmax(x) if layer == "out" else jax.nn.relu(x)
+        return -jnp.mean(jnp.take_along_axis(x, classes[rows][:, None], 1))
 
     def loss(p: Any, key: Any) -> Any:
-        return entropy(p, jax.random.choice(key, len(labels), (64,)))
+        return entropy(p, jax.random.choice(key, len(classes), (64,)))
 
-    every = jnp.arange(len(labels))
-    return Task(
-        "digits", "8 x 8 digits, a network of 32 units", params, loss, 0.1, 400, lambda p, key: entropy(p, every)
-    )
+    every = jnp.arange(len(classes))
+    return Task(name, about, params, loss, target, steps, lambda p, key: entropy(p, every))
 
 
 def text() -> np.ndarray:
@@ -84,4 +101,4 @@ def transformer() -> Task:
     return Task("transformer", about, params, loss, 2.3, 300, lambda p, key: entropy(p, fixed))
 
 
-MODELS = {"digits": digits, "transformer": transformer}
+MODELS = {"digits": digits, "mnist1d": mnist1d, "transformer": transformer}

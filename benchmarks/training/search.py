@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.training.optimizers import OPTIMIZERS, default_rate
 from benchmarks.training.task import Task
-from jaxopt_keras.optimizers import FUNCTIONS
 
 EVERY = 5  # steps from one look at the loss to the next
 
@@ -37,7 +37,7 @@ class Result:
 
 def rates_of(optimizer: str, count: int) -> list[float]:
     """Return `count` rates, two in each factor of ten, around the default."""
-    default = FUNCTIONS[optimizer]().rule.learning_rate
+    default = default_rate(optimizer)
     return [float(default * 10 ** ((i - count // 2) / 2)) for i in range(count)]
 
 
@@ -59,11 +59,12 @@ def trained(optimizer: str, task: Task, rates: Any, looks: int) -> Any:
     exact = task.exact or task.loss
 
     def run(rate: Any) -> Any:
-        kernel, params = FUNCTIONS[optimizer](rate, engine="xla"), jax.tree.map(jnp.asarray, task.params)
+        kernel, params = OPTIMIZERS[optimizer](rate, looks * EVERY), jax.tree.map(jnp.asarray, task.params)
 
         def step(carried: Any, key: Any) -> Any:
             params, state = carried
-            return kernel.step(params, state, jax.grad(task.loss)(params, key)), None
+            loss, grads = jax.value_and_grad(task.loss)(params, key)
+            return kernel.step(params, state, grads, value=loss), None
 
         def look(carried: Any, keys: Any) -> Any:
             (params, state), _ = jax.lax.scan(step, carried, keys)

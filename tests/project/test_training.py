@@ -10,13 +10,14 @@ import pytest
 from benchmarks.training import __main__ as command
 from benchmarks.training import report
 from benchmarks.training.functions import TASKS
-from benchmarks.training.models import digits, transformer
+from benchmarks.training.models import digits, mnist1d, transformer
+from benchmarks.training.optimizers import OPTIMIZERS, default_rate
 from benchmarks.training.search import EVERY, Result, rates_of, search
 
 pytestmark = pytest.mark.usefixtures("jax_defaults")  # the tasks are written as a user would
 
 
-@pytest.mark.parametrize("make", [*(lambda task=task: task for task in TASKS), digits, transformer])
+@pytest.mark.parametrize("make", [*(lambda task=task: task for task in TASKS), digits, mnist1d, transformer])
 def test_a_task_starts_above_its_target_and_has_gradients(make: Any):
     task = make()
     key, exact = jax.random.key(0), task.exact or task.loss
@@ -44,6 +45,23 @@ def test_a_bowl_is_solved_by_gradient_descent():
     faster = search("sgd", bowl._replace(target=0.3), 5)
     assert faster.best == 50 and faster.best % EVERY == 0  # (1 - 0.1 / 8)^96 = 0.299
     assert rates_of("adamw", 3) == pytest.approx([1e-3 / 10**0.5, 1e-3, 1e-3 * 10**0.5])
+
+
+def test_every_optimizer_takes_part():
+    """It learns something in 5 steps of a quadratic form, at the best of three rates."""
+    bowl = next(task for task in TASKS if task.name == "bowl")._replace(steps=EVERY)
+    quick = [name for name in OPTIMIZERS if "+" in name or name in ("sgd", "momo", "polyak_sgd")]
+    assert set(OPTIMIZERS) >= {"adamw", "momo", "adamw+cosine", "adamw+lookahead"}
+    for name in quick:
+        found = search(name, bowl, 3)
+        assert not found.reason and min(x for x in found.final if x is not None) < 1, (name, found)
+    assert all(default_rate(name) > 0 for name in OPTIMIZERS)
+
+
+def test_the_cosine_ends_at_0():
+    kernel = OPTIMIZERS["adamw+cosine"](jnp.float32(0.1), 20)
+    assert float(kernel.rule.learning_rate(20)) == pytest.approx(0, abs=1e-9)
+    assert float(kernel.rule.learning_rate(0)) == pytest.approx(0.1)
 
 
 RESULTS = [

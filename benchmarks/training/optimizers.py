@@ -1,0 +1,35 @@
+"""The optimizers that are compared: every one of the library, and AdamW with a schedule and with each modifier."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxopt_keras.optimizers import FUNCTIONS, MODIFIERS, MORE_FUNCTIONS
+from jaxopt_keras.pure.kernel import Kernel
+from jaxopt_keras.schedules import CosineDecay
+
+Make = Callable[[Any, int], Kernel]  # of a rate, which may be traced, and of the number of steps
+BASE, OPTIONS = FUNCTIONS["adamw"], {"engine": "xla"}  # all rates are trained in one program
+AROUND = {rule.__module__.rsplit(".", 1)[-1] for rule in MODIFIERS.values()}
+
+
+def alone(function: Callable[..., Kernel]) -> Make:
+    return lambda rate, steps: function(rate, **OPTIONS)
+
+
+def around(modifier: Callable[..., Kernel]) -> Make:
+    return lambda rate, steps: modifier(BASE(rate, **OPTIONS))
+
+
+def cosine(rate: Any, steps: int) -> Kernel:
+    return BASE(lambda step: rate * CosineDecay(1.0, steps)(step), **OPTIONS)
+
+
+OPTIMIZERS: dict[str, Make] = {name: alone(function) for name, function in FUNCTIONS.items()}
+OPTIMIZERS |= {name: alone(function) for name, function in MORE_FUNCTIONS.items() if name not in AROUND}
+OPTIMIZERS |= {"adamw+cosine": cosine}
+OPTIMIZERS |= {f"adamw+{name}": around(function) for name, function in MORE_FUNCTIONS.items() if name in AROUND}
+
+
+def default_rate(name: str) -> float:
+    """The default rate of an optimizer, or of AdamW for those around it."""
+    return (BASE if "+" in name else (FUNCTIONS | MORE_FUNCTIONS)[name])().rule.learning_rate
