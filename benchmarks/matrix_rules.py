@@ -22,7 +22,7 @@ import jaxopt_keras as jk
 from benchmarks.parity.comparison import compare
 from benchmarks.parity.oracle import Oracle
 from benchmarks.timing import LIMIT, Times, interleaved
-from command import Parser, output_file, positive, progress
+from command import Parser, count, output_file, positive, progress
 from jaxopt_keras import rules
 
 ADAMW = LIMIT  # whose time is the unit
@@ -112,9 +112,9 @@ def line(row: dict[str, Any]) -> str:
 def parser() -> Parser:
     parser = Parser("benchmarks.matrix_rules", __doc__)
     add = parser.add_argument
-    add("--side", nargs="+", type=int, default=[128, 256, 512], metavar="N", help="sides of the matrices")
-    add("--count", type=int, default=4, metavar="N", help="matrices of each side (default: 4)")
-    add("--every", type=int, default=10, metavar="K", help="updates from one decomposition to the next (default: 10)")
+    add("--side", nargs="+", type=count, default=[128, 256, 512], metavar="N", help="sides of the matrices")
+    add("--count", type=count, default=4, metavar="N", help="matrices of each side (default: 4)")
+    add("--every", type=count, default=10, metavar="K", help="updates from one decomposition to the next (default: 10)")
     add("--seconds", type=positive, default=20.0, metavar="S", help="time for each side (default: 20)")
     add("--json", type=output_file, metavar="FILE", help="write the numbers to a file")
     return parser
