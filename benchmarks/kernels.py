@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels [--workload one lenet5] [--step adamw lamb] [--page]
     python -m benchmarks.kernels --device v5e [--step adamw "int8 slots"] [--page]
-    python -m benchmarks.kernels --device v5e --all [--mesh]
+    python -m benchmarks.kernels --device v5e --all [--mesh] [--done FILE]
 
 XLA compiles for the GPU of the machine, or without one for the H100 of `hlo.py`. This needs only JAX's plugin and
 CUDA's compilers: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-nvrtc`, the first two in
@@ -10,6 +10,7 @@ jaxlib's version.
 For a TPU it compiles with `pip install "jax[tpu]"`, and JAX_PLATFORMS=cpu.
 """
 
+import functools
 import re
 import time
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ from jax.sharding import SingleDeviceSharding
 import jaxopt_keras as jk
 from benchmarks import tpu, tpu_all, tpu_steps
 from benchmarks.hlo import device, launches, with_our_kernels
+from benchmarks.tpu_done import Done
 from benchmarks.workloads import WORKLOADS
-from command import Parser, place, progress
+from command import Parser, output_file, place, progress
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 MARK = "<!-- kernels -->"
@@ -118,6 +120,10 @@ def parser() -> Parser:
     )
     parser.add_argument("--all", action="store_true", help="for a TPU: small arrays, every rule, option and wrapper")
     parser.add_argument("--mesh", action="store_true", help="with --all: on a mesh of 2 x 2 chips")
+    parser.add_argument(
+        "--done", type=output_file, metavar="FILE",
+        help="for a TPU: keep the counts in this file, and do not compile again what it has",
+    )  # fmt: skip
     parser.add_argument("--page", action="store_true", help="write the table into docs/gpu.md or docs/tpu.md")
     return parser
 
@@ -131,10 +137,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser().error(f"argument --all: goes with --device {' or '.join(tpu.CHIPS)}, without --step and --page")
     if arguments.mesh and not arguments.all:
         parser().error("argument --mesh: goes with --all")
+    if arguments.done and arguments.device not in tpu.CHIPS:
+        parser().error(f"argument --done: goes with --device {' or '.join(tpu.CHIPS)}")
     if arguments.all:
-        return every_one(arguments.device, arguments.mesh)
+        return every_one(arguments.device, arguments.mesh, arguments.done)
     if arguments.device in tpu.CHIPS:
-        return of_tpu(arguments.device, arguments.step or [*known], arguments.page)
+        return of_tpu(arguments.device, arguments.step or [*known], arguments.page, arguments.done)
     if device() is None:
         parser().exit(1, MISSING + f", of version {version('jaxlib')}\n")
     lines = [
@@ -156,24 +164,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         place(PAGE, MARK, "\n".join(lines))
 
 
-def of_tpu(chip: str, steps: list[str], page: bool) -> None:
+def of_tpu(chip: str, steps: list[str], page: bool, done: Path | None) -> None:
     """Print the table for a TPU."""
+    kept = Done(done, f"{chip}, table")
     lines = [_about_tpu(chip), "", tpu_steps.HEAD]
     print(*lines, sep="\n")
     for name in steps:
         with progress(chip) as tell:
             tell(0, f"compiling {name}")
-            lines.append(f"| {name} | {tpu_steps.counted(tpu_steps.STEPS[name], chip).row()} |")
+            counts = kept.get(name, functools.partial(tpu_steps.counted, tpu_steps.STEPS[name], chip))
+            lines.append(f"| {name} | {counts if isinstance(counts, str) else counts.row()} |")
         print(lines[-1], flush=True)
     if page:
         place(PAGE.with_name("tpu.md"), f"<!-- {chip} -->", "\n".join(lines))
 
 
-def every_one(chip: str, on_mesh: bool) -> None:
+def every_one(chip: str, on_mesh: bool, done: Path | None) -> None:
     """Print a row for each rule, option and wrapper on a TPU, and which are refused or not in place."""
     print(_about_tpu(chip), "", tpu_all.HEAD, sep="\n")
     found = {}
-    for name, counts in tpu_all.counts(chip, on_mesh):
+    for name, counts in tpu_all.counts(chip, on_mesh, done=done):
         found[name] = counts
         print(f"| {name} | {tpu_all.row(counts)} |", flush=True)
     print("", tpu_all.summary(found), sep="\n")

@@ -1,6 +1,8 @@
 """Every rule, option and wrapper, compiled for a TPU that is only described."""
 
+import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 import jaxopt_keras as jk
 from benchmarks import tpu, tpu_steps
+from benchmarks.tpu_done import Done, Found
 from jaxopt_keras import optimizers
 
 SHAPES = {"kernel": (256, 256), "bias": (256,)}
@@ -37,7 +40,7 @@ OF_BF16: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 OF_ALL = ("bf16 parameters", "bf16+8, bfloat16 slots")
 UNDER_OPTIONS = ("adamw", "muon", "adafactor", "lamb")
-Case = tuple[str, Callable[[Any], Any], str]  # its name, the kernel on a mesh or None, the dtype of parameters
+Case = tuple[str, Callable[[Any], Any], str]  # its name, the kernel for a mesh or None, the dtype of parameters
 
 
 def cases() -> Iterator[Case]:
@@ -65,7 +68,7 @@ def cases() -> Iterator[Case]:
             yield f"{name}, adamw, {dtype}", lambda _, wrap=wrap: wrap(jk.adamw()), dtype
         yield f"{name}, adamw, int8 slots", lambda _, wrap=wrap: wrap(jk.adamw(state_dtype="int8")), "float32"
     for name, options in (("adamw", {}), ("adamw", {"state_dtype": "int8"}), ("muon", {}), ("adafactor", {})):
-        put = lambda mesh, n=name, x=options: mesh and jk.sharding.zero1(getattr(jk, n)(**x), mesh)
+        put = lambda mesh, n=name, x=options: jk.sharding.zero1(getattr(jk, n)(**x), mesh)
         yield f"zero1, {name}{', int8 slots' if options else ''}", put, "float32"
 
 
@@ -73,31 +76,37 @@ def _modifiers() -> list[str]:
     return [rule.__module__.rsplit(".", 1)[-1] for rule in optimizers.MODIFIERS.values()]
 
 
-def counts(chip: str, on_mesh: bool, names: Any = None) -> Iterator[tuple[str, tpu_steps.Counts | str]]:
-    """Yield each case, or those of these `names`, and its counts, or the sentence with which it is refused."""
+def counts(chip: str, on_mesh: bool, names: Any = None, done: Path | None = None) -> Iterator[tuple[str, Found]]:
+    """Yield each case, or those of these `names`, and its counts, or the sentence with which it is refused.
+
+    Args:
+        done: a file of counts, to which new ones are added.
+    """
     chips = tpu.devices(chip)
     mesh = Mesh(np.array(chips), ("data",), axis_types=(AxisType.Auto,)) if on_mesh else None
+    kept = Done(done, f"{chip}{', mesh' if on_mesh else ''}")
     for name, make, dtype in cases():
-        if names is not None and name not in names:
-            continue
-        try:
-            if (kernel := make(mesh)) is None:
-                continue
-            spec = lambda n, kernel=name: PartitionSpec() if kernel.startswith("zero1") else SPLIT[n]
-            where = {n: NamedSharding(mesh, spec(n)) if mesh else SingleDeviceSharding(chips[0]) for n in SHAPES}
-            struct = lambda n, w=where, d=dtype: jax.ShapeDtypeStruct(SHAPES[n], jnp.dtype(d), sharding=w[n])
-            params = {n: struct(n) for n in SHAPES}
-            whole = NamedSharding(mesh, PartitionSpec()) if mesh else SingleDeviceSharding(chips[0])
-            yield name, tpu_steps.count(kernel, params, params, whole)
-        except (TypeError, ValueError, jax.errors.JaxRuntimeError) as error:
-            yield name, f"{type(error).__name__}: {error}".splitlines()[0]
+        is_on_mesh_only = name.startswith("zero1")
+        if (names is None or name in names) and (on_mesh or not is_on_mesh_only):
+            yield name, kept.get(name, functools.partial(_count, name, make, dtype, chips, mesh))
+
+
+def _count(name: str, make: Callable[[Any], Any], dtype: str, chips: Any, mesh: Any) -> Found:
+    spec = lambda n: PartitionSpec() if name.startswith("zero1") else SPLIT[n]
+    where = {n: NamedSharding(mesh, spec(n)) if mesh else SingleDeviceSharding(chips[0]) for n in SHAPES}
+    params = {n: jax.ShapeDtypeStruct(SHAPES[n], jnp.dtype(dtype), sharding=where[n]) for n in SHAPES}
+    whole = NamedSharding(mesh, PartitionSpec()) if mesh else SingleDeviceSharding(chips[0])
+    try:
+        return tpu_steps.count(make(mesh), params, params, whole)
+    except Exception as error:  # of the library, of JAX or of the compiler: the others are still counted
+        return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 HEAD = """| step | bytes / parameter | temporary | kernels | copies | collectives | in place |
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-def row(found: tpu_steps.Counts | str) -> str:
+def row(found: Found) -> str:
     if isinstance(found, str):
         return found
     cost = found.cost
@@ -105,7 +114,7 @@ def row(found: tpu_steps.Counts | str) -> str:
     return f"{moved} | {found.aliased} of {found.kept}"
 
 
-def summary(found: dict[str, tpu_steps.Counts | str]) -> str:
+def summary(found: dict[str, Found]) -> str:
     counted = {name: x for name, x in found.items() if not isinstance(x, str)}
     refused = [name for name, x in found.items() if isinstance(x, str)]
     apart = [name for name, x in counted.items() if x.aliased < x.kept]

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 import jaxopt_keras as jk
 from benchmarks import tpu
-from jaxopt_keras.engine.compiled import init_at
+from jaxopt_keras.engine.compiled import init_at, shardings_of
 from jaxopt_keras.engine.given import LOSS, as_loss
 from jaxopt_keras.language.places import Places
 
@@ -100,7 +100,7 @@ class Counts(NamedTuple):
 
     cost: tpu.Cost
     parameters: int
-    kept: int  # arrays of parameters and state
+    kept: int  # arrays of parameters and state, without numbers that are only written
     aliased: int  # of these, written in place
     temporary: int  # bytes
     arguments: int  # bytes
@@ -149,7 +149,10 @@ def count(made: Any, params: dict[str, Any], grads: Any, where: Any) -> Counts:
         alone = isinstance(where, SingleDeviceSharding)
         state = put(made.init(params)) if alone else _where_init_leaves_it(made, params, hyper)
         state = state._replace(hyperparams={}, slots=_on_host(state.slots) if made.options.offload else state.slots)
-        jitted = jax.jit(made.skeleton.step, donate_argnums=(0, 1))  # not the kernel's own, which may know a trace
+        of_args = shardings_of((params, state))  # on a mesh a step places its results as its arguments are
+        placed = {"out_shardings": of_args[1].unflatten(of_args[0])} if of_args else {}
+        jit = functools.partial(jax.jit, donate_argnums=(0, 1), **placed)
+        jitted = jit(made.skeleton.step)  # not the kernel's own, which may know a trace
         arguments = params, state, grads, hyper
     else:
         import optax
@@ -166,8 +169,10 @@ def count(made: Any, params: dict[str, Any], grads: Any, where: Any) -> Counts:
     seconds = time.perf_counter() - start
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None and memory is not None  # programs compiled by XLA have both
+    read = jax.tree.leaves(compiled.input_shardings[0][:2], is_leaf=lambda x: x is None)
+    kept = [x for x, s in zip(jax.tree.leaves((params, state)), read, strict=True) if x.size > 1 or s is not None]
     return Counts(
-        tpu.cost(text), sum(p.size for p in params.values()), len(jax.tree.leaves((params, state))),
+        tpu.cost(text), sum(p.size for p in params.values()), len(kept),
         text.splitlines()[0].count("-alias)"), memory.temp_size_in_bytes, memory.argument_size_in_bytes, seconds,
     )  # fmt: skip
 

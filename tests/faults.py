@@ -588,6 +588,8 @@ FAULTS = [
           "a frozen variable moves", "stateful/test_trainable.py -k 'ignored and plain-ours'"),
     Fault("engine/core.py", "if i not in self.frozen]", "]",
           "frozen leaves are among the gradients", "pure/test_frozen_leaves.py -k 'gradients_of_jax_fit'"),
+    Fault("engine/compiled.py", "if (key := shardings_of(kept)) is None:", "if (key := shardings_of(kept)) or True:",
+          "results are in the shards in which XLA has computed them", "pure/test_places_of_results.py -k shampoo"),
     # The site
     Fault("../docs/generator/equations.py", "factors[-1].append(self.factor())", "factors[-1] = [self.factor()]",
           "a fraction without what it divides", "project/test_docs.py -k test_equations"),

@@ -2,11 +2,13 @@
 
 import functools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer, eval_context
+from jax.sharding import NamedSharding
 
 from jaxopt_keras.engine.slot_sharding import ON_ONE_DEVICE
 from jaxopt_keras.language.places import Places
@@ -23,18 +25,59 @@ class Compiled:
         self.program, self.others = program, {}
         self.init = jax.jit(program.init)
         self.init_on_one_device = jax.jit(functools.partial(_init_on_one_device, program))
-        self.update = jax.jit(functools.partial(narrow_update, program))
-        self.update_wide = jax.jit(program.update)
-        # Donated arguments have the order of the outputs: `jit` pairs buffers in that order, and would copy otherwise.
-        self.step = jax.jit(program.step, static_argnames="reduce")
-        self.step_donating = jax.jit(program.step, static_argnames="reduce", donate_argnums=(0, 1))
+        step = functools.partial(jax.jit, program.step, static_argnames="reduce")
+        self._ways = {
+            "update": functools.partial(jax.jit, functools.partial(narrow_update, program)),
+            "update_wide": functools.partial(jax.jit, program.update),
+            # Donated arguments have the order of the outputs: `jit` pairs buffers in that order, and would copy
+            # otherwise.
+            "step": step,
+            "step_donating": functools.partial(step, donate_argnums=(0, 1)),
+        }
+        self.update, self.update_wide, self.step, self.step_donating = (way() for way in self._ways.values())
         self.averaged = jax.jit(program.averaged)
+
+    def on(self, name: str, *kept: Any) -> Any:
+        """Return the jitted function `name`, whose first results are new values of the trees `kept`, for their devices.
+
+        Args:
+            name: "step", "step_donating", "update" or "update_wide".
+            kept: trees of arrays. None: a result of which nothing is known.
+        """
+        return self.placed(name, getattr(self, name), self._ways[name], kept)
+
+    def placed(self, name: Any, plain: Any, jitted: Callable[..., Any], kept: tuple[Any, ...]) -> Any:
+        """Return `plain`, or where arrays are split over devices, `jitted(out_shardings=...)`, which is cached.
+
+        Left to itself, XLA splits results along automatic axes as it has split the work on them: they would not be
+        written into the memory of their arguments, and the next step would be compiled anew for other arguments.
+        """
+        if (key := shardings_of(kept)) is None:
+            return plain
+        if (name, key) not in self.others:
+            self.others[name, key] = jitted(out_shardings=key[1].unflatten(key[0]))
+        return self.others[name, key]
 
     def init_at(self, places: Places) -> Any:
         """Return `init` for parameters that are split over devices, or on another platform than the default one."""
         if places not in self.others:
             self.others[places] = jax.jit(functools.partial(init_at, self.program, places))
         return self.others[places]
+
+
+def shardings_of(trees: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any] | None:
+    """Return the shardings of the arrays in trees that are on a mesh, None for others, and the structure of the trees.
+
+    None: no array of the first tree is on a mesh.
+    """
+    if not any(map(_is_on_mesh, jax.tree.leaves(next(tree for tree in trees if tree is not None)))):
+        return None
+    leaves, structure = jax.tree.flatten(trees, is_leaf=lambda x: x is None)
+    return tuple(x.sharding if _is_on_mesh(x) else None for x in leaves), structure
+
+
+def _is_on_mesh(x: Any) -> bool:
+    return type(getattr(x, "sharding", None)) is NamedSharding and not isinstance(x, Tracer)
 
 
 def init_at(program: Any, places: Places, params: Any, hyper: Any) -> Any:

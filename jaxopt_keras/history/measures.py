@@ -116,8 +116,11 @@ def measured_step(
     settings, jitted = (bool(norms), tuple(checked_groups(groups).items())), kernel.compiled.others
     if settings not in jitted:
         step = functools.partial(_step, program=kernel.skeleton, norms=settings[0], groups=dict(settings[1]))
-        jitted[settings] = jax.jit(step, donate_argnums=(0, 1)), jax.jit(step)
-    donating, plain = jitted[settings]
+        ways = functools.partial(jax.jit, step, donate_argnums=(0, 1)), functools.partial(jax.jit, step)
+        jitted[settings] = [(way, way()) for way in ways]
+    kept = params, state._replace(hyperparams={}), None
+    of = kernel.compiled.placed
+    donating, plain = (of((settings, i), run, way, kept) for i, (way, run) in enumerate(jitted[settings]))
     run = functools.partial(call_donating, donating, plain) if donate else plain
     new, moved, found = run(params, state._replace(hyperparams={}), grads, hyper)
     return new, kernel.keep(state.hyperparams, moved), found

@@ -230,7 +230,8 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
             TypeError: for a `weight` or `flush` without effect. ValueError: if a structure or a shape does not match.
         """
         hyper = with_extra(self.program, self.current(state), extra)
-        run = self.compiled.update_wide if full_precision else self.compiled.update
+        name = "update_wide" if full_precision else "update"
+        run = self.compiled.on(name, None, state._replace(hyperparams={}))
         return self._called(run, grads, state, params, hyper, grads=grads, params=params, state=state)
 
     def step(self, params: P, state: State, grads: Any, *, donate: bool = True, **extra: Any) -> tuple[P, State]:
@@ -254,9 +255,9 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
             that the transformation does not take. RuntimeError: if an array was donated to an earlier step.
         """
         hyper = self.given(state, extra)
-        plain, donating = self.compiled.step, self.compiled.step_donating
-        run = functools.partial(call_donating, donating, plain) if donate else plain
-        return self._called(run, params, state, grads, hyper, params=params, grads=grads, state=state)
+        return self._called(
+            self._step(params, state, donate), params, state, grads, hyper, params=params, grads=grads, state=state
+        )
 
     def flush(self, params: P, state: State, *, donate: bool = True) -> tuple[P, State]:
         """End the window of accumulation now, without gradients: a step with the mean of those accumulated so far.
@@ -286,9 +287,7 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         refuse_unused(plain_options(self.program), {FLUSH})
         hyper = self.program.offered(self.current(state), {FLUSH: True, EMPTY: True})
         none = jax.tree.map(lambda p: None, params)
-        plain, donating = self.compiled.step, self.compiled.step_donating
-        run = functools.partial(call_donating, donating, plain) if donate else plain
-        return self._called(run, params, state, none, hyper, params=params, state=state)
+        return self._called(self._step(params, state, donate), params, state, none, hyper, params=params, state=state)
 
     def averaged(self, params: P, state: State) -> P:
         """The parameters to evaluate: their moving average under `use_ema`, else the rule's average (ScheduleFree's x).
@@ -325,6 +324,12 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
         """
         refuse_unknown_keywords(self.program, extra)
         return with_extra(self.program, self.current(state), extra)
+
+    def _step(self, params: Any, state: State, donate: bool) -> Any:
+        """The compiled step for these arguments."""
+        kept = params, state._replace(hyperparams={})
+        plain = self.compiled.on("step", *kept)
+        return functools.partial(call_donating, self.compiled.on("step_donating", *kept), plain) if donate else plain
 
     def _called(self, run: Any, first: Any, state: State, third: Any, hyper: Any, /, **trees: Any) -> tuple[Any, State]:
         """The results of a compiled function. Its error names the leaf of `trees` that is no array, or is donated."""

@@ -1,5 +1,6 @@
 """Training on many devices: partition specs of a state, ZeRO-1, and a report of a compiled step."""
 
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxopt_keras.engine.compiled import shardings_of
 from jaxopt_keras.engine.plan import align, readable_size
 from jaxopt_keras.engine.programs.offloaded import outermost
 from jaxopt_keras.engine.programs.zero1 import Zero1
@@ -173,7 +175,10 @@ def report(fn: Any, *args: Any, donate: tuple[int, ...] = ()) -> Report:
     params ... 12.5%
     ...
     """
-    jitted = fn if hasattr(fn, "lower") else jax.jit(fn, donate_argnums=donate)
+    is_step = getattr(fn, "__func__", None) is Kernel.step and len(args) > 1
+    placed = shardings_of(args[:2]) if is_step else None  # a step places its results as its arguments are
+    jit = functools.partial(jax.jit, fn, donate_argnums=donate)
+    jitted = fn if hasattr(fn, "lower") else jit(out_shardings=placed[1].unflatten(placed[0])) if placed else jit()
     compiled = jitted.lower(*args).compile()
     shardings, _ = compiled.input_shardings
     shares = [_share(name, arg, own) for name, arg, own in zip(_names(fn, args), args, shardings, strict=True)]

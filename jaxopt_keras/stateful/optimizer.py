@@ -260,7 +260,8 @@ class Optimizer(Registry, Scoped, Losses, Stateless, Windows):
         call = self._prepare_step(grads).given(given)
         # Without an axis the argument is left out, so that both faces share one program.
         reduce = {} if self._options.axis_name is None else {"reduce": False}
-        step = call.kernel.compiled.step_donating if self.jit_compile else uncompiled(call.kernel.program)
+        kernel, kept = call.kernel, (call.params, call.state)
+        step = kernel.compiled.on("step_donating", *kept) if self.jit_compile else uncompiled(kernel.program)
         params, state = step(call.params, call.state, call.grads, call.hyper, **reduce)
         refuse_traced(state.count)
         self._accept_results(call, params, state)

@@ -37,7 +37,8 @@ class Scoped(Transactions):
     ) -> tuple[Any, Any]:
         """Return the results of the pipeline, without overridden methods around it."""
         call = self._prepare_step(grads, state, params).given(given)
-        step = call.kernel.compiled.step if self.jit_compile else uncompiled(call.kernel.program)
+        kernel, kept = call.kernel, (call.params, call.state)
+        step = kernel.compiled.on("step", *kept) if self.jit_compile else uncompiled(kernel.program)
         new, result = step(call.params, call.state, call.grads, call.hyper, reduce=reduce)
         return self._results(call, state, new, result)
 
