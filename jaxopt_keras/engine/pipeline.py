@@ -37,7 +37,7 @@ from jaxopt_keras.engine.write_back import zero_amount
 from jaxopt_keras.language.hyperparameters import scheduled_at, schedules_of
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.packing.slots import pack_slots
-from jaxopt_keras.packing.trees import Packed, unpacked
+from jaxopt_keras.packing.trees import Packed, packed_like, unpacked
 from jaxopt_keras.storage.masters import MASTER
 
 
@@ -237,7 +237,7 @@ class Program(core.Program):
         if guard.is_on(self.options):
             out = in_one_kernel(self.core, layout, gradients, out, slots)
         trees = layout.updated(trees, slots)
-        moved = State(count, {}, scalars, state.slots.like(trees) if isinstance(state.slots, Packed) else trees)
+        moved = State(count, {}, scalars, packed_like(state.slots, trees))
         frozen = layout.frozen_amounts(grads)
         return layout.unflatten(out, layout.frozen_leaves() if write else frozen), moved
 

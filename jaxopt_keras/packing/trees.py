@@ -130,6 +130,11 @@ def unpacked(tree: Any) -> Any:
     return tree.unpack() if isinstance(tree, Packed) else tree
 
 
+def packed_like(old: Any, new: Any) -> Any:
+    """Return the tree `new`, packed if `old` is packed, whose structure it has."""
+    return old.like(new) if isinstance(old, Packed) else new
+
+
 def pack(params: Any) -> Packed:
     """Pack a pytree of arrays into one flat buffer for each dtype. Any kernel takes the result as parameters.
 

@@ -283,13 +283,14 @@ class Optimizer(Registry, Scoped, Losses, Stateless, Windows):
             needs_all = whole or is_packed
             handles = self._handles if needs_all else {k: self._handles[k] for k in given}
             params = {k: h.take() for k, h in handles.items()}
-            can_pack = isinstance(self._rule, Rule) and len(params) == len(self._paths)
+            own = isinstance(self._rule, Rule) or (isinstance(self._rule, Hooks) and self.jit_compile)
+            can_pack = own and len(params) == len(self._paths)
             arrays = list(params.values())
             packs = can_pack and should_pack_slots(self._options, arrays, is_packed)
-            state = state if packs else self._state
+            state = state if packs else self._own_state()
         slots = state.slots if isinstance(state.slots, Packed) else masked(state.slots, params)
         used = state._replace(slots=pack_slots_eagerly(slots, LOOSE) if packs else slots, hyperparams={})
-        used = self._with_inner(used) if INNER not in used.scalars else used
+        used = self._with_inner(used, packs) if INNER not in used.scalars else used
         grads = {k: given.get(k) for k in params}
         return Call(kernel, params, used, grads, self._hyper(state))
 

@@ -16,6 +16,7 @@ from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.rule import Slot
+from jaxopt_keras.packing.trees import packed_like, unpacked
 from jaxopt_keras.stateful.custom.attributes import Attributes
 from jaxopt_keras.stateful.custom.errors import HookError, explained, frozen_attribute
 from jaxopt_keras.stateful.scope import Scope
@@ -114,7 +115,8 @@ class Hooks(Core):
         """Run the hooks once: `update` without its checks."""
         optimizer = self.optimizer
         variables = optimizer.hook_variables(paths)
-        inner = scalars.get(INNER, {})
+        kept = scalars.get(INNER, {})
+        inner = {path: state._replace(slots=unpacked(state.slots)) for path, state in kept.items()}
         scalars = {name: x for name, x in scalars.items() if name != INNER}
         values: dict[Place, Any] = {("count",): now.t.astype(jnp.int32) - 1}
         values |= {("hyperparams", name): getattr(x, "value", x) for name, x in now.hyper.items()}
@@ -146,10 +148,11 @@ class Hooks(Core):
         later = {name: new(("scalars", name)) for name in scalars}
         if inner:
             others = {path: (optimizer._nested[path], state) for path, state in inner.items()}
-            later[INNER] = {
+            after = {
                 path: with_values(state, [(place, new(place, other)) for place in places(state)])
                 for path, (other, state) in others.items()
             }
+            later[INNER] = {path: s._replace(slots=packed_like(kept[path].slots, s.slots)) for path, s in after.items()}
         return amounts, slots, later
 
     def _finish_unmapped(self, scope: Scope) -> None:

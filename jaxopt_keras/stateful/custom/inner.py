@@ -1,13 +1,16 @@
 """Optimizers among the attributes of a user's class: lookahead, SAM and others that hand steps on to another optimizer.
 
 Hooks may call the inner optimizer's `update_step`, `apply` or `apply_gradients`. So its state is an argument of the
-step: it is one of the scalars of the outer state while that is passed around, and is stored in the inner optimizer.
+step: it is one of the scalars of the outer state while that is passed around, and is stored in the inner optimizer. The
+optimizers inside of inner ones are listed beside them, so that no part of a state contains another.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jaxopt_keras.engine.slot_packing import LOOSE
 from jaxopt_keras.engine.state import State
+from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.stateful.custom.adoption import adopt, is_adoptable
 from jaxopt_keras.stateful.custom.attributes import walk
 from jaxopt_keras.stateful.custom.hooks import INNER
@@ -41,11 +44,14 @@ class Inner(Weights):
             elif x._unbound and not self._unbound:  # of a copy
                 x._ensure(self.hook_variables(self._paths))
 
-    def _with_inner(self, state: State) -> State:
-        """Return the state with those of the inner optimizers."""
+    def _with_inner(self, state: State, packed: bool = False) -> State:
+        """Return the state with those of the inner optimizers; `packed`: with their slots packed."""
         if not self._nested:
             return state
-        parts = {path: _with_rate(x, x._state) for path, x in self._nested.items()}
+        kept = {path: x._kept if packed else x._own_state() for path, x in self._nested.items()}
+        if packed:
+            kept = {path: s._replace(slots=pack_slots_eagerly(s.slots, LOOSE)) for path, s in kept.items()}
+        parts = {path: _with_rate(self._nested[path], s) for path, s in kept.items()}
         return state._replace(scalars=state.scalars | {INNER: parts})
 
     def _put(self, state: State) -> None:
@@ -68,17 +74,35 @@ class Inner(Weights):
 
     def _state_with(self, views: Sequence[View], values: Sequence[Any]) -> State:
         state = super()._state_with(views, values)
-        parts = {path: _with_rate(x, x._state_with(views, values)) for path, x in self._nested.items()}
+        parts = {path: _without_inner(x._state_with(views, values)) for path, x in self._nested.items()}
+        parts = {path: _with_rate(self._nested[path], part) for path, part in parts.items()}
         return state._replace(scalars=state.scalars | {INNER: parts}) if parts else state
 
 
-def _found(optimizer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield all that is reachable from the attributes of an optimizer and of its inner optimizers."""
+def _found(optimizer: Any, around: tuple[Any, ...] = (), seen: Any = None) -> Iterator[tuple[str, Any]]:
+    """Yield all that is reachable from the attributes of an optimizer, and the optimizers inside of inner ones, once.
+
+    Args:
+        optimizer: the optimizer.
+        around: the optimizers that contain it.
+        seen: ids of the optimizers that have been found; None: none.
+
+    Raises:
+        ValueError: if an optimizer contains itself.
+    """
+    around, seen = (*around, optimizer), set[int]() if seen is None else seen
     for path, x in walk(optimizer):
-        if x is not optimizer:
-            yield path, x
-            if isinstance(x, Inner):
-                yield from ((f"{path}.{inside}", y) for inside, y in _found(x) if isinstance(y, Inner))
+        if x is optimizer or id(x) in seen:
+            continue
+        if any(x is outer for outer in around):
+            raise ValueError(
+                f"An inner optimizer may not contain the optimizer around it. Received: `{path}` of "
+                f"{type(optimizer).__name__} is {type(x).__name__}, which contains it. Remove that attribute."
+            )
+        yield path, x
+        if isinstance(x, Inner):
+            seen.add(id(x))
+            yield from ((f"{path}.{inside}", y) for inside, y in _found(x, around, seen) if isinstance(y, Inner))
 
 
 def _with_rate(optimizer: Any, state: State) -> State:
