@@ -97,6 +97,13 @@ class Adam(Optimizer):
         eps_root: Number = 0.0, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class AdamMini(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        blocks: Any = (), weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Adamax(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
@@ -498,6 +505,11 @@ def adam(
     amsgrad: bool = False, weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
     eps_root: Number = 0.0, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def adam_mini(
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+    blocks: Any = (), weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def adamax(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
     weight_decay: Number | None = None, *, variant: Literal["keras", "optax"] = "keras",
@@ -767,16 +779,16 @@ def polyak_sgd(
 ) -> Kernel: ...
 
 __all__ = [
-    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
-    "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD",
-    "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop",
-    "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "adabelief",
-    "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "cocob",
-    "dadapt_adamw", "dion2", "dog", "fromage", "ftrl", "grams", "lamb", "laprop", "lars", "lion", "madgrad",
-    "mars_adamw", "muon", "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy", "radam", "rmsprop",
-    "rprop", "schedule_free_adamw", "sgd", "shampoo", "signum", "sm3", "soap", "stable_adamw", "yogi", "AdaptiveClip",
-    "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
-    "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "adaptive_clip", "cautious", "cautious_decay",
-    "centralized", "hyperball", "lookahead", "mars", "noisy", "ortho_grad", "reduce_on_plateau", "scaled_rate",
-    "schedule_free", "momo", "polyak_sgd",
+    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
+    "AdEMAMix", "ADOPT", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Lamb", "LaProp", "LARS",
+    "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent", "Prodigy",
+    "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP", "StableAdamW", "Yogi",
+    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adam_mini", "adamax", "adamuon", "adamw", "adan",
+    "ademamix", "adopt", "cocob", "dadapt_adamw", "dion2", "dog", "fromage", "ftrl", "grams", "lamb", "laprop", "lars",
+    "lion", "madgrad", "mars_adamw", "muon", "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy",
+    "radam", "rmsprop", "rprop", "schedule_free_adamw", "sgd", "shampoo", "signum", "sm3", "soap", "stable_adamw",
+    "yogi", "AdaptiveClip", "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy",
+    "OrthoGrad", "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "adaptive_clip", "cautious",
+    "cautious_decay", "centralized", "hyperball", "lookahead", "mars", "noisy", "ortho_grad", "reduce_on_plateau",
+    "scaled_rate", "schedule_free", "momo", "polyak_sgd",
 ]

@@ -168,6 +168,10 @@ FAULTS = [
           "sums forget what was before", oracle("sm3-authors")),
     Fault("rules/sm3.py", "root(jnp.where(is_seen, v, 1) + epsilon)", "(root(jnp.where(is_seen, v, 1)) + epsilon)",
           "epsilon outside the root", oracle("sm3-optax")),
+    Fault("rules/adam_mini.py", 'return "batch columns..."', 'return "rows... batch"',
+          "an embedding has a second moment for each feature, not for each row", oracle("adam_mini-authors")),
+    Fault("rules/adam_mini.py", "squares / max(seen.matrix[0] * seen.matrix[1], 1)", "squares",
+          "sums of squares in the place of means", oracle("adam_mini-authors")),
     Fault("engine/native/runtime.h", "MIN(a, b) ({ __typeof__((a) + (b)) _a", "MIN(a, b) ({ __typeof__(a) _a",
           "numbers of 64 bits beside a constant have 32", "engine/native/test_native.py -k do_not_narrow"),
     # Numerics and the rule language

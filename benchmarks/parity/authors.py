@@ -1,35 +1,60 @@
-"""The torch code that the authors of Muon and its kin have released, as a peer. Here it iterates in float32.
+"""The torch code that authors have released, as a peer. Here it computes in float32.
 
     pip install git+https://github.com/KellerJordan/Muon git+https://github.com/zichongli5/NorMuon
-    pip install git+https://github.com/microsoft/dion pytorch_optimizer
+    pip install git+https://github.com/microsoft/dion pytorch_optimizer adam-mini
 
-AdaMuon's own release runs on GPUs only; pytorch_optimizer has a copy of it. Theirs are matrices of (out, in), ours of
-(in, out).
+AdaMuon's own release runs on GPUs only, and SM3's is for TensorFlow 1; pytorch_optimizer has copies of them. Theirs are
+matrices of (out, in), ours of (in, out).
 """
 
 import importlib.metadata
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from benchmarks.parity.peer import Absent, Agreement, Dialect, load
 from benchmarks.parity.torch import Torch, in_float32
 from jaxopt_keras.language.rule import Rule
 
-AUTHORS = {  # the package, the module, and the agreement
-    "Muon": ("muon-optimizer", "muon", Agreement(pinned={"scale": "keller"}, variant="keras")),
-    "NorMuon": ("normuon", "normuon", Agreement(variant="authors")),
-    "AdaMuon": (
+
+class Release(NamedTuple):
+    """The release of an optimizer's authors, or a copy of it."""
+
+    package: str
+    make: Callable[[Any], Any]  # its optimizer, from its module
+    agreement: Agreement = Agreement(variant="authors")
+    names: Mapping[str, str] = {}  # ours -> theirs, where they differ
+
+    @property
+    def module(self) -> str:
+        return {"muon-optimizer": "muon"}.get(self.package, self.package.replace("-", "_"))
+
+
+def _of_betas(**pinned: Any) -> Agreement:
+    return Agreement(lambda beta_1, beta_2: {"betas": (beta_1, beta_2)}, pinned, variant="authors")
+
+
+AUTHORS = {
+    "Muon": Release(
+        "muon-optimizer", lambda m: m.SingleDeviceMuon, Agreement(pinned={"scale": "keller"}, variant="keras")
+    ),
+    "NorMuon": Release("normuon", lambda m: m.SingleDeviceNorMuon),
+    "AdaMuon": Release(
         "pytorch_optimizer",
-        "pytorch_optimizer",
+        lambda m: _one_group(m.AdaMuon),
         Agreement(lambda momentum, beta_2: {"betas": (momentum, beta_2)}, {"nesterov": False}, variant="authors"),
     ),
-    "Dion2": (
+    # Its epsilon is the iteration's, of which our table has its own.
+    "Dion2": Release(
         "dion",
-        "dion",
-        # Its epsilon is the iteration's, of which our table has its own.
+        lambda m: m.Dion2,
         Agreement(lambda: {"epsilon": 1e-6}, {"iteration": "polar_express_nanogpt", "ns_steps": 5}, variant="authors"),
+        {"momentum": "ef_decay"},
     ),
+    "SM3": Release("pytorch_optimizer", lambda m: m.SM3, Agreement(pinned={"epsilon": 1e-30}, variant="authors")),
+    "AdamMini": Release("adam-mini", lambda m: _with_names(m.Adam_mini), _of_betas()),
 }
-NAMES = {"learning_rate": "lr", "beta_2": "beta2"}
+WITHOUT_DECAY = {"SM3"}
+NAMES = {"learning_rate": "lr", "beta_2": "beta2", "epsilon": "eps"}
 
 
 class Authors(Torch):
@@ -39,22 +64,17 @@ class Authors(Torch):
         super().__init__()
         self.torch.compiler.set_stance("force_eager")  # Dion compiles with a compiler of C++
         with in_float32(self.torch):  # defaults of their functions name bfloat16
-            found = [package for package, module, _ in AUTHORS.values() if _is_there(module)]
+            found = dict.fromkeys(each.package for each in AUTHORS.values() if _is_there(each.module))
         if not found:
-            raise Absent("no release of Muon's authors is installed: see benchmarks/parity/authors.py")
+            raise Absent("no release of authors is installed: see benchmarks/parity/authors.py")
         self.version = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in found)
 
     def dialect(self, optimizer: type[Rule]) -> Dialect:
-        name = optimizer.__name__
-        if name not in AUTHORS:
-            raise Absent(f"{name}: only Muon and its kin are compared with the authors' code")
-        _, module, agreement = AUTHORS[name]
-        theirs, agreement = load(module), agreement._replace(decayed=True, matrices=True)
-        if name == "AdaMuon":
-            return Dialect(_one_group(theirs.AdaMuon), NAMES, agreement)
-        if name == "Dion2":
-            return Dialect(theirs.Dion2, NAMES | {"momentum": "ef_decay"}, agreement)
-        return Dialect(getattr(theirs, f"SingleDevice{name}"), NAMES, agreement)
+        if (name := optimizer.__name__) not in AUTHORS:
+            raise Absent(f"{name} is not compared with its authors' code")
+        release = AUTHORS[name]
+        agreement = release.agreement._replace(decayed=name not in WITHOUT_DECAY, matrices=True)
+        return Dialect(release.make(load(release.module)), NAMES | release.names, agreement)
 
     def turned(self, x: Any) -> Any:
         return x.T
@@ -71,5 +91,13 @@ def _one_group(make: Any) -> Any:
     def made(params: Any, lr: float, betas: Any, weight_decay: float, ns_steps: int) -> Any:
         group = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "ns_steps": ns_steps}
         return make([{"params": params, "use_muon": True} | group])
+
+    return made
+
+
+def _with_names(make: Any) -> Any:
+    def made(params: Any, lr: float, betas: Any, eps: float, weight_decay: float) -> Any:
+        named = [(f"mlp.{i}", p) for i, p in enumerate(params)]
+        return make(named, lr, betas, eps, weight_decay, verbose=False)
 
     return made

@@ -92,7 +92,8 @@ class Torch:
                 p.grad = torch.tensor(self.turned(grads[name]))
             if limit := case.options.get("clipvalue"):
                 torch.nn.utils.clip_grad_value_(list(params.values()), limit)
-            optimizer.param_groups[0]["lr"] = rate(count)
+            for group in optimizer.param_groups:
+                group["lr"] = rate(count)
             with in_float32(torch):
                 optimizer.step()
             history.append(to_numpy({name: self.turned(p.detach().numpy()) for name, p in params.items()}))

@@ -21,7 +21,7 @@ from jaxopt_keras.language.modifier import innermost, routed
 from jaxopt_keras.language.modifier import title as title_of
 from jaxopt_keras.language.numerics import compute_dtype, is_inexact
 from jaxopt_keras.language.places import Place, Places, platform_of
-from jaxopt_keras.language.rule import RATE, Rule, Slot
+from jaxopt_keras.language.rule import RATE, Slot
 from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.storage.blockwise import Blocks
 from jaxopt_keras.storage.tiles import stored_bytes
@@ -54,7 +54,7 @@ class Kind(NamedTuple):
     """The common properties of a group of parameters."""
 
     rule: str
-    grain: str  # of a rule on matrices also how an array is seen, if not as it is: "matrix, 4 of 64 x 64"
+    grain: str  # also how the rule sees the array, if not as it is: "matrix, 4 of 64 x 64"
     dtype: str
     slots: tuple[str, ...]  # "momentum int8"
     engine: str  # "native", "xla", or "xla (why)"
@@ -166,7 +166,8 @@ def _plan(program: Any, params: Any, state: Any, places: Places) -> Plan:
         title, grain, kinds = program.core.title, "tree", {}
         if isinstance(program.core, Leafwise):
             rule = routed(program.core.rule, leaf.path, p)
-            title, grain, kinds = title_of(rule), about(rule, p), rule.kinds(p)
+            grain = ", ".join(text for text in (rule.grain, innermost(rule).about(p)) if text)
+            title, kinds = title_of(rule), rule.kinds(p)
             if type(innermost(rule)) is not type(innermost(program.core.rule)):
                 others.setdefault(title, []).append(leaf.path)
         place = Place(places.platform, dict(places.shards).get(leaf.path) or p.shape)
@@ -177,21 +178,13 @@ def _plan(program: Any, params: Any, state: Any, places: Places) -> Plan:
     return Plan(grouped(entries), nbytes((state.count, state.scalars)), (*rule_notes(program, others), *notes))
 
 
-def about(rule: Rule, p: Any) -> str:
-    """Return the rule's grain; of an array that is seen as other matrices than itself, how many and of which shape."""
-    if not isinstance(inner := innermost(rule), MatrixRule):
-        return rule.grain
-    seen = inner.view(p.shape)
-    return rule.grain if seen.matrix == p.shape else f"{rule.grain}, {seen}"
-
-
 def rule_notes(program: Any, others: dict[str, list[str]]) -> list[str]:
     """Say how matrices are computed, and which parameters each fallback updates."""
-    rule = innermost(program.core.rule) if isinstance(program.core, Leafwise) else None
-    if not isinstance(rule, MatrixRule):
+    if not isinstance(program.core, Leafwise):
         return []
+    rule = innermost(program.core.rule)
     left = [f"{name}, instead of {type(rule).__name__}, updates {', '.join(paths)}" for name, paths in others.items()]
-    return [note for note in (rule.note(), *left) if note]
+    return [note for note in (rule.note() if isinstance(rule, MatrixRule) else "", *left) if note]
 
 
 def rate_of(program: Any) -> str:

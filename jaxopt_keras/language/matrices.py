@@ -72,7 +72,7 @@ class View(NamedTuple):
         return f"{rows} x {columns}" if self.number == 1 else f"{self.number} of {rows} x {columns}"
 
 
-def view(text: str, shape: tuple[int, ...], path: str = "") -> View:
+def view(text: str, shape: tuple[int, ...], path: str = "", needed: tuple[str, ...] = ("rows", "columns")) -> View:
     """Return the view of an array that `text` describes: a word for each axis.
 
     "rows" and "columns" are the inputs and the outputs of a layer; "batch" counts matrices. Several axes with one word
@@ -87,6 +87,9 @@ def view(text: str, shape: tuple[int, ...], path: str = "") -> View:
     36 of 768 x 64
     >>> print(view("rows... columns", (3, 3, 64, 128)))  # a convolution
     576 x 128
+
+    Args:
+        needed: the words of which each must be there.
 
     Raises:
         ValueError: if `text` is not such a description, or does not fit `shape`.
@@ -116,7 +119,7 @@ def view(text: str, shape: tuple[int, ...], path: str = "") -> View:
         sizes += [size if n is None else n for n in known]
         words += [word for word, _ in parts]
         origin += [axis] * len(parts)
-    if missing := [word for word in ("rows", "columns") if word not in words]:
+    if missing := [word for word in needed if word not in words]:
         raise refuse(f"it has no {missing[0]}")
     return View(shape, tuple(sizes), tuple(words), tuple(origin))
 

@@ -32,6 +32,10 @@ class MatrixRule(Rule):
         """Whether an array of matrices goes to the fallback though the user has not said so."""
         return False
 
+    def about(self, p: Any) -> str:
+        seen = self.view(p.shape)
+        return "" if seen.matrix == p.shape else str(seen)
+
     def note(self) -> str:
         """Say how `whole` is computed, for a plan."""
         return ""

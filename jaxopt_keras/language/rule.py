@@ -172,6 +172,10 @@ class Rule(Hyperparameters):
         """Return the rule for one parameter that it accepts, where it depends on the path or the shape."""
         return self
 
+    def about(self, p: Any) -> str:
+        """Say how the rule sees an array, for a plan: "4 of 64 x 64"; "" if as it is."""
+        return ""
+
     @property
     def fallback(self) -> "Rule":
         raise NotImplementedError(f"{type(self).__name__} does not accept all parameters: define its `fallback` rule.")

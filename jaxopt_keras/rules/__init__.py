@@ -5,6 +5,7 @@ from jaxopt_keras.rules.adadelta import Adadelta as Adadelta
 from jaxopt_keras.rules.adafactor import Adafactor as Adafactor
 from jaxopt_keras.rules.adagrad import Adagrad as Adagrad
 from jaxopt_keras.rules.adam import Adam as Adam
+from jaxopt_keras.rules.adam_mini import AdamMini as AdamMini
 from jaxopt_keras.rules.adamax import Adamax as Adamax
 from jaxopt_keras.rules.adamuon import AdaMuon as AdaMuon
 from jaxopt_keras.rules.adamw import AdamW as AdamW

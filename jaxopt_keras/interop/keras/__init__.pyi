@@ -53,6 +53,13 @@ class Adam(Adapter):
         eps_root: Number = 0.0, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class AdamMini(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        blocks: Any = (), weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Adamax(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
@@ -430,10 +437,10 @@ class PolyakSGD(Adapter):
     ) -> None: ...
 
 __all__ = [
-    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdaMuon", "AdamW", "Adan", "AdEMAMix", "ADOPT",
-    "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD",
-    "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop",
-    "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip",
-    "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
+    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
+    "AdEMAMix", "ADOPT", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Lamb", "LaProp", "LARS",
+    "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent", "Prodigy",
+    "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP", "StableAdamW", "Yogi",
+    "AdaptiveClip", "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
     "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "as_keras",
 ]

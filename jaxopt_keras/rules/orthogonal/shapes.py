@@ -1,5 +1,6 @@
 """Which parameters Muon sees as matrices."""
 
+import functools
 from typing import Any
 
 from jaxopt_keras.language.matrices import PLAIN, View, view
@@ -14,18 +15,21 @@ def read_layers(layers: Any) -> tuple[str, ...]:
     return patterns("exclude_layers", layers or ())
 
 
-def read_matrices(value: Any) -> Any:
-    """Validate `matrices`: return a function, a `View`, or pairs of a pattern and a description."""
+def read_views(name: str, value: Any) -> Any:
+    """Validate the option `name`: return a function, a `View`, or pairs of a pattern and a description."""
     if callable(value) or isinstance(value, View):
         return value
     pairs = tuple(value.items()) if isinstance(value, dict) else () if value is None else value
     if not (isinstance(pairs, Lists) and all(isinstance(x, Lists) and len(x) == 2 for x in pairs)):
-        raise TypeError(f"`matrices` must map patterns to descriptions of axes. Received: matrices={value!r}")
+        raise TypeError(f"`{name}` must map patterns to descriptions of axes. Received: {name}={value!r}")
     for pattern, text in pairs:
-        check_pattern("matrices", pattern)
+        check_pattern(name, pattern)
         if not isinstance(text, str | None):
-            raise TypeError(f"`matrices` must map patterns to descriptions of axes. Received: {pattern!r}: {text!r}")
+            raise TypeError(f"`{name}` must map patterns to descriptions of axes. Received: {pattern!r}: {text!r}")
     return tuple((pattern, text) for pattern, text in pairs)
+
+
+read_matrices = functools.partial(read_views, "matrices")
 
 
 def seen_as(matrices: Any, path: str, shape: tuple[int, ...]) -> View | None:
