@@ -122,13 +122,32 @@ def call_donating(donating: Any, plain: Any, *args: Any) -> Any:
 
     That is in a transformation, and where an array occurs twice: tied parameters, gradients that are the parameters.
     """
-    if not in_transformation():
+    if not in_transformation() and not occurs_twice(args):
         try:
             return donating(*args)
         except (jax.errors.JaxRuntimeError, ValueError) as error:  # raised before anything runs
             if not any(part in str(error) for part in ("the same buffer twice", "donated in the same call")):
                 raise
     return plain(*args)
+
+
+def occurs_twice(tree: Any) -> bool:
+    """Whether two arrays of `tree` have the same memory. False on a single device, where XLA raises an error itself.
+
+    On several devices XLA crashes when it is donated one buffer twice.
+    """
+    if jax.device_count() == 1:
+        return False
+    found = [_memory(x) for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and x.size]
+    return len({*found}) < len(found)
+
+
+def _memory(x: Any) -> Any:
+    """Return the address of an array, or the array's identity if it has none: a random key, a donated array."""
+    try:
+        return x.addressable_data(0).unsafe_buffer_pointer()
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return id(x), "no address"
 
 
 def is_donated(x: Any) -> bool:

@@ -1,9 +1,13 @@
 """A step donates only arrays that it alone reads."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxopt_keras as jk
 from jaxopt_keras.history import measured_step
@@ -58,8 +62,11 @@ def test_a_step_is_donated_again_after_a_transformation():
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_one_array_twice(name):
+@pytest.mark.parametrize("devices", ["alone", "of_many"])
+def test_one_array_twice(name, devices, monkeypatch):
     """Tied parameters, and gradients that are the parameters: as if they were copies."""
+    if devices == "alone":
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
     kernel, w = KERNELS[name](), x()
     tied, copies = {"w": w, "w2": w}, {"w": x(), "w2": x()}
     grads = jax.tree.map(jnp.ones_like, copies)
@@ -70,6 +77,25 @@ def test_one_array_twice(name):
     expected, _ = kernel.step(own, kernel.init(own), given)
     found, _ = kernel.step(given, kernel.init(given), given)
     np.testing.assert_array_equal(found["w"], expected["w"])
+
+
+@pytest.mark.parametrize("spec", [P(), P("d")], ids=str)
+@pytest.mark.parametrize("alias", [lambda x: x, lambda x: jax.device_put(x, x.sharding)], ids=["same", "put"])
+def test_one_array_twice_on_a_mesh(spec: Any, alias: Any):
+    """XLA crashes if it is donated one buffer twice on several devices."""
+    placed = NamedSharding(jax.make_mesh((8,), ("d",)), spec)
+    kernel, w = jk.adamw(0.1), jax.device_put(jnp.ones((8, 4)), placed)
+    grads = {"w": jnp.ones((8, 4)), "w2": jnp.ones((8, 4))}
+    tied, state = kernel.step({"w": w, "w2": alias(w)}, kernel.init({"w": w, "w2": w}), jax.device_put(grads, placed))
+    assert not w.is_deleted()  # nothing was donated
+    found, _ = kernel.step(tied, state, {"w": tied["w2"], "w2": alias(tied["w"])})
+    np.testing.assert_array_equal(found["w"], found["w2"])
+
+
+def test_arrays_without_memory_are_not_one_array():
+    kernel, params = jk.adamw(0.1), {"a": jnp.zeros((0, 2)), "b": jnp.zeros((0, 2)), "c": x()}
+    kernel.step(params, kernel.init(params), jax.tree.map(jnp.ones_like, params))
+    assert params["c"].is_deleted()
 
 
 def test_other_errors_of_the_device_are_raised():
