@@ -168,6 +168,8 @@ FAULTS = [
           "sums forget what was before", oracle("sm3-authors")),
     Fault("rules/sm3.py", "root(jnp.where(is_seen, v, 1) + epsilon)", "(root(jnp.where(is_seen, v, 1)) + epsilon)",
           "epsilon outside the root", oracle("sm3-optax")),
+    Fault("rules/soap.py", "self.epsilon).T)", "self.epsilon).T * 2)",
+          "a factor of KL-SOAP is four times too large", "rules/test_parity_oracles.py -k soap_of_kl"),
     Fault("rules/adam_mini.py", 'return "batch columns..."', 'return "rows... batch"',
           "an embedding has a second moment for each feature, not for each row", oracle("adam_mini-authors")),
     Fault("rules/adam_mini.py", "squares / max(seen.matrix[0] * seen.matrix[1], 1)", "squares",

@@ -74,7 +74,7 @@ class Authors(Torch):
             raise Absent(f"{name} is not compared with its authors' code")
         release = AUTHORS[name]
         agreement = release.agreement._replace(decayed=name not in WITHOUT_DECAY, matrices=True)
-        return Dialect(release.make(load(release.module)), NAMES | release.names, agreement)
+        return Dialect(release.make(load(release.module)), {**NAMES, **release.names}, agreement)
 
     def turned(self, x: Any) -> Any:
         return x.T

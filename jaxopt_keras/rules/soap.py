@@ -19,6 +19,12 @@ class SOAP(Rule):
         p <- (p - lr u) (1 - lr weight_decay)
         L <- b L + (1 - b) g gᵀ                 R <- b R + (1 - b) gᵀ g
 
+    With `kl`, KL-SOAP (Lin et al. 2025, arXiv:2509.03378), each factor is of gradients that the other one has divided;
+    l and r are the diagonals of Pᵀ L P and Qᵀ R Q, at least epsilon, before this update:
+
+        h = g Q / sqrt(r columns)               k = Pᵀ g / sqrt(l rows)
+        L <- b L + (1 - b) h hᵀ                 R <- b R + (1 - b) kᵀ k
+
     b is `shampoo_beta`. After every `precondition_frequency` updates the columns of P, and the rows of v with them, are
     sorted by the diagonal of Pᵀ L P, and P becomes the orthogonal factor of L P; Q likewise. An axis longer than
     `max_precond_dim` is not turned, and no array that is not a matrix: that is Adam, without the first update.
@@ -30,6 +36,7 @@ class SOAP(Rule):
         epsilon: a constant added to the denominator, so that it is not 0.
         precondition_frequency: the number of updates from one basis to the next.
         max_precond_dim: the longest axis with a factor, which has the square of its length.
+        kl: the factors of KL-SOAP. Where only one axis has a factor, it is that of SOAP.
     """
 
     variants: ClassVar = ("authors",)
@@ -44,6 +51,7 @@ class SOAP(Rule):
     epsilon: Amount = 1e-8
     precondition_frequency: Annotated[int, Within(1)] = 10
     max_precond_dim: Count = 10_000
+    kl: bool = False
 
     class State(NamedTuple):
         momentum: Signed
@@ -75,8 +83,12 @@ class SOAP(Rule):
         if at.weight_decay is not None:
             step = step - at.lr * at.weight_decay * (p + step)
         beta = self.beta_2 if self.shampoo_beta is None else self.shampoo_beta
-        left = None if s.left is None else ema(s.left, matmul(g, g.T), beta)
-        right = None if s.right is None else ema(s.right, matmul(g.T, g), beta)
+        by_rows = by_columns = g
+        if self.kl and s.left is not None and s.right is not None:
+            by_rows = jnp.where(is_first, g, divided(g, s.right, s.right_basis, self.epsilon))
+            by_columns = jnp.where(is_first, g, divided(g.T, s.left, s.left_basis, self.epsilon).T)
+        left = None if s.left is None else ema(s.left, matmul(by_rows, by_rows.T), beta)
+        right = None if s.right is None else ema(s.right, matmul(by_columns.T, by_columns), beta)
         new = s._replace(momentum=m, velocity=v, left=left, right=right)
         if left is not None or right is not None:
             is_due = n % self.precondition_frequency == 0
@@ -95,6 +107,12 @@ def turned(x: Array, s: SOAP.State) -> Array:
 def turned_back(x: Array, s: SOAP.State) -> Array:
     x = x if s.left_basis is None else matmul(s.left_basis, x)
     return x if s.right_basis is None else matmul(x, s.right_basis.T)
+
+
+def divided(g: Array, factor: Array, basis: Any, epsilon: Any) -> Array:
+    """Return `g`, turned by a basis of its columns, divided by the roots of the factor's diagonal in that basis."""
+    diagonal = jnp.sum(basis * matmul(factor, basis), 0, keepdims=True)
+    return squarable(matmul(g, basis) / root(jnp.maximum(diagonal, epsilon) * g.shape[1]), g.size)
 
 
 def started(s: SOAP.State) -> SOAP.State:

@@ -10,9 +10,17 @@ t = 1: L = (1 - b) G G^T, R = (1 - b) G^T G; P, Q are their eigenvectors, larges
 The release keeps m turned, and turns it back before P changes: the same. Where L has a lower rank than rows at t = 1,
 the eigenvectors of 0 are the last columns of the full QR of the others. Sides above max_precond_dim have no factor;
 arrays that are not matrices have none at all.
+
+kl (Lin et al. 2025, arXiv:2509.03378), from t = 2 on, where both sides have a factor, with the old factors and bases:
+
+    L' = b L + (1 - b) G R^-1 G^T / cols,   R^-1 = Q diag(1 / max(diag(Q^T R Q), eps)) Q^T
+    R' likewise, by L^-1 / rows
 """
 
 import numpy as np
+
+pinned = {"kl": False}  # the inverse of a factor of low rank leaves few digits: it has a test of its own
+telling = {"epsilon": 0.125}
 
 
 def sides(p, max_precond_dim):
@@ -30,6 +38,10 @@ def init(p, *, max_precond_dim=10_000, **_):
 
 def gram(g, side):
     return g @ g.T if side == 0 else g.T @ g
+
+
+def inverse(factor, basis, epsilon):
+    return basis @ np.diag(1 / np.maximum(np.diag(basis.T @ factor @ basis), epsilon)) @ basis.T
 
 
 def turn(x, s, sign=1):
@@ -57,6 +69,7 @@ def update(
     epsilon=1e-8,
     precondition_frequency=10,
     max_precond_dim=10_000,
+    kl=False,
     **_,
 ):
     b, new, n = beta_2 if shampoo_beta is None else shampoo_beta, dict(s), t - 1
@@ -68,7 +81,11 @@ def update(
         p = p if wd is None else p - lr * wd * p
     for side in sides(p, max_precond_dim):
         name = ("left", "right")[side]
-        factor = new[name] = b * s[name] + (1 - b) * gram(g, side)
+        seen = gram(g, side)
+        if kl and n and {"left", "right"} <= s.keys():
+            other = inverse(s[("right", "left")[side]], s[("right_basis", "left_basis")[side]], epsilon)
+            seen = (g @ other @ g.T if side == 0 else g.T @ other @ g) / g.shape[1 - side]
+        factor = new[name] = b * s[name] + (1 - b) * seen
         basis = s[f"{name}_basis"]
         if not n:
             rank = min(p.shape)

@@ -150,6 +150,14 @@ def test_shampoo_forgets():
     assert_equal_runs(cases.run(case), Oracle().run(case), case)
 
 
+@in_float64
+@pytest.mark.parametrize("kl", [{}, {"max_precond_dim": 4}], ids=str)
+def test_soap_of_kl(kl: dict[str, int]):
+    """Epsilon is drawn as 1e-8, by which the inverse of a singular factor is known to a few digits only."""
+    case = draw("soap", "authors", (), pinned={"kl": True, "epsilon": 0.1, "precondition_frequency": 3} | kl)
+    assert_equal_runs(cases.run(case), Oracle().run(case), case)
+
+
 # The references of the others square without a modulus: they are real. The rules' complex forms: tests/laws.
 COMPLEX = ["sgd", "rmsprop", "adam", "adadelta", "adagrad", "adamax", "nadam", "lamb"]
 

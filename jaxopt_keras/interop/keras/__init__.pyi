@@ -331,8 +331,8 @@ class SOAP(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.003, beta_1: Number = 0.95, beta_2: Number = 0.95,
         shampoo_beta: Number | None = None, epsilon: Number = 1e-08, precondition_frequency: int = 10,
-        max_precond_dim: int = 10000, weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors",
-        **options: Unpack[CommonOptions],
+        max_precond_dim: int = 10000, kl: bool = False, weight_decay: Number | None = 0.01, *,
+        variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class StableAdamW(Adapter):
