@@ -41,12 +41,16 @@ def device() -> Any:
 
 
 @contextlib.contextmanager
-def with_our_kernels() -> Iterator[None]:
-    """Compile steps with the library's kernels, as on a GPU on which they have right results."""
+def with_our_kernels(capability: str = "9.0") -> Iterator[None]:
+    """Compile steps with the library's kernels, as on a GPU on which they have right results.
+
+    Args:
+        capability: the compute capability of that GPU, if there is none here.
+    """
     cuda: Any = BACKENDS["cuda"]  # only this backend has a launcher
     launcher = cuda.launcher
     before = launcher.described
-    launcher.described = None if jax.default_backend() == "gpu" else "9.0"
+    launcher.described = None if jax.default_backend() == "gpu" else capability
     try:
         yield
     finally:

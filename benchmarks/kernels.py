@@ -42,6 +42,8 @@ STEPS: dict[str, tuple[Any, str]] = {  # the kernel (None for optax's AdamW), an
     "adamw, int8 slots": (jk.adamw(**ADAMW, state_dtype="int8"), "float32"),
     "adamw, bf16+8, bf16 slots": (jk.adamw(**ADAMW, master_weights="bf16+8", state_dtype="bfloat16"), "bfloat16"),
     "adamw, bf16+8, int8 slots": (jk.adamw(**ADAMW, master_weights="bf16+8", state_dtype="int8"), "bfloat16"),
+    "adamw, skip_nonfinite": (jk.adamw(**ADAMW, skip_nonfinite=True), "float32"),
+    "adamw, accumulation": (jk.adamw(**ADAMW, gradient_accumulation_steps=4), "float32"),
     "lion": (jk.lion(1e-4), "float32"),
     "lamb": (jk.lamb(1e-3), "float32"),
     "adamw by XLA": (jk.adamw(**ADAMW, engine="xla"), "float32"),
@@ -52,7 +54,10 @@ FEW = ["optax adamw", "adamw", "packed adamw"]
 CASES = {
     "one": [name for name in STEPS if not name.startswith("packed")],
     "lenet5": [*FEW, "lamb"],
-    "gpt2": [*FEW, "adamw, global norm", "adamw, int8 slots", "lamb", "adamw by XLA"],
+    "gpt2": [
+        *FEW, "adamw, global norm", "adamw, skip_nonfinite", "adamw, accumulation", "adamw, int8 slots", "lamb",
+        "adamw by XLA",
+    ],
     "hundred": FEW,
     "many": ["adamw", "packed adamw"],  # by XLA 1000 kernels take minutes
 }  # fmt: skip

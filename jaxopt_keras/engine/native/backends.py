@@ -9,18 +9,25 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.interpreters import mlir
 
 from jaxopt_keras.engine.native import build
 from jaxopt_keras.engine.native.call import InC
-from jaxopt_keras.engine.native.cuda.launch import InCuda
+from jaxopt_keras.engine.native.cuda.launch import InCuda, Launch
 from jaxopt_keras.engine.native.cuda.ptx import Ptx
 from jaxopt_keras.engine.native.loop import Leaf
 from jaxopt_keras.engine.native.phase import Phase, phase_p
 
 
 class Backend(Protocol):
-    """Runs loops on one platform."""
+    """Runs loops on one platform.
+
+    Attributes:
+        has_guards: whether its loops can look at a flag (`Phase.guard`).
+    """
+
+    has_guards: bool
 
     def unavailable(self) -> str:
         """Return why it can run no loop on this machine, in one line; "" if it can."""
@@ -91,7 +98,7 @@ def _lowered(context: Any, *operands: Any, phase: Phase) -> Any:
 
 def _run(backend: Backend, by_xla: Callable[..., Any], phase: Phase, *operands: Any) -> list[Any]:
     """Runs the loops of a phase on a backend, and through XLA those that it refuses."""
-    known = dict(zip(phase.operands, operands, strict=True))
+    known = phase.named(operands)
     reasons = [backend.refuses(leaf) for leaf in phase.leaves]
     refused = [i for i, reason in enumerate(reasons) if reason]
     parts = [*backend.parts(Phase.part(phase, [i for i, reason in enumerate(reasons) if not reason]))]
@@ -106,6 +113,14 @@ def _run(backend: Backend, by_xla: Callable[..., Any], phase: Phase, *operands: 
             refuse(phase, build.fallback(error))
             results = by_xla(part, *arrays)
         known.update(zip(part.results, results, strict=True))  # a packed buffer keeps its name
+    launches = [part for part in parts if isinstance(part, Launch)]
+    for joint in phase.joints:
+        rest = dict.fromkeys(joint.totals)
+        reduced = [x for launch in launches for x in launch.reduced(joint, rest)]
+        known[joint.value] = joint.of([*reduced, *(known[x] for x in rest)])
+    for totals in phase.collected:
+        found = next((x for launch in launches if (x := launch.row(totals)) is not None), None)
+        known[totals] = jnp.stack([known[x] for x in totals]) if found is None else found
     return [known[x] for x in phase.results]
 
 

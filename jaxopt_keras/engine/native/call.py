@@ -53,6 +53,8 @@ class Call(Phase):
 class InC:
     """Runs equal loops together."""
 
+    has_guards = False
+
     def unavailable(self) -> str:
         return build.unavailable()
 

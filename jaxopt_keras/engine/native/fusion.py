@@ -259,9 +259,13 @@ def leads(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
 
 
 def remaining(fusion: Fusion, besides: Iterable[Value]) -> list[Equation]:
-    """The equations that XLA runs: those outside of loops that the loops, the results or `besides` depend on."""
+    """The equations that XLA runs: those outside of loops that the results, the arrays of loops or `besides` depend on.
+
+    Args:
+        besides: with the scalars of loops.
+    """
     leaves = [leaf for r in fusion.regions if not r.reason for leaf in r.leaves.values()]
     made = {x for leaf in leaves for x in (*leaf.outputs, *leaf.totals)}
     wanted: set[Any] = {x for x in (*fusion.trace.outputs, *besides) if x not in made}
-    wanted |= {x for leaf in leaves for x in (*leaf.unpacked(leaf.inputs), *leaf.buffers, *leaf.scalars)}
+    wanted |= {x for leaf in leaves for x in (*leaf.unpacked(leaf.inputs), *leaf.buffers)}
     return needed((e for e in fusion.trace.equations if e not in fusion.owned), wanted)

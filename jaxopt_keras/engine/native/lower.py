@@ -9,9 +9,12 @@ from jax import lax
 
 from jaxopt_keras.engine.native.backends import refuses
 from jaxopt_keras.engine.native.build import Unavailable
+from jaxopt_keras.engine.native.choice import Guard, branches, choose, selected, ways
+from jaxopt_keras.engine.native.columns import columns, computed, known_before
 from jaxopt_keras.engine.native.cond_sinking import sink
 from jaxopt_keras.engine.native.fusion import Fusion, Region, remaining
-from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value, evaluate, is_scalar, trace_of, traced
+from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value, evaluate, is_scalar, trace_of
+from jaxopt_keras.engine.native.joints import Chain, join
 from jaxopt_keras.engine.native.loop import Leaf
 from jaxopt_keras.engine.native.packed_operands import PackedOperands, Repacked
 from jaxopt_keras.engine.native.phase import Phase, run
@@ -48,11 +51,17 @@ def reason_of(region: Region) -> str:
     return region.reason or next(filter(None, map(refuses, region.leaves.values())), "")
 
 
-def results_of(trace: Trace, args: list[Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
+def results_of(
+    trace: Trace, args: list[Any], partners: dict[Any, Value], strict: bool, guard: Guard | None = None
+) -> list[Any]:
     """The results of a trace.
 
     Args:
         partners: the input whose memory a result may take.
+        guard: whether its loops run. XLA computes in any case.
+
+    Raises:
+        Unguarded: with a `guard`, if XLA would compute arrays.
     """
     sink(trace, partners)
     fusion = Fusion(trace)
@@ -60,23 +69,45 @@ def results_of(trace: Trace, args: list[Any], partners: dict[Any, Value], strict
     if strict and refused:
         raise Unavailable(f'`engine="native"` has no loop for this: {refused[0]}. Use `engine="auto"`.')
     known: dict[Value, Any] = dict(zip(trace.inputs, args, strict=True)) | trace.constants
-    repacked = PackedOperands(fusion, partners).repacked
+    packed = PackedOperands(fusion, partners)
+    repacked = packed.repacked
     rest = [x for each in repacked for x in each.rest.values()]
     written = {each.buffer for each in repacked}
-    steps: list[tuple[Any, Any]] = [((*fusion.starts[e], 0), e) for e in remaining(fusion, rest)]
+    loops = [*phases(fusion.regions, partners, written, strict)]
+    made = {phase: columns(phase, fusion.makers) for _, phase in loops}
+    rest += known_before((x for found in made.values() for x in found.values()), made)
+    rest += [x for phase in made for x in phase.scalars if x not in made[phase]]
+    by_xla = join(remaining(fusion, rest), fusion.users, [*made])
+    if guard is not None:
+        known[guard.name] = guard.flag
+        for phase in made:
+            guard.watch(phase)
+        for e in by_xla:
+            if isinstance(e, Equation) and e.name != "cond":
+                guard.check(e, packed.places.__contains__)
+        guard.kept |= {each.equation.outputs[0]: each.buffer for each in repacked}
+    steps: list[tuple[Any, Any]] = [((*fusion.starts[getattr(x, "last", x)], 0), x) for x in by_xla]
     steps += [((*fusion.starts[each.equation], 0), each) for each in repacked]
-    steps += phases(fusion.regions, partners, written, strict)
+    steps += loops
     for _, step in sorted(steps, key=lambda x: x[0]):
         if isinstance(step, Phase):
+            known |= computed(made[step], known)
             results = run(step, *(known[x] for x in step.operands))
             known.update(zip(step.results, results, strict=True))  # a packed buffer keeps its name
         elif isinstance(step, Repacked):
-            known[step.equation.outputs[0]] = step.run(known)
+            known[step.equation.outputs[0]] = step.run(known, None if guard is None else guard.flag)
+        elif isinstance(step, Chain):
+            known[step.last.outputs[0]] = step.run(known)
+        elif step.name == "cond" and guard is not None:
+            index, *operands = read(step.inputs, known)
+            results, kept = guarded(step, strict, guard.refuses, index, operands, guard.flag)
+            known.update(zip(step.outputs, results, strict=True))
+            guard.kept |= kept
         elif step.name == "cond":
             known.update(zip(step.outputs, conditional(step, known, partners, strict), strict=True))
         else:
             evaluate([step], known)
-    return [x.value if isinstance(x, Constant) else known[x] for x in trace.outputs]
+    return read(trace.outputs, known)
 
 
 def phases(regions: list[Region], partners: dict[Any, Value], written: set[Value], strict: bool) -> Iterable[Any]:
@@ -111,11 +142,9 @@ def aliases_of(leaf: Leaf, partners: dict[Any, Value]) -> dict[int, int]:
 
 def conditional(equation: Equation, known: dict[Value, Any], partners: dict[Any, Value], strict: bool) -> list[Any]:
     """A `cond` with the loops of its branches native too."""
-    index, *operands = [x.value if isinstance(x, Constant) else known[x] for x in equation.inputs]
 
-    def branch(closed: Any) -> Callable[..., Any]:
+    def branch(trace: Trace) -> Callable[..., Any]:
         def lowered(*args: Any) -> list[Any]:
-            trace = closed if isinstance(closed, Trace) else traced(closed)
             outer = dict(zip(equation.inputs[1:], trace.inputs, strict=True))
             pairs = zip(trace.outputs, equation.outputs, strict=True)
             mine = {x: outer[partners[y]] for x, y in pairs if partners.get(y) in outer}
@@ -123,4 +152,36 @@ def conditional(equation: Equation, known: dict[Value, Any], partners: dict[Any,
 
         return lowered
 
-    return lax.switch(index, [branch(closed) for closed in equation.params["branches"]], *operands)
+    def switched(index: Any, *operands: Any) -> list[Any]:
+        return lax.switch(index, [*map(branch, branches(equation))], *operands)
+
+    def by_loops(refuses: Callable[[Leaf], str], index: Any, *operands: Any) -> list[Any]:
+        return guarded(equation, strict, refuses, index, list(operands))[0]
+
+    return choose(equation, switched, by_loops, *read(equation.inputs, known))
+
+
+def guarded(
+    cond: Equation, strict: bool, refuses: Callable[[Leaf], str], index: Any, operands: list[Any], outer: Any = True
+) -> tuple[list[Any], dict[Any, Any]]:
+    """The results of a `cond` by loops that look at its predicate, and which operands they are without it.
+
+    Args:
+        outer: the predicate of the `cond` around it.
+
+    Raises:
+        Unguarded: if that is not possible.
+    """
+    real, idle, is_second = ways(cond)
+    flag = (index > 0 if is_second else index <= 0) & outer
+    guard, inner = Guard(flag, refuses), dict(zip(idle.inputs, real.inputs, strict=True))
+    pairs = zip(real.outputs, idle.outputs, strict=True)
+    partners = {x: inner[y] for x, y in pairs if isinstance(x, Value) and y in inner}
+    found = results_of(real, operands, partners, strict, guard)
+    outside = dict(zip(idle.inputs, cond.inputs[1:], strict=True))
+    kept = {x: outside[y] for x, y in zip(cond.outputs, idle.outputs, strict=True) if y in outside}
+    return selected(real, idle, found, operands, guard), kept
+
+
+def read(atoms: Iterable[Any], known: dict[Value, Any]) -> list[Any]:
+    return [x.value if isinstance(x, Constant) else known[x] for x in atoms]

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_keras.engine.native.fusion import Fusion, Region, is_same
@@ -23,10 +24,14 @@ class Repacked(NamedTuple):
     buffer: Value
     rest: dict[int, Value]
 
-    def run(self, known: dict[Value, Any]) -> Any:
+    def run(self, known: dict[Value, Any], flag: Any = None) -> Any:
+        """The buffer. If `flag` is not set, it keeps its numbers."""
         whole = known[self.buffer]
         for start, x in self.rest.items():
-            whole = lax.dynamic_update_slice(whole, known[x], (start,))
+            old = lax.slice(whole, (start,), (start + x.shape[0],))
+            whole = lax.dynamic_update_slice(
+                whole, known[x] if flag is None else jnp.where(flag, known[x], old), (start,)
+            )
         return whole
 
 

@@ -4,8 +4,9 @@ Under `vmap` and `grad` there is no loop of the batched or differentiated form, 
 `backends.py` decides where a backend runs a phase.
 """
 
-from collections.abc import Sequence
-from typing import Any, Self
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,32 @@ from jax import lax
 from jax.interpreters import ad, batching
 
 from jaxopt_keras.engine.native.c_ops import type_of
-from jaxopt_keras.engine.native.ir import Value, evaluate, is_scalar
+from jaxopt_keras.engine.native.ir import Equation, Value, evaluate, is_scalar
 from jaxopt_keras.engine.native.loop import Leaf
 from jaxopt_keras.packing.trees import Primitive, concatenate
+
+
+class Joint(NamedTuple):
+    """Totals of several arrays, combined to one scalar."""
+
+    equation: Equation  # combines two of them
+    totals: tuple[Value, ...]
+    value: Value
+
+    @property
+    def reduction(self) -> str:
+        """The reduction of an array that does the same to its elements."""
+        return {"add": "reduce_sum"}.get(self.equation.name, f"reduce_{self.equation.name}")
+
+    def of(self, numbers: Iterable[Any]) -> Any:
+        return functools.reduce(lambda x, y: self.equation.run([x, y])[0], numbers)
 
 
 class Phase:
     """Loops that do not depend on one another, each over its own array.
 
     Operands: the scalars, the packed buffers, then the other inputs of each leaf. Results: the outputs of each leaf
-    that are not in packed buffers, the packed buffers that are written, then the totals of each leaf.
+    that are not in packed buffers, the packed buffers that are written, the totals of each leaf, then the joints.
 
     Args:
         aliases: for each leaf: input -> output that may take its memory.
@@ -30,21 +47,69 @@ class Phase:
         strict: raise an error where the loops cannot be native.
     """
 
+    guard: Value | None = None  # a flag, the first scalar: without it arrays keep their numbers
+
     def __init__(self, leaves: list[Leaf], aliases: list[dict[int, int]], writes: set[Value], strict: bool) -> None:
         self.leaves, self.aliases, self.writes, self.strict = leaves, aliases, writes, strict
         self.scalars = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.scalars)]
         self.buffers = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.buffers)]
         self.written = [buffer for buffer in self.buffers if buffer in writes]
-        self.operands = [*self.scalars, *self.buffers, *(x for f in self.leaves for x in f.unpacked(f.inputs))]
+        self.columns: dict[Value, tuple[Value, ...]] = {}  # of the whole phase; its parts have none
         self.outputs = [x for f in self.leaves for x in f.unpacked(f.outputs)]
         self.totals = [x for leaf in self.leaves for x in leaf.totals]
-        self.results = [*self.outputs, *self.written, *self.totals]
+        self.results: list[Any] = [*self.outputs, *self.written, *self.totals]
+        self.joints: list[Joint] = []  # of the whole phase; its parts have none
+        self.collected: list[tuple[Value, ...]] = []  # likewise: totals that are also returned as an array
+
+    @property
+    def operands(self) -> list[Value]:
+        return [*self.scalars, *self.buffers, *(x for f in self.leaves for x in f.unpacked(f.inputs))]
+
+    def groups(self) -> list[list[Leaf]]:
+        """The leaves with equal loops in the same packed buffers."""
+        found: dict[Any, list[Leaf]] = {}
+        for leaf in self.leaves:
+            found.setdefault((leaf.loop, *leaf.buffers), []).append(leaf)
+        return [*found.values()]
+
+    def read_column(self, name: Value, scalars: tuple[Value, ...]) -> None:
+        """Read an array in the place of some scalars."""
+        self.columns[name] = scalars
+        self.scalars = [name, *(x for x in self.scalars if x not in {*scalars})]
+
+    def guard_by(self, flag: Value) -> None:
+        """Run the loops only if `flag` is set. Otherwise arrays that take the memory of others keep the numbers."""
+        self.guard = flag
+        self.scalars.insert(0, flag)
+
+    @property
+    def replaced(self) -> dict[Value, Value]:
+        """Outputs and the inputs whose memory they take."""
+        found = {}
+        for leaf, aliases in zip(self.leaves, self.aliases, strict=True):
+            inputs, outputs = leaf.unpacked(leaf.inputs), leaf.unpacked(leaf.outputs)
+            found |= {outputs[k]: inputs[i] for i, k in aliases.items()}
+        return found
+
+    def add(self, joint: Joint) -> None:
+        """Return one more scalar."""
+        self.joints.append(joint)
+        self.results.append(joint.value)
+
+    def collect(self, totals: tuple[Value, ...]) -> None:
+        """Return totals as an array too, whose name is the tuple of them."""
+        if totals not in self.collected:
+            self.collected.append(totals)
+            self.results.append(totals)
 
     @classmethod
     def part(cls, phase: "Phase", numbers: Sequence[int]) -> Self:
         """The leaves of `phase` with these numbers."""
         leaves, aliases = [phase.leaves[i] for i in numbers], [phase.aliases[i] for i in numbers]
-        return cls(leaves, aliases, phase.writes, phase.strict)
+        part = cls(leaves, aliases, phase.writes, phase.strict)
+        if phase.guard is not None:
+            part.guard_by(phase.guard)
+        return part
 
     def reference(self, *operands: Any) -> list[Any]:
         """The results by the equations, through XLA."""
@@ -75,21 +140,34 @@ class Phase:
             evaluate([e for e in leaf.equations if e not in scales], known)
         return self._results(known)
 
-    def _known(self, operands: Any) -> dict[Value, Any]:
-        """The operands by name, with the arrays in packed buffers."""
+    def named(self, operands: Any) -> dict[Any, Any]:
+        """The operands by name, and the scalars in columns."""
         known = dict(zip(self.operands, operands, strict=True))
+        for column, scalars in self.columns.items():
+            known |= zip(scalars, known[column], strict=True)
+        return known
+
+    def _known(self, operands: Any) -> dict[Any, Any]:
+        """The operands by name, with the arrays in packed buffers."""
+        known = self.named(operands)
         for leaf in self.leaves:
             packed = {x: leaf.places[x] for x in leaf.inputs if x in leaf.places}
             known |= {x: known[buffer][start : start + x.shape[0]] for x, (buffer, start) in packed.items()}
         return known
 
-    def _results(self, known: dict[Value, Any]) -> list[Any]:
+    def _results(self, known: dict[Any, Any]) -> list[Any]:
         """The results, with the new arrays in their packed buffers."""
         places = {x: leaf.places[x] for leaf in self.leaves for x in leaf.outputs if x in leaf.places}
         for buffer in self.written:
             arrays = {at.start: known[x] for x, at in places.items() if at.buffer is buffer}
-            known[buffer] = replaced(known[buffer], arrays)
+            known[buffer] = self._if_guard(known, replaced(known[buffer], arrays), known[buffer])
+        known |= {x: self._if_guard(known, known[x], known[old]) for x, old in self.replaced.items()}
+        known |= {x.value: x.of(known[total] for total in x.totals) for x in self.joints}
+        known |= {x: jnp.stack([known[total] for total in x]) for x in self.collected}
         return [known[x] for x in self.results]
+
+    def _if_guard(self, known: dict[Value, Any], new: Any, old: Any) -> Any:
+        return new if self.guard is None else jnp.where(known[self.guard], new, old)
 
     # --- for the calls of backends --------------------------------------------------------------------------------
 
@@ -159,7 +237,8 @@ def _(*operands: Any, phase: Phase) -> list[Any]:
 
 @phase_p.def_abstract_eval
 def _(*operands: Any, phase: Phase) -> list[Any]:
-    return [x.aval for x in phase.results]
+    shape = lambda totals: totals[0].aval.update(shape=(len(totals),))
+    return [shape(x) if isinstance(x, tuple) else x.aval for x in phase.results]
 
 
 def _jvp(primals: Any, tangents: Any, phase: Phase) -> Any:

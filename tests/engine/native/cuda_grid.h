@@ -44,6 +44,7 @@ static void wait_at(int state) {
 static inline void __syncthreads() { wait_at(AT_BLOCK); }
 static inline void __syncwarp() { wait_at(AT_WARP); }
 static inline void __threadfence() {}
+template <class T> static inline T __ldcg(const T* x) { return *x; }
 template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int o) {
   static_assert(sizeof(T) <= 8, "");
   if (mask != ~0u) abort();

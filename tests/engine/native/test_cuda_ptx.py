@@ -1,9 +1,6 @@
 """Kernels before a GPU runs them: their PTX by NVRTC, their call in a program, the probe. No GPU is needed."""
 
-import pathlib
 import re
-import shutil
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +10,7 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
+from benchmarks.registers import MISSING, assembled, assembler
 from jaxopt_keras.engine.native import Unavailable, backends, native
 from jaxopt_keras.engine.native.cuda import nvrtc, probe, ptx
 from jaxopt_keras.engine.native.cuda.launch import InCuda
@@ -28,6 +26,7 @@ def missing():
 
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+assembles = pytest.mark.skipif(assembler() is None, reason=MISSING)
 PARAMS = {"w": jax.ShapeDtypeStruct((1024, 768), jnp.float32), "b": jax.ShapeDtypeStruct((768,), jnp.float32)}
 HALVES = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), PARAMS)
 BLOCKS = {"state_dtype": "int8"}
@@ -58,10 +57,13 @@ STEPS = {  # the launches, and the most registers of each
     "int4": (jk.adamw(state_dtype="int4"), PARAMS, [96]),
     "float8": (jk.adamw(state_dtype="float8"), PARAMS, [96]),
     "bfloat16": (jk.adamw(**BLOCKS, master_weights="bf16+8"), HALVES, [96]),
+    "a guard": (jk.adamw(skip_nonfinite=True), PARAMS, [64, 64]),
+    "accumulation": (jk.adamw(gradient_accumulation_steps=2), PARAMS, [64, 64]),
     "norms": (jk.lamb(global_clipnorm=1.0, **BLOCKS), PARAMS, [96, 128, 128]),
 }
 
 
+@assembles
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_is_a_launch_for_each_phase(name, described):
     kernel, params, registers = STEPS[name]
@@ -69,29 +71,17 @@ def test_a_step_is_a_launch_for_each_phase(name, described):
     assert text.count(f'custom_call @"{ptx.TARGET}"') + text.count(f"@{ptx.TARGET}") == len(registers)
     assert len(described) == len(registers)
     for each, most in zip(described, registers, strict=True):
-        found = assembled(each, "sm_90")
-        assert found["spills"] == found["stack"] == 0 and found["registers"] <= most, found
+        found = assembled(each, "9.0")
+        assert found.local == 0 and found.registers <= most, found
 
 
+@assembles
 @pytest.mark.parametrize("capability", ["8.0", "10.0"])
 def test_other_gpus(capability, described):
     backends.BACKENDS["cuda"].launcher.described = capability
     lowered(jk.lamb(global_clipnorm=1.0, **BLOCKS))
     for each in described:
-        assert assembled(each, f"sm_{capability.replace('.', '')}")["spills"] == 0
-
-
-def assembled(text, arch):
-    """The registers of a thread, and its bytes of local memory, by `ptxas`."""
-    folders = pathlib.Path(nvrtc.library()._name).parent.parent.glob("bin/ptxas")
-    program = shutil.which("ptxas") or next(map(str, folders), None)
-    if program is None:
-        pytest.skip("there is no ptxas: `pip install nvidia-cuda-nvcc`")
-    command = [program, "-v", f"--gpu-name={arch}", "-", "-o", "/dev/null"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    stack, *spills = map(int, re.search(r"(\d+) bytes stack frame, (\d+) .*?, (\d+)", done.stderr).groups())
-    return {"registers": int(re.search(r"Used (\d+)", done.stderr)[1]), "stack": stack, "spills": sum(spills)}
+        assert assembled(each, capability).local == 0
 
 
 def test_arrays_are_written_in_place(described):

@@ -159,10 +159,22 @@ FUNCTION bool is_last(uint32_t* arrived) {
   return last;
 }
 
-// A total of one array: a warp combines the partial totals of its chunks, in a fixed order.
-FUNCTION double combine_chunks(int how, const volatile double* partial, int n, uint32_t from, uint32_t to) {
-  double a = start_of(how);
-  for (uint32_t c = from + threadIdx.x % 32; c < to; c += 32) a = combined(how, a, partial[(size_t)c * n]);
+// A total of one array: a warp combines the partial totals of its chunks, in a fixed order. They are read past the first
+// cache, several at a time.
+FUNCTION double combine_warp(int how, double a) {
   for (int o = 16; o; o /= 2) a = combined(how, a, __shfl_xor_sync(~0u, a, o));
   return a;
+}
+FUNCTION double combine_chunks(int how, const double* partial, int n, uint32_t from, uint32_t to) {
+  double a = start_of(how);
+#pragma unroll 8
+  for (uint32_t c = from + threadIdx.x % 32; c < to; c += 32) a = combined(how, a, __ldcg(partial + (size_t)c * n));
+  return combine_warp(how, a);
+}
+
+// A total of all arrays, from theirs.
+template <class T> FUNCTION double combine_leaves(int how, const T* row, uint32_t leaves) {
+  double a = start_of(how);
+  for (uint32_t l = threadIdx.x % 32; l < leaves; l += 32) a = combined(how, a, row[l]);
+  return combine_warp(how, a);
 }

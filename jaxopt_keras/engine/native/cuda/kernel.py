@@ -46,6 +46,7 @@ class Layout(NamedTuple):
     """The kinds of loops of a kernel, and the places of its numbers in the table."""
 
     loops: tuple[Loop, ...]
+    is_guarded: bool = False  # the first word of the scalars is a flag: without it the kernel does nothing
 
     @property
     def totals(self) -> int:
@@ -131,6 +132,7 @@ def source(layout: Layout, parameters: int = 0, cases: tuple[tuple[int, ...], ..
         totals = "P.a[TABLE[1] + 1]"
     lines += [
         f'extern "C" __global__ void __launch_bounds__({THREADS}) {NAME}({heads}) {{',
+        *([f"  if (!*(const uint32_t*){scalars}) return;"] if layout.is_guarded else []),
         f"  const uint32_t leaves = TABLE[0], *first = TABLE + {layout.first};",
         "  const uint32_t leaf = find(first, leaves, blockIdx.x), chunk = blockIdx.x - first[leaf];",
         f"  const uint32_t* L = first + leaves + 1 + {FIXED + layout.operands} * leaf;",
@@ -199,8 +201,9 @@ def _pointer(layout: Layout, kind: int, x: Input | Output, j: int) -> str:
 
 
 def _finish(layout: Layout, partial: str, totals: str) -> Iterator[str]:
-    """The totals of each leaf, by the last thread block."""
+    """The totals of each leaf, by the last thread block; then, for each total, that of all leaves."""
     result = c.type_of(layout.result).register
+    yield f"{result}* to = ({result}*){totals};"
     yield f"combine_block<{layout.totals}>(R, how, (double*){partial});"
     yield "if (!is_last(&arrived)) return;"
     yield f"for (uint32_t l = threadIdx.x / 32; l < leaves; l += {THREADS // 32}) {{"
@@ -210,6 +213,12 @@ def _finish(layout: Layout, partial: str, totals: str) -> Iterator[str]:
     yield (
         f"    const double a = combine_chunks(how[k], (double*){partial} + k, {layout.totals}, first[l], first[l + 1]);"
     )
-    yield f"    if (threadIdx.x % 32 == 0) (({result}*){totals})[l * {layout.totals} + k] = ({result})a;"
+    yield "    if (threadIdx.x % 32 == 0) to[k * (leaves + 1) + l] = a;"
     yield "  }"
+    yield "}"
+    yield "__syncthreads();"
+    yield f"for (int k = threadIdx.x / 32; k < {layout.totals}; k += {THREADS // 32}) {{"
+    yield f"  {result}* row = to + k * (leaves + 1);"
+    yield "  const double a = combine_leaves(HOW[k], row, leaves);"
+    yield "  if (threadIdx.x % 32 == 0) row[leaves] = a;"
     yield "}"

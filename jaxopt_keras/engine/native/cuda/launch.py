@@ -12,7 +12,7 @@ from jaxopt_keras.engine.native.cuda.kernel import Kind, Layout
 from jaxopt_keras.engine.native.cuda.render import render
 from jaxopt_keras.engine.native.ir import Value
 from jaxopt_keras.engine.native.loop import Leaf, refusal
-from jaxopt_keras.engine.native.phase import Phase
+from jaxopt_keras.engine.native.phase import Joint, Phase, words
 from jaxopt_keras.packing.trees import concatenate
 
 MOST = 2**31  # elements of an array: its places are words of 32 bits
@@ -52,9 +52,15 @@ class Launcher(Protocol):
 
 
 class Launch(Phase):
-    """Loops as one kernel, with the leaves in the order of their kinds."""
+    """Loops as one kernel, with the leaves in the order of their kinds.
+
+    Attributes:
+        rows: the totals of a kernel that has run: an array for each total, with one number for each leaf, and
+            one for all.
+    """
 
     launcher: Launcher
+    rows: Sequence[Any] = ()
 
     def native(self, *operands: Any) -> list[Any]:
         """The results by the kernel.
@@ -65,31 +71,53 @@ class Launch(Phase):
         kinds = [*dict.fromkeys(map(Kind.of, self.leaves))]
         scalars, rows = self._scalars(dict(zip(self.operands, operands, strict=True)), kinds)
         arrays = [scalars, *operands[len(self.scalars) :]]
-        layout, results = Layout(tuple(kind.loop for kind in kinds)), self.shapes()
+        layout, results = Layout(tuple(kind.loop for kind in kinds), self.guard is not None), self.shapes()
         blocks, count, wide = sum(map(kernel.chunks, self.leaves)), len(self.leaves), layout.totals
         if wide:
             results.append(jax.ShapeDtypeStruct((2 * blocks * wide,), jnp.uint32))  # partial totals in float64
-            results.append(jax.ShapeDtypeStruct((count, wide), layout.result))
+            results.append(jax.ShapeDtypeStruct((wide, count + 1), layout.result))
         numbers = self._numbers(len(arrays))
         table, cases = kernel.table(kinds, self.leaves, rows, numbers), kernel.switch(self.leaves, numbers)
         made = Kernel(layout, table, cases, len(arrays) + len(results), blocks)
         out = self.launcher.launch(made, results, self.pairs(1, 1 + len(self.buffers)), arrays)
+        self.rows = [*out[-1]] if wide else []
         totals = [
-            out[-1][i, k].astype(x.aval.dtype).reshape(x.shape)
+            self.rows[k][i].astype(x.aval.dtype).reshape(x.shape)
             for i, f in enumerate(self.leaves)
             for k, x in enumerate(f.totals)
         ]
         return [*out[: len(self.outputs) + len(self.written)], *totals]
 
+    def reduced(self, joint: Joint, rest: dict[Value, None]) -> Iterator[Any]:
+        """The numbers that stand for some totals of a joint, which are removed from `rest`: the last one of a row."""
+        for k, row in enumerate(self.rows):
+            totals = [
+                f.totals[k] for f in self.leaves if [x.name for x in f.loop.totals[k : k + 1]] == [joint.reduction]
+            ]
+            if len(totals) == len(self.leaves) and all(x in rest for x in totals):
+                for x in totals:
+                    del rest[x]
+                yield row[-1].astype(joint.value.aval.dtype)
+
+    def row(self, totals: tuple[Value, ...]) -> Any:
+        """Totals as an array; None if they are not next to each other."""
+        for k, row in enumerate(self.rows):
+            mine = [x for leaf in self.leaves for x in (leaf.totals[k : k + 1] or (None,))]
+            start = mine.index(totals[0]) if totals[0] in mine else len(mine)
+            if mine[start : start + len(totals)] == [*totals]:
+                return row[start : start + len(totals)].astype(totals[0].aval.dtype)
+        return None
+
     def _scalars(self, known: dict[Value, Any], kinds: list[Kind]) -> tuple[Any, list[int]]:
-        """The scalars of all leaves, one kind after the other, and where those of each leaf start."""
-        parts, rows, start = [], [], 0
+        """The flag, the scalars of all leaves, one kind after the other, and where those of each leaf start."""
+        parts = [] if self.guard is None else [words(known[self.guard])]
+        rows, start = [], len(parts)
         for kind in kinds:
             mine = [i for i, leaf in enumerate(self.leaves) if Kind.of(leaf) == kind]
-            words = Phase.part(self, mine).words(known)
-            count, width = words.shape
+            own = Phase.part(self, mine).words(known)
+            count, width = own.shape
             rows += [start + (i * width if count > 1 else 0) for i in range(len(mine))]
-            parts.append(words.reshape(-1))
+            parts.append(own.reshape(-1))
             start += count * width
         return concatenate(parts), rows
 
@@ -104,6 +132,8 @@ class Launch(Phase):
 
 class InCuda:
     """Runs the loops of a phase in as few launches as the limits of a kernel allow."""
+
+    has_guards = True
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher

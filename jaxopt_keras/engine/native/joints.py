@@ -1,0 +1,66 @@
+"""Pass: a scalar of all arrays, which a chain of equations adds up from one total of each, becomes a result of a phase.
+
+The norm of a tree is such a sum. A backend that has the totals of a phase in one array reduces that array. From a chain
+XLA for GPUs would compile a kernel that slices the array 148 times, for seconds.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxopt_keras.engine.native.ir import Constant, Equation, Value
+from jaxopt_keras.engine.native.phase import Joint, Phase
+
+LONG = 16  # totals; a shorter chain costs nothing
+NAMES = ("add", "or", "and", "max", "min")
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Equations, each of which combines one scalar with the result of the one before, and what they combine."""
+
+    equations: tuple[Equation, ...]
+    inputs: tuple[Any, ...]  # values or constants
+
+    @property
+    def last(self) -> Equation:
+        return self.equations[-1]
+
+    def run(self, known: dict[Value, Any]) -> Any:
+        first, *rest = [jnp.asarray(x.value) if isinstance(x, Constant) else known[x] for x in self.inputs]
+        return functools.reduce(lambda x, y: self.last.run([x, y])[0], rest, first)
+
+
+def join(equations: Iterable[Equation], users: dict[Any, list[Equation | None]], phases: Sequence[Phase]) -> Any:
+    """The equations, with a `Chain` in the place of each long chain. Adds its totals to the joints of their phase.
+
+    Args:
+        users: what reads each value; None stands for the results of the trace.
+    """
+    equations = [*equations]
+    phase_of: dict[Any, Phase] = {x: phase for phase in phases for x in phase.totals}
+    replaced: dict[Equation, Chain] = {}
+    for chain in _chains(equations, users):
+        for phase in dict.fromkeys(phase_of[x] for x in chain.inputs if x in phase_of):
+            totals = tuple(x for x in chain.inputs if phase_of.get(x) is phase)
+            if LONG <= len(totals) == len({*totals}):
+                joint = Joint(chain.last, totals, Value(chain.last.outputs[0].aval))
+                phase.add(joint)
+                chain = Chain(chain.equations, (joint.value, *(x for x in chain.inputs if x not in {*totals})))
+                replaced |= dict.fromkeys(chain.equations, chain)
+    return [replaced.get(e, e) for e in equations if e not in replaced or e is replaced[e].last]
+
+
+def _chains(equations: list[Equation], users: dict[Any, list[Equation | None]]) -> list[Chain]:
+    """The chains among equations on scalars."""
+    found: dict[Any, list[Equation]] = {}  # by the last result
+    for e in equations:
+        if e.name in NAMES and all((x.shape, x.dtype) == ((), e.outputs[0].dtype) for x in e.inputs):
+            before = found.pop(e.inputs[0], []) if users.get(e.inputs[0]) == [e] else []
+            before = before if all(x.name == e.name for x in before) else []
+            found[e.outputs[0]] = [*before, e]
+    chains = [tuple(some) for some in found.values() if len(some) >= LONG - 1]
+    return [Chain(some, (some[0].inputs[0], *(e.inputs[1] for e in some))) for some in chains]
