@@ -350,7 +350,7 @@ FAULTS = [
           "a guarded step without branches moves the count", "engine/native/test_choice.py -k gradients"),
     Fault("engine/native/packed_operands.py", "known[x] if flag is None else", "known[x] if True else",
           "a single number in a packed buffer moves without its update",
-          "engine/native/test_choice.py -k 'results and flat'"),
+          "engine/native/test_choice.py -k single_numbers"),
     Fault("engine/native/cuda/kernel.py", "(HOW[k], row, leaves)", "(HOW[k], row, leaves - 1)",
           "the norm of all arrays lacks the last one",
           "engine/native/test_choice.py -k 'many_arrays and all and grid'"),

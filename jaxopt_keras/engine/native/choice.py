@@ -135,7 +135,7 @@ def selected(real: Trace, idle: Trace, results: list[Any], operands: list[Any], 
     """
     known: dict[Any, Any] = dict(zip(idle.inputs, operands, strict=True)) | idle.constants
     evaluate(idle.equations, known)
-    partner = dict(zip(idle.inputs, real.inputs, strict=True))
+    partner: dict[Any, Value] = dict(zip(idle.inputs, real.inputs, strict=True))
     out = []
     for x, y, new in zip(real.outputs, idle.outputs, results, strict=True):
         is_input = isinstance(y, Value) and y in partner

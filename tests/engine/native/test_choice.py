@@ -106,3 +106,17 @@ def test_xla_has_no_equation_for_each_array(name):
         return sum(names.count(x) for x in ("add", "mul", "div", "sqrt", "select_n", "or", "max"))
 
     assert arithmetic(40) == arithmetic(20)
+
+
+def test_single_numbers_in_packed_parameters_stay():
+    """XLA writes them into the buffer after the loops, also if nothing is to be updated."""
+    kernel, grid = jk.sgd(0.1, clipnorm=0.5, skip_nonfinite="gradients"), Grid()
+    params = jk.pack(draw({"w": (70, 128), "one": (1,), "v": (9000,)}, 0))
+    good, bad = (jax.tree.map(lambda p, x=x: jnp.full_like(p, x), params) for x in (1.0, jnp.inf))
+    arguments = params, kernel.init(params), good, kernel.hyper()
+    step, xla = on(grid, kernel.program.bare_step, *arguments), jax.jit(kernel.program.bare_step)
+    assert "conditional(" not in step.as_text()
+    for grads in (good, bad):
+        found, expected = (f(params, arguments[1], grads, arguments[3])[0] for f in (step, xla))
+        for _, a, b in pairs(found, expected):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
