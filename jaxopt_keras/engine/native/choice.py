@@ -35,7 +35,7 @@ class Unguarded(Exception):
 
 @dataclass
 class Guard:
-    """What the loops of a branch look at.
+    """The flag at which the loops of a branch look.
 
     Attributes:
         flag: whether they run.
@@ -52,7 +52,7 @@ class Guard:
         self.name = Value(jax.typeof(self.flag))
 
     def origin(self, x: Any) -> Any:
-        """What `x` is if the loops do not run."""
+        """The value of `x` if the loops do not run."""
         while x in self.kept:
             x = self.kept[x]
         return x

@@ -67,7 +67,7 @@ SCALARS = {
 @pytest.mark.parametrize("where", ["grid", "c"])
 @pytest.mark.parametrize("name", SCALARS)
 def test_scalars_of_many_arrays(name, where):
-    """Those of all arrays are one total, and those of each a column: XLA gets no equation for each array."""
+    """A scalar of all arrays is one total, and one of each array a column: XLA has no equation for each array."""
     make, options = SCALARS[name]
     kernel = make(0.1, **options)
     params, grads, hyper = draw(MANY, 0), draw(MANY, 1), kernel.hyper()
