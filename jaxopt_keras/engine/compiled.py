@@ -36,6 +36,7 @@ class Compiled:
         }
         self.update, self.update_wide, self.step, self.step_donating = (way() for way in self._ways.values())
         self.averaged = jax.jit(program.averaged)
+        self.points = jax.jit(lambda *call: program.points(*call))
 
     def on(self, name: str, *kept: Any) -> Any:
         """Return the jitted function `name`, whose first results are new values of the trees `kept`, for their devices.

@@ -152,6 +152,7 @@ class Now(NamedTuple):
     weight_decay: Any  # None: off
     hyper: dict[str, Any]
     loss: Any = None  # None: not given
+    second: Any = None  # the second gradient of each parameter; or a function of points, for a core that searches
     own: Any = None  # `t` of each parameter, which counts its own updates; None: all have the common one
 
     @classmethod
@@ -174,8 +175,7 @@ class Core:
 
     whole: ClassVar[bool] = False  # every update needs all parameters, including those without gradient
     takes_rows: ClassVar[bool] = False  # `update` accepts sparse gradients as `Rows`
-    needs_loss: bool = False  # a step must be given the loss of its gradients
-    joint: bool = False  # an update needs sums over all parameters
+    needs_loss = needs_function = searches = joint = False  # needs the loss, its function, a search, sums of all arrays
     any_slots = False  # a state may have more slots and scalars than the core keeps: those of a user's class
 
     @property

@@ -1,4 +1,4 @@
-"""Values of a call besides gradients: their loss, their weight, the end of a window of accumulation.
+"""Values of a call besides gradients: their loss, the loss function, a weight, the end of a window of accumulation.
 
 They are entries of the run-time values (`hyper`) of the programs that take them. What was not given has no entry.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from jaxopt_keras.language.options import Options
 
 LOSS = "the loss"
+FUNCTION = "the loss function"  # a `Partial`, as `engine.second` calls it
 WEIGHT = "the weight"  # of the gradients of this call in the mean of their window
 FLUSH = "the flush"  # whether the window ends with this call
 EMPTY = "no gradients"  # whether this call has none that count, and only ends a window
@@ -63,7 +64,7 @@ def _array(name: str, x: Any, expected: str) -> Any:
     return jnp.asarray(x)
 
 
-READERS = {LOSS: as_loss, WEIGHT: as_weight, FLUSH: as_flag, EMPTY: as_flag}
+READERS = {LOSS: as_loss, FUNCTION: lambda x: x, WEIGHT: as_weight, FLUSH: as_flag, EMPTY: as_flag}
 
 
 def refuse_unused(options: Iterable[Options], given: Iterable[str]) -> None:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_keras.engine import core, slot_storage
+from jaxopt_keras.engine import second as second_gradient
 from jaxopt_keras.engine.core import Core, Layout, Now, Slots
-from jaxopt_keras.engine.given import EMPTY, FLUSH, LOSS, WEIGHT, kept_only, with_given
+from jaxopt_keras.engine.given import EMPTY, FLUSH, FUNCTION, LOSS, WEIGHT, kept_only, with_given
 from jaxopt_keras.engine.gradients import collected, read_gradient, read_loss, unscaled
 from jaxopt_keras.engine.native import native, none_is_available
 from jaxopt_keras.engine.one_kernel import in_one_kernel
@@ -60,7 +61,12 @@ class Program(core.Program):
         return {n: lambda step, n=n: self.at({}, step)[n] for n in names if not injected or self.options.injects(n)}
 
     def offered(self, hyper: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        takes = {LOSS: self.core.needs_loss, WEIGHT: self.options.weighted_accumulation, EMPTY: True}
+        takes = {
+            LOSS: self.core.needs_loss,
+            FUNCTION: self.core.needs_function,
+            WEIGHT: self.options.weighted_accumulation,
+            EMPTY: True,
+        }
         takes[FLUSH] = bool(self.options.gradient_accumulation_steps)
         return with_given(hyper, {name: x for name, x in given.items() if takes[name]})
 
@@ -177,10 +183,13 @@ class Program(core.Program):
         """Compute `call` in plain JAX operations."""
         like = params if write else grads
         if self._must_unpack(like):
+            hyper = second_gradient.with_packed(hyper, like)
             out, state = self._call(unpacked(params), state, unpacked(grads), hyper, reduce, write)
             return like.like(out), state
         layout, stored = Layout.read(params, self.options, None if write else grads)
         hyper = self.at(hyper, state.count)
+        run, second = second_gradient.needed(hyper) if self.core.needs_function else None, None
+        hyper = {name: x for name, x in hyper.items() if name != FUNCTION}
         trees, scalars = unpacked(state.slots), state.scalars
         slots = layout.by_leaf(trees)
         if not self.core.any_slots:
@@ -188,16 +197,29 @@ class Program(core.Program):
             if None not in stored:
                 self._check_slots(layout, stored, slots, hyper)
         gradients, loss = self._gradients(layout, stored, grads), read_loss(hyper) if self.core.needs_loss else None
-        gradients, loss, hyper = collected(self.options.axis_name, gradients, loss, hyper, reduce)
-        if "loss_scale_factor" in hyper:
-            gradients, loss = unscaled((gradients, loss), hyper["loss_scale_factor"])
+        collect = functools.partial(self._collected, hyper, reduce)
+        gradients, loss, hyper = collect(gradients, loss)
+        if run is not None:
+            self._check_second(reduce)
+            everything = Now.at(state.count, hyper, loss), layout, gradients, stored, slots, scalars
 
-        one_pass = self.options.engine == "pallas" and write and self.core.elementwise and not self.core.joint
+            def read(loss: Any, grads: list[Any]) -> tuple[Any, list[Any]]:
+                grads, loss, _ = collect(self._read(layout, stored, grads), loss)
+                return loss, grads
+
+            evaluate = second_gradient.evaluation(run, layout, stored, read)
+            if self.core.searches:
+                second = evaluate
+            else:
+                gradients, second = second_gradient.with_second(self.core, self.options, *everything, evaluate=evaluate)
+
+        alone = self.core.elementwise and not self.core.joint and not self.core.needs_function
+        one_pass = self.options.engine == "pallas" and write and alone
 
         def update(
             gradients: list[Any], slots: list[Slots], scalars: Slots, loss: Any = loss, one_pass: bool = one_pass
         ) -> Any:
-            now = Now.at(state.count, hyper, loss)
+            now = Now.at(state.count, hyper, loss)._replace(second=second)
             run = functools.partial(
                 update_all, self.core, self.options, self.watched or guard.looks_at_results(self.options)
             )
@@ -241,6 +263,16 @@ class Program(core.Program):
         frozen = layout.frozen_amounts(grads)
         return layout.unflatten(out, layout.frozen_leaves() if write else frozen), moved
 
+    def points(self, params: Any, state: State, grads: Any, hyper: dict[str, Any]) -> tuple[Any, Any]:
+        layout, stored = Layout.read(params, self.options, grads)
+        own, loss = self._gradients(layout, stored, grads), read_loss(hyper) if self.core.needs_loss else None
+        gradients, loss, _ = self._collected(hyper, False, own, loss)
+        hyper, slots = self.at(hyper, state.count), layout.by_leaf(unpacked(state.slots))
+        everything = Now.at(state.count, hyper, loss), layout, gradients, stored, slots, state.scalars
+        found, wanted, _ = second_gradient.points(self.core, self.options, *everything)
+        found = [p if x is None else x.astype(p.dtype) for x, p in zip(found, stored, strict=True)]
+        return layout.unflatten(found, layout.frozen_leaves()), wanted
+
     def summed(self, params: Any, grads: Any, hyper: dict[str, Any], reduce: bool = True) -> tuple[Any, Any]:
         if WEIGHT not in hyper and (self.options.axis_name is None or not reduce):
             return grads, hyper
@@ -266,6 +298,22 @@ class Program(core.Program):
         ]
         return layout.unflatten([a.astype(p.dtype) for a, p in zip(out, stored, strict=True)], layout.frozen_leaves())
 
+    def _collected(self, hyper: dict[str, Any], reduce: bool, gradients: list[Any], loss: Any) -> Any:
+        """Return gradients and the loss summed over devices and unscaled, and the run-time values after the sum."""
+        gradients, loss, hyper = collected(self.options.axis_name, gradients, loss, hyper, reduce)
+        if "loss_scale_factor" in hyper:
+            gradients, loss = unscaled((gradients, loss), hyper["loss_scale_factor"])
+        return gradients, loss, hyper
+
+    def _check_second(self, reduce: bool) -> None:
+        """Raise a ValueError if the second gradients would not be summed over devices as the first ones are."""
+        if self.options.axis_name is not None and not reduce:
+            raise ValueError(
+                f"A second gradient is summed over axis_name={self.options.axis_name!r} with the first one. Received: "
+                "gradients that a guard of several groups, a loss scale or the caller has summed before. Sum both in "
+                "the loss function (`jax.lax.pmean`), and leave `axis_name` out."
+            )
+
     def _must_unpack(self, params: Any) -> bool:
         return isinstance(params, Packed) and why_unpack(self.core, self.options, params) is not None
 
@@ -287,5 +335,7 @@ class Program(core.Program):
         # Sums over calls or devices make sparse gradients dense.
         summed = self.options.gradient_accumulation_steps or self.options.axis_name is not None
         as_rows = self.options.sparse == "lazy" or (self.core.takes_rows and not summed)
-        everything = zip(layout.flatten(grads, "grads"), stored, layout.leaves, strict=True)
-        return [read_gradient(*x, as_rows=as_rows) for x in everything]
+        return self._read(layout, stored, layout.flatten(grads, "grads"), as_rows)
+
+    def _read(self, layout: Layout, stored: list[Any], grads: list[Any], as_rows: Any = False) -> list[Any]:
+        return [read_gradient(*x, as_rows=as_rows) for x in zip(grads, stored, layout.leaves, strict=True)]

@@ -52,7 +52,8 @@ def update_all(
     old = [Stored(*rows.gather(x, r)) for x, r in zip(zip(stored, slots, strict=True), touched, strict=True)]
     wide = [dequantized(options, x, g) for x, g in zip(old, grads, strict=True)]
     params, before = [p for p, _ in wide], [s for _, s in wide]
-    clocks = {d: cast(now, d) for d in {real_dtype(jax.tree.leaves(g)[0].dtype) for g in grads if g is not None}}
+    numbers = now._replace(second=None)
+    clocks = {d: cast(numbers, d) for d in {real_dtype(jax.tree.leaves(g)[0].dtype) for g in grads if g is not None}}
     decays = [_decay(core, *x, clocks) for x in zip(layout.leaves, grads, params, strict=True)]
     decayed = [p if d is None else p - d for p, d in zip(params, decays, strict=True)]
     deltas, after, scalars = core.update(layout, grads, decayed, before, scalars, now)

@@ -1,8 +1,18 @@
 """The clock: what a rule reads of the step in which it runs."""
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 from jax import Array
+
+
+class Line(NamedTuple):
+    """The loss along the steps of all arrays, for a rule that searches."""
+
+    value: Array  # at the parameters, where the rate is 0
+    slope: Array  # its derivative by the rate
+    gradients: Any  # of all arrays
+    at: Callable[[Array], tuple[Array, Array, Any]]  # the same three at a rate
 
 
 class Clock(Protocol):
@@ -41,6 +51,11 @@ class Clock(Protocol):
     @property
     def loss(self) -> Array:
         """The loss of this update, for a rule that `takes` it; under accumulation the mean of several."""
+        ...
+
+    @property
+    def second(self) -> Array:
+        """The second gradient of this array, for a rule that takes the loss function (`Rule.look`)."""
         ...
 
     @property

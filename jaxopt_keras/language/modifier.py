@@ -62,6 +62,11 @@ class Modifier(Rule):
                 f"`inner` of {type(self).__name__} must be a rule, such as `jaxopt_keras.rules.Adam()`. Received: "
                 f"inner={self.inner!r}"
             )
+        if "function" in self.inner.takes and hasattr(self.inner, "search"):
+            raise ValueError(
+                f"`inner` of {type(self).__name__} must be a rule whose steps are as long as it says. Received: "
+                f"{title(self.inner)}, which searches for their length along the loss."
+            )
         super().__post_init__()
 
     # --- its numbers, and those of the rule inside --------------------------------------------------------------------

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.language.clock import Clock as Clock
+from jaxopt_keras.language.clock import Line as Line
 from jaxopt_keras.language.fields import COMPLEMENT as COMPLEMENT
 from jaxopt_keras.language.fields import OFF_AT_ZERO as OFF_AT_ZERO
 from jaxopt_keras.language.fields import RATE as RATE
@@ -105,7 +106,9 @@ class Rule(Hyperparameters):
     complex_ok: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {}  # the optimizer's own defaults of common options
     required: ClassVar[tuple[str, ...]] = ()  # the options that may not be None
-    takes: ClassVar[tuple[str, ...]] = ()  # "loss": steps must be given it, `at.loss`; "key": a random one, `at.key`
+    # What steps must be given besides gradients. "loss": `at.loss`; "function": the loss function, for a second
+    # gradient (language/second.py); "key": none, but there is a random one, `at.key`.
+    takes: ClassVar[tuple[str, ...]] = ()
     keras: ClassVar[KerasOrder] = KerasOrder()
     shapes: ClassVar[Any] = ((), (2,), (256, 256), (2, 2))  # each slot of the rule exists for an array of one of these
 

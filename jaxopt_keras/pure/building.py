@@ -17,6 +17,7 @@ from jaxopt_keras.language.numerics import is_inexact
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.language.rule import Rule
+from jaxopt_keras.language.second import is_searching, merges
 from jaxopt_keras.schedules import is_schedule
 
 
@@ -44,6 +45,8 @@ def program_of(rule: Any, options: Options) -> Any:
             f'`sparse="lazy"` updates single rows, and {type(rule).__name__} may need whole arrays. '
             'Received: sparse="lazy". Use `sparse="dense"`.'
         )
+    if core.needs_function:
+        _check_second(rule, options)
     plain = Program(core, options)
     if isinstance(options.inject_hyperparams, tuple):
         known = core.arrays() | options.arrays() | plain.schedules()
@@ -53,6 +56,29 @@ def program_of(rule: Any, options: Options) -> Any:
                 f"Received: {name!r}, which does not exist, or is off."
             )
     return Offloaded(plain, options.offload) if options.offload else plain
+
+
+UNSEARCHED = ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "constraints", "gradient_accumulation_steps")
+"""Options whose steps a search would not see."""
+
+
+def _check_second(rule: Any, options: Options) -> None:
+    """Raises a ValueError if a rule that takes a second gradient does not support the options."""
+    name = type(rule).__name__
+    if options.sparse == "lazy":
+        raise ValueError(
+            f'{name} takes a second gradient, of whole arrays. Received: sparse="lazy". Use `sparse="dense"`.'
+        )
+    if is_searching(rule) and (name := next((n for n in UNSEARCHED if getattr(options, n)), None)):
+        raise ValueError(
+            f"{type(rule).__name__} searches along the loss as it is. Received: {name}={getattr(options, name)!r}. "
+            "Leave it out; a weight decay may be a part of the loss."
+        )
+    if options.gradient_accumulation_steps and not merges(rule):
+        raise ValueError(
+            f"{name} cannot accumulate gradients: its update needs the second one too. Received: "
+            "gradient_accumulation_steps. Leave it out, and average gradients in the loss function."
+        )
 
 
 def _countable(core: Any) -> Leafwise:

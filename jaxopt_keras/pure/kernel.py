@@ -28,12 +28,13 @@ from jaxopt_keras.pure import injection
 from jaxopt_keras.pure.building import explained, program_of, refuse_no_floats
 from jaxopt_keras.pure.extra import plain_options, refuse_unknown_keywords, with_extra
 from jaxopt_keras.pure.kernel_text import parts
+from jaxopt_keras.pure.minimizing import Minimizing
 from jaxopt_keras.pure.numbers import Numbers
 
 P = TypeVar("P")  # a pytree of parameters or gradients
 
 
-class Kernel(Numbers, optax.GradientTransformationExtraArgs):
+class Kernel(Numbers, Minimizing, optax.GradientTransformationExtraArgs):
     """An optimizer as pure functions over pytrees: an `optax.GradientTransformationExtraArgs`, and more.
 
     Args:
@@ -217,6 +218,8 @@ class Kernel(Numbers, optax.GradientTransformationExtraArgs):
             full_precision: True gives amounts in the dtype of the arithmetic, float32 for bfloat16 and float16
                 gradients, so that `optax.apply_updates` rounds once. False (default) gives the dtypes of the gradients.
             **extra: `value`, the loss of the gradients, for a rule that needs it (Polyak steps);
+                `value_fn`, the loss as a function of the parameters, for one that takes a second gradient (SAM), and
+                the function's own keywords, such as the batch;
                 `weight`, a number >= 0, for `weighted_accumulation`: the number of tokens or samples of the gradients;
                 `flush`, a bool, for `gradient_accumulation_steps`: True ends the window with this call;
                 or arguments of an optax transformation that takes more than gradients (`value`, `grad`, `value_fn`,

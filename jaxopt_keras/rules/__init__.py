@@ -22,6 +22,7 @@ from jaxopt_keras.rules.grams import Grams as Grams
 from jaxopt_keras.rules.lamb import Lamb as Lamb
 from jaxopt_keras.rules.laprop import LaProp as LaProp
 from jaxopt_keras.rules.lars import LARS as LARS
+from jaxopt_keras.rules.lbfgs import LBFGS as LBFGS
 from jaxopt_keras.rules.lion import Lion as Lion
 from jaxopt_keras.rules.madgrad import MADGRAD as MADGRAD
 from jaxopt_keras.rules.mars_adamw import MARSAdamW as MARSAdamW
@@ -42,5 +43,6 @@ from jaxopt_keras.rules.shampoo import Shampoo as Shampoo
 from jaxopt_keras.rules.signum import Signum as Signum
 from jaxopt_keras.rules.sm3 import SM3 as SM3
 from jaxopt_keras.rules.soap import SOAP as SOAP
+from jaxopt_keras.rules.sophia_g import SophiaG as SophiaG
 from jaxopt_keras.rules.stable_adamw import StableAdamW as StableAdamW
 from jaxopt_keras.rules.yogi import Yogi as Yogi

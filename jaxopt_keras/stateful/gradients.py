@@ -1,5 +1,6 @@
 """Gradients with respect to variables, in the place of TensorFlow's `GradientTape`, and steps down them."""
 
+import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_keras.language.second import is_searching
+from jaxopt_keras.stateful.call import UNUSED, Along
 from jaxopt_keras.stateful.state_views import View
 from jaxopt_keras.stateful.traced_loss import Traced, traced_loss
 from jaxopt_keras.stateful.transactions import Transactions
@@ -95,6 +98,7 @@ class Losses(Transactions):
         grad_loss: Any = None,
         name: str | None = None,
         *,
+        second: Callable[[], Any] | None = None,
         weight: Any = None,
         flush: Any = None,
     ) -> View:
@@ -106,6 +110,8 @@ class Losses(Transactions):
                 of `loss`, which may create the variables; `loss` is called once more for the gradient.
             grad_loss: the gradient of the minimized number with respect to the loss; None: 1.
             name: accepted for compatibility with TF; has no effect.
+            second: the loss of the second gradient, a function without arguments, where it is another one (Sophia-G);
+                None: it is `loss`.
             weight, flush: as in `apply_gradients`.
 
         Returns:
@@ -114,15 +120,54 @@ class Losses(Transactions):
         Raises:
             TypeError, ValueError: as `apply_gradients` and `value_and_grad`.
         """
-        pairs, value = self._compute_gradients(loss, var_list, grad_loss), self._loss_seen
-        takes_loss = any("loss" in getattr(group._rule, "takes", ()) for group in self._groups().values())
-        given = {"loss": value if takes_loss and jnp.ndim(value) == 0 else None, "weight": weight, "flush": flush}
+        rules = [group._rule for group in self._groups().values()]
+        if searches := any(map(is_searching, rules)):
+            pairs, along = self._along(loss, var_list, grad_loss)
+        else:
+            pairs, along = self._compute_gradients(loss, var_list, grad_loss), None
+        value = self._loss_seen
+        takes = {name for rule in rules for name in getattr(rule, "takes", ())}
+        given = {"loss": value if "loss" in takes and jnp.ndim(value) == 0 else None, "weight": weight, "flush": flush}
+        if "function" in takes:
+            given["second"] = (
+                along if searches else lambda points: self._gradients_at(points, second or loss, grad_loss)
+            )
         return self.apply_gradients(pairs, **{name: x for name, x in given.items() if x is not None})
 
     def _compute_gradients(self, loss: Any, var_list: Any, grad_loss: Any = None, tape: None = None) -> list[Any]:
         """Return the (gradient, variable) pairs of `minimize`, which TF 2's classes may override."""
         given = (lambda: self._transform_loss(loss())) if callable(loss) else loss
         return [*zip(*self._gradients(given, var_list, grad_loss), strict=True)]
+
+    def _along(self, loss: Any, var_list: Any, grad_loss: Any) -> tuple[list[Any], Along]:
+        """Return the pairs of `minimize`, and the loss to search along, which is compiled and kept between calls."""
+        if not callable(loss) or grad_loss is not None:
+            raise TypeError(
+                "A search along the loss needs a function without arguments that returns one number, and no `grad_loss`"
+                f". Received: loss={loss!r}, grad_loss={grad_loss!r}"
+            )
+        if callable(var_list):
+            loss()
+        variables = variable_list("var_list", var_list)
+        check_traceable(variables)
+        trained = trainable(variables)
+        traced = traced_loss(functools.partial(self._transformed, loss), trained, has_aux=False)
+        value, grads = with_none(variables, *traced.compiled(UNUSED))
+        object.__setattr__(self, "_loss_seen", value)
+        return [*zip(grads, variables, strict=True)], Along(traced, trained, self._keys)
+
+    def _transformed(self, loss: Callable[[], Any], _: Any) -> Any:
+        return self._transform_loss(loss())
+
+    def _gradients_at(self, points: dict[str, Any], loss: Any, grad_loss: Any) -> dict[str, Any]:
+        """Return the gradients of the loss of `minimize` for other values of the variables, by path.
+
+        What the loss assigns is not kept: it was assigned by its call for the first gradients.
+        """
+        variables = {path: h.variable for path, h in self._handles.items() if path in points and h.trainable}
+        traced = Traced(lambda: self._transform_loss(loss()), [*variables.values()], has_aux=False, grad_loss=grad_loss)
+        (_, grads), _ = traced._pure([points[path] for path in variables], [], ())
+        return dict.fromkeys(points) | dict(zip(variables, grads, strict=True))
 
     def _transform_loss(self, loss: Any) -> Any:
         """Return the loss that `minimize` differentiates."""

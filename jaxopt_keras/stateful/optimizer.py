@@ -170,6 +170,7 @@ class Optimizer(Registry, Scoped, Losses, Stateless, Windows):
         loss: Any = None,
         weight: Any = None,
         flush: Any = None,
+        second: Any = None,
         experimental_aggregate_gradients: bool = True,
     ) -> View:
         """Update variables by their gradients. If it raises, no variable has changed.
@@ -182,6 +183,8 @@ class Optimizer(Registry, Scoped, Losses, Stateless, Windows):
             loss: the loss whose gradients these are, for a rule that needs it. Default: None, none.
             weight: a number >= 0, the weight of these gradients in the mean of their window (`weighted_accumulation`).
             flush: True: the window of `gradient_accumulation_steps` ends with this call. None or False: it does not.
+            second: a function that returns gradients at other values of the variables, for a rule that takes a second
+                gradient (SAM): of a dict of arrays by path, a dict of gradients by path. `minimize` passes it.
             skip_gradients_aggregation, experimental_aggregate_gradients: accepted; have no effect. Gradients are summed
                 over `axis_name` only by `stateless_apply`, inside a mapped function.
 
@@ -194,7 +197,8 @@ class Optimizer(Registry, Scoped, Losses, Stateless, Windows):
             variable occurs twice.
         """
         grads, variables = pairs(grads_and_vars)
-        given = {n: x for n, x in {"loss": loss, "weight": weight, "flush": flush}.items() if x is not None}
+        given = {"loss": loss, "weight": weight, "flush": flush, "second": second}
+        given = {n: x for n, x in given.items() if x is not None}
         if overrides(type(self), "apply"):
             self.apply(grads, variables, **given)
         elif grads:
@@ -209,10 +213,11 @@ class Optimizer(Registry, Scoped, Losses, Stateless, Windows):
         loss: Any = None,
         weight: Any = None,
         flush: Any = None,
+        second: Any = None,
     ) -> View:
         """Apply gradients to variables, from two lists. None: all variables, in the order of `build`.
 
-        `loss`, `weight` and `flush` are as in `apply_gradients`.
+        `loss`, `weight`, `flush` and `second` are as in `apply_gradients`.
         """
         grads = list(check_iterable("grads", grads))
         if trainable_variables is None:
@@ -229,7 +234,7 @@ class Optimizer(Registry, Scoped, Losses, Stateless, Windows):
                 f"{len(variables)} variables"
             )
         if grads:
-            self._apply(grads, variables, given_of(loss=loss, weight=weight, flush=flush))
+            self._apply(grads, variables, given_of(loss=loss, weight=weight, flush=flush, second=second))
         return self.iterations
 
     def _apply(self, grads: list[Any], variables: list[Any], given: dict[str, Any]) -> None:

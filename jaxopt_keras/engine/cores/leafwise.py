@@ -4,16 +4,17 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
+from jaxopt_keras.engine.cores.at import At as At
 from jaxopt_keras.engine.cores.matrices import Job, update_matrices
 from jaxopt_keras.engine.cores.rule_state import present, state_of, traced_once
-from jaxopt_keras.language import numerics
+from jaxopt_keras.engine.cores.takes_function import TakesFunction
 from jaxopt_keras.language.fields import is_function
 from jaxopt_keras.language.hyperparameters import scheduled_at, schedules_of
 from jaxopt_keras.language.matrix_rule import MatrixRule
@@ -24,45 +25,6 @@ from jaxopt_keras.language.rule import TRACED, Rule, Slot, as_scalar
 from jaxopt_keras.storage import hash_rng
 
 LOSS_TAKEN, KEY = "loss", "key"  # what a rule may take besides gradients
-
-
-class At(NamedTuple):
-    """The clock of a rule that runs on one whole array."""
-
-    t: Array
-    lr: Any
-    weight_decay: Any
-    scalars: Any
-    before: Any = None
-    sums: Any = None
-    loss: Any = None
-    key: Any = None
-
-    @classmethod
-    def of(cls, now: Now, scalars: Any, before: Any = None, sums: Any = None) -> "At":
-        return cls(now.t, now.lr, now.weight_decay, scalars, before, sums, now.loss)
-
-    def inside(self) -> "At":
-        parts = (None if x is None else x.inner for x in (self.scalars, self.before, self.sums))
-        return self._replace(**dict(zip(("scalars", "before", "sums"), parts, strict=True)))
-
-    def at_rate(self, lr: Any) -> "At":
-        return self._replace(lr=lr)
-
-    def without_decay(self) -> "At":
-        return self._replace(weight_decay=None)
-
-    def norm(self, x: Array) -> Array:
-        return numerics.norm(x)
-
-    def rms(self, x: Array) -> Array:
-        return numerics.rms(x)
-
-    def sum(self, x: Array) -> Array:
-        return jnp.sum(x)
-
-    def mean(self, x: Array) -> Array:
-        return jnp.sum(x) / max(x.size, 1)
 
 
 def first_scalars(rule: Rule) -> Any:
@@ -94,7 +56,7 @@ def _is_hashable(rule: Rule) -> bool:
 
 
 @dataclass(frozen=True)
-class Leafwise(Core):
+class Leafwise(TakesFunction, Core):
     """Runs `rule` on each parameter independently."""
 
     rule: Rule
@@ -200,18 +162,25 @@ class Leafwise(Core):
                 steps[i], new[i] = traced_once(_update, job.skeleton, known)(*job[1:])
         for i, (step, state) in zip(jobs, update_matrices([*jobs.values()]), strict=True):
             steps[i], new[i] = step, state
+        if self.searches and arrays:
+            shared = self.search_along(arrays, params, steps, new, shared, before, now)
+            scalars = present(shared)
         return steps, new, scalars
 
     def _advanced(self, arrays: list[Any], before: Any, now: Now) -> Any:
         """Return the scalars of this step from those of the last one, and from the sums over all arrays."""
-        rule, sums, known = self.rule.bind(now.hyper), None, dict[Any, Any]()
-        if is_joint(rule):
-            jobs = [job for _, job in self._jobs(arrays, now, before, before)]
-            found = [cast(traced_once(_share, job.skeleton, known)(*job[1:]), now.t.dtype) for job in jobs]
-            if not (shares := [x for x in found if x is not None]):
-                return before  # no array, so no sums
-            sums = jax.tree.map(lambda *x: sum(x), *shares)
+        rule, sums = self.rule.bind(now.hyper), None
+        if is_joint(rule) and (sums := self._sums(_share, arrays, before, now)) is None:
+            return before  # no array, so no sums
         return rule.advance(before, At.of(now, before, before, sums))
+
+    def _sums(self, function: Any, arrays: list[Any], before: Any, now: Now) -> Any:
+        """Return the sums over all arrays of what `function` returns of each; None if there are none."""
+        known: dict[Any, Any] = {}
+        jobs = [job for _, job in self._jobs(arrays, now, before, before)]
+        found = [cast(traced_once(function, job.skeleton, known)(*job[1:]), now.t.dtype) for job in jobs]
+        shares = [x for x in found if x is not None]
+        return jax.tree.map(lambda *x: sum(x), *shares) if shares else None
 
     def _jobs(self, arrays: list[Any], now: Now, shared: Any, before: Any) -> Iterator[tuple[int, Job]]:
         """Yield the index of each array, and its update: the rule for it, its numbers and its clock."""
@@ -222,6 +191,8 @@ class Leafwise(Core):
             rule, at = routed(bound, leaf.path, g), decaying if leaf.decays else plain
             if now.own is not None:
                 at = at._replace(t=now.own[i].astype(at.t.dtype))
+            if now.second is not None and not callable(now.second):
+                at = at._replace(second=now.second[i])
             if KEY in rule.takes:
                 drawn = hash_rng.seeds(self.seed, [f"{leaf.path}/random"], now.t - 1)
                 at = at._replace(key=jax.random.key(drawn[0]))
@@ -229,7 +200,7 @@ class Leafwise(Core):
 
     def _clock(self, now: Now, shared: Any, before: Any, dtype: Any) -> tuple[Rule, At, At]:
         """Return the rule with its numbers in `dtype`, and its clocks for parameters with and without weight decay."""
-        local, *scalars = cast((now, shared, before), dtype)
+        local, *scalars = cast((now._replace(second=None), shared, before), dtype)
         at = At.of(local, *scalars)
         return self.rule.bind(local.hyper), at, at._replace(weight_decay=None)
 

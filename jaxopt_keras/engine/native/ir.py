@@ -17,7 +17,8 @@ INTRINSICS = (INDEX, PAIR, UNPAIR)
 # (packing/trees.py).
 UNPACK, PACK = "unpack_buffer", "pack_buffer"
 WRITE_COLUMNS = "write_columns"  # and one that writes rows of a narrow table on a TPU (engine/rows.py)
-_KEPT = (*INTRINSICS, PACK, WRITE_COLUMNS)
+LOSS_AND_GRADIENTS = "loss_and_gradients"  # and the user's loss function (engine/second.py)
+_KEPT = (*INTRINSICS, PACK, WRITE_COLUMNS, LOSS_AND_GRADIENTS)
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
@@ -143,11 +144,7 @@ def _inline(closed: Any, inputs: list[Atom], trace: Trace, known: dict[Any, list
     for equation in closed.jaxpr.eqns:
         arguments = [atom(x) for x in equation.invars]
         name = equation.primitive.name
-        if (
-            name in _CALLS
-            and equation.params.get("name") not in (*INTRINSICS, PACK, WRITE_COLUMNS)
-            and not equation.effects
-        ):
+        if name in _CALLS and equation.params.get("name") not in _KEPT and not equation.effects:
             inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
             inner = inner if isinstance(inner, type(closed)) else type(closed)(inner, ())
             results = _inline(inner, arguments, trace, known)

@@ -28,6 +28,10 @@ class Around(Program):
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
         return self.inner.call(params, state, grads, hyper, reduce, write)
 
+    def points(self, params: Any, state: State, grads: Any, hyper: Any) -> tuple[Any, Any]:
+        inner: Any = self.inner
+        return inner.points(params, state, grads, hyper)
+
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
         return self.inner.averaged(params, state, hyper)
 

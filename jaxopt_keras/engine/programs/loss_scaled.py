@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_keras.engine.given import EMPTY, FLUSH, LOSS, found, zeroed
+from jaxopt_keras.engine import second
+from jaxopt_keras.engine.given import EMPTY, FLUSH, FUNCTION, LOSS, found, zeroed
 from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
@@ -73,17 +74,23 @@ class LossScaled(Around):
             new = {SCALE: jnp.where(absent, scale, new[SCALE]), GOOD: jnp.where(absent, good, new[GOOD])}
         return out, moved._replace(scalars={SKIPPED: skipped} | moved.scalars | new)
 
+    def points(self, params: Any, state: State, grads: Any, hyper: Any) -> tuple[Any, Any]:
+        inner: Any = self.inner
+        scale = state.scalars[SCALE]
+        return inner.points(params, state, unscaled(grads, scale), _unscaled_loss(hyper, scale))
+
     def loss_scale(self, state: State) -> Any:
         return state.scalars[SCALE]
 
 
 def _unscaled_loss(hyper: Any, scale: Any) -> Any:
-    """Return the run-time values, of groups too, with the loss divided by the scale."""
+    """Return the run-time values, of groups too, with the loss and those of the loss function divided by the scale."""
     if isinstance(hyper, list):
         return [_unscaled_loss(x, scale) for x in hyper]
     if not isinstance(hyper, dict):
         return hyper
-    return {name: unscaled(x, scale) if name == LOSS else _unscaled_loss(x, scale) for name, x in hyper.items()}
+    divide = {LOSS: unscaled, FUNCTION: second.scaled}
+    return {name: divide.get(name, _unscaled_loss)(x, scale) for name, x in hyper.items()}
 
 
 def first_scalars(initial: float) -> dict[str, Any]:

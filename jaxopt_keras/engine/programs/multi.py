@@ -85,6 +85,13 @@ class Multi(Program):
         out, moved = plain.call(params, state._replace(scalars=without(state.scalars, *kept)), *rest)
         return out, moved._replace(scalars=moved.scalars | kept)
 
+    def points(self, params: Any, state: State, grads: Any, hyper: Any) -> tuple[Any, Any]:
+        """Refuse: where second gradients are taken is asked of one program, by the stateful face."""
+        raise TypeError(
+            "A `MultiOptimizer` takes no second gradients. Received: a group that needs one. Use the pure face: "
+            "`jaxopt_keras.partition`, and `kernel.minimize`."
+        )
+
     def averaged(self, params: list[Any], state: State, hyper: Any) -> list[Any]:
         everything = zip(self.programs, params, state.slots, hyper, strict=True)
         return [program.averaged(p, s, h) for program, p, s, h in everything]

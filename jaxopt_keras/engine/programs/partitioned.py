@@ -13,8 +13,10 @@ from typing import Any, Self
 
 import jax
 import optax
+from jax.tree_util import Partial
 
 from jaxopt_keras.engine.core import Layout, Leaf, Program
+from jaxopt_keras.engine.given import FUNCTION
 from jaxopt_keras.engine.plan import Plan, joined
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.programs.multi import Multi
@@ -52,7 +54,7 @@ class Partitioned(Around):
         check_names("scalars", state.scalars, [*self.names, *guard.init(self.options)])
         tree = Tree(self, params, grads)
         parts = tree.split(params), tree.separated(state), tree.split(grads)
-        out, moved = self.inner.call(*parts, self._listed(hyper), reduce, write)
+        out, moved = self.inner.call(*parts, tree.with_function(self._listed(hyper), params), reduce, write)
         return tree.merged(out), tree.joined(moved)
 
     def averaged(self, params: Any, state: State, hyper: dict[str, Any]) -> Any:
@@ -137,6 +139,21 @@ class Tree:
         for path, x in zip(self.group, self.layout.flatten(unpacked(tree), "grads or params"), strict=True):
             parts[self.group[path]][path] = x
         return list(parts.values())
+
+    def with_function(self, hypers: list[Any], params: Any) -> list[Any]:
+        """Return the run-time values of the groups; for the loss function of each the others are constant."""
+        if params is None or not any(FUNCTION in hyper for hyper in hypers if isinstance(hyper, dict)):
+            return hypers
+        parts = self.split(params)
+
+        def of_group(i: int, run: Any) -> Any:
+            def inside(floats: list[Any], unflatten: Any, flatten: Any) -> Any:
+                whole = lambda x: self.merged([*parts[:i], unflatten(x), *parts[i + 1 :]])
+                return run(floats, whole, lambda grads: flatten(self.split(grads)[i]))
+
+            return Partial(inside)
+
+        return [h | {FUNCTION: of_group(i, h[FUNCTION])} if FUNCTION in h else h for i, h in enumerate(hypers)]
 
     def merged(self, parts: list[dict[str, Any]]) -> Any:
         """Join the parts of all groups to a tree like the parameters, packed if they are."""

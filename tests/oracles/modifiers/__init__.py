@@ -45,6 +45,16 @@ def norm(x):
     return np.sqrt(np.sum(x**2))
 
 
+def mars_exact(gradient, last, t, p, gamma=0.025, beta=0.95):
+    """c = g + gamma beta / (1 - beta) (g - h), h the gradient of the same loss at the last parameters, 0 at first"""
+    g, h = gradient(p), gradient(last)
+    return {n: g[n] + gamma * beta / (1 - beta) * (g[n] - (h[n] if t > 1 else 0)) for n in p}
+
+
+def unit(g):
+    return g / max(norm(g), 1)
+
+
 @of_gradients
 def mars(g, p, last, gamma=0.025, beta=0.95, clip=True):
     """c = g + gamma beta / (1 - beta) (g - last);  c / |c| where |c| > 1"""
@@ -75,6 +85,13 @@ def ortho_grad(g, p, own, eps=1e-30):
         return g, own
     h = g - np.sum(p * g) / (np.sum(p**2) + eps) * p
     return norm(g) / (norm(h) + eps) * h, own
+
+
+def ascent(g, p, rho=0.05, eta=None):
+    """The points p + rho T^2 g / |T g|, the norm over all arrays; T = 1, with eta |p| + eta where there are two axes"""
+    sizes = {n: 1.0 if eta is None or x.ndim < 2 else np.abs(x) + eta for n, x in p.items()}
+    length = np.sqrt(sum(np.sum((sizes[n] * g[n]) ** 2) for n in p))
+    return {n: p[n] + rho / (length + 1e-12) * sizes[n] ** 2 * g[n] for n in p}
 
 
 def cautious(base, least=1e-3):
