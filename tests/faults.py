@@ -501,8 +501,6 @@ FAULTS = [
           "pure/test_donation.py -k 'adam-grad-step'"),
     Fault("engine/compiled.py", '"the same buffer twice", "donated in the same call"', '"?"',
           "tied parameters are an error of XLA's", "pure/test_donation.py -k 'twice and alone'"),
-    Fault("engine/compiled.py", "if jax.device_count() == 1:", "if True:", "tied parameters on a mesh crash XLA",
-          "pure/test_donation.py -k on_a_mesh"),
     # What only the compiled program shows
     Fault("engine/update.py", "else p + d for p, d in zip(params, deltas",
           "else p.astype(float) + d.astype(float) for p, d in zip(params, deltas",

@@ -11,6 +11,9 @@ Make = Callable[[Any, int], Kernel]  # of a rate, which may be traced, and of th
 BASE, OPTIONS = FUNCTIONS["adamw"], {"engine": "xla"}  # all rates are trained in one program
 AROUND = {rule.__module__.rsplit(".", 1)[-1] for rule in MODIFIERS.values()}
 
+# The middle of the rates, where Keras's default is too low for any task: the paper's for Adadelta.
+MIDDLE = {"adadelta": 1.0, "ftrl": 0.1}
+
 
 def alone(function: Callable[..., Kernel]) -> Make:
     return lambda rate, steps: function(rate, **OPTIONS)
@@ -30,6 +33,10 @@ OPTIMIZERS |= {"adamw+cosine": cosine}
 OPTIMIZERS |= {f"adamw+{name}": around(function) for name, function in MORE_FUNCTIONS.items() if name in AROUND}
 
 
-def default_rate(name: str) -> float:
-    """The default rate of an optimizer, or of AdamW for those around it."""
-    return (BASE if "+" in name else (FUNCTIONS | MORE_FUNCTIONS)[name])().rule.learning_rate
+def middle_rate(name: str) -> float:
+    """The default rate of an optimizer, or of AdamW for those around it, but for a few."""
+    return (
+        MIDDLE[name]
+        if name in MIDDLE
+        else (BASE if "+" in name else (FUNCTIONS | MORE_FUNCTIONS)[name])().rule.learning_rate
+    )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.training.optimizers import OPTIMIZERS, default_rate
+from benchmarks.training.optimizers import OPTIMIZERS, middle_rate
 from benchmarks.training.task import Task
 
 EVERY = 5  # steps from one look at the loss to the next
@@ -37,7 +37,7 @@ class Result:
 
 def rates_of(optimizer: str, count: int) -> list[float]:
     """Return `count` rates, two in each factor of ten, around the default."""
-    default = default_rate(optimizer)
+    default = middle_rate(optimizer)
     return [float(default * 10 ** ((i - count // 2) / 2)) for i in range(count)]
 
 

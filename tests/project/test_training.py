@@ -11,7 +11,7 @@ from benchmarks.training import __main__ as command
 from benchmarks.training import report
 from benchmarks.training.functions import TASKS
 from benchmarks.training.models import digits, mnist1d, transformer
-from benchmarks.training.optimizers import OPTIMIZERS, default_rate
+from benchmarks.training.optimizers import OPTIMIZERS, middle_rate
 from benchmarks.training.search import EVERY, Result, rates_of, search
 
 pytestmark = pytest.mark.usefixtures("jax_defaults")  # the tasks are written as a user would
@@ -55,7 +55,7 @@ def test_every_optimizer_takes_part():
     for name in quick:
         found = search(name, bowl, 3)
         assert not found.reason and min(x for x in found.final if x is not None) < 1, (name, found)
-    assert all(default_rate(name) > 0 for name in OPTIMIZERS)
+    assert all(middle_rate(name) > 0 for name in OPTIMIZERS)
 
 
 def test_the_cosine_ends_at_0():
