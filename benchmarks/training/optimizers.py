@@ -34,9 +34,7 @@ OPTIMIZERS |= {f"adamw+{name}": around(function) for name, function in MORE_FUNC
 
 
 def middle_rate(name: str) -> float:
-    """The default rate of an optimizer, or of AdamW for those around it, but for a few."""
-    return (
-        MIDDLE[name]
-        if name in MIDDLE
-        else (BASE if "+" in name else (FUNCTIONS | MORE_FUNCTIONS)[name])().rule.learning_rate
-    )
+    """The default rate of an optimizer, or of AdamW for those around it."""
+    if name in MIDDLE:
+        return MIDDLE[name]
+    return (BASE if "+" in name else (FUNCTIONS | MORE_FUNCTIONS)[name])().rule.learning_rate
