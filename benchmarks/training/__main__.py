@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from benchmarks import training
+from benchmarks.training import claims
 from benchmarks.training.functions import TASKS
 from benchmarks.training.models import MODELS
 from benchmarks.training.optimizers import OPTIMIZERS
@@ -65,7 +66,9 @@ def main(arguments: Sequence[str]) -> int:
     results = [done[name, task.name] for name, task in todo]
     reasons = {f"- {r.optimizer}: {r.reason}": None for r in results if r.reason}
     versions_line = ", ".join(f"{name} {version}" for name, version in about.items())
-    text = "\n".join([f"`{command}`", "", table(results), "", f"{versions_line}.", *reasons]) + "\n"
+    print(table(results))
+    short = [f"`{command}`", "", table(results, list(MODELS)), "", f"{versions_line}.", *reasons]
+    text = "\n".join([*short, "", claims.table(done)]) + "\n"
     print(text)
     if chosen.markdown:
         place(chosen.markdown, MARK, text)

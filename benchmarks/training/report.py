@@ -9,14 +9,16 @@ from typing import Any
 from benchmarks.training.search import Result
 
 
-def table(results: Sequence[Result]) -> str:
-    """Return a row for each task, a column for each optimizer: steps to the target, and the window of rates."""
+def table(results: Sequence[Result], shown: Sequence[str] | None = None) -> str:
+    """Return a row for each optimizer: how many tasks it solves, and the steps and the window of those `shown`."""
     tasks, names = (list(dict.fromkeys(x)) for x in zip(*((r.task, r.optimizer) for r in results), strict=True))
     found = {(r.task, r.optimizer): r for r in results}
-    rows = [["task", *names], ["---"] * (len(names) + 1)]
-    rows += [[task, *(entry(found.get((task, name))) for name in names)] for task in tasks]
-    solved = [sum(r.best is not None for r in results if r.optimizer == name) for name in names]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [*rows, ["solved", *map(str, solved)]])
+    columns = [task for task in tasks if shown is None or task in shown]
+    rows = [["optimizer", f"solved of {len(tasks)}", *columns], ["---"] * (len(columns) + 2)]
+    for name in names:
+        solved = sum(r.best is not None for r in results if r.optimizer == name)
+        rows.append([name, str(solved), *(entry(found.get((task, name))) for task in columns)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def entry(result: Result | None) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.training import __main__ as command
-from benchmarks.training import report
+from benchmarks.training import claims, report
 from benchmarks.training.functions import TASKS
 from benchmarks.training.models import digits, mnist1d, transformer
 from benchmarks.training.optimizers import OPTIMIZERS, middle_rate
@@ -74,9 +74,27 @@ RESULTS = [
 
 def test_the_table(tmp_path: Any):
     table = report.table(RESULTS).splitlines()
-    assert table[2:] == ["| bowl | 50 (1x) | 20 (10x) |", "| xor | no | - |", "| solved | 1 | 1 |"]
+    assert table[0] == "| optimizer | solved of 2 | bowl | xor |"
+    assert table[2:] == ["| sgd | 1 | 50 (1x) | no |", "| lion | 1 | 20 (10x) | - |"]
+    assert report.table(RESULTS, ["xor"]).splitlines()[2:] == ["| sgd | 1 | no |", "| lion | 1 | - |"]
     report.draw(RESULTS, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_claims():
+    of = lambda name, *steps, final=1.0: Result(name, "digits", [0.1, 1.0, 10.0], list(steps), [None, final, final])
+    found = [of("muon", 20, None, 40), of("adam", None, 30, None), of("prodigy", None, 59, 10), of("lion", 9, 9, 9)]
+    found += [of("adamw", None, 30, 40), of("adamw+cosine", None, None, None, final=0.9), of("soap", None, None, None)]
+    found += [of("schedule_free_adamw", None, None, None)]
+    rows = {
+        row.split(" needs")[0][2:]: row for row in claims.table({(r.optimizer, r.task): r for r in found}).split("\n")
+    }
+    assert rows["muon"].endswith("| 20 / 30 |  |  | yes |") and rows["soap"].endswith("| no / 30 |  |  | no |")
+    assert rows["prodigy at its default rate"].endswith("| 59 / 30 |  |  | yes |")
+    ends = next(row for row in rows if row.startswith("schedule_free_adamw"))
+    assert rows[ends].endswith("| 1 / 0.9 |  |  | no |")
+    rate = next(row for row in rows if row.startswith("lion's"))
+    assert rows[rate].endswith("| 0.1 / 1 |  |  | yes |") and not any(row.startswith("nadam") for row in rows)
 
 
 def test_a_run_goes_on(tmp_path: Any, capsys: Any, monkeypatch: Any):
@@ -88,5 +106,5 @@ def test_a_run_goes_on(tmp_path: Any, capsys: Any, monkeypatch: Any):
     assert command.main([*arguments, "saddle"]) == 0 and len(calls) == 2
     saved = json.loads(path.read_text())
     assert [each["task"] for each in saved["results"]] == ["bowl", "saddle"] and "jax" in saved["versions"]
-    assert "| bowl | no |" in capsys.readouterr().out
+    assert "| sgd | 0 | no |" in capsys.readouterr().out
     assert command.main([*arguments, "--part", "0.03"]) == 0 and len(calls) == 3  # other settings: anew
