@@ -11,8 +11,8 @@ Make = Callable[[Any, int], Kernel]  # of a rate, which may be traced, and of th
 BASE, OPTIONS = FUNCTIONS["adamw"], {"engine": "xla"}  # all rates are trained in one program
 AROUND = {rule.__module__.rsplit(".", 1)[-1] for rule in MODIFIERS.values()}
 
-# The middle of the rates, where Keras's default is too low for any task: the paper's for Adadelta.
-MIDDLE = {"adadelta": 1.0, "ftrl": 0.1}
+# The middle of the rates, where the default is too low for any task: the paper's for Adadelta, AdamW's for Sophia.
+MIDDLE = {"adadelta": 1.0, "ftrl": 0.1, "sophia_g": 1e-3}
 
 
 def alone(function: Callable[..., Kernel]) -> Make:

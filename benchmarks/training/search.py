@@ -63,8 +63,7 @@ def trained(optimizer: str, task: Task, rates: Any, looks: int) -> Any:
 
         def step(carried: Any, key: Any) -> Any:
             params, state = carried
-            loss, grads = jax.value_and_grad(task.loss)(params, key)
-            return kernel.step(params, state, grads, value=loss), None
+            return kernel.minimize(task.loss, params, state, key)[:2], None
 
         def look(carried: Any, keys: Any) -> Any:
             (params, state), _ = jax.lax.scan(step, carried, keys)
