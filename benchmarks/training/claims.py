@@ -1,4 +1,4 @@
-"""What is published of optimizers, looked up in the results: for each claim its sides, and whether it holds."""
+"""Claims of papers, looked up in the results: the two sides of each, and whether it holds."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
