@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxopt_keras import rules
-from jaxopt_keras.engine.cores.leafwise import Leafwise
+from jaxopt_keras.engine.cores.leafwise import KEY, Leafwise
 from jaxopt_keras.language.meanings import description, entry, meanings
 from jaxopt_keras.language.modifier import Modifier
 from jaxopt_keras.language.options import EXTRAS, KERAS, Options
@@ -29,7 +29,7 @@ INNER = "inner"
 EVERY: dict[str, type[Rule]] = {
     name: rule for name, rule in vars(rules).items() if isinstance(rule, type) and issubclass(rule, Rule)
 }
-RULES = {name: rule for name, rule in EVERY.items() if not rule.takes}
+RULES = {name: rule for name, rule in EVERY.items() if set(rule.takes) <= {KEY}}  # steps have what they need
 
 
 @functools.cache
@@ -189,7 +189,7 @@ FUNCTIONS: dict[str, Callable[..., Kernel]] = {f.__name__: f for f in map(pure, 
 MODIFIERS: dict[str, type[Modifier]] = {
     name: found for name, found in vars(modifiers).items() if isinstance(found, type) and issubclass(found, Modifier)
 }
-OF_LOSSES = {name: rule for name, rule in EVERY.items() if rule.takes}
+OF_LOSSES = {name: rule for name, rule in EVERY.items() if name not in RULES}
 MORE: dict[str, type[Rule]] = {**MODIFIERS, **OF_LOSSES}
 MORE_CLASSES: dict[str, type[Optimizer]] = {name: stateful(found) for name, found in MORE.items()}
 MORE_FUNCTIONS: dict[str, Callable[..., Kernel]] = {f.__name__: f for f in map(pure, MORE.values())}

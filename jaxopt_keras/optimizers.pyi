@@ -213,6 +213,16 @@ class Grams(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Kron(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.0003, beta_1: Number = 0.9,
+        preconditioner_update_probability: Number | None = None, max_size_triangular: int = 8192,
+        min_ndim_triangular: int = 2, memory_save_mode: Literal[None, "smart_one_diag", "one_diag", "all_diag"] = None,
+        momentum_into_precond_update: bool = True, precond_lr: Number = 0.1, precond_init_scale: Number = 1.0,
+        merge_dims: bool = True, weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Lamb(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
@@ -399,12 +409,6 @@ class AdaptiveClip(Optimizer):
         learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
-class ASAM(Optimizer):
-    def __init__(
-        self, inner: Rule | Kernel | Optimizer, rho: Number = 0.5, eta: Number = 0.01, *,
-        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
-    ) -> None: ...
-
 class Cautious(Optimizer):
     def __init__(
         self, inner: Rule | Kernel | Optimizer, least: Number = 0.001, *, learning_rate: Rate | None = None,
@@ -437,9 +441,8 @@ class Lookahead(Optimizer):
 
 class Mars(Optimizer):
     def __init__(
-        self, inner: Rule | Kernel | Optimizer, gamma: Number = 0.025, beta: Number = 0.95, clip: bool = True,
-        exact: bool = False, *, learning_rate: Rate | None = None, weight_decay: Number | None = None,
-        **options: Unpack[CommonOptions],
+        self, inner: Rule | Kernel | Optimizer, gamma: Number = 0.025, beta: Number = 0.95, clip: bool = True, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Noisy(Optimizer):
@@ -461,12 +464,6 @@ class ReduceOnPlateau(Optimizer):
         learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
-class SAM(Optimizer):
-    def __init__(
-        self, inner: Rule | Kernel | Optimizer, rho: Number = 0.05, *, learning_rate: Rate | None = None,
-        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
-    ) -> None: ...
-
 class ScaledRate(Optimizer):
     def __init__(
         self, inner: Rule | Kernel | Optimizer, pattern: str | Sequence[str] = (), factor: Number = 1.0, *,
@@ -480,17 +477,6 @@ class ScheduleFree(Optimizer):
         weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
-class LBFGS(Optimizer):
-    def __init__(
-        self, learning_rate: Rate = 1.0, memory_size: int = 10, scale_init_precond: bool = True,
-        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
-        linesearch: Literal["zoom", "none"] = "zoom", max_linesearch_steps: int = 20,
-        max_learning_rate: Number | None = None, tol: Number = 0.0, increase_factor: Number = 2.0,
-        slope_rtol: Number = 0.0001, curv_rtol: Number = 0.9, approx_dec_rtol: Number | None = 1e-06,
-        stepsize_precision: Number = 1e-05, initial_guess_strategy: Literal["one", "keep"] = "one",
-        **options: Unpack[CommonOptions],
-    ) -> None: ...
-
 class MoMo(Optimizer):
     def __init__(
         self, learning_rate: Rate = 1.0, beta: Number = 0.9, lower_bound: Number = 0.0, adapt_lower_bound: bool = False,
@@ -502,13 +488,6 @@ class PolyakSGD(Optimizer):
         self, learning_rate: Rate = 1.0, max_learning_rate: Number = 1.0, f_min: Number = 0.0, eps: Number = 0.0,
         plus: bool = False, weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
         **options: Unpack[CommonOptions],
-    ) -> None: ...
-
-class SophiaG(Optimizer):
-    def __init__(
-        self, learning_rate: Rate = 0.0001, beta_1: Number = 0.965, beta_2: Number = 0.99, rho: Number = 0.04,
-        bs: Number = 5120.0, hess_interval: int = 10, weight_decay: Number | None = 0.1, *,
-        variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 def adabelief(
@@ -621,6 +600,14 @@ def ftrl(
 def grams(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06,
     weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def kron(
+    learning_rate: Rate = 0.0003, beta_1: Number = 0.9, preconditioner_update_probability: Number | None = None,
+    max_size_triangular: int = 8192, min_ndim_triangular: int = 2,
+    memory_save_mode: Literal[None, "smart_one_diag", "one_diag", "all_diag"] = None,
+    momentum_into_precond_update: bool = True, precond_lr: Number = 0.1, precond_init_scale: Number = 1.0,
+    merge_dims: bool = True, weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+    **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def lamb(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-07,
@@ -753,10 +740,6 @@ def adaptive_clip(
     inner: Rule | Kernel | Optimizer, clipping: Number = 0.01, eps: Number = 0.001, *,
     learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
-def asam(
-    inner: Rule | Kernel | Optimizer, rho: Number = 0.5, eta: Number = 0.01, *, learning_rate: Rate | None = None,
-    weight_decay: Number | None = None, **options: Unpack[CommonOptions],
-) -> Kernel: ...
 def cautious(
     inner: Rule | Kernel | Optimizer, least: Number = 0.001, *, learning_rate: Rate | None = None,
     weight_decay: Number | None = None, **options: Unpack[CommonOptions],
@@ -778,9 +761,8 @@ def lookahead(
     weight_decay: Number | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def mars(
-    inner: Rule | Kernel | Optimizer, gamma: Number = 0.025, beta: Number = 0.95, clip: bool = True,
-    exact: bool = False, *, learning_rate: Rate | None = None, weight_decay: Number | None = None,
-    **options: Unpack[CommonOptions],
+    inner: Rule | Kernel | Optimizer, gamma: Number = 0.025, beta: Number = 0.95, clip: bool = True, *,
+    learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def noisy(
     inner: Rule | Kernel | Optimizer, eta: Number = 0.01, gamma: Number = 0.55, *, learning_rate: Rate | None = None,
@@ -795,10 +777,6 @@ def reduce_on_plateau(
     atol: Number = 0.0, cooldown: int = 0, accumulation_size: int = 1, min_scale: Number = 0.0, *,
     learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
 ) -> Kernel: ...
-def sam(
-    inner: Rule | Kernel | Optimizer, rho: Number = 0.05, *, learning_rate: Rate | None = None,
-    weight_decay: Number | None = None, **options: Unpack[CommonOptions],
-) -> Kernel: ...
 def scaled_rate(
     inner: Rule | Kernel | Optimizer, pattern: str | Sequence[str] = (), factor: Number = 1.0, *,
     learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
@@ -806,15 +784,6 @@ def scaled_rate(
 def schedule_free(
     inner: Rule | Kernel | Optimizer, momentum: Number = 0.9, weight_decay_at_y: Number = 0.0, r: Number = 0.0,
     weight_lr_power: Number = 2.0, *, learning_rate: Rate | None = None, weight_decay: Number | None = None,
-    **options: Unpack[CommonOptions],
-) -> Kernel: ...
-def lbfgs(
-    learning_rate: Rate = 1.0, memory_size: int = 10, scale_init_precond: bool = True,
-    weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
-    linesearch: Literal["zoom", "none"] = "zoom", max_linesearch_steps: int = 20,
-    max_learning_rate: Number | None = None, tol: Number = 0.0, increase_factor: Number = 2.0,
-    slope_rtol: Number = 0.0001, curv_rtol: Number = 0.9, approx_dec_rtol: Number | None = 1e-06,
-    stepsize_precision: Number = 1e-05, initial_guess_strategy: Literal["one", "keep"] = "one",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def momo(
@@ -826,24 +795,18 @@ def polyak_sgd(
     plus: bool = False, weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
-def sophia_g(
-    learning_rate: Rate = 0.0001, beta_1: Number = 0.965, beta_2: Number = 0.99, rho: Number = 0.04,
-    bs: Number = 5120.0, hess_interval: int = 10, weight_decay: Number | None = 0.1, *,
-    variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
-) -> Kernel: ...
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
-    "AdEMAMix", "ADOPT", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Lamb", "LaProp", "LARS",
-    "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent", "Prodigy",
-    "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP", "StableAdamW", "Yogi",
-    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adam_mini", "adamax", "adamuon", "adamw", "adan",
-    "ademamix", "adopt", "cocob", "dadapt_adamw", "dion2", "dog", "fromage", "ftrl", "grams", "lamb", "laprop", "lars",
-    "lion", "madgrad", "mars_adamw", "muon", "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy",
-    "radam", "rmsprop", "rprop", "schedule_free_adamw", "sgd", "shampoo", "signum", "sm3", "soap", "stable_adamw",
-    "yogi", "AdaptiveClip", "ASAM", "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars",
-    "Noisy", "OrthoGrad", "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree", "LBFGS", "MoMo", "PolyakSGD",
-    "SophiaG", "adaptive_clip", "asam", "cautious", "cautious_decay", "centralized", "hyperball", "lookahead", "mars",
-    "noisy", "ortho_grad", "reduce_on_plateau", "sam", "scaled_rate", "schedule_free", "lbfgs", "momo", "polyak_sgd",
-    "sophia_g",
+    "AdEMAMix", "ADOPT", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Kron", "Lamb", "LaProp",
+    "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent",
+    "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP",
+    "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adam_mini", "adamax", "adamuon",
+    "adamw", "adan", "ademamix", "adopt", "cocob", "dadapt_adamw", "dion2", "dog", "fromage", "ftrl", "grams", "kron",
+    "lamb", "laprop", "lars", "lion", "madgrad", "mars_adamw", "muon", "nadam", "normuon", "novograd",
+    "optimistic_gradient_descent", "prodigy", "radam", "rmsprop", "rprop", "schedule_free_adamw", "sgd", "shampoo",
+    "signum", "sm3", "soap", "stable_adamw", "yogi", "AdaptiveClip", "Cautious", "CautiousDecay", "Centralized",
+    "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo",
+    "PolyakSGD", "adaptive_clip", "cautious", "cautious_decay", "centralized", "hyperball", "lookahead", "mars",
+    "noisy", "ortho_grad", "reduce_on_plateau", "scaled_rate", "schedule_free", "momo", "polyak_sgd",
 ]

@@ -1,19 +1,22 @@
 """The torch code that authors have released, as a peer. Here it computes in float32.
 
     pip install git+https://github.com/KellerJordan/Muon git+https://github.com/zichongli5/NorMuon
-    pip install git+https://github.com/microsoft/dion pytorch_optimizer adam-mini
+    pip install git+https://github.com/microsoft/dion pytorch_optimizer adam-mini kron-torch
 
 AdaMuon's own release runs on GPUs only, and SM3's is for TensorFlow 1; pytorch_optimizer has copies of them. Theirs are
 matrices of (out, in), ours of (in, out).
 """
 
+import contextlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 from benchmarks.parity.peer import Absent, Agreement, Dialect, load
-from benchmarks.parity.torch import Torch, in_float32
+from benchmarks.parity.torch import MATRICES, Torch, in_float32
 from jaxopt_keras.language.rule import Rule
+from tests.oracles.loop import probe
 
 
 class Release(NamedTuple):
@@ -51,6 +54,7 @@ AUTHORS = {
         {"momentum": "ef_decay"},
     ),
     "SM3": Release("pytorch_optimizer", lambda m: m.SM3, Agreement(pinned={"epsilon": 1e-30}, variant="authors")),
+    "Kron": Release("kron-torch", lambda m: _with_probes(m.kron), names={"beta_1": "b1"}),
     "AdamMini": Release("adam-mini", lambda m: _with_names(m.Adam_mini), _of_betas()),
 }
 WITHOUT_DECAY = {"SM3"}
@@ -101,3 +105,20 @@ def _with_names(make: Any) -> Any:
         return make(named, lr, betas, eps, weight_decay, verbose=False)
 
     return made
+
+
+def _with_probes(module: Any) -> Any:
+    """Return the class with our random numbers, and without the balance that it makes at random."""
+    torch = module.torch
+
+    class Probed(module.Kron):
+        updates = 0
+
+        def step(self) -> None:
+            self.updates += 1
+            drawn = iter([torch.tensor(probe(name, self.updates, x).T).float() for name, x in MATRICES.items()])
+            numbers = mock.patch.object(torch, "randn_like", lambda x: next(drawn))
+            with numbers, mock.patch.object(self.rng, "random", lambda: 1.0), contextlib.redirect_stdout(None):
+                super().step()
+
+    return Probed

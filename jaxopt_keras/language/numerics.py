@@ -116,6 +116,13 @@ def matmul(x: Array, y: Array) -> Array:
     return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
+def normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Draw normal numbers that are the same in every precision, where `jax.random.normal` draws others."""
+    bits = jax.random.bits(key, shape, jnp.uint32) >> 9
+    uniform = (bits.astype(dtype) + 0.5) * 2.0**-23  # exact in float32
+    return 2**0.5 * jax.lax.erf_inv(2 * uniform - 1)
+
+
 def ema(old: Array, new: Array, beta: Any) -> Array:
     """Compute the exponential moving average `beta old + (1 - beta) new`.
 

@@ -19,6 +19,7 @@ from jaxopt_keras.rules.dog import DoG as DoG
 from jaxopt_keras.rules.fromage import Fromage as Fromage
 from jaxopt_keras.rules.ftrl import Ftrl as Ftrl
 from jaxopt_keras.rules.grams import Grams as Grams
+from jaxopt_keras.rules.kron import Kron as Kron
 from jaxopt_keras.rules.lamb import Lamb as Lamb
 from jaxopt_keras.rules.laprop import LaProp as LaProp
 from jaxopt_keras.rules.lars import LARS as LARS

@@ -14,11 +14,12 @@ import pytest
 
 from jaxopt_keras import Kernel, Options, Rule, rules
 from jaxopt_keras.engine.core import Now
-from jaxopt_keras.engine.cores.leafwise import At
+from jaxopt_keras.engine.cores.leafwise import KEY, At
 from jaxopt_keras.language.modifier import is_joint, routed
 from jaxopt_keras.language.rule import fields_of
+from jaxopt_keras.storage import hash_rng
 
-RULES = [x for x in vars(rules).values() if isinstance(x, type) and issubclass(x, Rule) and not x.takes]
+RULES = [x for x in vars(rules).values() if isinstance(x, type) and issubclass(x, Rule) and {*x.takes} <= {KEY}]
 RATE = 0.0625  # exact in every dtype, and large enough for a step to show in bfloat16
 
 
@@ -160,7 +161,8 @@ def by_hand(case: Case, params: Any, grads: list[Any]) -> dict[str, np.ndarray]:
             at = At.of(now, advanced(case.rule, everything, now, scalars), scalars)
             scalars = at.scalars
             for path, rule in rules.items():
-                step, slots[path] = rule.update(*everything[path], at)
+                key = jax.random.key(hash_rng.seeds(0, [f"{path}/random"], i)[0])
+                step, slots[path] = rule.update(*everything[path], at._replace(key=key))
                 params[path] = params[path] + step
         return jax.tree.map(np.asarray, params)
 

@@ -53,7 +53,9 @@ def steps(case, rule, clock, params, grads):
         now = Now(jnp.float32(i + 1), RATE, case.options.weight_decay, {})
         arrays = {path: (g[path], p, slots[path]) for path, p in params.items()}
         before, scalars = scalars, advanced(rule, arrays, now, scalars)
-        ends = {path: rule.update(*x, clock(now, scalars, before)) for path, x in arrays.items()}
+        at = clock(now, scalars, before)
+        at = at._replace(key=jax.random.key(i)) if rule.takes else at
+        ends = {path: rule.update(*x, at) for path, x in arrays.items()}
         params = {path: p + ends[path][0] for path, p in params.items()}
         slots = {path: s for path, (_, s) in ends.items()}
     return {path: (params[path], slots[path]) for path in params}

@@ -8,11 +8,25 @@ moves the schedule, the averages and the constraints on every micro-step). A gra
 mean; a parameter that had only `None` is left alone, but is still averaged.
 """
 
+import statistics
+import zlib
+
 import numpy as np
 
 
 def to_float64(x):
     return np.array(x, np.complex128 if np.iscomplexobj(x) else np.float64)
+
+
+def probe(path, t, shape, seed=0):
+    """The normal numbers that the update `t` draws for the array at `path`: by a hash of both."""
+    import jax
+
+    mask, x = 2**32 - 1, zlib.crc32(f"{seed}/{path}/random".encode()) + t - 1
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):  # MurmurHash3's finalizer
+        x = ((x & mask) ^ ((x & mask) >> shift)) * factor
+    bits = np.asarray(jax.random.bits(jax.random.key(np.uint32(x & mask)), shape, np.uint32)) >> 9
+    return np.vectorize(statistics.NormalDist().inv_cdf, otypes=[float])((bits + 0.5) / 2**23)
 
 
 def squared_norm(x):
