@@ -29,7 +29,7 @@ INNER = "inner"
 EVERY: dict[str, type[Rule]] = {
     name: rule for name, rule in vars(rules).items() if isinstance(rule, type) and issubclass(rule, Rule)
 }
-RULES = {name: rule for name, rule in EVERY.items() if set(rule.takes) <= {KEY}}  # steps have what they need
+RULES = {name: rule for name, rule in EVERY.items() if rule.takes in ((), (KEY,))}  # steps have what they need
 
 
 @functools.cache

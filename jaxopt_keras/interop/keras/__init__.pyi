@@ -365,6 +365,12 @@ class AdaptiveClip(Adapter):
         learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class ASAM(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, rho: Number = 0.5, eta: Number = 0.01, *,
+        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Cautious(Adapter):
     def __init__(
         self, inner: Rule | Kernel | Optimizer, least: Number = 0.001, *, learning_rate: Rate | None = None,
@@ -397,8 +403,9 @@ class Lookahead(Adapter):
 
 class Mars(Adapter):
     def __init__(
-        self, inner: Rule | Kernel | Optimizer, gamma: Number = 0.025, beta: Number = 0.95, clip: bool = True, *,
-        learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+        self, inner: Rule | Kernel | Optimizer, gamma: Number = 0.025, beta: Number = 0.95, clip: bool = True,
+        exact: bool = False, *, learning_rate: Rate | None = None, weight_decay: Number | None = None,
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Noisy(Adapter):
@@ -420,6 +427,12 @@ class ReduceOnPlateau(Adapter):
         learning_rate: Rate | None = None, weight_decay: Number | None = None, **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class SAM(Adapter):
+    def __init__(
+        self, inner: Rule | Kernel | Optimizer, rho: Number = 0.05, *, learning_rate: Rate | None = None,
+        weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class ScaledRate(Adapter):
     def __init__(
         self, inner: Rule | Kernel | Optimizer, pattern: str | Sequence[str] = (), factor: Number = 1.0, *,
@@ -431,6 +444,17 @@ class ScheduleFree(Adapter):
         self, inner: Rule | Kernel | Optimizer, momentum: Number = 0.9, weight_decay_at_y: Number = 0.0,
         r: Number = 0.0, weight_lr_power: Number = 2.0, *, learning_rate: Rate | None = None,
         weight_decay: Number | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class LBFGS(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 1.0, memory_size: int = 10, scale_init_precond: bool = True,
+        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
+        linesearch: Literal["zoom", "none"] = "zoom", max_linesearch_steps: int = 20,
+        max_learning_rate: Number | None = None, tol: Number = 0.0, increase_factor: Number = 2.0,
+        slope_rtol: Number = 0.0001, curv_rtol: Number = 0.9, approx_dec_rtol: Number | None = 1e-06,
+        stepsize_precision: Number = 1e-05, initial_guess_strategy: Literal["one", "keep"] = "one",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class MoMo(Adapter):
@@ -446,11 +470,19 @@ class PolyakSGD(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class SophiaG(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.0001, beta_1: Number = 0.965, beta_2: Number = 0.99, rho: Number = 0.04,
+        bs: Number = 5120.0, hess_interval: int = 10, weight_decay: Number | None = 0.1, *,
+        variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
     "AdEMAMix", "ADOPT", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Kron", "Lamb", "LaProp",
     "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent",
     "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP",
-    "StableAdamW", "Yogi", "AdaptiveClip", "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars",
-    "Noisy", "OrthoGrad", "ReduceOnPlateau", "ScaledRate", "ScheduleFree", "MoMo", "PolyakSGD", "as_keras",
+    "StableAdamW", "Yogi", "AdaptiveClip", "ASAM", "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead",
+    "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree", "LBFGS", "MoMo", "PolyakSGD",
+    "SophiaG", "as_keras",
 ]
