@@ -10,7 +10,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
-.PHONY: help demo soak tpu test check format format-check lint types sanitize bench bench-gpu docs docs-serve parity training test-py test-matrix lines laws clean
+.PHONY: help demo soak tpu test check format format-check lint types sanitize bench bench-gpu test-gpu sanitize-gpu registers docs docs-serve parity training test-py test-matrix lines laws clean
 
 RUN := $(VENV)/bin/python -m
 
@@ -26,8 +26,9 @@ tpu: ## compile steps for a described TPU v5e and v6e, count them and test the c
 	$(MAKE) $(TPU_VENV)/.with-tpu VENV=$(TPU_VENV) PYTHON= PY=3.13 JAX=0.12
 	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -q tests/engine/test_tpu.py $(ARGS)
 
-# JAX would reserve most of the memory, and torch needs some.
-bench-gpu: $(VENV)/.with-dev ## on a GPU: check the numbers of steps, then compare their times with the library's bars
+# JAX would reserve most of the memory, and torch needs some. Peers that are installed in this environment are timed too:
+# pip install flashoptim bitsandbytes torchao.
+bench-gpu: $(VENV)/.with-cuda $(if $(TORCH),$(VENV)/.with-torch) ## on a GPU: check the numbers of steps, then compare their times with the library's bars; TORCH=1 installs torch too
 	XLA_PYTHON_CLIENT_PREALLOCATE=false $(RUN) benchmarks.gpu $(ARGS)
 
 parity: $(VENV)/.with-bench ## compare every optimizer with Keras, optax, torch and float64
@@ -56,6 +57,18 @@ sanitize: $(VENV)/.with-dev ## test the native loops with the sanitizers for add
 
 test: $(VENV)/.with-dev ## run the tests; ARGS="-k adam" selects some, WORKERS=8 runs eight at a time
 	$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-gpu: $(VENV)/.with-dev $(VENV)/.with-cuda ## run the tests on a GPU, one at a time
+	JAXOPT_KERAS_TEST_DEVICE=cuda XLA_PYTHON_CLIENT_PREALLOCATE=false $(RUN) pytest $(ARGS)
+
+# Each array has memory of its own, so that a place past its end is found. XLA asks the driver for what it may not have.
+SANITIZER := compute-sanitizer --target-processes all --report-api-errors no --error-exitcode 1
+sanitize-gpu: $(VENV)/.with-dev $(VENV)/.with-cuda ## on a GPU: test the kernels under NVIDIA's compute-sanitizer, which comes with CUDA's toolkit
+	JAXOPT_KERAS_TEST_DEVICE=cuda XLA_PYTHON_CLIENT_ALLOCATOR=platform $(SANITIZER) --tool memcheck $(SANITIZED)
+	JAXOPT_KERAS_TEST_DEVICE=cuda XLA_PYTHON_CLIENT_ALLOCATOR=platform $(SANITIZER) --tool racecheck $(SANITIZED)
+
+registers: $(VENV)/.with-dev $(VENV)/.with-nvidia ## the registers of kernels for GPUs of three generations; no GPU is needed
+	JAX_PLATFORMS=cpu $(RUN) benchmarks.registers $(ARGS)
 
 soak: $(VENV)/.with-dev ## run 20,000 random operations on the stateful face, and compare it with a plain model
 	JAXOPT_KERAS_SOAK=$(or $(STEPS),20000) $(RUN) pytest tests/stateful/test_soak.py $(ARGS)

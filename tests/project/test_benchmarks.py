@@ -6,6 +6,7 @@ import graphlib
 import io
 import json
 import re
+import types
 from pathlib import Path
 
 import jax
@@ -13,7 +14,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import agreement, gpu, gpu_muon, limits, memory, ours, problem, records, report, roofline, timing
+from benchmarks import (
+    agreement,
+    gpu,
+    gpu_muon,
+    gpu_peers,
+    limits,
+    memory,
+    ours,
+    problem,
+    records,
+    report,
+    roofline,
+    timing,
+)
 from benchmarks.__main__ import main
 from benchmarks.measure import AGAIN, grouped
 from benchmarks.parity.peer import load
@@ -313,15 +327,44 @@ def test_every_peer_says_what_it_can_do():
         assert load("torch").get_num_threads() >= 1
 
 
-def test_steps_on_a_gpu_are_checked_before_they_are_timed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu, "ROWS", [row for row in gpu.ROWS if "clip" in row.name])
+def test_steps_on_a_gpu_are_checked_before_they_are_timed(monkeypatch, tmp_path, capsys, jax_defaults):
+    chosen = gpu.OWN, "gpt2 adamw, int8"
+    monkeypatch.setattr(gpu, "ROWS", [row for row in gpu.ROWS if row.name in chosen])
     monkeypatch.setattr(gpu, "CALLS", 2)
     assert gpu.main(["--dry-run", "--json", str(tmp_path / "gpu.json")]) == 0
-    (row,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert row["verdict"] == "not timed" and row["error"] < 1e-6 and row["engine"] == "native"
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    for row in found["rows"]:
+        assert row["verdict"] == "not timed" and row["error"] < 1e-6 and row["engine"] == "native"
+        assert len(row["first"]) == 2
+    assert found["rows"][1]["to"] == gpu.OWN and found["rows"][1]["ratio"] > 0
+    assert 0 < found["training"]["gradients"] and "the optimizer's part" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         gpu.main([])
     assert capsys.readouterr().err == gpu.MISSING + "\n"
+
+
+def test_a_wrong_step_on_a_gpu_is_said_before_any_time(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "ROWS", gpu.ROWS[:1])
+    monkeypatch.setattr(gpu, "error", lambda row: float("nan"))
+    monkeypatch.setattr(gpu, "bandwidth", lambda tiny: pytest.fail("a time") if not capsys.readouterr().out else 1e12)
+    monkeypatch.setattr(gpu, "training", lambda tiny: {"step": 1.0, "gradients": 1.0, "optimizer": 0.0})
+    assert gpu.main(["--dry-run"]) == 1
+
+
+def test_peers_on_a_gpu(monkeypatch):
+    times = gpu_peers.Times(1e-3, 2e-3)
+    monkeypatch.setattr(gpu_peers, "times", lambda peer, *_: times if peer == "torch" else f"{peer} is not here")
+    own, int8 = (next(row for row in gpu.ROWS if row.name == name) for name in (gpu.OWN, "gpt2 adamw, int8"))
+    assert gpu.compared(own, False, None)[0] is times
+    other, said = gpu.compared(int8, False, times._replace(device=1.0))
+    assert other.device == 1.0 and said == ["bitsandbytes is not here", "torchao is not here"]
+
+
+def test_peers_that_cannot_run_say_why(monkeypatch):
+    assert isinstance(gpu_peers.times("torch", WORKLOADS["lenet5"], "float32"), str)  # there is no GPU
+    fake = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: True))
+    monkeypatch.setattr(gpu_peers, "load", lambda name: fake)
+    assert gpu_peers.times("torch", WORKLOADS["lenet5"], "float32").startswith("torch fails: AttributeError")
 
 
 def test_muon_on_a_gpu_is_checked_and_judged(tmp_path, capsys):
@@ -340,10 +383,14 @@ def test_muon_on_a_gpu_is_checked_and_judged(tmp_path, capsys):
 
 
 def test_verdicts_on_a_gpu():
-    found = gpu.Measured("native", 0.0, seconds=2e-3, first=1.0, call=3e-3, bytes=8_000_000_000)
-    row = gpu.Row("a", "gpt2", None, "torch", 0.9, 0.8)
-    times = [(3e-3, 4e12), (2e-3, 4e12), (3e-3, 6e12)]  # of torch, and of a copy in bytes a second
-    verdicts = [gpu.judged(row, found, *each, False)["verdict"] for each in times]
-    assert verdicts == ["pass", "FAIL", "FAIL"]
-    assert gpu.judged(row, found, None, 4e12, False)["verdict"] == "no torch"
-    assert gpu.judged(row, found._replace(error=float("nan")), 3e-3, 4e12, False)["verdict"] == "WRONG"
+    found = gpu.Measured("native", 0.0, seconds=2e-3, first=(1.0, 0.5), call=3e-3, bytes=8_000_000_000)
+    row = gpu.Row("a", "gpt2", None, "torch", 0.9, 0.8, call=1.1, first=(3.0, 1.0))
+    times = lambda device, call=3e-3: gpu_peers.Times(device, call)
+    verdict = lambda found, other, copy: gpu.judged(row, found, other, copy, False)["verdict"]
+    assert verdict(found, times(3e-3), 4e12) == "pass"
+    assert verdict(found, times(2e-3), 4e12) == "FAIL (ratio)"
+    assert verdict(found, times(3e-3), 6e12) == "FAIL (share)"
+    assert verdict(found, times(3e-3, 1e-3), 4e12) == "FAIL (call)"
+    assert verdict(found._replace(first=(4.0, 2.0)), times(3e-3), 4e12) == "FAIL (first, from the cache)"
+    assert verdict(found, None, 4e12) == "no torch"
+    assert verdict(found._replace(error=float("nan")), times(3e-3), 4e12) == "WRONG"
