@@ -25,6 +25,7 @@ from command import Parser, output_file
 
 SIDE = 8192  # of the matrices whose product is the measure
 SHARE, OF_OPTAX, OF_TORCH = 0.6, 0.5, 1.0  # the bars: at least this share, at most these parts of others' times
+VERDICTS = {True: "pass", False: "FAIL", None: "not measured"}
 NEAR = 0.05  # the greatest part of a step that bfloat16 may change
 KERNELS = {  # the first has the bars
     "muon": jk.muon(1e-3),
@@ -133,8 +134,21 @@ def judged(found: Result, tiny: bool) -> str:
         return "WRONG"
     if tiny or found.name != next(iter(KERNELS)):
         return "not timed" if tiny else "-"
-    slow = found.share < SHARE or found.of_optax > OF_OPTAX or (found.of_torch or 0) > OF_TORCH
-    return "FAIL" if slow else "pass" if found.of_torch else "pass, no torch"
+    met = [is_met for _, is_met in bars(found)]
+    return "FAIL" if False in met else "pass, no torch" if None in met else "pass"
+
+
+def bars(found: Result) -> list[tuple[str, bool | None]]:
+    """Return each bar for the time of a row, and whether it is met; None: not measured."""
+    of_torch = "-" if found.of_torch is None else f"{found.of_torch:.2f}"
+    return [
+        (f"{found.share:.2f} of the rate of bare products, at least {SHARE}", found.share >= SHARE),
+        (f"{found.of_optax:.2f} of the time of optax.contrib.muon, at most {OF_OPTAX}", found.of_optax <= OF_OPTAX),
+        (
+            f"{of_torch} of the time of torch.optim.Muon, at most {OF_TORCH}",
+            None if found.of_torch is None else found.of_torch <= OF_TORCH,
+        ),
+    ]
 
 
 def parser() -> Parser:
@@ -166,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         row = Result(name, error(kernel, params, grads), time_of, work / time_of / rate, time_of / by_optax, ratio, "")
         found.append(row._replace(verdict=judged(row, arguments.dry_run)))
         print(found[-1].line(), flush=True)
+    for text, is_met in bars(found[0]):
+        print(f"{found[0].name}: {text}: {'not measured' if arguments.dry_run else VERDICTS[is_met]}")
     if arguments.json:
         about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "product_rate": rate}
         about |= {"command": "python -m benchmarks.gpu_muon", "optax_seconds": by_optax, "torch_seconds": by_torch}

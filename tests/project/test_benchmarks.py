@@ -379,6 +379,9 @@ def test_muon_on_a_gpu_is_checked_and_judged(tmp_path, capsys):
     found = gpu_muon.Result("muon", 0.01, 1e-3, 0.6, 0.5, 1.0, "")
     slow = {"share": 0.59}, {"of_optax": 0.51}, {"of_torch": 1.01}
     assert {gpu_muon.judged(found._replace(**x), False) for x in slow} == {"FAIL"}
+    assert [met for _, met in gpu_muon.bars(found)] == [True] * 3
+    assert [met for _, met in gpu_muon.bars(found._replace(share=0.5, of_torch=None))] == [False, True, None]
+    assert gpu_muon.judged(found._replace(of_torch=None), False) == "pass, no torch"
     assert gpu_muon.judged(found, False) == "pass" and gpu_muon.judged(found._replace(error=0.5), False) == "WRONG"
 
 

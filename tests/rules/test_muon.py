@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 import jaxopt_keras as jk
 from jaxopt_keras import rules
+from jaxopt_keras.engine.cores import stacked
 from jaxopt_keras.language.matrices import view
 from jaxopt_keras.rules.orthogonal.coefficients import KELLER, TABLES
 from jaxopt_keras.rules.orthogonal.iteration import Arithmetic, gram_newton_schulz, gram_saves, newton_schulz
@@ -127,6 +128,38 @@ def test_a_step_multiplies_little_more_than_its_iteration(make):
     compiled = jax.jit(kernel.step).lower(params, kernel.init(params), params).compile()
     own = sum(5 * 2 * (2 * min(s) ** 2 * max(s) + min(s) ** 3) for s in shapes.values())
     assert own <= compiled.cost_analysis()["flops"] <= 1.05 * own
+
+
+@pytest.mark.parametrize("make", [jk.muon, jk.normuon, jk.adamuon, jk.dion2])
+@pytest.mark.parametrize("branch", ["cpu", "others"])
+def test_temporaries_are_at_most_two_stacks(make, branch, monkeypatch):
+    if branch == "others":  # what GPUs run, compiled here
+        monkeypatch.setattr(stacked, "_one_by_one", stacked._at_once)
+    few = {
+        "square": [(64, 64)] * 16,
+        "layers": [(64, 192), (64, 64), (64, 256), (256, 64)] * 4,
+        "four": [(96, 128)] * 4,
+    }
+    many = {"many": [(32, 48)] * 70}
+    for shapes in (few if branch == "cpu" else many).values():
+        params = {f"w{i}": jax.ShapeDtypeStruct(shape, jnp.float32) for i, shape in enumerate(shapes)}
+        kernel = make(0.1, momentum=0.9)  # another program than that of other tests
+        state = kernel.init(params)
+        step = jax.jit(lambda *x, kernel=kernel: kernel.step(*x), donate_argnums=(0, 1))
+        found = step.lower(params, state, params).compile().memory_analysis().temp_size_in_bytes
+        stack, vectors = (
+            4 * sum(size(*shape) for shape in shapes) for size in (lambda n, m: n * m, lambda n, m: n + m)
+        )
+        assert found <= 2 * stack + vectors, (shapes[0], found / stack)
+
+
+@pytest.mark.parametrize("branch", [stacked._one_by_one, stacked._at_once])
+@pytest.mark.parametrize("counts", [(1,), (2, 1), (4,), (3, 2, 2), (1,) * 18, (30, 40), (71,)])
+def test_rounds_compute_every_matrix_once(branch, counts):
+    stacks = [jnp.asarray(RNG.normal(size=(n, 3, 5)), jnp.float32) for n in counts]
+    found = branch(lambda a, x: a * x / jnp.sum(x * x), jnp.float32(3), stacks)
+    for x, y in zip(stacks, found, strict=True):
+        np.testing.assert_allclose(y, 3 * x / jnp.sum(x * x, (1, 2), keepdims=True), rtol=1e-6)
 
 
 def test_precision():
