@@ -80,3 +80,14 @@ def test_a_mesh_gathers_nothing(form, axes):
     kernel = jk.adamw(1e-3, state_dtype=form)
     found = tpu_steps.count(kernel, params, params, NamedSharding(mesh, PartitionSpec()))
     assert found.cost.collectives == 0 and found.aliased == found.kept
+
+
+@pytest.mark.parametrize(("spec", "exchanges"), [(("data",), 2), ((None, "data"), 2), ((), 1)])
+def test_muon_exchanges_matrices_once_there_and_back(spec, exchanges):
+    mesh = Mesh(np.array(tpu.devices("v5e")), ("data",))
+    where, alone = (NamedSharding(mesh, PartitionSpec(*each)) for each in (spec, ()))
+    params = {f"w{i}": jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=where) for i in range(16)}
+    kernel = jk.muon(0.02)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        found = tpu_steps.count(kernel, params, params, alone)
+    assert found.cost.collectives == exchanges

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
+from jaxopt_keras.language.places import Places
 from jaxopt_keras.optimizers import FUNCTIONS
 from jaxopt_keras.pure import sharding
 from tests.laws.cases import draw, rounding, slots_at
@@ -208,6 +209,25 @@ def test_muon_works_on_whole_matrices_without_a_word(where, axes, call):
     assert len(report.collectives) == report.count("all-gather") + report.count("all-to-all")
     assert not any(c.in_loop for c in report.collectives)
     assert report.temporary <= 2 * sum(x.nbytes for x in params.values())
+
+
+@pytest.mark.parametrize("where", MATRICES)
+@pytest.mark.parametrize("axes", ["set", "explicit", ""])
+def test_muon_on_tpus_needs_a_mesh_that_is_set(where, axes):
+    """Or explicit axes: there is no custom partitioning. The platform is only named here."""
+    (make, spec), (kind, is_set) = MATRICES[where], AXES[axes]
+    kernel, m, (params, grads, expected) = jk.muon(0.1, engine="xla"), make(kind), sixteen_matrices()
+    with jax.set_mesh(m) if is_set else contextlib.nullcontext(), Places("tpu").traced():
+        params, grads = jax.device_put((params, grads), NamedSharding(m, spec))
+        state = jax.jit(kernel.init)(params)
+        step = jax.jit(lambda *x: kernel.program.step(*x, kernel.hyper()))
+        after, _ = step(params, state, grads)
+        found = sharding.collectives(step.lower(params, state, grads).compile().as_text())
+    close(after, expected)
+    if axes:
+        # Without help XLA gathers what is split over two axes: both sides, there and back.
+        assert len(found) <= 4 and not any(c.in_loop for c in found), found
+        assert where == "both" or sum(c.kind == "all-gather" for c in found) <= 2, found
 
 
 def test_zero1_gathers_the_matrices_of_a_partition_in_one():

@@ -5,7 +5,8 @@ receives some of the matrices whole, computes without communication, and sends t
 of a shape, whatever their number and that of the iterations.
 
 Under `jit` the shardings of arrays are known only when XLA divides the program among devices. `custom_partitioning` is
-called then, so that it does not matter whether a mesh is set. On TPUs it does not exist, and XLA divides each product.
+called then, so that it does not matter whether a mesh is set. On TPUs it does not exist: there the matrices are divided
+over the mesh that is set or explicit, and without one XLA divides each product.
 """
 
 import functools
@@ -43,16 +44,30 @@ def map_matrices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]
         whole: refers to no traced values but its arguments.
         numbers: a tree of scalars.
     """
-    here = functools.partial(_on_one_device, whole)
-    # XLA for a TPU has no custom partitioning (https://github.com/jax-ml/jax/issues/38196), and divides the products.
-    if platform() == "tpu" or any(t == AxisType.Manual for t in get_abstract_mesh().axis_types):
+    here, mesh = functools.partial(_on_one_device, whole), get_abstract_mesh()
+    if AxisType.Manual in mesh.axis_types:
         return here(numbers, stacks)
+    # XLA for a TPU has no custom partitioning (https://github.com/jax-ml/jax/issues/38196): without a mesh that is set,
+    # it divides the products.
+    if platform() == "tpu":
+        return _on_mesh(here, mesh, numbers, stacks) if mesh.size > 1 else here(numbers, stacks)
     # From the inside out: what XLA divides among devices, what `vmap` does with it, and what is differentiated.
     batched = custom_vmap(functools.partial(_on_all_devices, whole))
     batched.def_vmap(functools.partial(_vmapped, whole, batched))
     everywhere = jax.custom_jvp(batched)
     everywhere.defjvp(lambda primals, tangents: jax.jvp(here, primals, tangents))
     return everywhere(numbers, stacks)
+
+
+def _on_mesh(here: Any, mesh: AbstractMesh, numbers: Any, stacks: list[Array]) -> list[Array]:
+    """Divide the matrices among all devices of the mesh that is set."""
+    # How rows and columns are placed is left to XLA: split ones are exchanged, and copies gathered, once for all.
+    free = PartitionSpec(None, PartitionSpec.UNCONSTRAINED, PartitionSpec.UNCONSTRAINED)
+    stack, along = jax.lax.with_sharding_constraint(jnp.concatenate(stacks), free), PartitionSpec(mesh.axis_names)
+    filled = jnp.pad(stack, ((0, -len(stack) % mesh.size), (0, 0), (0, 0)))
+    each = jax.shard_map(lambda *x: here(*x)[0], in_specs=(PartitionSpec(), [along]), out_specs=along)
+    back = jax.lax.with_sharding_constraint(each(numbers, [filled]), free)
+    return _parted(back[: len(stack)], stacks)
 
 
 def _on_one_device(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]:
