@@ -853,6 +853,8 @@ FAULTS = [
     Fault("stateful/custom/inner.py", "if x is optimizer or id(x) in seen:", "if x is optimizer:",
           "an optimizer under two names is in the state twice",
           "stateful/test_people_packed.py -k 'inner_ones and twice'"),
+    Fault("engine/pipeline.py", "if isinstance(self.core, Foreign):", "if False:",
+          "an option for schedules is ignored by optax's", "pure/test_functional.py -k count_its_updates"),
     Fault("stateful/custom/older_names.py", "if name in OPTIONS or name in OPTION_SLOTS else name",
           "if False else name", "a hyperparameter of TF 2 is taken for an option",
           "stateful/test_older_classes.py -k test_tf_2"),

@@ -17,6 +17,7 @@ import optax
 from jaxopt_keras.engine import core, slot_storage
 from jaxopt_keras.engine import second as second_gradient
 from jaxopt_keras.engine.core import Core, Layout, Now, Slots
+from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.given import EMPTY, FLUSH, FUNCTION, LOSS, WEIGHT, kept_only, with_given
 from jaxopt_keras.engine.gradients import collected, read_gradient, read_loss, unscaled
 from jaxopt_keras.engine.native import native, none_is_available
@@ -49,6 +50,10 @@ class Program(core.Program):
     core: Core
     options: Options
     watched: bool = False  # a guard around several programs looks at the results
+
+    def __post_init__(self) -> None:
+        if isinstance(self.core, Foreign):
+            self.core.check(self.options)
 
     def hyper(self) -> dict[str, Any]:
         return self.core.arrays() | self.options.arrays()

@@ -67,7 +67,8 @@ class Options(KerasOptions):
             last of its window. None or 0: off.
         schedule_counts: the step that schedules get with `gradient_accumulation_steps`: the number of "updates", as in
             optax, or of "calls", as in Keras (all windows count as whole ones). None: of updates; the Keras-style
-            classes warn of a schedule of a class.
+            classes warn of a schedule of a class. Schedules of an optax transformation count updates, so that "calls"
+            is refused for one.
         exclude_from_weight_decay: regular expressions, searched for in a parameter's path; a function
             `(path, parameter) -> bool`; a tree of bools like the parameters or a prefix of one (True: excluded); or a
             function of the parameters that returns such a tree.

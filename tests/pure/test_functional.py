@@ -85,6 +85,23 @@ def test_from_optax_is_optax():
     assert int(state.count) == 5
 
 
+def test_schedules_of_a_transformation_count_its_updates():
+    tx = optax.sgd(optax.exponential_decay(1.0, 1, 0.5))
+    kernel, p = jk.Kernel.from_optax(tx, gradient_accumulation_steps=2, schedule_counts="updates"), jnp.zeros(())
+    state = kernel.init(p)
+    for _ in range(4):
+        p, state = kernel.step(p, state, jnp.ones(()))
+    assert float(p) == -1.5
+    for make in (jk.Kernel.from_optax, jk.Optimizer.from_optax):
+        with pytest.raises(ValueError, match="schedules of an optax transformation count its updates.*calls"):
+            make(tx, gradient_accumulation_steps=2, schedule_counts="calls")
+    optimizer, w = jk.Optimizer.from_optax(tx, gradient_accumulation_steps=2), jk.Variable(0.0)
+    with pytest.raises(ValueError, match="count its updates"):
+        optimizer.schedule_counts = "calls"
+        optimizer.apply_gradients([(1.0, w)])
+    assert jk.Kernel.from_optax(tx, schedule_counts="calls")  # without a window both are equal
+
+
 def test_from_optax_leaves_what_has_no_gradient():
     kernel = jk.Kernel.from_optax(optax.sgd(0.5, momentum=0.9))
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}

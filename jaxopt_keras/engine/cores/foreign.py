@@ -10,6 +10,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots
+from jaxopt_keras.language.options import Options
 
 STATE = "transformation"  # the name of the transformation's state among the scalars
 EXTRA = "extra"  # the name of its keyword arguments among the hyperparameters
@@ -29,6 +30,15 @@ class Foreign(Core):
             raise TypeError(
                 "`tx` must have `init(params)` and `update(updates, state, params)`, like an "
                 f"`optax.GradientTransformation`. Received: tx={self.tx!r} ({type(self.tx).__name__})"
+            )
+
+    def check(self, options: Options) -> None:
+        """Raise a ValueError for an option that would have no effect on the transformation."""
+        if options.gradient_accumulation_steps and options.schedule_counts == "calls":
+            raise ValueError(
+                "The schedules of an optax transformation count its updates. Received: "
+                f'schedule_counts="calls", gradient_accumulation_steps={options.gradient_accumulation_steps}. Leave out '
+                "`schedule_counts`, and give `optax` schedules of the number of updates."
             )
 
     def extra(self, given: dict[str, Any]) -> dict[str, Any]:
