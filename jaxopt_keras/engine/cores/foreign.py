@@ -37,8 +37,8 @@ class Foreign(Core):
         if options.gradient_accumulation_steps and options.schedule_counts == "calls":
             raise ValueError(
                 "The schedules of an optax transformation count its updates. Received: "
-                f'schedule_counts="calls", gradient_accumulation_steps={options.gradient_accumulation_steps}. Leave out '
-                "`schedule_counts`, and give `optax` schedules of the number of updates."
+                f'schedule_counts="calls", gradient_accumulation_steps={options.gradient_accumulation_steps}. Leave '
+                "out `schedule_counts`, and give `optax` schedules of the number of updates."
             )
 
     def extra(self, given: dict[str, Any]) -> dict[str, Any]:
