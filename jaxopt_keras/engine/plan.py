@@ -14,6 +14,7 @@ from jaxopt_keras.engine.compiled import init_at
 from jaxopt_keras.engine.core import Layout, Leaf, Now
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.native import reasons, unavailable
+from jaxopt_keras.engine.second import placeholders
 from jaxopt_keras.engine.slot_packing import why_unpack
 from jaxopt_keras.language.hyperparameters import schedules_of
 from jaxopt_keras.language.matrix_rule import MatrixRule
@@ -257,7 +258,8 @@ def engines(program: Any, params: Any, state: Any) -> list[str]:
     where = Places.of(params).platform
     if obstacle := unavailable() if where == jax.default_backend() else f"on {where}":
         return [f"xla ({obstacle})"] * len(leaves)
-    why = reasons(program.bare_step, params, state, params, program.hyper())[: len(every)]
+    hyper = program.offered(program.hyper(), placeholders())
+    why = reasons(program.bare_step, params, state, params, hyper)[: len(every)]
     why = [reason for reason, p in zip(why, every, strict=True) if is_inexact(p)]
     sharded = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in leaves]
     why = ["on several devices" if many else reason for reason, many in zip(why, sharded, strict=True)]

@@ -14,7 +14,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from jaxopt_keras.engine.core import Layout, Now
-from jaxopt_keras.engine.given import EMPTY, FUNCTION
+from jaxopt_keras.engine.given import EMPTY, FUNCTION, LOSS, WEIGHT
 from jaxopt_keras.engine.native.ir import LOSS_AND_GRADIENTS
 from jaxopt_keras.engine.slot_storage import Stored
 from jaxopt_keras.engine.stages import own_counts
@@ -57,6 +57,16 @@ def known(grads: dict[str, Any]) -> Partial:
 
 def _known(grads: dict[str, Any], floats: list[Any], unflatten: Any, flatten: Any) -> Any:
     return jnp.full((), jnp.nan), flatten({path: grads.get(path) for path in unflatten(floats)})
+
+
+def placeholders() -> dict[str, Any]:
+    """Return what a call may be given besides gradients, for a program that is traced and not run."""
+
+    def total(params: Any) -> Array:
+        sums = [jnp.sum(x.real).astype(jnp.result_type(float)) for x in jax.tree.leaves(params) if is_inexact(x)]
+        return sum(sums, jnp.zeros(()))
+
+    return {LOSS: 0.0, WEIGHT: 1.0, FUNCTION: of_values(total, {})}
 
 
 def scaled(run: Any, scale: Any) -> Partial:

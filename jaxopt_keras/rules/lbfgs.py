@@ -66,14 +66,17 @@ class LBFGS(ZoomSearch, Rule):
         scale: Any  # of the gradient, in H g
         of_steps: Any  # the coefficients of s in H g
         of_changes: Any  # and of y
+        steps_changes: Any  # products of s and y
+        changes_changes: Any  # and of y and y
         value: Any | None = None
         rate: Any | None = None
         evaluations: Any | None = None
 
     class Sums(NamedTuple):
-        products: Array  # of s and y
-        changes: Array  # of y and y
-        steps_gradient: Array  # of s and g
+        steps_change: Array  # products of all s and the last y
+        changes_step: Array  # of all y and the last s
+        changes_change: Array
+        steps_gradient: Array
         changes_gradient: Array
         gradient: Array  # of g and g
 
@@ -84,56 +87,62 @@ class LBFGS(ZoomSearch, Rule):
         return self.State(memory, jnp.zeros_like(memory), last[0], last[1], zeros if self.searching else None)
 
     def scalars(self) -> Scalars:
-        none = np.zeros(self.memory_size)
+        few, many = (np.zeros((self.memory_size,) * axes) for axes in (1, 2))
         searched = (math.inf, 1.0, 0.0) if self.searching else (None, None, None)
-        return self.Scalars(0.0, none, none, *searched)
+        return self.Scalars(0.0, few, few, many, many, *searched)
 
-    def remembered(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, Array]:
-        """Return the memory with the pair of the last step, in the place of the oldest one."""
-        place = jnp.maximum(at.t - 2, 0).astype(jnp.int32) % self.memory_size
+    def place(self, at: Clock) -> Array:
+        """Return where the memory has the last pair, in the place of the oldest one."""
+        return jnp.maximum(at.t - 2, 0).astype(jnp.int32) % self.memory_size
+
+    def pair(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, Array]:
+        """Return the changes since the last update; 0 at the first."""
         since = lambda new, old: jnp.where(at.t > 1, new - old, 0)
-        return (
-            s.steps.at[place].set(since(p, s.last_params)),
-            s.changes.at[place].set(since(g, s.last_gradient)),
-        )
+        return since(p, s.last_params), since(g, s.last_gradient)
 
     def share(self, g: Array, p: Array, s: State, at: Clock) -> Sums:
-        steps, changes = self.remembered(g, p, s, at)
-        axes = tuple(range(1, steps.ndim))
+        (step, change), place = self.pair(g, p, s, at), self.place(at)
+        steps, changes = s.steps.at[place].set(step), s.changes.at[place].set(change)
+        axes = tuple(range(g.ndim))
 
-        def products(x: Array, y: Array) -> Array:
-            over = axes, tuple(i - 1 for i in axes) if y.ndim < x.ndim else axes
-            return jax.lax.dot_general(x, y, (over, ((), ())), precision=jax.lax.Precision.HIGHEST)
+        def products(memory: Array, x: Array) -> Array:
+            over = (tuple(i + 1 for i in axes), axes), ((), ())
+            return jax.lax.dot_general(memory, x, over, precision=jax.lax.Precision.HIGHEST)
 
-        with_g = products(steps, g), products(changes, g)
-        return self.Sums(products(steps, changes), products(changes, changes), *with_g, jnp.sum(g * g))
+        with_last = products(steps, change), products(changes, step), products(changes, change)
+        return self.Sums(*with_last, products(steps, g), products(changes, g), jnp.sum(g * g))
 
     def advance(self, scalars: Scalars, at: Clock) -> Scalars:
-        sums, last = at.sums, (at.t - 2).astype(jnp.int32) % self.memory_size
-        curvature = jnp.diagonal(sums.products)
+        sums, last = at.sums, self.place(at)
+        products = scalars.steps_changes.at[last].set(sums.changes_step).at[:, last].set(sums.steps_change)
+        squares = scalars.changes_changes.at[last].set(sums.changes_change).at[:, last].set(sums.changes_change)
+        curvature = jnp.diagonal(products)
         usable = curvature > 0
         weight = jnp.where(usable, 1 / jnp.where(usable, curvature, 1), 0)
         newest_first = (last - jnp.arange(self.memory_size, dtype=jnp.int32)) % self.memory_size
         scale = jnp.ones_like(at.t)
         if self.scale_init_precond:
             first = jnp.minimum(1, 1 / jnp.sqrt(sums.gradient))
-            found = curvature[last] / jnp.where(usable[last], sums.changes[last, last], 1)
+            found = curvature[last] / jnp.where(usable[last], squares[last, last], 1)
             scale = jnp.where(usable[last], found, first)
 
         # The two loops of the method, on products alone: a and b are the coefficients of y and of s.
         def back(a: Array, i: Array) -> tuple[Array, None]:
-            return a.at[i].set(weight[i] * (sums.steps_gradient[i] - sums.products[i] @ a)), None
+            return a.at[i].set(weight[i] * (sums.steps_gradient[i] - products[i] @ a)), None
 
         def forth(b: Array, i: Array) -> tuple[Array, None]:
-            along = scale * (sums.changes_gradient[i] - sums.changes[i] @ a) + sums.products[:, i] @ b
+            along = scale * (sums.changes_gradient[i] - squares[i] @ a) + products[:, i] @ b
             return b.at[i].set(a[i] - weight[i] * along), None
 
         a, _ = jax.lax.scan(back, jnp.zeros_like(weight), newest_first)
         b, _ = jax.lax.scan(forth, jnp.zeros_like(weight), newest_first[::-1])
-        return scalars._replace(scale=scale, of_steps=b, of_changes=-scale * a)
+        return scalars._replace(
+            scale=scale, of_steps=b, of_changes=-scale * a, steps_changes=products, changes_changes=squares
+        )
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
-        steps, changes = self.remembered(g, p, s, at)
+        (step, change), place = self.pair(g, p, s, at), self.place(at)
+        steps, changes = s.steps.at[place].set(step), s.changes.at[place].set(change)
         mix = lambda weights, memory: jnp.tensordot(weights, memory, 1, precision=jax.lax.Precision.HIGHEST)
         u = at.scalars.scale * g + mix(at.scalars.of_steps, steps) + mix(at.scalars.of_changes, changes)
         return -at.lr * u, self.State(steps, changes, p, g, s.grad)

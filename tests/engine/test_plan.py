@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxopt_keras as jk
+from jaxopt_keras.optimizers import MODIFIERS, MORE_FUNCTIONS
 
 PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "n": jnp.array(1)}
 schedule = jk.schedules.CosineDecay(0.5, 10)
@@ -69,6 +70,17 @@ def test_patterns_that_match_nothing_are_noted():
 def test_groups_keep_their_notes():
     plan = jk.partition({}, default=jk.muon()).describe(PARAMS)
     assert any("instead of Muon, updates bias" in note for note in plan.notes)
+
+
+def test_of_what_needs_more_than_gradients():
+    params, weighted = PARAMS | {"half": jnp.ones(4, jnp.bfloat16)}, {"weighted_accumulation": True}
+    modules = {cls.__module__.rpartition(".")[2] for cls in MODIFIERS.values()}
+    for name, make in MORE_FUNCTIONS.items():
+        kernel = make(jk.adam()) if name in modules else make()
+        assert {*found(kernel, params)} == {"kernel", "bias", "half"}, name
+    assert found(jk.adam(gradient_accumulation_steps=2, **weighted))
+    plan = jk.sam(jk.adam()).describe({"w": jnp.ones((64, 64))})
+    assert plan.groups[0].kind.engine == jk.adam().describe({"w": jnp.ones((64, 64))}).groups[0].kind.engine
 
 
 @pytest.mark.parametrize("what", [jk.Adam(), jk.Variable(jnp.ones(2)), "adam"])

@@ -381,6 +381,11 @@ def test_modifiers_around_it_see_one_gradient():
     inside = Kernel(modifiers.SAM(modifiers.Centralized(rules.SGD(0.125))))
     outside = Kernel(modifiers.Centralized(modifiers.SAM(rules.SGD(0.125))))
     assert_close(run(inside, PARAMS, [loss] * 2)[0], run(outside, PARAMS, [loss] * 2)[0], 2)
+    exact = lambda inner: modifiers.Mars(
+        inner, clip=False, exact=True
+    )  # with a slot, of another layer than the modifier's
+    alone, around = Kernel(exact(rules.SGD(0.05))), Kernel(modifiers.Lookahead(exact(rules.SGD(0.05)), la_steps=9))
+    assert_close(run(around, PARAMS, [loss] * 3)[0], run(alone, PARAMS, [loss] * 3)[0], 3)
     joint = Kernel(modifiers.SAM(rules.Prodigy(1.0, d0=0.01)))  # sums of the second gradient
     second = lambda p: jax.grad(loss)(jax.tree.map(lambda p, g: p + 0.05 * g, p, normalized(jax.grad(loss)(p))))
     plain, params = Kernel(rules.Prodigy(1.0, d0=0.01)), PARAMS

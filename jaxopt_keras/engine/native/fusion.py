@@ -16,6 +16,7 @@ from jaxopt_keras.engine.native.c_ops import FLOATS
 from jaxopt_keras.engine.native.cuda import render as cuda
 from jaxopt_keras.engine.native.ir import (
     INTRINSICS,
+    LOSS_AND_GRADIENTS,
     PACK,
     UNPACK,
     WRITE_COLUMNS,
@@ -40,6 +41,7 @@ BARRIERS = (
     UNPACK,
     PACK,
     WRITE_COLUMNS,
+    LOSS_AND_GRADIENTS,
 )
 SAME = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "stop_gradient")
 
