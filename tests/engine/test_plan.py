@@ -73,12 +73,12 @@ def test_groups_keep_their_notes():
 
 
 def test_of_what_needs_more_than_gradients():
-    params, weighted = PARAMS | {"half": jnp.ones(4, jnp.bfloat16)}, {"weighted_accumulation": True}
+    params = PARAMS | {"half": jnp.ones(4, jnp.bfloat16)}
     modules = {cls.__module__.rpartition(".")[2] for cls in MODIFIERS.values()}
     for name, make in MORE_FUNCTIONS.items():
         kernel = make(jk.adam()) if name in modules else make()
         assert {*found(kernel, params)} == {*params}, name
-    assert found(jk.adam(gradient_accumulation_steps=2, **weighted))
+    assert found(jk.adam(gradient_accumulation_steps=2, weighted_accumulation=True))
     plan = jk.sam(jk.adam()).describe({"w": jnp.ones((64, 64))})
     assert plan.groups[0].kind.engine == jk.adam().describe({"w": jnp.ones((64, 64))}).groups[0].kind.engine
 
