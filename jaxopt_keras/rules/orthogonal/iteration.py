@@ -116,7 +116,7 @@ def gram_newton_schulz(x: Array, steps: Sequence[Triple], product: Arithmetic, g
 
 
 def _polynomial(gram: Array, b: Any, c: Any, product: Arithmetic) -> Array:
-    return b * gram if isinstance(c, float) and c == 0 else b * gram + c * product(gram, gram)
+    return b * gram if isinstance(c, float) and c == 0 else b * gram + product(c * gram, gram)
 
 
 def _restarts(step: int) -> bool:
