@@ -87,6 +87,19 @@ STEPS: dict[str, Step] = {
     "accumulation": Step(adamw(gradient_accumulation_steps=4)),
     "accumulation, 1 M x 64": Step(adamw(gradient_accumulation_steps=4), shapes=TABLE),
     "loss scale, float16 parameters": Step(lambda: jk.loss_scaled(jk.adamw(1e-3)), "float16"),
+    "loss scale, bf16 parameters, bf16+8": Step(
+        lambda: jk.loss_scaled(jk.adamw(1e-3, master_weights="bf16+8")), "bfloat16"
+    ),
+    "bf16 parameters, bf16+8, guarded groups": Step(
+        lambda: jk.partition(
+            {"x": jk.sgd(skip_nonfinite=True)}, jk.adamw(1e-3, master_weights="bf16+8", skip_nonfinite=True)
+        ),
+        "bfloat16",
+    ),
+    "loss scale, bf16 parameters, accumulation": Step(
+        lambda: jk.loss_scaled(jk.adamw(1e-3, gradient_accumulation_steps=4)), "bfloat16"
+    ),
+    "bf16 parameters, accumulation, guard": Step(adamw(gradient_accumulation_steps=4, skip_nonfinite=True), "bfloat16"),
     "1024 rows of 1 M x 64": Step(lambda: jk.adam(1e-3, sparse="lazy"), shapes=TABLE, rows=1024),
     "1024 rows of 1 M x 64, guard": Step(
         lambda: jk.adam(1e-3, sparse="lazy", skip_nonfinite=True), shapes=TABLE, rows=1024

@@ -11,6 +11,7 @@ from jax.core import Tracer, eval_context
 from jax.sharding import NamedSharding
 
 from jaxopt_keras.engine.slot_sharding import ON_ONE_DEVICE
+from jaxopt_keras.engine.state_check import check_shards
 from jaxopt_keras.language.places import Places
 from jaxopt_keras.language.sparse import is_sparse
 from jaxopt_keras.packing.trees import Packed
@@ -56,6 +57,7 @@ class Compiled:
         if (key := shardings_of(kept)) is None:
             return plain
         if (name, key) not in self.others:
+            check_shards(*kept[:2])
             self.others[name, key] = jitted(out_shardings=key[1].unflatten(key[0]))
         return self.others[name, key]
 

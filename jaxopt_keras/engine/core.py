@@ -341,8 +341,8 @@ class Program:
         """
         raise NotImplementedError
 
-    def describe(self, params: Any) -> Any:
-        """Return the plan of a step over `params` (`engine.plan.Plan`)."""
+    def describe(self, params: Any, state: Any = None) -> Any:
+        """Return the plan of a step over `params` (`engine.plan.Plan`), with this state or that of `init`."""
         raise NotImplementedError
 
     def loss_scale(self, state: State) -> Any:

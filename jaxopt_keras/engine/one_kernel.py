@@ -13,7 +13,10 @@ from jax import Array
 
 from jaxopt_keras.engine.core import Core, Layout, Slots
 from jaxopt_keras.engine.rows import Rows
+from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.places import platform
+from jaxopt_keras.language.sparse import is_sparse
+from jaxopt_keras.packing.trees import Packed, unpacked
 
 
 def in_one_kernel(core: Core, layout: Layout, gradients: list[Any], out: list[Any], slots: list[Slots]) -> list[Any]:
@@ -26,6 +29,16 @@ def in_one_kernel(core: Core, layout: Layout, gradients: list[Any], out: list[An
     dense = [g is not None and not isinstance(g, Rows) for g in gradients]
     some = [d and core.is_elementwise(leaf, p) for leaf, p, d in zip(layout.leaves, out, dense, strict=True)]
     return [_reading(p, s) if one else p for p, s, one in zip(out, slots, some, strict=True)]
+
+
+def joined(program: Any, out: Any, state: State, grads: Any) -> Any:
+    """Return the new parameters of a `pipeline.Program` that a guard around several programs has selected."""
+    if platform() != "tpu" or isinstance(out, Packed) or program.options.gradient_accumulation_steps:
+        return out
+    layout, new = Layout.read(out, program.options)
+    gradients = [None if is_sparse(g) else g for g in layout.flatten(grads, "grads")]
+    new = in_one_kernel(program.core, layout, gradients, new, layout.by_leaf(unpacked(state.slots)))
+    return layout.unflatten(new, layout.frozen_leaves())
 
 
 def _reading(x: Array, slots: Slots) -> Array:

@@ -32,12 +32,13 @@ from jaxopt_keras.engine.stages import accumulate, average, guard, own_counts
 from jaxopt_keras.engine.stages.branches import either
 from jaxopt_keras.engine.stages.own_counts import OWN_COUNT
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.engine.state_check import check_names, check_slots
+from jaxopt_keras.engine.state_check import check_blocks, check_names, check_slots
 from jaxopt_keras.engine.unused_patterns import Unused, unused
 from jaxopt_keras.engine.update import dequantized, update_all
 from jaxopt_keras.engine.write_back import zero_amount
 from jaxopt_keras.language.hyperparameters import scheduled_at, schedules_of
 from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.places import platform
 from jaxopt_keras.packing.slots import pack_slots
 from jaxopt_keras.packing.trees import Packed, packed_like, unpacked
 from jaxopt_keras.storage.masters import MASTER
@@ -94,8 +95,8 @@ class Program(core.Program):
         rest = {name: value for name, value in numbers.items() if name not in own}
         return dataclasses.replace(self, core=self.core.replaced(**rest), options=self.options.replaced(**own))
 
-    def describe(self, params: Any) -> Plan:
-        return plan(self, params)
+    def describe(self, params: Any, state: Any = None) -> Plan:
+        return plan(self, params, state)
 
     def parts(self, params: Any) -> list[tuple[Core, Layout, list[Any]]]:
         return [(self.core, *Layout.read(unpacked(params), self.options))]
@@ -149,6 +150,7 @@ class Program(core.Program):
         return [*dict.fromkeys([*possible, *(name for each in slots for name in each)])]
 
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
+        check_blocks(state.slots, self.options)
         if write:
             return self.on_engine(self.bare_step)(params, state, grads, hyper, reduce=reduce)
         return self.on_engine(self.bare_update)(grads, state, params, hyper, reduce=reduce)
@@ -201,9 +203,10 @@ class Program(core.Program):
             self._check_names(trees, slots, scalars, hyper)
             if None not in stored:
                 self._check_slots(layout, stored, slots, hyper)
-        gradients, loss = self._gradients(layout, stored, grads), read_loss(hyper) if self.core.needs_loss else None
         collect = functools.partial(self._collected, hyper, reduce)
-        gradients, loss, hyper = collect(gradients, loss)
+        own_loss = read_loss(hyper) if self.core.needs_loss else None
+        prepared = lambda: collect(self._gradients(layout, stored, grads), own_loss)
+        gradients, loss, hyper = prepared()
         if run is not None:
             self._check_second(reduce)
             everything = Now.at(state.count, hyper, loss), layout, gradients, stored, slots, scalars
@@ -217,7 +220,7 @@ class Program(core.Program):
                 second = evaluate
             else:
                 gradients, second = second_gradient.with_second(self.core, self.options, *everything, evaluate=evaluate)
-
+        accumulates = bool(self.options.gradient_accumulation_steps)
         alone = self.core.elementwise and not self.core.joint and not self.core.needs_function
         one_pass = self.options.engine == "pallas" and write and alone
 
@@ -225,9 +228,8 @@ class Program(core.Program):
             gradients: list[Any], slots: list[Slots], scalars: Slots, loss: Any = loss, one_pass: bool = one_pass
         ) -> Any:
             now = Now.at(state.count, hyper, loss)._replace(second=second)
-            run = functools.partial(
-                update_all, self.core, self.options, self.watched or guard.looks_at_results(self.options)
-            )
+            watched = self.watched or guard.looks_at_results(self.options)
+            run = functools.partial(update_all, self.core, self.options, watched, join=accumulates or not watched)
             everything = gradients, stored, slots, scalars, state.count, now, write
             if one_pass:
                 run = functools.partial(in_one_pass, run, self.options, layout.flatten(grads, "grads"))
@@ -241,8 +243,12 @@ class Program(core.Program):
             amounts = [zero_amount(g, p) for g, p in zip(updated, stored, strict=True)]
             return (stored if write else amounts, state.count), slots, scalars
 
+        # A guard on a TPU reads gradients of 16 bits twice, instead of storing them in 32 for the step.
+        again = platform() == "tpu" and run is None and (self.options.axis_name is None or not reduce)
+
         def proceed(slots: list[Slots], scalars: Slots, kept: Any = None, update: Any = update) -> Any:
-            given, grads, total = (hyper, gradients, loss) if kept is None else kept_only(kept, hyper, gradients, loss)
+            grads, total, given = prepared() if again else (gradients, loss, hyper)
+            given, grads, total = (given, grads, total) if kept is None else kept_only(kept, given, grads, total)
             if self.options.gradient_accumulation_steps:
                 run = functools.partial(accumulate.run_window, self.options, given, state.count)
                 return run(grads, total, slots, scalars, update, idle)
@@ -258,10 +264,10 @@ class Program(core.Program):
 
         restart = lambda slots, scalars, when: (slots, accumulate.restarted(scalars, when))
         plain = functools.partial(proceed, update=functools.partial(update, one_pass=False)) if one_pass else None
-        run = guard.Guarded(proceed, idle, replaced, restart, plain)
+        run = guard.Guarded(proceed, idle, replaced, restart, plain, accumulates)
         everything = self.options, hyper, gradients, slots, scalars, state.count
         (out, count), slots, scalars = guard.guarded(*everything, run)
-        if guard.is_on(self.options):
+        if not accumulates and (guard.is_on(self.options) or EMPTY in hyper):  # both select results
             out = in_one_kernel(self.core, layout, gradients, out, slots)
         trees = layout.updated(trees, slots)
         moved = State(count, {}, scalars, packed_like(state.slots, trees))

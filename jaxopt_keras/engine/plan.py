@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from jaxopt_keras.engine import one_pass, slot_storage
 from jaxopt_keras.engine.compiled import init_at
-from jaxopt_keras.engine.core import Layout, Leaf, Now
+from jaxopt_keras.engine.core import Layout, Leaf, Now, Slots
 from jaxopt_keras.engine.cores.leafwise import Leafwise
 from jaxopt_keras.engine.native import reasons, unavailable
 from jaxopt_keras.engine.second import placeholders
@@ -24,7 +24,7 @@ from jaxopt_keras.language.numerics import compute_dtype, is_inexact
 from jaxopt_keras.language.places import Place, Places, platform_of
 from jaxopt_keras.language.rule import RATE, Slot
 from jaxopt_keras.packing.trees import Packed, unpacked
-from jaxopt_keras.storage.blockwise import Blocks
+from jaxopt_keras.storage.blockwise import Blocks, foreign_blocks
 from jaxopt_keras.storage.tiles import stored_bytes
 
 SHOWN = 3  # paths of a group in the table
@@ -160,8 +160,7 @@ def _plan(program: Any, params: Any, state: Any, places: Places) -> Plan:
     notes = packing_notes(program, params)
     if isinstance(params, Packed) and why_unpack(program.core, program.options, params):
         params = jax.eval_shape(Packed.unpack, params)
-    layout, stored = Layout.read(params, program.options)
-    slots = layout.by_leaf(jax.eval_shape(unpacked, state.slots))
+    (layout, stored), slots = Layout.read(params, program.options), _by_leaf(program, params, state)
     entries, rate, others = [], rate_of(program), dict[str, list[str]]()
     for leaf, p, own, engine in zip(layout.leaves, stored, slots, engines(program, params, state), strict=True):
         title, grain, kinds = program.core.title, "tree", {}
@@ -263,17 +262,25 @@ def engines(program: Any, params: Any, state: Any) -> list[str]:
     why = [reason for reason, p in zip(why, every, strict=True) if is_inexact(p)]
     sharded = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in leaves]
     why = ["on several devices" if many else reason for reason, many in zip(why, sharded, strict=True)]
+    foreign = [
+        [text for x in s.values() if (text := foreign_blocks(x, where))] for s in _by_leaf(program, params, state)
+    ]
+    why = [next(iter(texts), reason) if reason else "" for reason, texts in zip(why, foreign, strict=True)]
     return [f"xla ({reason})" if reason else "native" for reason in why]
 
 
 def _with_kernels(program: Any, params: Any, state: Any) -> list[str]:
     """Return "pallas" for each parameter that has a kernel, else "xla", and why."""
-    (layout, stored), kept = Layout.read(params, program.options), state.slots
-    slots = layout.by_leaf(jax.eval_shape(unpacked, kept))
+    stored, slots = Layout.read(params, program.options)[1], _by_leaf(program, params, state)
     found = [one_pass.grid_of(program.options, p, p, s) for p, s in zip(stored, slots, strict=True)]
     if not program.core.elementwise or program.core.joint:
         found = ["a rule of whole arrays"] * len(found)
     return [f"xla ({x})" if isinstance(x, str) else "pallas" for x in found]
+
+
+def _by_leaf(program: Any, params: Any, state: Any) -> list[Slots]:
+    """Return the slots of each parameter, as shapes and dtypes."""
+    return Layout.read(params, program.options)[0].by_leaf(jax.eval_shape(unpacked, state.slots))
 
 
 def format_of(program: Any, name: str, x: Any, kind: Slot | None, p: Any, place: Place) -> str:

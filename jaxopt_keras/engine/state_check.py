@@ -8,7 +8,14 @@ import jax
 import numpy as np
 
 from jaxopt_keras.engine.core import Layout, Slots
-from jaxopt_keras.storage.blockwise import Blocks, quantize
+from jaxopt_keras.engine.native import Unavailable, unavailable
+from jaxopt_keras.engine.native.build import fallback, say
+from jaxopt_keras.language.options import Options
+from jaxopt_keras.language.paths import leaves_by_path
+from jaxopt_keras.language.places import platform
+from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.storage.blockwise import Blocks, Cut, foreign_blocks, quantize
+from jaxopt_keras.storage.tiles import straddling
 
 REMEDY = (
     "Make a new state with `kernel.init(params)`, or convert this one: `from_dict(kernel, params, to_dict(state))` of "
@@ -51,6 +58,53 @@ def check_slots(layout: Layout, found: list[Slots], fresh: list[Slots], exact: s
                 raise ValueError(
                     f"`state` must be of these parameters and options. Received: the slot `{where}` as {_text(have)}, "
                     f"where this optimizer keeps {_text(want)}. {REMEDY}"
+                )
+
+
+def check_blocks(slots: Any, options: Options) -> None:
+    """Say, once, that a state has blocks of another platform: they are right there too, and slow.
+
+    Rows that are updated one by one (`sparse="lazy"`) have blocks of the last axis everywhere.
+
+    Raises:
+        Unavailable: with `engine="native"`, or `JAXOPT_KERAS_FALLBACK=error`.
+    """
+    here = platform()
+    if isinstance(slots, Packed):
+        return
+    if options.sparse == "lazy" or (here != "tpu" and (options.engine not in ("auto", "native") or unavailable())):
+        return
+    everything = [(n, *x) for n, tree in slots.items() for x in leaves_by_path(tree, lambda x: isinstance(x, Blocks))]
+    found = [(path, name, text) for name, path, x in everything if (text := foreign_blocks(x, here))]
+    if found:
+        path, name, text = found[0]
+        text = f"the slot `{name}{f'` of `{path}' if path else ''}` is in {text}. {REMEDY}"
+        if here == "tpu":
+            return say("A TPU turns blocks, parameter and gradient around and back in each step: %s", text)
+        if options.engine == "native":
+            raise Unavailable(text)
+        fallback(Unavailable(text))
+
+
+def check_shards(params: Any, state: Any) -> None:
+    """Raise a ValueError for the first slot of which a block is on two devices, as its parameter is split.
+
+    Each step would gather it. `init` sees how parameters are split, but not in a `jit` of the user's.
+    """
+    if params is None or isinstance(params, Packed) or isinstance(state.slots, Packed):
+        return
+    arrays = {path: p for path, p in leaves_by_path(params) if isinstance(p, jax.Array)}
+    for name, tree in state.slots.items():
+        for path, x in leaves_by_path(tree, lambda x: isinstance(x, Blocks)):
+            p = arrays.get(path)
+            if p is None or not isinstance(x, Blocks) or p.shape != x.shape:
+                continue
+            cut = Cut.of(x.shape, x.code, x.tiles)
+            own = p.sharding.shard_shape(p.shape)[cut.axis]
+            if own != cut.n and own % cut.block:
+                raise ValueError(
+                    f"{straddling(cut.blocks, cut.n // own)} It is the slot `{name}` of `{path}`, in a state that "
+                    f"was made where its shards were not known, such as in your own `jit`. {REMEDY}"
                 )
 
 

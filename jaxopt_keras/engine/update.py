@@ -83,7 +83,7 @@ def update_all(
     slots = [s | own_counts.counted(c, g) for (_, s), c, g in zip(ends, counts, gradients, strict=True)]
     if options.use_ema:
         slots = [s | {average.AVERAGE: a} for s, a in zip(slots, averages, strict=True)]
-    if join and not watched:
+    if join:
         out = in_one_kernel(core, layout, gradients, out, slots)
     return out, slots, scalars
 

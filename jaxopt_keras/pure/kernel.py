@@ -303,12 +303,16 @@ class Kernel(Numbers, Minimizing, optax.GradientTransformationExtraArgs):
         except (TypeError, ValueError, RuntimeError) as error:
             raise explained(error, params=params, state=state) from error
 
-    def describe(self, params: Any) -> Plan:
+    def describe(self, params: Any, state: State | None = None) -> Plan:
         """The plan of a step over `params`, arrays or `jax.ShapeDtypeStruct`s. It prints as a table.
 
         Each line is a group of arrays with the same rule, dtype, rate, weight decay and storage: their number, the
         bytes of their state, and the format of each slot, with the reason if it is not the `state_dtype` that was asked
         for. In a partition the group's pattern precedes the rule; a parameter without decay is "excluded".
+
+        Args:
+            params: a pytree of arrays, or of such structs.
+            state: one of the kernel, such as one from another platform. None (default): that of `init`.
 
         >>> import jax.numpy as jnp, jaxopt_keras as jk
         >>> plan = jk.lion(state_dtype="int8").describe({"kernel": jnp.zeros((64, 256)), "bias": jnp.zeros(256)})
@@ -317,7 +321,7 @@ class Kernel(Numbers, Minimizing, optax.GradientTransformationExtraArgs):
         ['bias'] ('momentum float32 (fewer than 4096 elements)',) 1024
         ['kernel'] ('momentum int8 in blocks',) 16640
         """
-        return self.program.describe(params).noted(self.program.unused(paths_of(params)))
+        return self.program.describe(params, state).noted(self.program.unused(paths_of(params)))
 
     def given(self, state: State, extra: dict[str, Any]) -> dict[str, Any]:
         """The run-time values of a step from `state` with the keywords `extra`.

@@ -100,6 +100,15 @@ class Blocks:
         return jnp.dtype(jnp.float32)
 
 
+def foreign_blocks(x: Any, platform: str) -> str:
+    """Describe the blocks of a slot that are those of another platform; "" for other slots."""
+    if not isinstance(x, Blocks) or x.codes.ndim < 2:
+        return ""
+    if platform == "tpu":
+        return "" if x.tiles else "blocks of the last axis, which are those of CPUs and GPUs"
+    return f"blocks of {x.tiles}, which are those of TPUs" if x.tiles and x.tiles.axis != -1 else ""
+
+
 def stored_dtype(code: Code, tiles: Tiles | None) -> Any:
     """Return the dtype of the array of codes. On tiles XLA packs those of four bits itself."""
     if code.name != "int4":

@@ -35,12 +35,31 @@ CASES = {
     "accumulation": (jk.adamw(0.1, gradient_accumulation_steps=2), "float32", lambda g: g),
     "both": (jk.adamw(0.1, gradient_accumulation_steps=2, skip_nonfinite=True), "float32", bad),
     "loss scale": (jk.loss_scaled(jk.adamw(0.1)), "float16", bad),
+    "guard, bfloat16": (jk.adamw(0.1, skip_nonfinite=True), "bfloat16", bad),
+    "scale and guard": (jk.loss_scaled(jk.adamw(0.1, skip_nonfinite=True)), "float16", bad),
+    "scale of bf16+8": (jk.loss_scaled(jk.adamw(0.1, master_weights="bf16+8")), "bfloat16", bad),
+    "scale and accumulation": (jk.loss_scaled(jk.adamw(0.1, gradient_accumulation_steps=2)), "float16", bad),
+    "scale of groups": (jk.loss_scaled(jk.partition({"w": jk.sgd(0.1)}, jk.muon(0.1))), "float16", bad),
+    "scale and spikes": (jk.loss_scaled(jk.adamw(0.1, skip_spikes=5.0)), "float16", lambda g: g * 1e3),
+    "factor and guard": (jk.adamw(0.1, loss_scale_factor=8.0, skip_nonfinite=True), "bfloat16", bad),
+    "guarded groups": (
+        jk.partition({"w": jk.adamw(0.1, skip_nonfinite=True)}, jk.sgd(0.1, skip_nonfinite=True)),
+        "bfloat16",
+        bad,
+    ),
+    "overflow": (jk.sgd(6e4, skip_nonfinite=True), "float16", lambda g: g * 3e4),
+    "overflow, accumulation": (
+        jk.sgd(6e4, skip_nonfinite=True, gradient_accumulation_steps=2),
+        "float16",
+        lambda g: g * 3e4,
+    ),
     "bf16+16": (jk.adamw(0.1, master_weights="bf16+16"), "bfloat16", lambda g: g),
     "bf16+8": (jk.adamw(0.1, master_weights="bf16+8"), "bfloat16", lambda g: g),
     "stochastic": (jk.adamw(0.1, rounding="stochastic"), "bfloat16", lambda g: g),
     "bfloat16 slots": (jk.adamw(0.1, state_dtype="bfloat16"), "float32", lambda g: g),
     "overwriting": (jk.adamw(0.1, use_ema=True, ema_overwrite_frequency=2), "float32", lambda g: g),
 }
+# fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)

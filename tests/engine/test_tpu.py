@@ -26,8 +26,11 @@ BARS = {
     "int8 slots, 1 M x 64": (26, 0.2), "int8 slots, 50257 x 768": (30, 0.2),
     "bf16 parameters": (22.1, 0.1), "bf16 parameters, bf16+16": (26.1, 0.1), "bf16 parameters, bf16+8": (24.1, 0.1),
     "bf16 parameters, bf16+16, bfloat16 slots": (18.1, 0.1), "bf16 parameters, bf16+8, bfloat16 slots": (16.1, 0.1),
-    "bf16 parameters, bf16+8, int8 slots": (20, 0.2), "bf16 parameters, bf16+8, guard": (48.1, 4.1),
-    "bf16 parameters, guard": (42.1, 4.1), "guard": (44.1, 0.1), "guard, 1 M x 64": (44.1, 0.1),
+    "bf16 parameters, bf16+8, int8 slots": (20, 0.2), "bf16 parameters, bf16+8, guard": (37.1, 0.1),
+    "bf16 parameters, guard": (34.1, 0.1), "bf16 parameters, bf16+8, guarded groups": (37.1, 0.1),
+    "bf16 parameters, accumulation, guard": (56.1, 0.1),
+    "loss scale, bf16 parameters, bf16+8": (26.1, 0.1), "loss scale, bf16 parameters, accumulation": (36.1, 0.1),
+    "guard": (44.1, 0.1), "guard, 1 M x 64": (44.1, 0.1),
     "accumulation": (41, 0.1), "accumulation, 1 M x 64": (41, 0.5), "average, overwriting": (36.1, 0.1),
     "loss scale, float16 parameters": (24.1, 0.1), "adadelta": (28.1, 0.1), "lamb": (41, 4.1),
 }  # fmt: skip

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras import checkpoint
+from jaxopt_keras.engine.native import Unavailable, build
 from jaxopt_keras.engine.slot_storage import known_zeros
 from jaxopt_keras.language.places import Place, Places
 from jaxopt_keras.storage import hash_rng
@@ -124,7 +125,7 @@ def test_blocks_follow_the_shards():
 
 @pytest.mark.parametrize("form", ["int8", "int4", "float8"])
 def test_a_step_follows_float32(form):
-    kernel, plain, params = jk.adamw(0.1, state_dtype=form), jk.adamw(0.1), params_of(256, 384)
+    kernel, plain, params = jk.adamw(0.1, state_dtype=form, engine="xla"), jk.adamw(0.1), params_of(256, 384)
     state, exact = initial(kernel, params), plain.init(params)
     assert state.slots["momentum"]["w"].tiles == (-2, Code(form, True).block)
     p = q = params
@@ -148,7 +149,7 @@ def test_describe_tells_the_blocks():
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
 def test_a_state_goes_on_on_another_platform(form):
-    kernel, params = jk.adamw(0.1, state_dtype=form), params_of(256, 384)
+    kernel, params = jk.adamw(0.1, state_dtype=form, engine="xla"), params_of(256, 384)
     here, there = kernel.init(params), initial(kernel, params)
     _, here = kernel.step(params, here, params, donate=False)
     _, there = kernel.step(params, there, params, donate=False)
@@ -159,6 +160,73 @@ def test_a_state_goes_on_on_another_platform(form):
     assert back.slots["momentum"]["w"].tiles is None
     error = np.abs(dequantize(back.slots["momentum"]["w"]) - dequantize(there.slots["momentum"]["w"]))
     assert error.max() <= np.asarray(there.slots["momentum"]["w"].scales).max() / (16 if form == "int8" else 2)
+
+
+def mixed():
+    """Parameters whose blocks on a TPU are of the axis before the last, of the last axis, and none."""
+    return {"w": jnp.ones((256, 384)), "narrow": jnp.ones((1000, 64)), "b": jnp.ones(64)}
+
+
+def engines_of(plan):
+    return {path: group.kind.engine for group in plan.groups for path in group.paths}
+
+
+def test_describe_and_a_warning_tell_blocks_of_another_platform(caplog, monkeypatch):
+    monkeypatch.setenv("JAXOPT_KERAS_FALLBACK", "warn")
+    kernel, params = jk.adamw(0.1, state_dtype="int8"), mixed()
+    there = initial(kernel, params)
+    assert engines_of(kernel.describe(params)) == dict.fromkeys(params, "native")
+    wanted = {"w": "xla (blocks of 256 of axis -2, which are those of TPUs)", "narrow": "native", "b": "native"}
+    assert engines_of(kernel.describe(params, there)) == wanted
+    build.say.cache_clear()
+    for _ in range(2):
+        kernel.step(params, there, params, donate=False)
+        with Places("tpu").traced():
+            jax.make_jaxpr(kernel.program.step)(params, kernel.init(params), params, kernel.hyper())
+    said = [record.getMessage() for record in caplog.records if record.name == "jaxopt_keras"]
+    assert len(said) == 2 and all(
+        "`momentum` of `" in x and "from_dict(kernel, params, to_dict(state))" in x for x in said
+    )
+    assert "blocks of 256 of axis -2, which are those of TPUs" in said[0]
+    assert "blocks of the last axis, which are those of CPUs and GPUs" in said[1]
+
+
+def test_blocks_of_another_platform_are_refused_where_they_must_be_native(monkeypatch):
+    params = mixed()
+    there = initial(jk.adamw(0.1, state_dtype="int8"), params)
+    with pytest.raises(Unavailable, match="`momentum` of `w` is in blocks of 256 of axis -2"):
+        jk.adamw(0.1, state_dtype="int8", engine="native").step(params, there, params, donate=False)
+    monkeypatch.setenv("JAXOPT_KERAS_FALLBACK", "error")
+    with pytest.raises(Unavailable, match="blocks of 256 of axis -2"):
+        jk.adamw(0.2, state_dtype="int8", seed=1).step(params, there, params, donate=False)
+
+
+def test_describe_takes_a_state_of_groups():
+    kernel, params = jk.partition({"b": jk.sgd(0.1)}, jk.adamw(0.1, state_dtype="int8")), mixed()
+    found = kernel.describe(params, initial(kernel, params))
+    assert engines_of(found)["w"].startswith("xla (blocks of 256") and engines_of(found)["narrow"] == "native"
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "float8"])
+def test_a_checkpoint_goes_to_a_tpu_and_back(form):
+    """int8 from a GPU goes on on a TPU, and the other way: as close as the same number of steps in one place."""
+    kernel, params = jk.adamw(0.1, state_dtype=form), params_of(256, 384)
+    shapes = jax.eval_shape(lambda: params)
+    _, here = kernel.step(params, kernel.init(params), params, donate=False)
+    with Places("tpu").traced():
+        there = checkpoint.from_dict(kernel, shapes, checkpoint.to_dict(here))
+    block = Code(form, True).block
+    assert there.slots["momentum"]["w"].tiles == (-2, block)
+    back = checkpoint.from_dict(kernel, params, checkpoint.to_dict(there))
+    assert back.slots["momentum"]["w"].tiles is None
+    first, last = (dequantize(x.slots["momentum"]["w"]) for x in (here, back))
+    assert (
+        float(jnp.mean(jnp.abs(first - last)) / jnp.mean(jnp.abs(first)))
+        < {"int8": 0.02, "float8": 0.03, "int4": 0.2}[form]
+    )
+    new, _ = kernel.step(params, back, params, donate=False)
+    plain, _ = kernel.step(params, here, params, donate=False)
+    assert float(jnp.mean(jnp.abs(new["w"] - plain["w"]))) < {"int8": 0.005, "float8": 0.005, "int4": 0.05}[form]
 
 
 def test_damaged_forms_are_refused():
@@ -182,6 +250,23 @@ def test_init_sees_the_shards():
     bad = {"w": jax.device_put(jnp.ones((64, 8 * 257)), NamedSharding(mesh, PartitionSpec(None, "data")))}
     with pytest.raises(ValueError, match="straddle shards"):
         kernel.init(bad)
+
+
+def test_a_step_refuses_blocks_that_straddle_shards():
+    """In a `jit` of the user's `init` does not see the shards of automatic axes."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    kernel, sharding = jk.lion(state_dtype="int8"), NamedSharding(mesh, PartitionSpec(None, "data"))
+    params = {"w": jax.device_put(jnp.ones((257, 768 * 2)), sharding)}
+    state = jax.jit(kernel.init)(params)
+    assert state.slots["momentum"]["w"].tiles is None  # blocks of 256, shards of 192
+    for _ in range(2):
+        with pytest.raises(ValueError, match="straddle shards.*`momentum` of `w`.*`kernel.init\\(params\\)`"):
+            kernel.step(params, state, params)
+    moved = checkpoint.from_dict(kernel, params, checkpoint.to_dict(state))
+    assert moved.slots["momentum"]["w"].tiles == (-1, 192)
+    kernel.step(params, moved, jax.tree.map(jnp.copy, params))
+    whole = {"w": jax.device_put(jnp.ones((256, 768 * 2)), NamedSharding(mesh, PartitionSpec("data")))}
+    kernel.step(whole, jax.jit(kernel.init)(whole), jax.tree.map(jnp.copy, whole))
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------

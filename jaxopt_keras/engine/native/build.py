@@ -88,13 +88,14 @@ def fallback(error: Unavailable) -> str:
         raise ValueError(f'`JAXOPT_KERAS_FALLBACK` must be "warn" or "error". Received: {action!r}')
     if action == "error":
         raise error
-    _warn(str(error))
+    say('XLA runs what compiled loops could, and slower (with `engine="xla"`, without this line): %s', str(error))
     return brief(error)
 
 
 @functools.cache
-def _warn(reason: str) -> None:
-    log.warning('XLA runs what compiled loops could, and slower (with `engine="xla"`, without this line): %s', reason)
+def say(text: str, reason: str) -> None:
+    """Log a warning, once."""
+    log.warning(text, reason)
 
 
 def brief(error: Unavailable) -> str:

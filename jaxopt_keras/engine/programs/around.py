@@ -56,8 +56,8 @@ class Around(Program):
     def replaced(self, **numbers: Any) -> Self:
         return dataclasses.replace(self, inner=self.inner.replaced(**numbers))
 
-    def describe(self, params: Any) -> Any:
-        return self.inner.describe(params)
+    def describe(self, params: Any, state: Any = None) -> Any:
+        return self.inner.describe(params, state)
 
     def loss_scale(self, state: State) -> Any:
         return self.inner.loss_scale(state)

@@ -40,5 +40,5 @@ class Frozen(Program):
             raise ValueError(f"Frozen parameters have no hyperparameters. Received: {sorted(numbers)}")
         return self
 
-    def describe(self, params: Any) -> Any:
+    def describe(self, params: Any, state: Any = None) -> Any:
         return Plan(grouped(frozen_entry(path, p) for path, p in leaves_by_path(params)), 0)

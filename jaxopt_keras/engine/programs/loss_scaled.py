@@ -16,10 +16,11 @@ from jaxopt_keras.engine.gradients import unscaled
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.stages.accumulate import without
-from jaxopt_keras.engine.stages.branches import branch, either
+from jaxopt_keras.engine.stages.branches import branch
 from jaxopt_keras.engine.stages.guard import SKIPPED
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names
+from jaxopt_keras.language.places import platform
 from jaxopt_keras.language.sparse import is_sparse
 
 SCALE = "dynamic_scale"
@@ -60,9 +61,11 @@ class LossScaled(Around):
             return jax.tree.map(jnp.zeros_like, amounts), state
 
         rows = any(map(is_sparse, jax.tree.leaves(grads, is_leaf=is_sparse)))
-        if found(hyper, FLUSH) is None:
-            out, moved = (branch if rows else either)(finite, proceed, idle)  # a selection would read every row
-        else:  # the window ends without gradients that are not finite
+        # On a TPU the inner program selects its results, so that they are in its kernels, unless that read every row.
+        inside = found(hyper, FLUSH) is not None or (platform() == "tpu" and not rows)
+        if not inside:
+            out, moved = branch(finite, proceed, idle)
+        else:  # a call, or the end of a window, without gradients that are not finite
             out, moved = proceed(zeroed(finite, grads), self.inner.offered(hyper, {EMPTY: ~finite}))
         grows = finite & (good + 1 >= self.growth)
         doubled, halved = jnp.minimum(2 * scale, self.highest), jnp.maximum(scale / 2, self.lowest)

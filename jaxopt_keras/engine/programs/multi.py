@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from jaxopt_keras.engine.core import Program
 from jaxopt_keras.engine.given import EMPTY, FLUSH, found, zeroed
+from jaxopt_keras.engine.one_kernel import joined
+from jaxopt_keras.engine.pipeline import Program as Plain
 from jaxopt_keras.engine.probe import before, before_parameters
 from jaxopt_keras.engine.programs.frozen import Frozen
 from jaxopt_keras.engine.programs.offloaded import Offloaded
@@ -74,6 +76,9 @@ class Multi(Program):
         everything = self.options, ends, jax.tree.leaves(moving), list(state.slots), state.scalars, state.count
         run = guard.Guarded(proceed, idle, replaced, restart)
         (out, count), states, scalars = guard.guarded(*everything, run)
+        if self.skip_nonfinite and write:
+            everything = zip(self.programs, out, states, grads, strict=True)
+            out = [joined(p, x, s, g) if isinstance(p, Plain) else x for p, x, s, g in everything]
         return out, State(count, {}, scalars, states)
 
     def _call_one(self, program: Program, params: Any, state: State, *rest: Any) -> Any:

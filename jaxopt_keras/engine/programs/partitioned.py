@@ -102,10 +102,12 @@ class Partitioned(Around):
         programs = [p.replaced(**numbers) if name in having else p for name, p in self.groups.items()]
         return dataclasses.replace(self, inner=dataclasses.replace(self.inner, programs=tuple(programs)))
 
-    def describe(self, params: Any) -> Plan:
+    def describe(self, params: Any, state: Any = None) -> Plan:
         """Return the plans of the groups as one; the pattern of a group precedes its rule."""
-        named = zip(self.groups.items(), Tree(self, params).split(params), strict=True)
-        return joined(program.describe(own).in_group(name) for (name, program), own in named)
+        tree = Tree(self, params)
+        states = [None] * len(self.names) if state is None else tree.separated(state).slots
+        named = zip(self.groups.items(), tree.split(params), states, strict=True)
+        return joined(program.describe(own, s).in_group(name) for (name, program), own, s in named)
 
     def _listed(self, hyper: dict[str, Any]) -> list[Any]:
         return [hyper[name] for name in self.names]

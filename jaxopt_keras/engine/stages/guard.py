@@ -20,6 +20,7 @@ from jaxopt_keras.engine.rows import Rows
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.branches import branch, either
 from jaxopt_keras.engine.stages.clip import global_norm
+from jaxopt_keras.language.places import platform
 
 SKIPPED = "skipped"
 GRADIENTS = "gradients"  # a `skip_nonfinite` that looks at nothing else
@@ -39,6 +40,7 @@ class Guarded(NamedTuple):
             window of accumulation starts anew. The flag says that the gradients were good and the results were not:
             the same sum would give the same results again.
         plain: the same as `proceed`, in equations that can be computed twice; None: `proceed`.
+        branches: whether `proceed` with a flag that is not set enters no branch, and changes nothing.
     """
 
     proceed: Callable[..., Any]
@@ -46,6 +48,7 @@ class Guarded(NamedTuple):
     replaced: Callable[[Any, Any], Any]
     restart: Callable[[Any, Any, Array], tuple[Any, Any]]
     plain: Callable[..., Any] | None = None
+    branches: bool = False
 
 
 def is_on(options: Any) -> bool:
@@ -118,6 +121,9 @@ def guarded(options: Any, hyper: Any, grads: list[Any], slots: Any, scalars: Any
     own[SKIPPED] = own[SKIPPED] + (~(counted & fine) if kept else ~fine).astype(jnp.int32)
     if usual is not None:
         own[USUAL] = jnp.where(_says_nothing(hyper, refused), own[USUAL], usual)
+    if run.branches and not kept and platform() == "tpu":  # not branches within a selection
+        out, slots, others = run.proceed(slots, others, fine)
+        return out, *run.restart(slots, others | own, refused)
     choose = branch if any(isinstance(g, Rows) for g in grads) else either  # a selection would read every row
     out, slots, others = choose(fine, proceed, lambda: run.idle(slots, others))
     return out, *run.restart(slots, others | own, refused)
