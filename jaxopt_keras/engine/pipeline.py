@@ -215,11 +215,11 @@ class Program(core.Program):
                 grads, loss, _ = collect(self._read(layout, stored, grads), loss)
                 return loss, grads
 
-            evaluate = second_gradient.evaluation(run, layout, stored, read)
-            if self.core.searches:
-                second = evaluate
-            else:
+            second = evaluate = second_gradient.evaluation(run, layout, stored, read)
+            if not self.core.searches:
                 gradients, second = second_gradient.with_second(self.core, self.options, *everything, evaluate=evaluate)
+        # A guard on a TPU reads gradients of 16 bits twice, instead of storing them in 32 for the step.
+        again = platform() == "tpu" and run is None and (self.options.axis_name is None or not reduce)
         accumulates = bool(self.options.gradient_accumulation_steps)
         alone = self.core.elementwise and not self.core.joint and not self.core.needs_function
         one_pass = self.options.engine == "pallas" and write and alone
@@ -242,9 +242,6 @@ class Program(core.Program):
         def idle(slots: list[Slots], scalars: Slots) -> Any:
             amounts = [zero_amount(g, p) for g, p in zip(updated, stored, strict=True)]
             return (stored if write else amounts, state.count), slots, scalars
-
-        # A guard on a TPU reads gradients of 16 bits twice, instead of storing them in 32 for the step.
-        again = platform() == "tpu" and run is None and (self.options.axis_name is None or not reduce)
 
         def proceed(slots: list[Slots], scalars: Slots, kept: Any = None, update: Any = update) -> Any:
             grads, total, given = prepared() if again else (gradients, loss, hyper)
