@@ -99,7 +99,7 @@ def counted(kernel: Any, params: Any) -> Counts:
 
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, moving, params)
     else:
-        moving = placed(kernel.init(params))
+        moving = placed(jax.eval_shape(kernel.program.init, params, kernel.hyper()))
         with with_our_kernels():
             lowered = kernel.compiled.step_donating.lower(params, moving, params, placed(kernel.hyper()))
     start = time.perf_counter()

@@ -74,14 +74,16 @@ def driver() -> int:
     """The newest version of CUDA that the driver supports, as 12040 for 12.4.
 
     Raises:
-        Unavailable: if it is too old.
+        Unavailable: if it is too old, or does not answer.
     """
     found = ctypes.c_int()
     try:
         failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(found))
     except OSError as error:
         raise Unavailable(f"the driver cannot be loaded: {error}") from None
-    if failed or found.value < OLDEST:
+    if failed:
+        raise Unavailable(f"the driver does not say its version: error {failed}")
+    if found.value < OLDEST:
         raise Unavailable(f"the driver is older than CUDA 12.1. Received: {found.value}")
     return found.value
 
