@@ -228,6 +228,8 @@ FAULTS = [
           "the adaptive ascent lacks a factor", "rules/test_sam.py -k 'reference and asam-sgd'"),
     Fault("language/second.py", "return looking(rule.inner, depth + 1) if", "return looking(rule.inner, depth) if",
           "a modifier outside hides the state of what looks", "engine/test_second_gradients.py -k see_one_gradient"),
+    Fault("rules/sophia_g.py", " & (at.t > 1)", "",
+          "the curvature counts before the first update", "rules/test_sophia_g.py -k 'reference and step'"),
     Fault("rules/lbfgs.py", "usable = curvature > 0", "usable = curvature != 0",
           "pairs of negative curvature count", "rules/test_lbfgs.py -k negative_curvature"),
     Fault("rules/lbfgs.py", "+ products[:, i] @ b", "",

@@ -163,8 +163,7 @@ class Leafwise(TakesFunction, Core):
         for i, (step, state) in zip(jobs, update_matrices([*jobs.values()]), strict=True):
             steps[i], new[i] = step, state
         if self.searches and arrays:
-            shared = self.search_along(arrays, params, steps, new, shared, before, now)
-            scalars = present(shared)
+            return steps, new, present(self.search_along(arrays, params, steps, new, shared, before, now))
         return steps, new, scalars
 
     def _advanced(self, arrays: list[Any], before: Any, now: Now) -> Any:
