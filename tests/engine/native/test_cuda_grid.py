@@ -1,4 +1,7 @@
-"""The kernels for GPUs, run by their own source on a grid that is played on a CPU, give XLA's numbers."""
+"""The kernels for GPUs, run by their own source on a grid that is played on a CPU, give XLA's numbers.
+
+`tests/laws/test_kernels_equal_loops.py` does that for every rule and option.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from jaxopt_keras.engine.native.cuda.launch import InCuda
 from jaxopt_keras.engine.slot_storage import Stored, dequantize
 from jaxopt_keras.packing.trees import unpacked
 from tests.engine.native.cuda_grid import Grid
-from tests.laws.cases import FIRST, assert_same_bits, draw, pairs, slots_at
+from tests.laws.cases import assert_same_bits, draw, pairs, slots_at
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
@@ -24,12 +27,6 @@ OPTIONS = [
     {"gradient_accumulation_steps": 2, "state_dtype": "bfloat16"}, {"flat_state": True}, {"state_dtype": "float8"},
     {"state_dtype": "float16", "skip_nonfinite": True},
 ]  # fmt: skip
-# The others run with JAXOPT_KERAS_TEST_DEVICE=grid: a kernel compiles in a second.
-KERAS = [case for case in FIRST if case.rule.variant == "keras"]
-NAMED = {type(case.rule).__name__: case for case in KERAS}
-CASES = [(case, OPTIONS[i % len(OPTIONS)]) for i, case in enumerate(KERAS)]
-CASES += [(NAMED[name], options) for name in ("Adam", "Lamb") for options in OPTIONS[: 9 if name == "Adam" else 2]]
-CASES = [case for i, case in enumerate(CASES) if case not in CASES[:i]]
 
 
 def on(grid, function, *args):
@@ -61,14 +58,6 @@ def assert_near(kernel, ours, theirs):
     for path, a, b in pairs(shown(kernel, *ours), shown(kernel, *theirs)):
         a, b = a.astype(float), b.astype(float)
         assert np.sum(np.abs(a - b) > 4e-6 * np.max(np.abs(b), initial=0)) <= 1e-3 * b.size, path
-
-
-@pytest.mark.parametrize("number,case,options", [(i, *x) for i, x in enumerate(CASES)], ids=str)
-def test_as_xla(number, case, options):
-    grid = Grid(["table", "switch"][number % 2], backwards=number % 3 == 0)
-    kernel = case.kernel(**options)
-    assert_near(kernel, *both(kernel, grid))
-    assert grid.launched
 
 
 def test_the_order_of_thread_blocks_is_of_no_consequence():
