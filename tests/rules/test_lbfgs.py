@@ -141,6 +141,10 @@ def test_a_search_that_fails_takes_the_best_rate():
     two = jk.lbfgs(50.0, max_linesearch_steps=6, approx_dec_rtol=None, curv_rtol=1e-3)
     found, state, value = two.minimize(rises, params, two.init(params), donate=False)
     assert float(rises(found)) < float(value) and float(state.scalars["value"]) == float(rises(found))
+    kink = lambda p: jnp.where(p < 1.5, -p, 100 * (p - 1.5) - 1.5)
+    short = jk.lbfgs(max_linesearch_steps=2)  # 1 falls, and is steep still; 2 rises
+    found, _, _ = short.minimize(kink, jnp.zeros(()), short.init(jnp.zeros(())), donate=False)
+    assert float(found) == 1.0
     least = jk.lbfgs(max_learning_rate=0.5)
     assert float(least.minimize(loss, params, least.init(params))[1].scalars["rate"]) == 0.5
 
