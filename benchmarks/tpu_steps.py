@@ -92,7 +92,7 @@ STEPS: dict[str, Step] = {
     ),
     "bf16 parameters, bf16+8, guarded groups": Step(
         lambda: jk.partition(
-            {"x": jk.sgd(skip_nonfinite=True)}, jk.adamw(1e-3, master_weights="bf16+8", skip_nonfinite=True)
+            {"w": jk.adamw(1e-3, master_weights="bf16+8", skip_nonfinite=True)}, jk.sgd(skip_nonfinite=True)
         ),
         "bfloat16",
     ),
