@@ -1,5 +1,6 @@
 """One optimizer on one task, with all rates at once."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,4 +73,11 @@ def trained(optimizer: str, task: Task, rates: Any, looks: int) -> Any:
         keys = jax.random.split(jax.random.key(0), (looks, EVERY))
         return jax.lax.scan(look, (params, kernel.init(params)), keys)[1]
 
-    return jax.jit(jax.vmap(run))(rates)
+    # `vmap` would do in every step what a rule for matrices does every k steps.
+    each = functools.partial(jax.lax.map, run) if matrices(optimizer) else jax.vmap(run)
+    return jax.jit(each)(rates)
+
+
+def matrices(optimizer: str) -> bool:
+    """Whether the rule needs whole matrices."""
+    return OPTIMIZERS[optimizer](1e-3, EVERY).rule.grain == "matrix"
