@@ -50,8 +50,8 @@ CLAIMS = [
     fewer("mars_adamw", "arXiv:2411.10438", "adamw"),
     fewer("grams", "arXiv:2412.17107", "adamw"),
     fewer("adamw+cautious", "arXiv:2411.16085", "adamw"),
-    Claim("prodigy at its default rate needs at most twice the steps of adam's best (arXiv:2306.06101)", "prodigy",
-          "adam", 2.0, value=at_default),
+    Claim("prodigy at its default rate, with the cosine that its authors advise, needs at most twice the steps of "
+          "adam's best (arXiv:2306.06101)", "prodigy+cosine", "adam", 2.0, value=at_default),
     Claim("schedule_free_adamw ends within 10 % of the loss of a cosine (arXiv:2405.15682)", "schedule_free_adamw",
           "adamw+cosine", 1.1, value=least_loss, value_of_other=least_loss),
     Claim("lion's best rate is at most a third of adamw's (arXiv:2302.06675)", "lion", "adamw", 1 / 3,

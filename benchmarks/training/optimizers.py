@@ -1,4 +1,4 @@
-"""The optimizers that are compared: every one of the library, and AdamW with a schedule and with each modifier."""
+"""The optimizers that are compared: every one of the library, two with a schedule, and AdamW with each modifier."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,18 +23,17 @@ def around(modifier: Callable[..., Kernel]) -> Make:
     return lambda rate, steps: modifier(BASE(rate, **OPTIONS))
 
 
-def cosine(rate: Any, steps: int) -> Kernel:
-    return BASE(lambda step: rate * CosineDecay(1.0, steps)(step), **OPTIONS)
+def with_cosine(function: Callable[..., Kernel]) -> Make:
+    return lambda rate, steps: function(lambda step: rate * CosineDecay(1.0, steps)(step), **OPTIONS)
 
 
 OPTIMIZERS: dict[str, Make] = {name: alone(function) for name, function in FUNCTIONS.items()}
 OPTIMIZERS |= {name: alone(function) for name, function in MORE_FUNCTIONS.items() if name not in AROUND}
-OPTIMIZERS |= {"adamw+cosine": cosine}
+OPTIMIZERS |= {f"{name}+cosine": with_cosine(FUNCTIONS[name]) for name in ("adamw", "prodigy")}
 OPTIMIZERS |= {f"adamw+{name}": around(function) for name, function in MORE_FUNCTIONS.items() if name in AROUND}
 
 
 def middle_rate(name: str) -> float:
-    """The default rate of an optimizer, or of AdamW for those around it."""
-    if name in MIDDLE:
-        return MIDDLE[name]
-    return (BASE if "+" in name else (FUNCTIONS | MORE_FUNCTIONS)[name])().rule.learning_rate
+    """The default rate of an optimizer, with or without something around it."""
+    name = name.split("+")[0]
+    return MIDDLE[name] if name in MIDDLE else (FUNCTIONS | MORE_FUNCTIONS)[name]().rule.learning_rate

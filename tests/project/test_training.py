@@ -83,14 +83,21 @@ def test_the_table(tmp_path: Any):
 
 def test_claims():
     of = lambda name, *steps, final=1.0: Result(name, "digits", [0.1, 1.0, 10.0], list(steps), [None, final, final])
-    found = [of("muon", 20, None, 40), of("adam", None, 30, None), of("prodigy", None, 59, 10), of("lion", 9, 9, 9)]
+    found = [
+        of("muon", 20, None, 40),
+        of("adam", None, 30, None),
+        of("prodigy+cosine", None, 59, 10),
+        of("lion", 9, 9, 9),
+    ]
     found += [of("adamw", None, 30, 40), of("adamw+cosine", None, None, None, final=0.9), of("soap", None, None, None)]
     found += [of("schedule_free_adamw", None, None, None)]
     rows = {
         row.split(" needs")[0][2:]: row for row in claims.table({(r.optimizer, r.task): r for r in found}).split("\n")
     }
     assert rows["muon"].endswith("| 20 / 30 |  |  | yes |") and rows["soap"].endswith("| no / 30 |  |  | no |")
-    assert rows["prodigy at its default rate"].endswith("| 59 / 30 |  |  | yes |")
+    assert rows["prodigy at its default rate, with the cosine that its authors advise,"].endswith(
+        "| 59 / 30 |  |  | yes |"
+    )
     ends = next(row for row in rows if row.startswith("schedule_free_adamw"))
     assert rows[ends].endswith("| 1 / 0.9 |  |  | no |")
     rate = next(row for row in rows if row.startswith("lion's"))
