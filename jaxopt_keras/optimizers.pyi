@@ -156,6 +156,16 @@ class ADOPT(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class APOLLO(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06,
+        rank: int = 256, update_proj_gap: int = 200, scale: Number = 1.0,
+        proj_type: Literal["std", "reverse_std"] = "std", scale_type: Literal["channel", "tensor"] = "channel",
+        proj: Literal["random", "svd"] = "random", scale_front: bool = False, disable_nl: bool = False,
+        weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class COCOB(Optimizer):
     def __init__(
         self, learning_rate: Rate = 1.0, alpha: Number = 100.0, epsilon: Number = 1e-08,
@@ -204,6 +214,14 @@ class Ftrl(Optimizer):
         l1_regularization_strength: Number = 0.0, l2_regularization_strength: Number = 0.0,
         l2_shrinkage_regularization_strength: Number = 0.0, beta: Number = 0.0, weight_decay: Number | None = None, *,
         variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class GaLore(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06,
+        rank: int = 128, update_proj_gap: int = 200, scale: Number = 0.25,
+        proj_type: Literal["std", "reverse_std"] = "std", weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Grams(Optimizer):
@@ -591,6 +609,13 @@ def adopt(
     weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def apollo(
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06, rank: int = 256,
+    update_proj_gap: int = 200, scale: Number = 1.0, proj_type: Literal["std", "reverse_std"] = "std",
+    scale_type: Literal["channel", "tensor"] = "channel", proj: Literal["random", "svd"] = "random",
+    scale_front: bool = False, disable_nl: bool = False, weight_decay: Number | None = None, *,
+    variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def cocob(
     learning_rate: Rate = 1.0, alpha: Number = 100.0, epsilon: Number = 1e-08, weight_decay: Number | None = None, *,
     variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
@@ -627,6 +652,12 @@ def ftrl(
     l1_regularization_strength: Number = 0.0, l2_regularization_strength: Number = 0.0,
     l2_shrinkage_regularization_strength: Number = 0.0, beta: Number = 0.0, weight_decay: Number | None = None, *,
     variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def galore(
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06, rank: int = 128,
+    update_proj_gap: int = 200, scale: Number = 0.25, proj_type: Literal["std", "reverse_std"] = "std",
+    weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
+    **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def grams(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06,
@@ -852,16 +883,16 @@ def sophia_g(
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
-    "AdEMAMix", "ADOPT", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Kron", "Lamb", "LaProp",
-    "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent",
-    "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP",
-    "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adam_mini", "adamax", "adamuon",
-    "adamw", "adan", "ademamix", "adopt", "cocob", "dadapt_adamw", "dion2", "dog", "fromage", "ftrl", "grams", "kron",
-    "lamb", "laprop", "lars", "lion", "madgrad", "mars_adamw", "muon", "nadam", "normuon", "novograd",
-    "optimistic_gradient_descent", "prodigy", "radam", "rmsprop", "rprop", "schedule_free_adamw", "sgd", "shampoo",
-    "signum", "sm3", "soap", "stable_adamw", "yogi", "AdaptiveClip", "ASAM", "Cautious", "CautiousDecay", "Centralized",
-    "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree",
-    "LBFGS", "MoMo", "PolyakSGD", "SophiaG", "adaptive_clip", "asam", "cautious", "cautious_decay", "centralized",
-    "hyperball", "lookahead", "mars", "noisy", "ortho_grad", "reduce_on_plateau", "sam", "scaled_rate", "schedule_free",
-    "lbfgs", "momo", "polyak_sgd", "sophia_g",
+    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "GaLore", "Grams", "Kron",
+    "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
+    "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
+    "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad", "adam",
+    "adam_mini", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "apollo", "cocob", "dadapt_adamw", "dion2",
+    "dog", "fromage", "ftrl", "galore", "grams", "kron", "lamb", "laprop", "lars", "lion", "madgrad", "mars_adamw",
+    "muon", "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy", "radam", "rmsprop", "rprop",
+    "schedule_free_adamw", "sgd", "shampoo", "signum", "sm3", "soap", "stable_adamw", "yogi", "AdaptiveClip", "ASAM",
+    "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
+    "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree", "LBFGS", "MoMo", "PolyakSGD", "SophiaG", "adaptive_clip",
+    "asam", "cautious", "cautious_decay", "centralized", "hyperball", "lookahead", "mars", "noisy", "ortho_grad",
+    "reduce_on_plateau", "sam", "scaled_rate", "schedule_free", "lbfgs", "momo", "polyak_sgd", "sophia_g",
 ]

@@ -2,6 +2,7 @@
 
     pip install git+https://github.com/KellerJordan/Muon git+https://github.com/zichongli5/NorMuon
     pip install git+https://github.com/microsoft/dion pytorch_optimizer adam-mini kron-torch
+    pip install galore-torch apollo-torch transformers bitsandbytes
 
 AdaMuon's own release runs on GPUs only, and SM3's is for TensorFlow 1; pytorch_optimizer has copies of them. Theirs are
 matrices of (out, in), ours of (in, out).
@@ -9,6 +10,7 @@ matrices of (out, in), ours of (in, out).
 
 import contextlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from unittest import mock
@@ -36,6 +38,8 @@ def _of_betas(**pinned: Any) -> Agreement:
     return Agreement(lambda beta_1, beta_2: {"betas": (beta_1, beta_2)}, pinned, variant="authors")
 
 
+# The first projection stays: at the next one the signs of singular vectors count, which theirs has from LAPACK.
+LOW_RANK = {"rank": 2, "update_proj_gap": 1000, "proj_type": "std"}
 AUTHORS = {
     "Muon": Release(
         "muon-optimizer", lambda m: m.SingleDeviceMuon, Agreement(pinned={"scale": "keller"}, variant="keras")
@@ -55,6 +59,12 @@ AUTHORS = {
     ),
     "SM3": Release("pytorch_optimizer", lambda m: m.SM3, Agreement(pinned={"epsilon": 1e-30}, variant="authors")),
     "Kron": Release("kron-torch", lambda m: _with_probes(m.kron), names={"beta_1": "b1"}),
+    "GaLore": Release(
+        "galore-torch",
+        lambda m: _in_group(m.GaLoreAdamW, "rank update_proj_gap scale proj_type"),
+        _of_betas(**LOW_RANK),
+    ),
+    "APOLLO": Release("apollo-torch", lambda m: _with_directions(m), _of_betas(**LOW_RANK)),
     "AdamMini": Release("adam-mini", lambda m: _with_names(m.Adam_mini), _of_betas()),
 }
 WITHOUT_DECAY = {"SM3"}
@@ -122,3 +132,30 @@ def _with_probes(module: Any) -> Any:
                 super().step()
 
     return Probed
+
+
+def _in_group(make: Any, names: str, **options: Any) -> Any:
+    """Return a function of keywords of which those with these names belong to the group."""
+    names_of_group, known = names.split(), inspect.signature(make).parameters.values()
+
+    def made(params: Any, **arguments: Any) -> Any:
+        group = {name: arguments.pop(name) for name in names_of_group}
+        return make([{"params": params} | group], **arguments, **options)
+
+    kept = [p for p in known if p.name not in options]
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names_of_group]
+    made.__signature__ = inspect.Signature([*kept, *own])  # type: ignore[attr-defined]
+    return made
+
+
+def _with_directions(module: Any) -> Any:
+    """Return APOLLO with our random numbers; theirs are drawn from the index of the parameter."""
+    projector = module.random_projector.GradientProjector
+
+    def drawn(self: Any, gradient: Any, kind: str) -> None:
+        path, shape = list(MATRICES.items())[self.seed - 1]
+        shape = (self.rank, shape[1]) if kind == "left" else (shape[0], self.rank)  # theirs is transposed
+        self.ortho_matrix = gradient.new_tensor(probe(path, 1, shape).T / self.rank**0.5)
+
+    projector.update_ortho_matrix = lambda self, gradient, proj_type: drawn(self, gradient, proj_type)
+    return _in_group(module.APOLLOAdamW, "rank update_proj_gap scale proj_type scale_type proj")

@@ -26,6 +26,7 @@ OPTAX = {
     "Adan": Agreement(lambda epsilon: {"eps": epsilon, "eps_root": epsilon}),
     "RAdam": Agreement(pinned={"beta_2": 0.9}),  # optax's length of the average has no digits left for long averages
     "Rprop": Agreement(scheduled=False),
+    "GaLore": Agreement(pinned={"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8, "proj_type": "std", "rank": 2}),
     "SM3": Agreement(  # optax's fails for a number
         pinned={"epsilon": None}, scheduled=False, shapes={"kernel": (6, 4), "bias": (7,), "cube": (2, 3, 4)}
     ),

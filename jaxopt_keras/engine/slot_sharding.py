@@ -38,6 +38,8 @@ def _shard_slot_like(x: Any, p: Array, kind: Slot) -> Any:
         )
     if kind.lacks:
         p = p.sum(kind.lacks)
+    if kind.resized and isinstance(x, Array):
+        p = jnp.broadcast_to(p.sum(kind.resized, keepdims=True), x.shape)
     if isinstance(x, Array) and x.ndim == p.ndim + 1 and x.shape[1:] == p.shape:  # a stack of such arrays
         p = jnp.broadcast_to(p[None], x.shape)
     return _tie_sharding(x, p) if isinstance(x, Array) and x.ndim == p.ndim else x

@@ -54,7 +54,6 @@ class Modifier(Rule):
     takes: ClassVar[Any] = of_inner("takes")
     defaults: ClassVar[Any] = of_inner("defaults")
     required: ClassVar[Any] = of_inner("required")
-    shapes: ClassVar[Any] = of_inner("shapes")
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Rule):

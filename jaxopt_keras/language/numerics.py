@@ -116,6 +116,22 @@ def matmul(x: Array, y: Array) -> Array:
     return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
+def gathered(x: Array) -> Array:
+    """Return `x` whole on each device of a mesh with explicit axes; elsewhere the compiler decides where it is."""
+    return jax.sharding.reshard(x, jax.P(*[None] * x.ndim)) if any(jax.typeof(x).sharding.spec) else x
+
+
+def placed_as(x: Array, like: Array) -> Array:
+    """Return `x` split as `like` is in a mesh with explicit axes."""
+    spec = jax.typeof(like).sharding.spec
+    return x if jax.typeof(x).sharding.spec == spec else jax.sharding.reshard(x, spec)
+
+
+def product(x: Array, y: Array, like: Array) -> Array:
+    """Compute x @ y, split as `like` is in a mesh with explicit axes, where the axis of the sum may be split too."""
+    return placed_as(matmul(gathered(x), gathered(y)), like)
+
+
 def normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Draw normal numbers that are the same in every precision, where `jax.random.normal` draws others."""
     bits = jax.random.bits(key, shape, jnp.uint32) >> 9

@@ -40,11 +40,15 @@ from jaxopt_keras.language.hyperparameters import with_python_numbers as with_py
 
 
 class Slot(NamedTuple):
-    """The declaration of a slot, for storage and sharding: its sign, and the axes of the parameter that it lacks."""
+    """The declaration of a slot, for storage and sharding: its sign, and which axes of the parameter it has.
+
+    Axes that it `lacks` are not there; those that are `resized` have another length, and are not split.
+    """
 
     nonnegative: bool = False
     exact: bool = False
     lacks: tuple[int, ...] = ()
+    resized: tuple[int, ...] = ()
 
 
 Signed = Annotated[Array, Slot()]

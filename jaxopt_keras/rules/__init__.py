@@ -12,12 +12,14 @@ from jaxopt_keras.rules.adamw import AdamW as AdamW
 from jaxopt_keras.rules.adan import Adan as Adan
 from jaxopt_keras.rules.ademamix import AdEMAMix as AdEMAMix
 from jaxopt_keras.rules.adopt import ADOPT as ADOPT
+from jaxopt_keras.rules.apollo import APOLLO as APOLLO
 from jaxopt_keras.rules.cocob import COCOB as COCOB
 from jaxopt_keras.rules.dadapt_adamw import DAdaptAdamW as DAdaptAdamW
 from jaxopt_keras.rules.dion2 import Dion2 as Dion2
 from jaxopt_keras.rules.dog import DoG as DoG
 from jaxopt_keras.rules.fromage import Fromage as Fromage
 from jaxopt_keras.rules.ftrl import Ftrl as Ftrl
+from jaxopt_keras.rules.galore import GaLore as GaLore
 from jaxopt_keras.rules.grams import Grams as Grams
 from jaxopt_keras.rules.kron import Kron as Kron
 from jaxopt_keras.rules.lamb import Lamb as Lamb

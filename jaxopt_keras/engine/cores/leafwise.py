@@ -216,7 +216,7 @@ def _patterns(value: Any) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=64)
 def _slot_names(rule: Rule) -> tuple[str, ...]:
     """Return the names of all slots that the rule, or one of its fallbacks, creates for some shape."""
-    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in rule.shapes]
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in innermost(rule).shapes]
     rules = [routed(rule, "", p) for p in params]
 
     def states(params: list[Any]) -> list[Any]:

@@ -112,6 +112,16 @@ class ADOPT(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class APOLLO(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06,
+        rank: int = 256, update_proj_gap: int = 200, scale: Number = 1.0,
+        proj_type: Literal["std", "reverse_std"] = "std", scale_type: Literal["channel", "tensor"] = "channel",
+        proj: Literal["random", "svd"] = "random", scale_front: bool = False, disable_nl: bool = False,
+        weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors",
+        **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class COCOB(Adapter):
     def __init__(
         self, learning_rate: Rate = 1.0, alpha: Number = 100.0, epsilon: Number = 1e-08,
@@ -160,6 +170,14 @@ class Ftrl(Adapter):
         l1_regularization_strength: Number = 0.0, l2_regularization_strength: Number = 0.0,
         l2_shrinkage_regularization_strength: Number = 0.0, beta: Number = 0.0, weight_decay: Number | None = None, *,
         variant: Literal["keras"] = "keras", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class GaLore(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-06,
+        rank: int = 128, update_proj_gap: int = 200, scale: Number = 0.25,
+        proj_type: Literal["std", "reverse_std"] = "std", weight_decay: Number | None = None, *,
+        variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class Grams(Adapter):
@@ -479,10 +497,10 @@ class SophiaG(Adapter):
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
-    "AdEMAMix", "ADOPT", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "Grams", "Kron", "Lamb", "LaProp",
-    "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad", "OptimisticGradientDescent",
-    "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo", "Signum", "SM3", "SOAP",
-    "StableAdamW", "Yogi", "AdaptiveClip", "ASAM", "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead",
-    "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree", "LBFGS", "MoMo", "PolyakSGD",
-    "SophiaG", "as_keras",
+    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "GaLore", "Grams", "Kron",
+    "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
+    "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
+    "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "ASAM", "Cautious", "CautiousDecay", "Centralized",
+    "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree",
+    "LBFGS", "MoMo", "PolyakSGD", "SophiaG", "as_keras",
 ]

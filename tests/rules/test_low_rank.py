@@ -1,0 +1,86 @@
+"""GaLore and APOLLO: the shapes of their slots, where these lie, when they project, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxopt_keras as jk
+from tests.laws.cases import draw, gradients, run, slots_at
+
+SHAPES = {"tall": (16, 8), "wide": (4, 6), "cube": (2, 3, 4), "bias": (3,), "number": (), "empty": (0, 3)}
+both = pytest.mark.parametrize("make", [jk.galore, jk.apollo], ids=["galore", "apollo"])
+
+
+@both
+def test_the_shapes_of_slots(make):
+    kernel, params = make(rank=3), draw(SHAPES, 0)
+    state = kernel.init(params)
+    assert state.slots["momentum"]["tall"].shape == (16, 3) and state.slots["projector"]["tall"].shape == (3, 8)
+    assert state.slots["momentum"]["wide"].shape == (3, 6) and state.slots["projector"]["wide"].shape == (4, 3)
+    plan = str(kernel.describe(params))
+    assert "matrix, rank 3" in plan and "matrix, Adam" in plan
+    for name in ("cube", "bias", "number", "empty"):
+        assert state.slots["momentum"][name].shape == SHAPES[name] and "projector" not in slots_at(state, name)
+
+
+@both
+def test_a_rank_beyond_the_matrix_is_that_of_the_matrix(make):
+    params, grads = draw({"w": (4, 6)}, 0), gradients(3, {"w": (4, 6)})
+    assert "rank 4" in str(make(rank=9).describe(params))
+    jax.tree.map(
+        np.testing.assert_array_equal, run(make(0.1, rank=9), params, grads), run(make(0.1, rank=4), params, grads)
+    )
+
+
+@both
+def test_directions_last_for_a_gap(make):
+    params, grads = draw({"w": (4, 6)}, 0), gradients(5, {"w": (4, 6)})
+    kernel = make(0.1, rank=2, update_proj_gap=2)
+    seen, state = [], kernel.init(params)
+    for g in grads:
+        params, state = kernel.step(params, state, g, donate=False)
+        seen.append(np.asarray(state.slots["projector"]["w"]))
+    assert [bool(np.any(a != b)) for a, b in zip(seen, seen[1:], strict=False)] == [False, True, False, True]
+
+
+@both
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_small_slots_are_split_along_the_axis_that_they_keep(make, kind):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    split = NamedSharding(mesh, PartitionSpec("data", None))
+    kernel = make(0.1, rank=2)
+    tree, grads = draw({"w": (16, 8)}, 0), gradients(2, {"w": (16, 8)})
+    expected, _ = run(kernel, tree, grads)
+    with jax.set_mesh(mesh):
+        params, grads = jax.device_put(tree, split), [jax.device_put(g, split) for g in grads]
+        state = jax.jit(kernel.init)(params)
+        assert state.slots["momentum"]["w"].sharding.shard_shape((16, 2)) == (2, 2)
+        for g in grads:
+            params, state = jax.jit(kernel.step)(params, state, g)
+    np.testing.assert_allclose(params["w"], expected["w"], rtol=0, atol=2e-5)
+
+
+def test_a_wide_matrix_of_full_rank_is_turned_adam():
+    """With all directions and one projection, a rotation of the rows."""
+    params, grads = draw({"w": (3, 5)}, 0), gradients(1, {"w": (3, 5)})
+    moved, state = run(jk.galore(0.1, rank=3, scale=1.0), params, grads)
+    p = np.asarray(state.slots["projector"]["w"])
+    np.testing.assert_allclose(p.T @ p, np.eye(3), atol=1e-6)
+    turned, _ = run(jk.adam(0.1, epsilon=1e-6 / 1000**0.5), {"w": p.T @ params["w"]}, [{"w": p.T @ grads[0]["w"]}])
+    np.testing.assert_allclose(p.T @ moved["w"], turned["w"], atol=1e-3)
+
+
+@both
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"rank": -1}, {"update_proj_gap": 0}], ids=str)
+def test_what_is_refused(make, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"`{name}` must be in \[1"):
+        make(**wrong)
+
+
+def test_a_rank_is_an_integer():
+    with pytest.raises(TypeError, match="`rank` must be an integer"):
+        jk.galore(rank=2.5)
+    assert jnp.shape(jk.apollo(rank=1, scale=128.0, scale_type="tensor").init(jnp.ones((3, 5))).slots["length"]) == ()
