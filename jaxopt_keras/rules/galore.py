@@ -91,10 +91,11 @@ class GaLore(Rule):
     def directions(self, g: Array, axis: int, at: Clock) -> Array:
         """Return a new projector for a gradient."""
         rank = min(self.rank, *g.shape)
-        left, _, right = jnp.linalg.svd(gathered(g), full_matrices=False)
+        is_finite = jnp.all(jnp.isfinite(g))  # of other numbers LAPACK's search may find no end
+        left, _, right = jnp.linalg.svd(gathered(jnp.where(is_finite, g, 0)), full_matrices=False)
         vectors = right[:rank].T if axis else left[:, :rank]
         greatest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), 0)[None], 0)
-        vectors = vectors * jnp.where(greatest < 0, -1, 1)
+        vectors = vectors * jnp.where(is_finite, jnp.where(greatest < 0, -1, 1), jnp.nan)
         return vectors.T if axis else vectors
 
     def update(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
