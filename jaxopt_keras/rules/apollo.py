@@ -24,7 +24,8 @@ class APOLLO(GaLore):
     P has normal numbers of variance 1 / rank, drawn from the option `seed` at the first update and anew after every
     `update_proj_gap`. The shorter axis is projected, of a square matrix that of the rows. |n| and |h| are norms over
     the projected axis, one for each row or column (`scale_type="channel"`), or over the array ("tensor"). Arrays that
-    are not matrices are updated by Adam. APOLLO-Mini is rank=1, scale=128.0, scale_type="tensor".
+    are not matrices are updated by Adam. A step of 0 does not count as the last step, where the release would then take
+    very small ones. APOLLO-Mini is rank=1, scale=128.0, scale_type="tensor".
 
     Args:
         rank: the number of directions, at least 1; at most the shorter axis.
@@ -77,6 +78,6 @@ class APOLLO(GaLore):
         if s.length is not None:
             norm = at.norm(u)
             limit = jnp.maximum(norm / (s.length + 1e-8), GROWTH) / GROWTH
-            limit = jnp.where(at.t == 1, 1, limit)
-            u, own = u / limit, {"length": norm / limit}
+            limit = jnp.where(s.length == 0, 1, limit)
+            u, own = u / limit, {"length": jnp.where(norm == 0, s.length, norm / limit)}
         return (u if self.scale_front else u * factor), own

@@ -3,7 +3,7 @@
     after every k updates, from the first on:  P = normal numbers / sqrt(r), r for each index of the shorter side
     h = P^T g or g P;   m' = b1 m + (1 - b1) h,  v' = b2 v + (1 - b2) h^2,  n = m' / (sqrt(v') + eps)
     u = g |n| / (|h| + 1e-8), norms over the projected axis, or over the array;  (scale_front: u <- sqrt(scale) u)
-    from t = 2 on:  l = max(|u| / (q + 1e-8), 1.01) / 1.01,  u <- u / l;   q' = |u|
+    after a step that is not 0:  l = max(|u| / (q + 1e-8), 1.01) / 1.01,  u <- u / l;   q' = |u|
     p' = (p - lr sqrt(1 - b2^t) / (1 - b1^t) sqrt(scale) u) (1 - lr wd)
 
 proj="svd": P as in `galore`. Other arrays: Adam.
@@ -60,9 +60,9 @@ def update(
         lengths = [np.sqrt(np.sum(x**2, over, keepdims=True)) for x in (n, h)]
         u = g * lengths[0] / (lengths[1] + 1e-8) * (np.sqrt(scale) if scale_front else 1)
         if not disable_nl:
-            limit = max(np.linalg.norm(u) / (s["length"] + 1e-8), 1.01) / 1.01 if t > 1 else 1
+            limit = max(np.linalg.norm(u) / (s["length"] + 1e-8), 1.01) / 1.01 if s["length"] else 1
             u = u / limit
-            new["length"] = np.linalg.norm(u)
+            new["length"] = np.linalg.norm(u) or s["length"]
         u = u * (1 if scale_front else np.sqrt(scale))
     p = p - lr * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * u
     return (p if wd is None else p * (1 - lr * wd)), new
