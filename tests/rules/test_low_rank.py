@@ -1,4 +1,4 @@
-"""GaLore and APOLLO: the shapes of their slots, where these lie, when they project, and what is refused."""
+"""GaLore and APOLLO: the shapes of their slots, where these are, when they project, and what is refused."""
 
 import jax
 import jax.numpy as jnp
