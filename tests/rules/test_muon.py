@@ -135,6 +135,7 @@ def test_a_step_multiplies_little_more_than_its_iteration(make):
 def test_temporaries_are_at_most_two_stacks(make, branch, monkeypatch):
     if branch == "others":  # what GPUs run, compiled here
         monkeypatch.setattr(stacked, "_one_by_one", stacked._at_once)
+        monkeypatch.setattr(stacked, "BUSY", 16 * 32 * 48)
     few = {
         "square": [(64, 64)] * 16,
         "layers": [(64, 192), (64, 64), (64, 256), (256, 64)] * 4,
@@ -155,7 +156,8 @@ def test_temporaries_are_at_most_two_stacks(make, branch, monkeypatch):
 
 @pytest.mark.parametrize("branch", [stacked._one_by_one, stacked._at_once])
 @pytest.mark.parametrize("counts", [(1,), (2, 1), (4,), (3, 2, 2), (1,) * 18, (30, 40), (71,)])
-def test_rounds_compute_every_matrix_once(branch, counts):
+def test_rounds_compute_every_matrix_once(branch, counts, monkeypatch):
+    monkeypatch.setattr(stacked, "BUSY", 16 * 3 * 5)
     stacks = [jnp.asarray(RNG.normal(size=(n, 3, 5)), jnp.float32) for n in counts]
     found = branch(lambda a, x: a * x / jnp.sum(x * x), jnp.float32(3), stacks)
     for x, y in zip(stacks, found, strict=True):

@@ -33,6 +33,7 @@ from jaxopt_keras.language.places import platform
 
 # Matrices that are multiplied at once on an accelerator: 512 of 2560 x 2560 took twice as long as 448 on GPUs.
 MOST = 256
+BUSY = 2**22  # elements of matrices that keep an accelerator busy if they are multiplied at once
 
 Whole = Callable[[Any, Array], Array]  # of numbers and a matrix
 
@@ -83,8 +84,9 @@ def _one_by_one(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]:
 
 
 def _at_once(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]:
-    """Compute all matrices as one stack, or as several."""
-    return _in_rounds(jax.vmap(functools.partial(whole, numbers)), 16, MOST, stacks)
+    """Compute all matrices as one stack, or as several that are long enough to keep a GPU busy."""
+    least = min(MOST, -(-BUSY // max(1, stacks[0][0].size)))
+    return _in_rounds(jax.vmap(functools.partial(whole, numbers)), least, MOST, stacks)
 
 
 def _in_rounds(many: Callable[[Array], Array], least: int, most: int, stacks: list[Array]) -> list[Array]:
