@@ -59,6 +59,13 @@ def cases() -> Iterator[Case]:
                 if option in ("int8 slots", *OF_ALL):  # these are above
                     continue
                 yield f"{name}, {option}", lambda _, make=make, x=x: make(**x), dtype
+    forms = {
+        "soap, kl": lambda **x: jk.soap(kl=True, **x),
+        "mars, exact": lambda **x: jk.mars(jk.adamw(**x), exact=True),
+    }
+    for name, make in forms.items():
+        yield name, lambda _, make=make: make(), "float32"
+        yield f"{name}, int8 slots", lambda _, make=make: make(state_dtype="int8"), "float32"
     wrapped = {
         "loss_scaled": jk.loss_scaled, "frozen bias": lambda inner: jk.partition({"bias": jk.frozen(), "": inner}),
         "partition": lambda inner: jk.partition({"bias": jk.sgd(0.1, momentum=0.9), "": inner}),

@@ -13,8 +13,9 @@ from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 import jaxopt_keras as jk
 from benchmarks import tpu
+from jaxopt_keras.engine import second
 from jaxopt_keras.engine.compiled import init_at, shardings_of
-from jaxopt_keras.engine.given import LOSS, as_loss
+from jaxopt_keras.engine.given import FUNCTION, LOSS
 from jaxopt_keras.language.places import Places
 
 MATRIX = {"w": (8192, 8192)}  # 256 MiB: more than a TPU keeps on its chip
@@ -158,7 +159,8 @@ def count(made: Any, params: dict[str, Any], grads: Any, where: Any) -> Counts:
     """Count a donated step of a kernel, or of a transformation of optax, on `params`, shapes with shardings."""
     put = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
     if isinstance(made, jk.Kernel):
-        hyper = put(made.program.offered(made.hyper(), {LOSS: as_loss(0.0)}))  # with a loss, for rules that take it
+        given = {LOSS: 0.0, FUNCTION: second.of_values(_quadratic, {})}  # for rules that take the loss or its function
+        hyper = put(made.program.offered(made.hyper(), given))
         alone = isinstance(where, SingleDeviceSharding)
         state = put(made.init(params)) if alone else _where_init_leaves_it(made, params, hyper)
         state = state._replace(hyperparams={}, slots=_on_host(state.slots) if made.options.offload else state.slots)
@@ -183,11 +185,17 @@ def count(made: Any, params: dict[str, Any], grads: Any, where: Any) -> Counts:
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None and memory is not None  # programs compiled by XLA have both
     read = jax.tree.leaves(compiled.input_shardings[0][:2], is_leaf=lambda x: x is None)
-    kept = [x for x, s in zip(jax.tree.leaves((params, state)), read, strict=True) if x.size > 1 or s is not None]
+    arrays = {id(x) for x in jax.tree.leaves((params, getattr(state, "slots", state))) if x.size > 1}
+    everything = zip(jax.tree.leaves((params, state)), read, strict=True)
+    kept = [x for x, s in everything if s is not None or id(x) in arrays]
     return Counts(
         tpu.cost(text), sum(p.size for p in params.values()), len(kept),
         text.splitlines()[0].count("-alias)"), memory.temp_size_in_bytes, memory.argument_size_in_bytes, seconds,
     )  # fmt: skip
+
+
+def _quadratic(params: Any) -> Any:
+    return sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(params))
 
 
 def _where_init_leaves_it(kernel: Any, params: Any, hyper: Any) -> Any:

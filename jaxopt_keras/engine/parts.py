@@ -7,6 +7,11 @@ import jax
 import numpy as np
 
 from jaxopt_keras.engine.core import Program
+from jaxopt_keras.engine.programs.around import plain_programs
+from jaxopt_keras.language.numerics import is_inexact
+from jaxopt_keras.language.paths import leaves_by_path
+from jaxopt_keras.language.places import Places
+from jaxopt_keras.packing.slots import LARGE
 
 
 def stacked(program: Program, params: Any) -> set[str]:
@@ -21,3 +26,17 @@ def warn_of_overlooked(program: Program, params: Any, stacklevel: int) -> None:
     for core, layout, arrays in program.parts(params):
         if said := core.overlooked(layout, arrays):
             warnings.warn(said, stacklevel=stacklevel + 1)
+    if any(getattr(plain, "options", None) and plain.options.flat_state for plain in plain_programs(program)):
+        _warn_of_split(params, stacklevel + 1)
+
+
+def _warn_of_split(params: Any, stacklevel: int) -> None:
+    """Warn of arrays whose packed slots every step of `flat_state` gathers."""
+    small = {path for path, p in leaves_by_path(params) if p.size <= LARGE and is_inexact(p)}
+    if split := [path for path, _ in Places.of(params).shards if path in small]:
+        warnings.warn(
+            "`flat_state` is for parameters on one device: a buffer of slots is not split, so that devices exchange "
+            f"the slots in every step. Received: flat_state=True, and {len(split)} arrays that are split over devices, "
+            f"the first at `{split[0]}`. Leave `flat_state` out.",
+            stacklevel=stacklevel + 1,
+        )

@@ -30,19 +30,21 @@ def shard_like(slots: Slots, p: Array, kinds: dict[str, Slot]) -> Slots:
 def _shard_slot_like(x: Any, p: Array, kind: Slot) -> Any:
     # Without the barrier, all zeros of one shape would be one array, with one sharding.
     x, p = jax.lax.optimization_barrier((x, p))
-    if isinstance(x, Blocks):  # scales are sharded like their codes
-        if x.tiles:
-            return jax.tree.map(_tie_sharding, x, quantize(p.astype(x.dtype), x.code, tiles=x.tiles))
-        return jax.tree.map(
-            lambda part: _tie_sharding(part, p if part.shape == p.shape else p.sum(-1, keepdims=True)), x
-        )
+    if not isinstance(x, Array | Blocks):
+        return x
     if kind.lacks:
         p = p.sum(kind.lacks)
-    if kind.resized and isinstance(x, Array):
+    if kind.resized and len(x.shape) == p.ndim:
         p = jnp.broadcast_to(p.sum(kind.resized, keepdims=True), x.shape)
-    if isinstance(x, Array) and x.ndim == p.ndim + 1 and x.shape[1:] == p.shape:  # a stack of such arrays
+    if len(x.shape) == p.ndim + 1 and x.shape[1:] == p.shape:  # a stack of such arrays
         p = jnp.broadcast_to(p[None], x.shape)
-    return _tie_sharding(x, p) if isinstance(x, Array) and x.ndim == p.ndim else x
+    if not isinstance(x, Blocks):
+        return _tie_sharding(x, p) if x.ndim == p.ndim else x
+    if x.shape != p.shape:
+        return x
+    if x.tiles:  # scales are sharded like their codes
+        return jax.tree.map(_tie_sharding, x, quantize(p.astype(x.dtype), x.code, tiles=x.tiles))
+    return jax.tree.map(lambda part: _tie_sharding(part, p if part.shape == p.shape else p.sum(-1, keepdims=True)), x)
 
 
 def _tie_sharding(x: Array, p: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -372,3 +373,25 @@ def test_what_is_refused():
             jk.adam(offload=bad)
     with pytest.raises(ValueError, match="regular expressions"):
         jk.adam(offload={"(": "pinned_host"})
+
+
+@pytest.mark.parametrize(("wrap", "where"), [(lambda k: k, SPECS), (jk.loss_scaled, SPECS), (lambda k: k, {})])
+def test_packed_slots_of_split_arrays_are_warned_of_once(wrap, where):
+    params = placed(PARAMS, mesh(), {name: where.get(name, P()) for name in PARAMS})
+    kernel = wrap(jk.adam(0.01, flat_state=True))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        state = kernel.init(params)
+        kernel.step(params, state, PARAMS, donate=False)
+    said = [str(x.message) for x in found if "flat_state" in str(x.message)]
+    assert len(said) == bool(where)
+    assert not said or ("2 arrays" in said[0] and "`bias`" in said[0] and found[0].filename == __file__)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_codes_of_few_directions_are_split_along_the_other_axis(platform):
+    params = {"w": jax.device_put(draw({"w": (256, 256)}, 0)["w"], NamedSharding(mesh(), P(None, "data")))}
+    kernel, where = jk.galore(0.01, state_dtype="int8"), Places.of(params)._replace(platform=platform)
+    state = kernel.compiled.init_at(where)(params, kernel.hyper())
+    codes = state.slots["momentum"]["w"].codes
+    assert codes.shape == (128, 256) and codes.sharding.shard_shape(codes.shape) == (128, 32)

@@ -157,6 +157,13 @@ def test_the_last_rate_may_be_the_first_one():
     assert float(state.scalars["rate"]) > 2 and float(state.scalars["evaluations"]) > 2
 
 
+def test_a_step_reuses_every_slot():
+    kernel, params = jk.lbfgs(memory_size=2), {"w": jnp.ones((8, 2))}
+    state = kernel.init(params)
+    kernel.minimize(lambda p: jnp.sum((p["w"] - 2) ** 4), params, state)
+    assert all(x.is_deleted() for x in jax.tree.leaves((params, state.slots)))
+
+
 def test_sharded_memory():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     put = lambda p: jax.device_put(p, NamedSharding(mesh, PartitionSpec("data")))

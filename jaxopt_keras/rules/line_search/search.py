@@ -3,6 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -39,4 +40,5 @@ class ZoomSearch(Searching, Hyperparameters):
         return scalars._replace(value=end.point.value, rate=end.point.rate, evaluations=count), end.grads
 
     def searched(self, step: Array, s: Any, at: Clock) -> tuple[Array, Any]:
-        return at.scalars.rate * step, s._replace(grad=at.second)
+        grad, _ = jax.lax.optimization_barrier((at.second, s.grad))  # an argument that nothing reads is not reused
+        return at.scalars.rate * step, s._replace(grad=grad)
