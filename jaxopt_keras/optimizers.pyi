@@ -180,6 +180,15 @@ class DAdaptAdamW(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Dion(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.01, momentum: Number = 0.95, rank_fraction: Any = 1.0, epsilon: Number = 1e-08,
+        adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95, adam_weight_decay: Number | None = 0.01,
+        adam_lr_ratio: Number = 1.0, exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True,
+        weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors",
+        others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Dion2(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.01, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
@@ -626,6 +635,13 @@ def dadapt_adamw(
     weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def dion(
+    learning_rate: Rate = 0.01, momentum: Number = 0.95, rank_fraction: Any = 1.0, epsilon: Number = 1e-08,
+    adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95, adam_weight_decay: Number | None = 0.01,
+    adam_lr_ratio: Number = 1.0, exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True,
+    weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors", others: Rule | Kernel | None = None,
+    **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def dion2(
     learning_rate: Rate = 0.01, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
     adam_weight_decay: Number | None = 0.01, epsilon: Number = 1e-08, weight_decay: Number | None = 0.01, *,
@@ -883,15 +899,15 @@ def sophia_g(
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
-    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "GaLore", "Grams", "Kron",
-    "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
+    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion", "Dion2", "DoG", "Fromage", "Ftrl", "GaLore", "Grams",
+    "Kron", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
     "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
     "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad", "adam",
-    "adam_mini", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "apollo", "cocob", "dadapt_adamw", "dion2",
-    "dog", "fromage", "ftrl", "galore", "grams", "kron", "lamb", "laprop", "lars", "lion", "madgrad", "mars_adamw",
-    "muon", "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy", "radam", "rmsprop", "rprop",
-    "schedule_free_adamw", "sgd", "shampoo", "signum", "sm3", "soap", "stable_adamw", "yogi", "AdaptiveClip", "ASAM",
-    "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
+    "adam_mini", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "apollo", "cocob", "dadapt_adamw", "dion",
+    "dion2", "dog", "fromage", "ftrl", "galore", "grams", "kron", "lamb", "laprop", "lars", "lion", "madgrad",
+    "mars_adamw", "muon", "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy", "radam", "rmsprop",
+    "rprop", "schedule_free_adamw", "sgd", "shampoo", "signum", "sm3", "soap", "stable_adamw", "yogi", "AdaptiveClip",
+    "ASAM", "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
     "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree", "LBFGS", "MoMo", "PolyakSGD", "SophiaG", "adaptive_clip",
     "asam", "cautious", "cautious_decay", "centralized", "hyperball", "lookahead", "mars", "noisy", "ortho_grad",
     "reduce_on_plateau", "sam", "scaled_rate", "schedule_free", "lbfgs", "momo", "polyak_sgd", "sophia_g",

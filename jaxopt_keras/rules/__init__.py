@@ -15,6 +15,7 @@ from jaxopt_keras.rules.adopt import ADOPT as ADOPT
 from jaxopt_keras.rules.apollo import APOLLO as APOLLO
 from jaxopt_keras.rules.cocob import COCOB as COCOB
 from jaxopt_keras.rules.dadapt_adamw import DAdaptAdamW as DAdaptAdamW
+from jaxopt_keras.rules.dion import Dion as Dion
 from jaxopt_keras.rules.dion2 import Dion2 as Dion2
 from jaxopt_keras.rules.dog import DoG as DoG
 from jaxopt_keras.rules.fromage import Fromage as Fromage

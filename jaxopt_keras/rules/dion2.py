@@ -1,5 +1,6 @@
 """Dion2: Muon of a fraction of each matrix, with error feedback."""
 
+import functools
 import math
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -11,16 +12,15 @@ from jaxopt_keras.language.rule import Amount, Clock, Decay, Exact, Rate, Read
 from jaxopt_keras.rules.muon import Muon
 
 
-def read_fraction(value: Any) -> float:
-    """Validate `fraction`."""
+def read_fraction(name: str, value: Any) -> float:
+    """Validate the option `name`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
-            "`fraction` must be a Python number, since it shapes the program. Received: "
-            f"fraction={value!r} ({type(value).__name__}). Under `optax.inject_hyperparams`, pass "
-            '`static_args=("fraction",)`.'
+            f"`{name}` must be a Python number, since it shapes the program. Received: {name}={value!r} "
+            f'({type(value).__name__}). Under `optax.inject_hyperparams`, pass `static_args=("{name}",)`.'
         )
     if not 0 < value <= 1:
-        raise ValueError(f"`fraction` must be more than 0, and at most 1. Received: fraction={value!r}")
+        raise ValueError(f"`{name}` must be more than 0, and at most 1. Received: {name}={value!r}")
     return float(value)
 
 
@@ -49,7 +49,7 @@ class Dion2(Muon):
     adam_weight_decay: Amount | None = 0.01
     epsilon: Amount = 1e-8
     scale: Literal["rms", "keller", "spectral"] = "spectral"
-    fraction: Annotated[Any, Read(read_fraction)] = 0.25
+    fraction: Annotated[Any, Read(functools.partial(read_fraction, "fraction"))] = 0.25
 
     class State(NamedTuple):  # pyright: ignore[reportIncompatibleVariableOverride]  # here it is a sum
         momentum: Exact

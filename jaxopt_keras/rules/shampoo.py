@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, matmul, root, squarable, square
+from jaxopt_keras.language.numerics import ema, gathered, matmul, placed_as, root, squarable, square
 from jaxopt_keras.language.rule import (
     COMPLEMENT,
     Amount,
@@ -79,7 +79,7 @@ class Shampoo(Rule):
         return Adam(variant="optax").bind(values | {"learning_rate": self.learning_rate})
 
     def init(self, p: Array) -> State:
-        zeros, (down, across, rows, columns) = jnp.zeros_like(p), self.cut(p).shape
+        zeros, (down, across, rows, columns) = jnp.zeros_like(p), jax.eval_shape(self.cut, p).shape
         left, right = (jnp.zeros((down, across, n, n), p.dtype) for n in (rows, columns))
         return self.State(zeros, jnp.zeros_like(p), left, right, jnp.zeros_like(left), jnp.zeros_like(right))
 
@@ -87,7 +87,7 @@ class Shampoo(Rule):
         """Return the blocks of a matrix as an array (down, across, rows, columns); zeros fill the last ones."""
         (m, n), most = x.shape, self.max_preconditioner_dim
         rows, columns = min(m, most), min(n, most)
-        filled = jnp.pad(x, ((0, -m % rows), (0, -n % columns)))
+        filled = jnp.pad(gathered(x), ((0, -m % rows), (0, -n % columns)))
         return filled.reshape(-(-m // rows), rows, -(-n // columns), columns).swapaxes(1, 2)
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
@@ -114,7 +114,8 @@ class Shampoo(Rule):
             u = u * length(a) / jnp.maximum(length(u), jnp.finfo(u.dtype).tiny)
         u = jnp.where(at.t < self.precondition_frequency, a if self.grafting == "adam" else h, u)
         whole = u.swapaxes(1, 2).reshape(u.shape[0] * u.shape[2], -1)
-        return -at.lr * whole[: p.shape[0], : p.shape[1]], self.State(m, v, left, right, *roots)
+        step = -at.lr * placed_as(whole[: p.shape[0], : p.shape[1]], p)
+        return step, self.State(m, v, left, right, *roots)
 
 
 def length(x: Array) -> Array:

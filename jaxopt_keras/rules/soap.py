@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_keras.language.numerics import ema, matmul, root, squarable, square
+from jaxopt_keras.language.numerics import ema, gathered, matmul, placed_as, product, root, squarable, square
 from jaxopt_keras.language.rule import Amount, Clock, Count, Decay, Exact, NonNegative, Rate, Rule, Signed, Within
 
 
@@ -87,8 +87,8 @@ class SOAP(Rule):
         if self.kl and s.left is not None and s.right is not None:
             by_rows = jnp.where(is_first, g, divided(g, s.right, s.right_basis, self.epsilon))
             by_columns = jnp.where(is_first, g, divided(g.T, s.left, s.left_basis, self.epsilon).T)
-        left = None if s.left is None else ema(s.left, matmul(by_rows, by_rows.T), beta)
-        right = None if s.right is None else ema(s.right, matmul(by_columns.T, by_columns), beta)
+        left = None if s.left is None else ema(s.left, product(by_rows, by_rows.T, s.left), beta)
+        right = None if s.right is None else ema(s.right, product(by_columns.T, by_columns, s.right), beta)
         new = s._replace(momentum=m, velocity=v, left=left, right=right)
         if left is not None or right is not None:
             is_due = n % self.precondition_frequency == 0
@@ -100,19 +100,19 @@ class SOAP(Rule):
 
 
 def turned(x: Array, s: SOAP.State) -> Array:
-    x = x if s.left_basis is None else matmul(s.left_basis.T, x)
-    return x if s.right_basis is None else matmul(x, s.right_basis)
+    x = x if s.left_basis is None else product(s.left_basis.T, x, x)
+    return x if s.right_basis is None else product(x, s.right_basis, x)
 
 
 def turned_back(x: Array, s: SOAP.State) -> Array:
-    x = x if s.left_basis is None else matmul(s.left_basis, x)
-    return x if s.right_basis is None else matmul(x, s.right_basis.T)
+    x = x if s.left_basis is None else product(s.left_basis, x, x)
+    return x if s.right_basis is None else product(x, s.right_basis.T, x)
 
 
 def divided(g: Array, factor: Array, basis: Any, epsilon: Any) -> Array:
     """Return `g`, turned by a basis of its columns, divided by the roots of the factor's diagonal in that basis."""
     diagonal = jnp.sum(basis * matmul(factor, basis), 0, keepdims=True)
-    return squarable(matmul(g, basis) / root(jnp.maximum(diagonal, epsilon) * g.shape[1]), g.size)
+    return squarable(product(g, basis, g) / root(jnp.maximum(diagonal, epsilon) * g.shape[1]), g.size)
 
 
 def started(s: SOAP.State) -> SOAP.State:
@@ -141,6 +141,6 @@ def renewed(s: SOAP.State) -> SOAP.State:
         if factor is not None and basis is not None:
             moved = matmul(factor, basis)
             order = jnp.argsort(-jnp.sum(basis * moved, 0))
-            v = jnp.take(v, order, axis)
+            v = placed_as(jnp.take(gathered(v), order, axis), v)
             bases[name] = jnp.linalg.qr(moved[:, order])[0]
     return s._replace(velocity=v, **bases)

@@ -45,6 +45,28 @@ def test_directions_last_for_a_gap(make):
     assert [bool(np.any(a != b)) for a, b in zip(seen, seen[1:], strict=False)] == [False, True, False, True]
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("options", [{}, {"kl": True}, {"max_precond_dim": 8}, {"max_preconditioner_dim": 6}], ids=str)
+@pytest.mark.parametrize("spec", [("data", "model"), (None, "data"), (("data", "model"), None)], ids=str)
+def test_rules_of_factors_on_a_mesh_with_explicit_axes(options, spec):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    split = NamedSharding(mesh, PartitionSpec(*spec))
+    make = jk.shampoo if "max_preconditioner_dim" in options else jk.soap
+    kernels = [make(0.1, precondition_frequency=1, **options)]
+    kernels += [] if options else [jk.shampoo(0.1)]
+    # In float64, since KL-SOAP divides by the roots of eigenvalues that are 0.
+    tree, grads = jax.tree.map(np.float64, (draw({"w": (16, 8)}, 0), gradients(4, {"w": (16, 8)})))
+    for kernel in kernels:
+        expected, _ = run(kernel, tree, grads)
+        with jax.set_mesh(mesh):
+            params = jax.device_put(tree, split)
+            state = jax.jit(kernel.init)(params)
+            for g in jax.device_put(grads, split):
+                params, state = jax.jit(kernel.step)(params, state, g)
+        assert params["w"].sharding == split and state.slots["momentum"]["w"].sharding == split
+        np.testing.assert_allclose(params["w"], expected["w"], rtol=0, atol=1e-9)
+
+
 @both
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_small_slots_are_split_along_the_axis_that_they_keep(make, kind):

@@ -136,6 +136,15 @@ class DAdaptAdamW(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class Dion(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.01, momentum: Number = 0.95, rank_fraction: Any = 1.0, epsilon: Number = 1e-08,
+        adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95, adam_weight_decay: Number | None = 0.01,
+        adam_lr_ratio: Number = 1.0, exclude_layers: Sequence[str] | None = None, exclude_embeddings: bool = True,
+        weight_decay: Number | None = 0.01, *, variant: Literal["authors"] = "authors",
+        others: Rule | Kernel | None = None, **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Dion2(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.01, adam_beta_1: Number = 0.9, adam_beta_2: Number = 0.95,
@@ -497,8 +506,8 @@ class SophiaG(Adapter):
 
 __all__ = [
     "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
-    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion2", "DoG", "Fromage", "Ftrl", "GaLore", "Grams", "Kron",
-    "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
+    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion", "Dion2", "DoG", "Fromage", "Ftrl", "GaLore", "Grams",
+    "Kron", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
     "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
     "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "ASAM", "Cautious", "CautiousDecay", "Centralized",
     "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree",
