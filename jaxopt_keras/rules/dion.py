@@ -17,7 +17,7 @@ from jaxopt_keras.rules.orthogonal.base import Orthogonal
 from jaxopt_keras.rules.orthogonal.fallback import read_others
 from jaxopt_keras.rules.orthogonal.shapes import read_layers
 
-ROUNDING = 10  # times the rounding error of the norm: no column of a product is less by more than an error
+ROUNDING = 10  # times the rounding error of the norm of m: a shorter column of R has no correct digit
 
 
 class Dion(Rule):
@@ -29,7 +29,7 @@ class Dion(Rule):
 
     P and Q have `rank_fraction` times as many columns as the shorter axis of the matrix is long, rounded up. What they
     do not show of m stays in it. Q, the slot `basis`, starts with normal numbers, from the option `seed`; it stays if m
-    is 0. Columns of R that are rounding errors, where m has a lower rank, give columns of 0. The products cost a part of Muon's, and devices need exchange P and Q alone.
+    is 0. Columns of R that are rounding errors, where m has a lower rank, give columns of 0.
 
     Adam updates arrays that are not matrices, and those with "embedding" in their path or with a path in which one of
     `exclude_layers` is found: at the rate `lr adam_lr_ratio`, with `adam_weight_decay`. `describe` lists them.
