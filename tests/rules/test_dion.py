@@ -9,7 +9,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxopt_keras as jk
 from tests.laws.cases import draw, gradients, run, slots_at
 
-SHAPES = {"tall": (16, 8), "wide": (3, 7), "cube": (2, 3, 4), "bias": (3,), "number": (), "empty": (0, 3), "embedding": (5, 4)}
+SHAPES = {
+    "tall": (16, 8),
+    "wide": (3, 7),
+    "cube": (2, 3, 4),
+    "bias": (3,),
+    "number": (),
+    "empty": (0, 3),
+    "embedding": (5, 4),
+}
 
 
 def test_slots_and_the_parameters_of_adam():
