@@ -50,6 +50,7 @@ def of_optax(name: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
 RULES = {
     "sgd": (1e-2,), "adam": (), "nadam": (), "adamax": (), "rmsprop": (), "adagrad": (), "adadelta": (), "ftrl": (),
     "lion": (1e-4,), "lamb": (), "adafactor": (), "muon": (), "schedule_free_adamw": (),
+    "sm3": (), "adam_mini": (), "sophia_g": (),
 }  # fmt: skip
 STEPS: dict[str, Step] = {
     "adamw": Step(adamw()),

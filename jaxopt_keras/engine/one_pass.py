@@ -14,7 +14,7 @@ from jaxopt_keras.engine.core import Layout, Slots
 from jaxopt_keras.engine.stages.accumulate import without
 from jaxopt_keras.engine.stages.clip import clip
 from jaxopt_keras.language.options import Options
-from jaxopt_keras.storage.blockwise import Blocks
+from jaxopt_keras.storage.blockwise import Blocks, foreign_blocks
 from jaxopt_keras.storage.tiles import LANES, PACKED, SUBLANES, layout
 
 
@@ -86,10 +86,15 @@ def grid_of(options: Options, g: Any, p: Any, slots: Slots) -> Grid | str:
         return "no quantized slot"
     if p.ndim != 2 or layout(p.shape) != (0, 1):
         return "not a matrix that is stored row by row"
-    tiles = {x.tiles for x in stored}
     (rows, columns), first = p.shape, stored[0].tiles
-    if len(tiles) > 1 or first is None or first.axis != -2 or any(x.code.name == "int4" for x in stored):
-        return "slots of different blocks, or of four bits"
+    if first is None:
+        return foreign_blocks(stored[0], "tpu")
+    if len({x.tiles for x in stored}) > 1:
+        return "slots of different blocks"
+    if first.axis != -2:
+        return f"blocks of {first}"
+    if any(x.code.name == "int4" for x in stored):
+        return "codes of four bits"
     if rows % first.block or first.block % PACKED or columns % LANES:
         return "blocks that do not fill tiles"
     if any(x.shape != p.shape for x in slots.values()):

@@ -275,7 +275,9 @@ def _with_kernels(program: Any, params: Any, state: Any) -> list[str]:
     found = [one_pass.grid_of(program.options, p, p, s) for p, s in zip(stored, slots, strict=True)]
     if not program.core.elementwise or program.core.joint:
         found = ["a rule of whole arrays"] * len(found)
-    return [f"xla ({x})" if isinstance(x, str) else "pallas" for x in found]
+    split = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in stored]
+    kernels = ["pallas (on several devices inside `shard_map` only)" if many else "pallas" for many in split]
+    return [f"xla ({x})" if isinstance(x, str) else kernel for x, kernel in zip(found, kernels, strict=True)]
 
 
 def _by_leaf(program: Any, params: Any, state: Any) -> list[Slots]:

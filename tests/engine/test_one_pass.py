@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras.language.places import Places
@@ -64,3 +65,17 @@ def test_describe_tells_which_arrays_have_a_kernel():
     assert engines["w"] == "pallas" and engines["bias"] == "xla (no quantized slot)"
     assert engines["tall"] == "xla (not a matrix that is stored row by row)"
     assert whole.groups[0].kind.engine == "xla (a rule of whole arrays)"
+
+
+def test_describe_tells_why_blocks_have_no_kernel():
+    kernel, few = (jk.adamw(state_dtype=form, engine="pallas") for form in ("int8", "int4"))
+    params, where = {"w": jnp.ones((512, 512))}, Places("tpu")
+    engine = lambda plan: plan.groups[0].kind.engine
+    assert engine(kernel.describe(params)) == "xla (blocks of the last axis, which are those of CPUs and GPUs)"
+    with where.traced():
+        shapes = {"w": jax.ShapeDtypeStruct((512, 512), jnp.float32)}
+        assert engine(few.describe(shapes)) == "xla (codes of four bits)"
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec("data")))
+        state = kernel.program.init(params, kernel.hyper())
+        assert engine(kernel.describe(params, state)) == "pallas (on several devices inside `shard_map` only)"
