@@ -168,6 +168,8 @@ FAULTS = [
           "sums forget what was before", oracle("sm3-authors")),
     Fault("rules/sm3.py", "root(jnp.where(is_seen, v, 1) + epsilon)", "(root(jnp.where(is_seen, v, 1)) + epsilon)",
           "epsilon outside the root", oracle("sm3-optax")),
+    Fault("engine/cores/leafwise.py", "count = now.t if now.own is None else now.own[i]", "count = now.t",
+          "random numbers of an array depend on steps without it", "engine/test_own_counts.py -k 'as_if_alone and APOLLO'"),
     Fault("rules/dion.py", "(1 - self.momentum) * product", "product", "the momentum forgets all that a step shows",
           oracle("dion-authors")),
     Fault("rules/dion.py", "jnp.where(is_seen, shown / (lengths + self.epsilon), 0)",

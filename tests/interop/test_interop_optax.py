@@ -140,7 +140,9 @@ def test_master_weights_go_through_update_as_far_as_it_can():
 def injected(factory, *, jit=True, **settings):
     """The end of a run in which the rate is set anew halfway, as users of `inject_hyperparams` do."""
     numbers = {n: type(p.default) for n, p in inspect.signature(factory).parameters.items()}
-    statics = tuple(n for n, kind in numbers.items() if kind is int or n == "fraction")  # these shape the program
+    statics = tuple(
+        n for n, kind in numbers.items() if kind is int or n.endswith("fraction")
+    )  # these shape the program
     tx = optax.inject_hyperparams(factory, static_args=statics)(learning_rate=0.1, **settings)
 
     def step(params, state):
@@ -166,7 +168,9 @@ def test_injected_hyperparameters_count(jit):
 def test_every_factory_can_be_injected(name):
     factory = jk.optimizers.FUNCTIONS[name]
     defaults = {n: p.default for n, p in inspect.signature(factory).parameters.items()}
-    statics = tuple(n for n, x in defaults.items() if type(x) is int or n == "fraction")  # they shape the program
+    statics = tuple(
+        n for n, x in defaults.items() if type(x) is int or n.endswith("fraction")
+    )  # they shape the program
     tx = optax.inject_hyperparams(factory, static_args=statics)(learning_rate=lambda step: 0.1 / (1 + step))
     state = tx.init(PARAMS)
     _, after = jax.eval_shape(tx.update, PARAMS, state, PARAMS)

@@ -193,7 +193,8 @@ class Leafwise(TakesFunction, Core):
             if now.second is not None and not callable(now.second):
                 at = at._replace(second=now.second[i])
             if KEY in rule.takes:
-                drawn = hash_rng.seeds(self.seed, [f"{leaf.path}/random"], now.t - 1)
+                count = now.t if now.own is None else now.own[i]
+                drawn = hash_rng.seeds(self.seed, [f"{leaf.path}/random"], count - 1)
                 at = at._replace(key=jax.random.key(drawn[0]))
             yield i, Job(rule.skeleton(), rule.traced(), g, p, s, at)
 
