@@ -10,6 +10,8 @@ import jaxopt_keras as jk
 from jaxopt_keras import history
 from jaxopt_keras.optimizers import FUNCTIONS, MODIFIERS, MORE_FUNCTIONS
 
+pytestmark = pytest.mark.filterwarnings("ignore:`flat_state` is for")  # it is slow there, and right
+
 SHAPES = {"kernel": (64, 64), "bias": (64,)}
 SPECS = {"kernel": PartitionSpec("data"), "bias": PartitionSpec()}
 NAMES = [rule.__module__.rsplit(".", 1)[-1] for rule in MODIFIERS.values()]

@@ -6,7 +6,7 @@ wait for the predicate. A kernel that gets it as a number returns at once, and X
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,9 @@ from jaxopt_keras.engine.native.phase import Phase
 from jaxopt_keras.packing.trees import Primitive
 
 SMALL = 2**14  # elements that XLA may compute in vain
-# What needs the axes that a transformation has given names to, which the lowering of a primitive does not know.
-COLLECTIVES = {
+# What needs the axes of a transformation, or the devices: the lowering of a primitive knows neither.
+BOUND = {
+    "custom_partitioning",
     "psum", "psum2", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant", "all_to_all", "ppermute",
     "reduce_scatter", "axis_index", "pvary", "pcast",
 }  # fmt: skip
@@ -148,10 +149,20 @@ def selected(real: Trace, idle: Trace, results: list[Any], operands: list[Any], 
 
 
 def needs_branches(cond: Equation) -> bool:
-    """Whether a `cond` has effects, or needs the axes of a transformation."""
-    return bool(cond.effects) or any(
-        e.name in COLLECTIVES or (e.name == "cond" and needs_branches(e)) for x in branches(cond) for e in x.equations
-    )
+    """Whether a `cond` has effects, or needs the axes of a transformation or the devices."""
+
+    def is_bound(e: Equation) -> bool:
+        return needs_branches(e) if e.name == "cond" else not BOUND.isdisjoint([e.name, *inner_names(e.params)])
+
+    return bool(cond.effects) or any(is_bound(e) for x in branches(cond) for e in x.equations)
+
+
+def inner_names(parameters: Any) -> Iterator[str]:
+    """Yield the names of the primitives in the programs of an equation, at any depth."""
+    for x in jax.tree.leaves([*parameters.values()], is_leaf=lambda x: hasattr(x, "eqns")):
+        for e in getattr(x, "eqns", ()):
+            yield e.primitive.name
+            yield from inner_names(e.params)
 
 
 choice_p = Primitive("jaxopt_keras_choice")
