@@ -20,6 +20,11 @@ from jaxopt_keras.rules.orthogonal.shapes import read_layers
 ROUNDING = 10  # times the rounding error of the norm of m: a shorter column of R has no correct digit
 
 
+def rank(fraction: float, shape: tuple[int, ...]) -> int:
+    """Return the number of directions of a matrix."""
+    return math.ceil(fraction * min(shape))
+
+
 class Dion(Rule):
     """Dion, "distributed orthonormalized updates" (Ahn et al. 2025, arXiv:2504.05295).
 
@@ -76,18 +81,17 @@ class Dion(Rule):
     def accepts(self, path: str, p: Array) -> bool:
         return p.ndim == 2 and p.size > 0 and not self.excludes(path)
 
-    def rank(self, shape: tuple[int, ...]) -> int:
-        return math.ceil(self.rank_fraction * min(shape))
-
     def about(self, p: Any) -> str:
-        return f"rank {self.rank(p.shape)}"
+        return f"rank {rank(self.rank_fraction, p.shape)}"
 
     def kinds(self, p: Array) -> dict[str, Slot]:
         return self.slots() | {"basis": Slot(exact=True, resized=(1,))}
 
     def init(self, p: Array) -> State:
         zeros = jnp.zeros_like(p)
-        return self.State(zeros, jnp.broadcast_to(zeros.sum(1, keepdims=True), (p.shape[0], self.rank(p.shape))))
+        return self.State(
+            zeros, jnp.broadcast_to(zeros.sum(1, keepdims=True), (p.shape[0], rank(self.rank_fraction, p.shape)))
+        )
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
         m, (rows, columns) = squarable(s.momentum + g, g.size), g.shape
