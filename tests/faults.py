@@ -233,7 +233,7 @@ FAULTS = [
           "numbers are constants of the program", law("one_compilation", "Adam")),
     Fault("engine/cores/leafwise.py", "jax.tree.map(lambda *x: sum(x), *shares)", "shares[0]",
           "the sums are those of the first array", "engine/test_sums.py -k 'every_array and xla'"),
-    Fault("engine/cores/leafwise.py", "now.t - 1)", "0 * now.t)",
+    Fault("engine/cores/leafwise.py", "count - 1)", "0 * count)",
           "every step draws the same random numbers", "engine/test_losses.py -k noise_is"),
     Fault("engine/stages/accumulate.py", "jnp.where(first, loss, scalars[LOSSES] + loss)", "scalars[LOSSES] + loss",
           "losses of earlier windows count", "engine/test_losses.py -k accumulated"),
