@@ -54,7 +54,7 @@ class Compiled:
         Left to itself, XLA splits results along automatic axes as it has split the work on them: they would not be
         written into the memory of their arguments, and the next step would be compiled anew for other arguments.
         """
-        if (key := shardings_of(kept)) is None:
+        if jax.device_count() == 1 or (key := shardings_of(kept)) is None:
             return plain
         if (name, key) not in self.others:
             check_shards(*kept[:2])
