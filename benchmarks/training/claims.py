@@ -56,7 +56,6 @@ CLAIMS = [
           "adamw+cosine", 1.1, value=least_loss, value_of_other=least_loss),
     Claim("lion's best rate is at most a third of adamw's (arXiv:2302.06675)", "lion", "adamw", 1 / 3,
           value=best_rate, value_of_other=best_rate),
-    Claim("soap does not mind turned axes: adam does (arXiv:2409.11321)", "soap", "adam", tasks=("turned bowl",)),
 ]  # fmt: skip
 
 
