@@ -661,7 +661,7 @@ FAULTS = [
           "a frozen variable moves", "stateful/test_trainable.py -k 'ignored and plain-ours'"),
     Fault("engine/core.py", "if i not in self.frozen]", "]",
           "frozen leaves are among the gradients", "pure/test_frozen_leaves.py -k 'gradients_of_jax_fit'"),
-    Fault("engine/compiled.py", "if (key := shardings_of(kept)) is None:", "if (key := shardings_of(kept)) or True:",
+    Fault("engine/compiled.py", "(key := shardings_of(kept)) is None:", "(key := shardings_of(kept)) or True:",
           "results are in the shards in which XLA has computed them", "pure/test_places_of_results.py -k shampoo"),
     Fault("engine/pipeline.py", "check_blocks(state.slots, self.options)", "pass",
           "blocks of another platform are slow without a word", "storage/test_tiles.py -k another_platform"),
