@@ -185,8 +185,6 @@ FAULTS = [
           "the signs of directions are those of a library", oracle("galore-authors")),
     Fault("rules/galore.py", "(at.t - 1) % self.update_proj_gap", "at.t % self.update_proj_gap",
           "the first gradients have no projection", oracle("galore-optax")),
-    Fault("rules/apollo.py", 'jnp.where(norm == 0, s.length, norm / limit)', 'jnp.where(norm == 0, s.length, norm)',
-          "a step may grow with what was cut off before", oracle("apollo-authors")),
     Fault("engine/slot_sharding.py", "    if kind.resized and", "    if False and",
           "slots of few directions are whole on each device",
           "rules/test_low_rank.py -k 'split_along and auto-galore'"),
