@@ -185,6 +185,8 @@ FAULTS = [
           "the signs of directions are those of a library", oracle("galore-authors")),
     Fault("rules/galore.py", "(at.t - 1) % self.update_proj_gap", "at.t % self.update_proj_gap",
           "the first gradients have no projection", oracle("galore-optax")),
+    Fault("rules/apollo.py", "root(jnp.asarray(self.scale, g.dtype))", "jnp.asarray(self.scale, g.dtype)",
+          "the factor is not the root of the scale", oracle("apollo-authors")),
     Fault("engine/slot_sharding.py", "    if kind.resized and", "    if False and",
           "slots of few directions are whole on each device",
           "rules/test_low_rank.py -k 'split_along and auto-galore'"),
