@@ -64,10 +64,9 @@ def main(arguments: Sequence[str]) -> int:
             if task is tasks[-1]:
                 jax.clear_caches()  # programs that are never used again
     results = [done[name, task.name] for name, task in todo]
-    reasons = {f"- {r.optimizer}: {r.reason}": None for r in results if r.reason}
     versions_line = ", ".join(f"{name} {version}" for name, version in about.items())
     print(table(results))
-    short = [f"`{command}`", "", table(results, list(MODELS)), "", f"{versions_line}.", *reasons]
+    short = [f"`{command}`", "", table(results, list(MODELS)), "", f"{versions_line}."]
     text = "\n".join([*short, "", claims.table(done)]) + "\n"
     print(text)
     if chosen.markdown:

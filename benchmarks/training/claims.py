@@ -65,10 +65,10 @@ def table(found: Found) -> str:
     for claim in CLAIMS:
         cells, holds = [], []
         for task in claim.tasks:
-            sides = found.get((claim.optimizer, task)), found.get((claim.other, task))
-            if None in sides:
+            own, others = found.get((claim.optimizer, task)), found.get((claim.other, task))
+            if own is None or others is None:
                 continue
-            value, other = claim.value(sides[0]), claim.value_of_other(sides[1])  # type: ignore[arg-type]
+            value, other = claim.value(own), claim.value_of_other(others)
             holds.append(value is not None and (other is None or value <= claim.factor * other * (1 + 1e-6)))
             cells.append(f"{shown(value)} / {shown(other)}")
         if holds:

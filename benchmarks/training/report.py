@@ -22,14 +22,15 @@ def table(results: Sequence[Result], shown: Sequence[str] | None = None) -> str:
 
 
 def entry(result: Result | None) -> str:
-    if result is None or result.reason:
+    if result is None:
         return "-"
     return "no" if result.best is None else f"{result.best} ({result.window:.0f}x)"
 
 
 def written(command: str, versions: dict[str, str], settings: dict[str, Any], results: Sequence[Result]) -> str:
     about = {"command": command, "versions": versions, "settings": settings}
-    return json.dumps(about | {"results": [asdict(r) for r in results]}, indent=1) + "\n"
+    rows = ",\n".join(json.dumps(asdict(r)) for r in results)  # one in each line
+    return f'{json.dumps(about)[:-1]}, "results": [\n{rows}\n]}}\n'
 
 
 def kept(path: Path | None, versions: dict[str, str], settings: dict[str, Any]) -> list[Result]:

@@ -23,7 +23,6 @@ class Result:
     rates: list[float]
     steps: list[int | None]  # until the target, for each rate; None: not reached
     final: list[float | None]  # the loss at the end, for each rate; None: not finite
-    reason: str = ""  # why it did not run
 
     @property
     def best(self) -> int | None:
@@ -46,13 +45,12 @@ def search(optimizer: str, task: Task, count: int, part: float = 1.0) -> Result:
     """Train with `count` rates for `part` of the task's steps."""
     rates = rates_of(optimizer, count)
     looks = max(int(task.steps * part) // EVERY, 1)
-    try:
-        losses = np.asarray(trained(optimizer, task, jnp.asarray(rates, jnp.float32), looks))
-    except (TypeError, ValueError, NotImplementedError) as error:  # of an optimizer that needs more than gradients
-        return Result(optimizer, task.name, rates, [None] * count, [None] * count, str(error).splitlines()[0])
+    losses = np.asarray(trained(optimizer, task, jnp.asarray(rates, jnp.float32), looks))
     reached = losses <= task.target
     steps = [int(np.argmax(row) + 1) * EVERY if row.any() else None for row in reached]
-    return Result(optimizer, task.name, rates, steps, [float(x) if np.isfinite(x) else None for x in losses[:, -1]])
+    return Result(
+        optimizer, task.name, rates, steps, [float(f"{x:.6g}") if np.isfinite(x) else None for x in losses[:, -1]]
+    )
 
 
 def trained(optimizer: str, task: Task, rates: Any, looks: int) -> Any:
