@@ -68,35 +68,39 @@ class TensorFlowNames:
 
     def _scatter(self, method: str, indices: Any, values: Any) -> Any:
         """Assign the array after a method of `at`."""
-        return self.assign(getattr(jnp.asarray(self.value).at[indices], method)(values))
+        return self.assign(getattr(jnp.asarray(self.value).at[indices], method)(jnp.asarray(values)))
+
+    def _scatter_rows(self, method: str, rows: Any) -> Any:
+        """Assign the array after a method of `at` with `IndexedSlices`."""
+        return self._scatter(method, jnp.asarray(rows.indices), rows.values)
 
     def scatter_add(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Add rows, `IndexedSlices`, in place. Duplicate rows are summed."""
-        return self._scatter("add", sparse_delta.indices, sparse_delta.values)
+        return self._scatter_rows("add", sparse_delta)
 
     def scatter_sub(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Subtract rows, `IndexedSlices`, in place. Duplicate rows are summed."""
-        return self._scatter("add", sparse_delta.indices, -sparse_delta.values)
+        return self._scatter_rows("subtract", sparse_delta)
 
     def scatter_mul(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Multiply rows by those of `IndexedSlices`."""
-        return self._scatter("mul", sparse_delta.indices, sparse_delta.values)
+        return self._scatter_rows("mul", sparse_delta)
 
     def scatter_div(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Divide rows by those of `IndexedSlices`."""
-        return self._scatter("divide", sparse_delta.indices, sparse_delta.values)
+        return self._scatter_rows("divide", sparse_delta)
 
     def scatter_min(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Replace rows by the minimum of them and those of `IndexedSlices`."""
-        return self._scatter("min", sparse_delta.indices, sparse_delta.values)
+        return self._scatter_rows("min", sparse_delta)
 
     def scatter_max(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Replace rows by the maximum of them and those of `IndexedSlices`."""
-        return self._scatter("max", sparse_delta.indices, sparse_delta.values)
+        return self._scatter_rows("max", sparse_delta)
 
     def scatter_update(self, sparse_delta: Any, use_locking: Any = None, name: Any = None) -> Any:
         """Replace rows by those of `IndexedSlices`."""
-        return self._scatter("set", sparse_delta.indices, sparse_delta.values)
+        return self._scatter_rows("set", sparse_delta)
 
     def scatter_nd_add(self, indices: Any, updates: Any, name: Any = None) -> Any:
         """Add `updates` at places, whose coordinates are the last axis of `indices`."""
@@ -104,7 +108,7 @@ class TensorFlowNames:
 
     def scatter_nd_sub(self, indices: Any, updates: Any, name: Any = None) -> Any:
         """Subtract `updates` at places, whose coordinates are the last axis of `indices`."""
-        return self._scatter("add", _coordinates(indices), -jnp.asarray(updates))
+        return self._scatter("subtract", _coordinates(indices), updates)
 
     def scatter_nd_update(self, indices: Any, updates: Any, name: Any = None) -> Any:
         """Replace what is at places, whose coordinates are the last axis of `indices`, by `updates`."""

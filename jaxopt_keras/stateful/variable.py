@@ -12,7 +12,7 @@ from jax import Array
 from jax.core import Tracer
 
 from jaxopt_keras.stateful.lock import LOCK, locked
-from jaxopt_keras.stateful.operators import Operators
+from jaxopt_keras.stateful.operators import Operators, in_tensor
 from jaxopt_keras.stateful.operators import value_of as value_of
 from jaxopt_keras.stateful.scope import active_scope
 from jaxopt_keras.stateful.tensorflow_names import Shape, TensorFlowNames
@@ -49,7 +49,7 @@ class ArrayLike(Operators, TensorFlowNames):
         """Current array. It stays valid after later updates."""
         scope = active_scope()
         with LOCK:
-            return self._safe_value() if scope is None else scope.read(self)
+            return self._safe_value() if scope is None else in_tensor(scope.read(self))
 
     def assign(self, value: Any, use_locking: Any = None, name: Any = None, read_value: bool = True) -> Any:
         """Replace the array; `value` is cast to the present dtype. TF's other arguments have no effect.

@@ -196,6 +196,7 @@ def test_modules_have_no_files_that_are_functions():
 
 
 ROWS, PLACES = [2, 0], [[0, 1], [2, 0]]
+PLACED = ("add", "sub", "update")  # those with coordinates, `scatter_nd_add` and so on
 SCATTERS = {
     "add": lambda x, i, y: np.add.at(x, i, y),
     "sub": lambda x, i, y: np.subtract.at(x, i, y),
@@ -215,8 +216,37 @@ def test_rows_and_places_of_a_variable_are_changed_as_in_tensorflow(name):
     getattr(v, f"scatter_{name}")(jk.IndexedSlices(jnp.asarray(values), jnp.array(ROWS), (3, 2)))
     SCATTERS[name](expected, ROWS, values)
     np.testing.assert_allclose(v.numpy(), expected, rtol=1e-6)
-    if name in ("add", "sub", "update"):
+    if name in PLACED:
         v, expected = jk.Variable(start), start.copy()
         getattr(v, f"scatter_nd_{name}")(PLACES, np.array([5.0, 7.0], np.float32))
         SCATTERS[name](expected, tuple(np.transpose(PLACES)), np.array([5.0, 7.0], np.float32))
         np.testing.assert_allclose(v.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCATTERS)
+def test_a_hook_changes_rows_and_places_by_constants(name):
+    start, values = np.arange(1, 7, dtype=np.float32).reshape(3, 2), np.array([[3.0, 2.0], [0.5, 4.0]], np.float32)
+
+    class Scatters(tf.keras.optimizers.Optimizer):
+        def __init__(self):
+            super().__init__("Scatters")
+            self._set_hyper("learning_rate", 1.0)
+
+        def _create_slots(self, var_list):
+            for var in var_list:
+                self.add_slot(var, "start", initializer=tf.keras.initializers.Constant(start))
+
+        def _resource_apply_dense(self, grad, var, apply_state=None):
+            slot = self.get_slot(var, "start")
+            rows = tf.IndexedSlices(tf.constant(values) + 0 * slot[:2], tf.constant(ROWS))
+            getattr(slot, f"scatter_{name}")(rows)
+            if name in PLACED:
+                getattr(slot, f"scatter_nd_{name}")(tf.constant(PLACES), tf.constant([5.0, 7.0]) + 0 * slot[0])
+            return var.assign(slot.value() + 0 * var.value())
+
+    expected, w = start.copy(), jk.Variable(np.zeros((3, 2), np.float32))
+    SCATTERS[name](expected, ROWS, values)
+    if name in PLACED:
+        SCATTERS[name](expected, tuple(np.transpose(PLACES)), np.array([5.0, 7.0], np.float32))
+    Scatters().apply_gradients([(jnp.ones((3, 2)), w)])
+    np.testing.assert_allclose(w.numpy(), expected, rtol=1e-6)

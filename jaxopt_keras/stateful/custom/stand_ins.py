@@ -87,7 +87,7 @@ class StandIn(ArrayLike):
 
     @property
     def value(self) -> Any:
-        array = super().value
+        array = value_of(super().value)
         return Tensor(array) if wants_tensors(self.optimizer) else array
 
     @property
