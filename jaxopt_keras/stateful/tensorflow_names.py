@@ -68,7 +68,7 @@ class TensorFlowNames:
 
     def _scatter(self, method: str, indices: Any, values: Any) -> Any:
         """Assign the array after a method of `at`."""
-        return self.assign(getattr(jnp.asarray(self.value).at[indices], method)(jnp.asarray(values)))
+        return self.assign(getattr(jnp.asarray(self.value).at[indices], method)(values))
 
     def _scatter_rows(self, method: str, rows: Any) -> Any:
         """Assign the array after a method of `at` with `IndexedSlices`."""
