@@ -168,9 +168,12 @@ class Complemented:
         return self.complement if isinstance(other, int) and other == 1 else other - self.value
 
     def __pow__(self, t: Any) -> "Complemented":
+        return Complemented(jnp.exp(t * self.log()), -jnp.expm1(t * self.log()))
+
+    def log(self) -> Array:
+        """Compute log β, also of a β near 1: the average's half-life is log(0.5) / log β updates."""
         # The smaller of the two has the smaller rounding error.
-        log = t * jnp.where(self.value < 0.5, jnp.log(self.value), jnp.log1p(-self.complement))
-        return Complemented(jnp.exp(log), -jnp.expm1(log))
+        return jnp.where(self.value < 0.5, jnp.log(self.value), jnp.log1p(-self.complement))
 
     def __mul__(self, other: Any) -> Array:
         return self.value * other
