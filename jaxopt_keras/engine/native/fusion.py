@@ -174,7 +174,7 @@ class Fusion:
             region.leaves[level] = leaf
         if len(region.leaves) == 1:
             leaf = region.leaves[last]
-            region.leaves[last] = rows.in_place(leaf, self.makers, [outside[y] for y in outputs]) or leaf
+            region.leaves[last] = rows.in_place(leaf, self.makers, [outside[y] for y in leaf.outputs]) or leaf
 
 
 def is_barrier(equation: Equation) -> bool:

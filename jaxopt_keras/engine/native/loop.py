@@ -150,6 +150,7 @@ def built(
     Args:
         block: elements that share one number; None without blocks.
         alias: values that are other names for values.
+        outputs: in any order. The loop has them as they are computed, so that it does not depend on what reads them.
 
     Raises:
         Unsupported: if four-bit values packed in bytes are read other than to unpack them, or if one number for each
@@ -194,6 +195,8 @@ def built(
         stage = max((operations[x.number].known for x in inputs if isinstance(x, Ref) and x.kind == "v"), default=0)
         refs[out] = Ref("v", len(operations))
         operations.append(Operation(name, inputs, out.dtype, scope(out), stage))
+    found = [(ref(y), y) for y in outputs]
+    outputs = [y for _, y in sorted(found, key=lambda x: x[0] if isinstance(x[0], Ref) else Ref("", 0))]
     stored = tuple(Output(ref(y), y.dtype, scope(y)) for y in outputs)
     reduced = tuple(Total(e.name, ref(e.inputs[0]), e.outputs[0].dtype) for e in totals)
     read, scalars = (tuple(Input(x.dtype, scope(x)) for x in some) for some in values.values())

@@ -16,6 +16,8 @@ from jaxopt_keras.engine.native.fusion import Fusion, Region, is_same
 from jaxopt_keras.engine.native.ir import PACK, UNPACK, Equation, Value
 from jaxopt_keras.engine.native.loop import Leaf, Place, verified
 
+MOST = 2**32  # elements of a buffer: places are words of 32 bits
+
 
 class Repacked(NamedTuple):
     """A buffer after the loops that write into it. `rest`: the arrays that they do not write, by their start."""
@@ -46,6 +48,7 @@ class PackedOperands:
         self.fusion, self.places, self.repacked = fusion, dict[Value, Place](), list[Repacked]()
         self._regions: dict[Any, Region] = {e: r for r in fusion.regions if not r.reason for e in r.equations}
         unpacks = {e.values[0]: e for e in fusion.trace.equations if e.name == UNPACK}
+        unpacks = {x: e for x, e in unpacks.items() if x.shape[0] < MOST}
         for buffer, e in unpacks.items():
             self.places |= {x: Place(buffer, start) for start, x in spans(e.outputs) if self._reader(x)}
         for e in [e for e in fusion.trace.equations if e.name == PACK]:
@@ -81,9 +84,7 @@ class PackedOperands:
         """The region whose loops are all that reads `x`; None if there is no such region."""
         readers = [self._regions.get(u) for u in self.fusion.users.get(x, [None])]
         region = readers[0]
-        if region is None or any(r is not region for r in readers) or region.scatters:
-            return None
-        return region if region.count < 2**32 else None  # places are words of 32 bits
+        return region if region and all(r is region for r in readers) and not region.scatters else None
 
     def _writer(self, x: Any) -> Region | None:
         """The region whose last loop writes `x`."""

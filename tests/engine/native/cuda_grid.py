@@ -9,7 +9,7 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ class Grid:
         form: of kernels.
         backwards: run the last thread block first.
         changes: texts to replace in a source, for planted faults.
+        seen: the sources of all launches.
     """
 
     form: str = "table"
@@ -40,6 +41,7 @@ class Grid:
     changes: tuple[tuple[str, str], ...] = ()
     launched: int = 0
     changed: int = 0
+    seen: set[str] = field(default_factory=set)
 
     def unavailable(self) -> str:
         return ""
@@ -47,6 +49,7 @@ class Grid:
     def launch(self, made: Kernel, results: list[Any], aliases: dict[int, int], operands: list[Any]) -> Any:
         self.launched += 1
         source = made.source(self.form)
+        self.seen.add(source)
         if self.changes:
             source = source.replace('#include "device.h"', nvrtc.HEADERS["device.h"])
         for old, new in self.changes:

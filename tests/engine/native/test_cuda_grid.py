@@ -85,6 +85,19 @@ def test_more_arrays_than_one_launch_takes(limit, monkeypatch):
     kernels.source.cache_clear()
 
 
+def test_the_source_does_not_depend_on_where_arrays_are():
+    """One array of its own, one in a packed buffer; the slots of one array in one buffer, and in two."""
+    sources, launched = set[str](), 0
+    for kernel, shapes in [
+        (jk.adam(0.1), {"w": (5, 7)}),
+        (jk.adam(0.1, flat_state=True), {"w": (5, 7), "v": (70000,)}),
+    ]:
+        grid = Grid(seen=sources)
+        assert_near(kernel, *both(kernel, grid, shapes))
+        launched += grid.launched
+    assert launched == 2 and len(sources) == 1
+
+
 def test_wide_types(x64):
     kernel = jk.adamw(0.1, global_clipnorm=0.5)
     assert_near(kernel, *both(kernel, Grid(), dtype=jnp.float64))

@@ -94,11 +94,15 @@ def test_arrays_are_written_in_place(described):
     )
 
 
-def test_a_model_compiles_nothing_new(described, monkeypatch):
-    lowered(jk.lion())
+@pytest.mark.parametrize("options", [{}, BLOCKS], ids=str)
+def test_a_model_compiles_nothing_new(options, described, monkeypatch):
+    """Whether its arrays are in packed buffers or not."""
+    lowered(jk.lamb(**options))
     monkeypatch.setattr(nvrtc, "_compiled", None)
-    lowered(jk.lion(), {f"{i}": jax.ShapeDtypeStruct((i + 2, 3), jnp.float32) for i in range(5)})
-    assert len(described) == 2
+    large = {f"{i}": jax.ShapeDtypeStruct((i + 2, 4096), jnp.float32) for i in range(5)}
+    for model, is_packed in [(PARAMS, True), (large | {"b": PARAMS["b"]}, False), (large | {"b": PARAMS["b"]}, True)]:
+        lowered(jk.lamb(flat_state=is_packed, **options), model)
+    assert len(described) == 8
 
 
 def test_xla_runs_what_a_call_cannot(described):

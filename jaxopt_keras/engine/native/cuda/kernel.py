@@ -4,10 +4,11 @@ Each thread block runs one chunk of one array, so that large and small arrays sh
 on the kinds of loops only, so it is compiled once for each structure of a rule. What differs between models is a table:
 
     the number of leaves; the pointer to the partial totals; the end of each kind among the leaves
-    for each kind and each of its packed buffers: the pointers to read it and to write it
     for each leaf its first chunk, and the number of all chunks
-    for each leaf: its elements, where its scalars start, and for each operand its pointer, or its start in a buffer
+    for each leaf: its elements, where its scalars start; for each operand where it starts in the array of its pointer,
+        and the number of the pointer, two in a word
 
+So a leaf has a row of the same form whether its operands are arrays of their own, or in a packed buffer, or in several.
 A kernel gets one pointer for each operand and each result of its call. They are parameters, which are consecutive in
 memory: the form "table" reads them by number. In the form "switch" they are in the source, so that each model has its
 own.
@@ -15,6 +16,7 @@ own.
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,17 +31,6 @@ POINTERS = 4095  # parameters, of 32,764 bytes
 WORDS = 16000  # of the table, in constant memory, which has 64 KiB
 HEAD, FIXED = 2, 2  # words before those of kinds; words of a leaf before those of its operands
 HOW = {"+": "SUM", "max": "GREATEST", "&": "ALL", "|": "SOME"}
-
-
-class Kind(NamedTuple):
-    """Leaves with equal loops in the same packed buffers."""
-
-    loop: Loop
-    buffers: tuple[Value, ...]
-
-    @classmethod
-    def of(cls, leaf: Leaf) -> "Kind":
-        return cls(leaf.loop, tuple(leaf.buffers))
 
 
 class Layout(NamedTuple):
@@ -60,31 +51,35 @@ class Layout(NamedTuple):
 
     @property
     def operands(self) -> int:
-        """The most operands of a leaf."""
-        return max(len(loop.inputs) + len(loop.outputs) for loop in self.loops)
-
-    def buffer(self, kind: int, number: int = 0) -> int:
-        """The word of a packed buffer of a kind."""
-        return HEAD + len(self.loops) + 2 * (sum(map(count_buffers, self.loops[:kind])) + number)
+        """The most operands of a leaf, or one more: an even number."""
+        return max(len(loop.inputs) + len(loop.outputs) + 1 for loop in self.loops) // 2 * 2
 
     @property
     def first(self) -> int:
         """The word of the first chunk of the first leaf."""
-        return self.buffer(len(self.loops))
+        return HEAD + len(self.loops)
+
+    @property
+    def row(self) -> int:
+        """The words of a leaf."""
+        return FIXED + self.operands + self.operands // 2
 
     def words(self, leaves: int) -> int:
-        return self.first + leaves + 1 + (FIXED + self.operands) * leaves
+        return self.first + leaves + 1 + self.row * leaves
 
 
-def count_buffers(loop: Loop) -> int:
-    return len({x.buffer for x in (*loop.inputs, *loop.outputs)} - {None})
+@functools.lru_cache(maxsize=256)
+def kind_of(loop: Loop) -> Loop:
+    """The loop, wherever its arrays are: a kernel finds that in the table."""
+    inputs, outputs = (tuple(x._replace(buffer=None) for x in some) for some in (loop.inputs, loop.outputs))
+    return replace(loop, inputs=inputs, outputs=outputs)
 
 
 def chunks(leaf: Leaf) -> int:
     return -(-leaf.count // Tiling.of(leaf.loop).chunk)
 
 
-def table(kinds: Sequence[Kind], leaves: Sequence[Leaf], rows: Sequence[int], numbers: dict[Any, int]) -> np.ndarray:
+def table(layout: Layout, leaves: Sequence[Leaf], rows: Sequence[int], numbers: dict[Any, int]) -> np.ndarray:
     """The table of a kernel.
 
     Args:
@@ -92,21 +87,19 @@ def table(kinds: Sequence[Kind], leaves: Sequence[Leaf], rows: Sequence[int], nu
         rows: where the scalars of each leaf start.
         numbers: the pointers: of (value, whether it is written), and of the partial totals at "partial".
     """
-    layout, of = Layout(tuple(kind.loop for kind in kinds)), [Kind.of(leaf) for leaf in leaves]
-    head = [len(leaves), numbers.get("partial", 0), *(sum(k in kinds[: i + 1] for k in of) for i in range(len(kinds)))]
-    for kind in kinds:
-        for x in kind.buffers:
-            head += [numbers[x, False], numbers.get((x, True), 0)]
+    kinds = [layout.loops.index(kind_of(leaf.loop)) for leaf in leaves]
+    head = [len(leaves), numbers.get("partial", 0), *(sum(k <= i for k in kinds) for i in range(len(layout.loops)))]
     first = np.cumsum([0, *map(chunks, leaves)]).tolist()
     words = []
-    for leaf, row in zip(leaves, rows, strict=True):
-        both = [(x, False) for x in leaf.inputs], [(x, True) for x in leaf.outputs]
-        places = [leaf.places[x].start if x in leaf.places else numbers[x, out] for x, out in (*both[0], *both[1])]
-        words += [leaf.count, row, *places, *[0] * (layout.operands - len(places))]
+    for leaf, row, own in zip(leaves, rows, pointers(leaves, numbers), strict=True):
+        starts = [leaf.places[x].start if x in leaf.places else 0 for x in (*leaf.inputs, *leaf.outputs)]
+        rest = [0] * (layout.operands - len(starts))
+        pairs = zip(*[iter([*own, *rest])] * 2, strict=True)
+        words += [leaf.count, row, *starts, *rest, *(low | high << 16 for low, high in pairs)]
     return np.array([*head, *first, *words], np.uint32)
 
 
-def switch(leaves: Sequence[Leaf], numbers: dict[Any, int]) -> tuple[tuple[int, ...], ...]:
+def pointers(leaves: Sequence[Leaf], numbers: dict[Any, int]) -> tuple[tuple[int, ...], ...]:
     """The parameters of each leaf, by operand."""
 
     def number(leaf: Leaf, x: Value, is_output: bool) -> int:
@@ -117,7 +110,7 @@ def switch(leaves: Sequence[Leaf], numbers: dict[Any, int]) -> tuple[tuple[int, 
 
 @functools.lru_cache(maxsize=128)
 def source(layout: Layout, parameters: int = 0, cases: tuple[tuple[int, ...], ...] = ()) -> str:
-    """The source of a kernel, in the form "table"; with `cases`, of `switch`, in that form.
+    """The source of a kernel, in the form "table"; with `cases`, of `pointers`, in that form.
 
     Args:
         parameters: their number, for the form "switch".
@@ -135,7 +128,7 @@ def source(layout: Layout, parameters: int = 0, cases: tuple[tuple[int, ...], ..
         *([f"  if (!*(const uint32_t*){scalars}) return;"] if layout.is_guarded else []),
         f"  const uint32_t leaves = TABLE[0], *first = TABLE + {layout.first};",
         "  const uint32_t leaf = find(first, leaves, blockIdx.x), chunk = blockIdx.x - first[leaf];",
-        f"  const uint32_t* L = first + leaves + 1 + {FIXED + layout.operands} * leaf;",
+        f"  const uint32_t* L = first + leaves + 1 + {layout.row} * leaf;",
         f"  const uint32_t* S = (const uint32_t*){scalars} + L[1];",
     ]
     if cases:
@@ -173,11 +166,11 @@ def _chunk(layout: Layout, kind: int, is_switch: bool) -> Iterator[str]:
     yield f"const int n = rest < {tiling.chunk}u ? rest : {tiling.chunk}u;"
     wide = []
     for j, (name, x) in enumerate(zip(names, operands, strict=True)):
-        pointer = f"A[{j}]" if is_switch else f"P.a[{_pointer(layout, kind, x, j)}]"
+        word = f"L[{FIXED + layout.operands + j // 2}]"
+        pointer = f"A[{j}]" if is_switch else f"P.a[{word} >> 16]" if j % 2 else f"P.a[{word} & 0xffff]"
         share = tiling.share(x.scope)
-        places = [f"L[{FIXED + j}]"] if x.buffer is not None else []
-        places += [f"start / {share}" if share > 1 else "start"]
-        yield f"{_const(x)}{memory(x)}* {name} = ({_const(x)}{memory(x)}*){pointer} + {' + '.join(places)};"
+        place = f"L[{FIXED + j}] + {f'start / {share}' if share > 1 else 'start'}"
+        yield f"{_const(x)}{memory(x)}* {name} = ({_const(x)}{memory(x)}*){pointer} + {place};"
         if x.scope != BLOCK:
             wide.append(f"(size_t){name} % sizeof(Row<{tiling.width // share}, {memory(x)}>)")
     arguments = ", ".join(["start", "{}", *names, *(["R"] if loop.totals else [])])
@@ -191,13 +184,6 @@ def _chunk(layout: Layout, kind: int, is_switch: bool) -> Iterator[str]:
 
 def _const(x: Input | Output) -> str:
     return "const " if isinstance(x, Input) else ""
-
-
-def _pointer(layout: Layout, kind: int, x: Input | Output, j: int) -> str:
-    """The number of an operand's pointer."""
-    if x.buffer is None:
-        return f"L[{FIXED + j}]"
-    return f"TABLE[{layout.buffer(kind, x.buffer) + isinstance(x, Output)}]"
 
 
 def _finish(layout: Layout, partial: str, totals: str) -> Iterator[str]:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.engine.native.cuda import kernel
-from jaxopt_keras.engine.native.cuda.kernel import Kind, Layout
+from jaxopt_keras.engine.native.cuda.kernel import Layout, kind_of
 from jaxopt_keras.engine.native.cuda.render import render
 from jaxopt_keras.engine.native.ir import Value
-from jaxopt_keras.engine.native.loop import Leaf, refusal
+from jaxopt_keras.engine.native.loop import Leaf, Loop, refusal
 from jaxopt_keras.engine.native.phase import Joint, Phase, words
 from jaxopt_keras.packing.trees import concatenate
 
@@ -68,16 +68,15 @@ class Launch(Phase):
         Raises:
             Unavailable: if it cannot be compiled.
         """
-        kinds = [*dict.fromkeys(map(Kind.of, self.leaves))]
-        scalars, rows = self._scalars(dict(zip(self.operands, operands, strict=True)), kinds)
+        layout, results = Layout(kinds_of(self), self.guard is not None), self.shapes()
+        scalars, rows = self._scalars(dict(zip(self.operands, operands, strict=True)), layout)
         arrays = [scalars, *operands[len(self.scalars) :]]
-        layout, results = Layout(tuple(kind.loop for kind in kinds), self.guard is not None), self.shapes()
         blocks, count, wide = sum(map(kernel.chunks, self.leaves)), len(self.leaves), layout.totals
         if wide:
             results.append(jax.ShapeDtypeStruct((2 * blocks * wide,), jnp.uint32))  # partial totals in float64
             results.append(jax.ShapeDtypeStruct((wide, count + 1), layout.result))
         numbers = self._numbers(len(arrays))
-        table, cases = kernel.table(kinds, self.leaves, rows, numbers), kernel.switch(self.leaves, numbers)
+        table, cases = kernel.table(layout, self.leaves, rows, numbers), kernel.pointers(self.leaves, numbers)
         made = Kernel(layout, table, cases, len(arrays) + len(results), blocks)
         out = self.launcher.launch(made, results, self.pairs(1, 1 + len(self.buffers)), arrays)
         self.rows = [*out[-1]] if wide else []
@@ -108,12 +107,12 @@ class Launch(Phase):
                 return row[start : start + len(totals)].astype(totals[0].aval.dtype)
         return None
 
-    def _scalars(self, known: dict[Value, Any], kinds: list[Kind]) -> tuple[Any, list[int]]:
+    def _scalars(self, known: dict[Value, Any], layout: Layout) -> tuple[Any, list[int]]:
         """The flag, the scalars of all leaves, one kind after the other, and where those of each leaf start."""
         parts = [] if self.guard is None else [words(known[self.guard])]
         rows, start = [], len(parts)
-        for kind in kinds:
-            mine = [i for i, leaf in enumerate(self.leaves) if Kind.of(leaf) == kind]
+        for kind in layout.loops:
+            mine = [i for i, leaf in enumerate(self.leaves) if kind_of(leaf.loop) == kind]
             own = Phase.part(self, mine).words(known)
             count, width = own.shape
             rows += [start + (i * width if count > 1 else 0) for i in range(len(mine))]
@@ -128,6 +127,10 @@ class Launch(Phase):
         numbers: dict[Any, int] = {(x, False): 1 + k for k, x in enumerate(reads)}
         numbers |= {(x, True): operands + k for k, x in enumerate(writes)}
         return numbers | {"partial": operands + len(writes)}
+
+
+def kinds_of(phase: Phase) -> tuple[Loop, ...]:
+    return tuple(dict.fromkeys(kind_of(leaf.loop) for leaf in phase.leaves))
 
 
 class InCuda:
@@ -145,9 +148,8 @@ class InCuda:
         return "2^31 elements or more" if leaf.count >= MOST else refusal(render, leaf.loop)
 
     def parts(self, phase: Phase) -> Iterator[Launch]:
-        kinds = [*dict.fromkeys(map(Kind.of, phase.leaves))]
-        order = sorted(range(len(phase.leaves)), key=lambda i: kinds.index(Kind.of(phase.leaves[i])))
-        layout = Layout(tuple(kind.loop for kind in kinds))
+        layout = Layout(kinds_of(phase))
+        order = sorted(range(len(phase.leaves)), key=lambda i: layout.loops.index(kind_of(phase.leaves[i].loop)))
         part: list[int] = []
         pointers = first = 3 + 2 * len(phase.buffers)
         for i in order:
