@@ -2,13 +2,14 @@
 
     pip install git+https://github.com/KellerJordan/Muon git+https://github.com/zichongli5/NorMuon
     pip install git+https://github.com/microsoft/dion pytorch_optimizer adam-mini kron-torch
-    pip install galore-torch apollo-torch transformers bitsandbytes
+    pip install galore-torch apollo-torch transformers bitsandbytes prodigyopt dadaptation schedulefree
 
-AdaMuon's own release runs on GPUs only, and SM3's is for TensorFlow 1; pytorch_optimizer has copies of them. Theirs are
-matrices of (out, in), ours of (in, out).
+AdaMuon's own release runs on GPUs only, and SM3's is for TensorFlow 1; pytorch_optimizer has copies of them, and of
+others that are no packages. Theirs are matrices of (out, in), ours of (in, out).
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ def _of_betas(**pinned: Any) -> Agreement:
     return Agreement(lambda beta_1, beta_2: {"betas": (beta_1, beta_2)}, pinned, variant="authors")
 
 
+THREE_BETAS = Agreement(lambda beta_1, beta_2, beta_3: {"betas": (beta_1, beta_2, beta_3)}, variant="authors")
 # The first projection stays: at the next one the signs of singular vectors count, which theirs has from LAPACK.
 LOW_RANK = {"rank": 2, "update_proj_gap": 1000, "proj_type": "std"}
 AUTHORS = {
@@ -57,6 +59,13 @@ AUTHORS = {
         Agreement(lambda: {"epsilon": 1e-6}, {"iteration": "polar_express_nanogpt", "ns_steps": 5}, variant="authors"),
         {"momentum": "ef_decay"},
     ),
+    # Their `Dion` turns matrices with fewer rows than columns; the paper's, which is ours, and `DionSimple` do not.
+    "Dion": Release(
+        "dion",
+        lambda m: _with_bases(m.DionSimple),
+        Agreement(pinned={"rank_fraction": 1.0}, variant="authors"),
+        {"momentum": "mu"},
+    ),
     "SM3": Release("pytorch_optimizer", lambda m: m.SM3, Agreement(pinned={"epsilon": 1e-30}, variant="authors")),
     "Kron": Release("kron-torch", lambda m: _with_probes(m.kron), names={"beta_1": "b1"}),
     "GaLore": Release(
@@ -65,9 +74,30 @@ AUTHORS = {
         _of_betas(**LOW_RANK),
     ),
     "APOLLO": Release("apollo-torch", lambda m: _with_directions(m), _of_betas(**LOW_RANK)),
+    "Prodigy": Release("prodigyopt", lambda m: _quiet(m.Prodigy), _of_betas(), {"beta_3": "beta3"}),
+    "DAdaptAdamW": Release("dadaptation", lambda m: _quiet(m.DAdaptAdam, decouple=True), _of_betas()),
+    "ScheduleFreeAdamW": Release(
+        "schedulefree", lambda m: _training(m.AdamWScheduleFree), _of_betas(warmup_steps=0)._replace(variant="optax")
+    ),
+    "LaProp": Release("pytorch_optimizer", lambda m: m.LaProp, _of_betas()),
+    "Grams": Release("pytorch_optimizer", lambda m: m.Grams, _of_betas()),
+    "StableAdamW": Release("pytorch_optimizer", lambda m: m.StableAdamW, _of_betas()),
+    "MARSAdamW": Release("pytorch_optimizer", lambda m: m.MARS, _of_betas()),
+    # The first gradient leaves open what are the eigenvectors of the rest of a longer axis.
+    "SOAP": Release("pytorch_optimizer", lambda m: m.SOAP, _of_betas()._replace(shapes={"square": (4, 4)})),
+    "AdEMAMix": Release("pytorch_optimizer", lambda m: _decoupled(m.AdEMAMix), THREE_BETAS),
+    "ADOPT": Release("pytorch_optimizer", lambda m: _decoupled(m.ADOPT), _of_betas()),
+    "Adan": Release("pytorch_optimizer", lambda m: m.Adan, THREE_BETAS),
+    "AdaBelief": Release("pytorch_optimizer", lambda m: m.AdaBelief, _of_betas()),
+    "LARS": Release(
+        "pytorch_optimizer", lambda m: m.LARS, Agreement(pinned={"trust_coefficient": 0.5}, variant="authors")
+    ),
+    "MADGRAD": Release("pytorch_optimizer", lambda m: m.MADGRAD),
+    "NovoGrad": Release("pytorch_optimizer", lambda m: m.NovoGrad, _of_betas()),
+    "Yogi": Release("pytorch_optimizer", lambda m: m.Yogi, _of_betas()),
     "AdamMini": Release("adam-mini", lambda m: _with_names(m.Adam_mini), _of_betas()),
 }
-WITHOUT_DECAY = {"SM3"}
+WITHOUT_DECAY = {"SM3", "LaProp"}
 NAMES = {"learning_rate": "lr", "beta_2": "beta2", "epsilon": "eps"}
 
 
@@ -132,6 +162,43 @@ def _with_probes(module: Any) -> Any:
                 super().step()
 
     return Probed
+
+
+def _with_bases(make: Any) -> Any:
+    """Return Dion with our random numbers."""
+
+    class Drawn(make):
+        def _init_opt_state_dion(self, param: Any, state: Any) -> None:
+            super()._init_opt_state_dion(param, state)
+            path = list(MATRICES)[len(self.state) - 1]
+            state["Q"].copy_(state["Q"].new_tensor(probe(path, 1, state["Q"].shape)))
+
+    return Drawn
+
+
+def _quiet(make: Any, **options: Any) -> Any:
+    """Return a class without its message about decay."""
+
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        with contextlib.redirect_stdout(None):
+            return make(*args, **kwargs, **options)
+
+    return made
+
+
+def _decoupled(make: Any) -> Any:
+    return functools.partial(make, weight_decouple=True)
+
+
+def _training(make: Any) -> Any:
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        optimizer = make(*args, **kwargs)
+        optimizer.train()
+        return optimizer
+
+    return made
 
 
 def _in_group(make: Any, names: str, **options: Any) -> Any:

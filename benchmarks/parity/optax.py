@@ -30,6 +30,7 @@ OPTAX = {
     "SM3": Agreement(  # optax's fails for a number
         pinned={"epsilon": None}, scheduled=False, shapes={"kernel": (6, 4), "bias": (7,), "cube": (2, 3, 4)}
     ),
+    "LARS": Agreement(pinned={"trust_coefficient": 0.5}),  # with the default steps are lost in the rounding of p
     "ScheduleFreeAdamW": Agreement(lambda warmup_steps: {"warmup_steps": warmup_steps or None}, scheduled=False),
 }
 OPTAX_NAMES = {

@@ -7,6 +7,7 @@ from unittest import mock
 
 from benchmarks.parity.cases import Case, Terms
 from benchmarks.parity.histories import History, to_numpy
+from benchmarks.parity.oracle import NEWTON_SCHULZ
 from benchmarks.parity.peer import Absent, Agreement, Dialect, load
 from jaxopt_keras.language.rule import Rule, fields_of
 
@@ -41,8 +42,7 @@ TORCH = {
         lambda muon_a, muon_b, muon_c: {
             "ns_coefficients": (muon_a, muon_b, muon_c), "adjust_lr_fn": "match_rms_adamw",
         },
-        # Other coefficients may diverge.
-        pinned={"scale": "rms", "rms_rate": 0.2, "muon_a": 3.4445, "muon_b": -4.7750, "muon_c": 2.0315},
+        pinned={"scale": "rms", "rms_rate": 0.2} | NEWTON_SCHULZ,
         variant="keras",
         decayed=True,
         matrices=True,
@@ -76,7 +76,8 @@ class Torch:
         names |= {"schedule"} if agreement.scheduled else set()
         names |= {"weight_decay"} if agreement.decayed else set()
         if agreement.matrices:  # equal numbers, which a clip makes, leave open what is the largest slice
-            return [Terms(agreement.variant, names - {"clipvalue"}, agreement.pinned, MATRICES, 0.1)]
+            shapes = agreement.shapes or MATRICES
+            return [Terms(agreement.variant, names - {"clipvalue"}, agreement.pinned, shapes, 0.1)]
         return [Terms(agreement.variant, names, agreement.pinned)]
 
     def run(self, case: Case) -> History:

@@ -44,6 +44,7 @@ class Modifier(Rule):
 
     needs: ClassVar[Any] = "element"  # the grain of the modifier alone
     decays: ClassVar[bool] = False  # `update` gets the parameter before its decoupled decay, which `within` applies
+    keeps_steps: ClassVar[bool] = False  # `update` returns the step of the rule inside, for another gradient or rate
 
     inner: Rule  # pyright: ignore[reportGeneralTypeIssues]  # the fields before it are none here
 
@@ -65,6 +66,14 @@ class Modifier(Rule):
             raise ValueError(
                 f"`inner` of {type(self).__name__} must be a rule whose steps are as long as it says. Received: "
                 f"{title(self.inner)}, which searches for their length along the loss."
+            )
+        changes = type(self).update is not Modifier.update and not self.keeps_steps
+        if changes and (found := with_average(self.inner)) is not None:
+            raise ValueError(
+                f"{type(self).__name__} changes steps, and {title(found)} has other weights to evaluate (`averaged`), "
+                "which go wrong where its steps are changed. Turn them around: an average is the outermost, as in "
+                f"`ScheduleFree(Cautious(AdamW()))`. A modifier of yours that returns the steps of the rule inside as "
+                f"they are says so: `keeps_steps = True` in its class. Received: inner={title(self.inner)}."
             )
         super().__post_init__()
 
@@ -176,6 +185,15 @@ def innermost(rule: Rule) -> Any:
 def is_joint(rule: Rule) -> bool:
     """Whether a rule needs sums over all arrays."""
     return type(rule).share not in (Rule.share, Modifier.share) or (isinstance(rule, Modifier) and is_joint(rule.inner))
+
+
+def with_average(rule: Rule) -> Rule | None:
+    """Return the part of a rule whose weights to evaluate are not those that it trains, if there is one."""
+    if type(rule).averaged not in (Rule.averaged, Modifier.averaged):
+        return rule
+    if isinstance(rule, Modifier):
+        return with_average(rule.inner)
+    return None if type(rule).accepts is Rule.accepts else with_average(rule.fallback)
 
 
 def is_alike(rule: Rule) -> bool:

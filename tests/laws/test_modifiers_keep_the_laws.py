@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
 from jaxopt_keras import Kernel, Options, rules
+from jaxopt_keras.language.modifier import with_average
 from jaxopt_keras.rules import modifiers
 from tests.laws.cases import assert_close, gradients, parameters, run, types
 
@@ -36,6 +37,8 @@ OTHERS = [
     modifiers.OrthoGrad,
     lambda inner: modifiers.ScaledRate(inner, pattern="head", factor=0.5),
 ]
+AVERAGES = [modifiers.Lookahead, modifiers.ScheduleFree]  # at most one of them
+INSIDE = [modifiers.CautiousDecay, modifiers.Cautious, modifiers.Hyperball]  # of an average: they change steps
 BASES = [
     rules.SGD(0.05, momentum=0.5),
     rules.Adam(0.05),
@@ -49,8 +52,9 @@ def drawn(seed, layers):
     """A rule inside of two or three modifiers. A cautious decay is the innermost: others may apply the decay."""
     rng = np.random.default_rng(seed)
     rule, chosen = BASES[seed % len(BASES)], rng.permutation(len(layers))[: rng.integers(2, 4)]
-    for make in sorted((layers[i] for i in chosen), key=lambda make: make is not modifiers.CautiousDecay):
-        if make is not modifiers.CautiousDecay or rule.decoupled(1.0) is not None:
+    for make in sorted((layers[i] for i in chosen), key=[*INSIDE, *layers].index):
+        refused = rule.decoupled(1.0) is None if make is modifiers.CautiousDecay else with_average(rule)
+        if not refused or make not in INSIDE + AVERAGES:
             rule = make(rule)
     return rule
 

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_keras as jk
 from tests.laws.cases import draw, gradients, run, slots_at
+from tests.oracles import apollo, loop
 
 SHAPES = {"tall": (16, 8), "wide": (4, 6), "cube": (2, 3, 4), "bias": (3,), "number": (), "empty": (0, 3)}
 both = pytest.mark.parametrize("make", [jk.galore, jk.apollo], ids=["galore", "apollo"])
@@ -106,3 +107,21 @@ def test_a_rank_is_an_integer():
     with pytest.raises(TypeError, match="`rank` must be an integer"):
         jk.galore(rank=2.5)
     assert jnp.shape(jk.apollo(rank=1, scale=128.0, scale_type="tensor").init(jnp.ones((3, 5))).slots["length"]) == ()
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_step_grows_from_the_one_before_as_it_was_cut():
+    """Of a gradient that falls and grows tenfold, each step is cut until it is as long as it would be."""
+    beta_2, sizes = 0.9, [1.0, 0.01, 1.0, 1.0, 1.0]
+    kernel = jk.apollo(1.0, rank=2, beta_1=0.0, beta_2=beta_2, weight_decay=None)
+    g, p = np.random.default_rng(0).normal(size=(4, 3)), {"w": jnp.zeros((4, 3))}
+    reference = loop.Loop(apollo, {"w": np.zeros((4, 3))}, 1.0, rank=2, beta_1=0.0, beta_2=beta_2)
+    state, lengths = kernel.init(p), []
+    for t, size in enumerate(sizes, 1):
+        before = p["w"]
+        p, state = kernel.step(p, state, {"w": jnp.asarray(size * g)}, donate=False)
+        np.testing.assert_allclose(p["w"], reference.step({"w": size * g})["w"], rtol=0, atol=1e-11)
+        lengths.append(np.linalg.norm(p["w"] - before) / np.sqrt(1 - beta_2**t))
+    assert lengths[1] < 0.1 * lengths[0]
+    for last, this in zip(lengths[1:], lengths[2:], strict=False):
+        np.testing.assert_allclose(this, 1.01 * (last + 1e-8), rtol=1e-10)

@@ -35,6 +35,7 @@ class AdaptiveClip(Modifier):
 
     decays: ClassVar = True
     needs: ClassVar = "matrix"
+    keeps_steps: ClassVar = True
 
     clipping: Amount = 0.01
     eps: Amount = 1e-3

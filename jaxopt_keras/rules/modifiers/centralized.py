@@ -20,6 +20,7 @@ class Centralized(Modifier):
     """
 
     needs: ClassVar = "matrix"
+    keeps_steps: ClassVar = True
 
     def covers(self, path: str, p: Array) -> bool:
         return p.ndim > 1

@@ -34,6 +34,7 @@ class Mars(Looking, Modifier):
     """
 
     needs: ClassVar[Any] = property(lambda self: "leaf" if self.clip else "element")
+    keeps_steps: ClassVar = True
     looking: ClassVar[Any] = property(lambda self: self.exact)
     decays: ClassVar[Any] = property(lambda self: self.exact)  # the last parameters are those before any decay
 

@@ -26,6 +26,7 @@ class Noisy(Modifier):
     """
 
     takes: ClassVar[Any] = property(lambda self: ("key", *self.inner.takes))
+    keeps_steps: ClassVar = True
 
     eta: Amount = 0.01
     gamma: Amount = 0.55

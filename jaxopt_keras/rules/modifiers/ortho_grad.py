@@ -26,6 +26,7 @@ class OrthoGrad(Modifier):
 
     decays: ClassVar = True
     needs: ClassVar = "leaf"
+    keeps_steps: ClassVar = True
 
     eps: Amount = 1e-30
 

@@ -40,6 +40,7 @@ class ReduceOnPlateau(Modifier):
 
     decays: ClassVar = True
     takes: ClassVar[Any] = property(lambda self: tuple({"loss": 0} | dict.fromkeys(self.inner.takes)))
+    keeps_steps: ClassVar = True
 
     factor: Annotated[float, Within(0, 1)] = 0.1
     patience: Annotated[int, Within(1)] = 10

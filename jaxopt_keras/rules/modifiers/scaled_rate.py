@@ -1,6 +1,6 @@
 """A multiple of the rate for some parameters."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from jax import Array
 
@@ -29,6 +29,8 @@ class ScaledRate(Modifier):
         pattern: a regular expression, or several, searched for in the paths of parameters.
         factor: the factor of the rate.
     """
+
+    keeps_steps: ClassVar = True
 
     pattern: Annotated[Any, Read(_read_pattern, searched=True)] = ()
     factor: Amount = 1.0

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
+from jaxopt_keras.language.modifier import with_average
 from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rule, Signed, Slot
 from jaxopt_keras.rules.adam import Adam
 from jaxopt_keras.rules.nadam import Nadam
@@ -53,10 +54,10 @@ def read_others(value: Any) -> Any:
             "The rule `others` runs at `learning_rate` times `adam_lr_ratio`, and its own rate has no effect. "
             f"Received: others={rule!r}. Leave out its rate, or use `partition` for groups with rates of their own."
         )
-    if rule.scalars() is not None or rule.decoupled(1.0) is None:
+    if rule.scalars() is not None or rule.decoupled(1.0) is None or with_average(rule) is not None:
         raise ValueError(
-            "`others` must not keep numbers for all arrays in common, nor apply its own weight decay. Received: "
-            f"{rule!r}. Use `partition` for it."
+            "`others` must not keep numbers for all arrays in common, apply its own weight decay, nor have other "
+            f"weights to evaluate than it trains. Received: {rule!r}. Use `partition` for it."
         )
     return rule
 
