@@ -61,6 +61,12 @@ class CommonOptions(TypedDict, total=False):
     weighted_accumulation: bool  # False
     own_counts: bool  # False
 
+class ACProp(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-16,
+        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class AdaBelief(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-16,
@@ -211,6 +217,12 @@ class DoG(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class DoWG(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 1.0, init_estim_sq_dist: Number | None = None, epsilon: Number = 0.0001,
+        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Fromage(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.01, min_norm: Number = 1e-06, weight_decay: Number | None = None, *,
@@ -338,6 +350,13 @@ class NovoGrad(Optimizer):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class OptimisticAdam(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        alpha: Number = 1.0, beta: Number = 1.0, nesterov: bool = True, weight_decay: Number | None = None, *,
+        variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class OptimisticGradientDescent(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.001, alpha: Number = 1.0, beta: Number = 1.0, weight_decay: Number | None = None,
@@ -399,6 +418,13 @@ class Signum(Optimizer):
     def __init__(
         self, learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class SimplifiedAdEMAMix(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.0001, beta_1: Number = 0.99, beta_2: Number = 0.95, alpha: Number = 0.0,
+        epsilon: Number = 1e-08, weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class SM3(Optimizer):
@@ -534,6 +560,13 @@ class MoMo(Optimizer):
         weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class MoMoAdam(Optimizer):
+    def __init__(
+        self, learning_rate: Rate = 0.01, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        lower_bound: Number = 0.0, adapt_lower_bound: bool = False, weight_decay: Number | None = None, *,
+        variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class PolyakSGD(Optimizer):
     def __init__(
         self, learning_rate: Rate = 1.0, max_learning_rate: Number = 1.0, f_min: Number = 0.0, eps: Number = 0.0,
@@ -548,6 +581,10 @@ class SophiaG(Optimizer):
         variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+def acprop(
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-16,
+    weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def adabelief(
     learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-16,
     weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
@@ -659,6 +696,10 @@ def dog(
     learning_rate: Rate = 1.0, reps_rel: Number = 1e-06, epsilon: Number = 1e-08, init_eta: Number | None = None,
     weight_decay: Number | None = None, *, variant: Literal["authors"] = "authors", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def dowg(
+    learning_rate: Rate = 1.0, init_estim_sq_dist: Number | None = None, epsilon: Number = 0.0001,
+    weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def fromage(
     learning_rate: Rate = 0.01, min_norm: Number = 1e-06, weight_decay: Number | None = None, *,
     variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
@@ -751,6 +792,11 @@ def novograd(
     weight_decay: Number | None = None, *, variant: Literal["authors", "optax"] = "authors",
     **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def optimistic_adam(
+    learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+    alpha: Number = 1.0, beta: Number = 1.0, nesterov: bool = True, weight_decay: Number | None = None, *,
+    variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def optimistic_gradient_descent(
     learning_rate: Rate = 0.001, alpha: Number = 1.0, beta: Number = 1.0, weight_decay: Number | None = None, *,
     variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
@@ -794,6 +840,11 @@ def shampoo(
 def signum(
     learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
     variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+) -> Kernel: ...
+def simplified_ademamix(
+    learning_rate: Rate = 0.0001, beta_1: Number = 0.99, beta_2: Number = 0.95, alpha: Number = 0.0,
+    epsilon: Number = 1e-08, weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
+    **options: Unpack[CommonOptions],
 ) -> Kernel: ...
 def sm3(
     learning_rate: Rate = 0.001, momentum: Number = 0.9, epsilon: Number | None = None,
@@ -886,6 +937,11 @@ def momo(
     learning_rate: Rate = 1.0, beta: Number = 0.9, lower_bound: Number = 0.0, adapt_lower_bound: bool = False,
     weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
 ) -> Kernel: ...
+def momo_adam(
+    learning_rate: Rate = 0.01, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+    lower_bound: Number = 0.0, adapt_lower_bound: bool = False, weight_decay: Number | None = None, *,
+    variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+) -> Kernel: ...
 def polyak_sgd(
     learning_rate: Rate = 1.0, max_learning_rate: Number = 1.0, f_min: Number = 0.0, eps: Number = 0.0,
     plus: bool = False, weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
@@ -898,17 +954,18 @@ def sophia_g(
 ) -> Kernel: ...
 
 __all__ = [
-    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
-    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion", "Dion2", "DoG", "Fromage", "Ftrl", "GaLore", "Grams",
-    "Kron", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
-    "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
-    "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "adabelief", "adadelta", "adafactor", "adagrad", "adam",
-    "adam_mini", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "apollo", "cocob", "dadapt_adamw", "dion",
-    "dion2", "dog", "fromage", "ftrl", "galore", "grams", "kron", "lamb", "laprop", "lars", "lion", "madgrad",
-    "mars_adamw", "muon", "nadam", "normuon", "novograd", "optimistic_gradient_descent", "prodigy", "radam", "rmsprop",
-    "rprop", "schedule_free_adamw", "sgd", "shampoo", "signum", "sm3", "soap", "stable_adamw", "yogi", "AdaptiveClip",
-    "ASAM", "Cautious", "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad",
-    "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree", "LBFGS", "MoMo", "PolyakSGD", "SophiaG", "adaptive_clip",
-    "asam", "cautious", "cautious_decay", "centralized", "hyperball", "lookahead", "mars", "noisy", "ortho_grad",
-    "reduce_on_plateau", "sam", "scaled_rate", "schedule_free", "lbfgs", "momo", "polyak_sgd", "sophia_g",
+    "ACProp", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
+    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion", "Dion2", "DoG", "DoWG", "Fromage", "Ftrl", "GaLore",
+    "Grams", "Kron", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
+    "OptimisticAdam", "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD",
+    "Shampoo", "Signum", "SimplifiedAdEMAMix", "SM3", "SOAP", "StableAdamW", "Yogi", "acprop", "adabelief", "adadelta",
+    "adafactor", "adagrad", "adam", "adam_mini", "adamax", "adamuon", "adamw", "adan", "ademamix", "adopt", "apollo",
+    "cocob", "dadapt_adamw", "dion", "dion2", "dog", "dowg", "fromage", "ftrl", "galore", "grams", "kron", "lamb",
+    "laprop", "lars", "lion", "madgrad", "mars_adamw", "muon", "nadam", "normuon", "novograd", "optimistic_adam",
+    "optimistic_gradient_descent", "prodigy", "radam", "rmsprop", "rprop", "schedule_free_adamw", "sgd", "shampoo",
+    "signum", "simplified_ademamix", "sm3", "soap", "stable_adamw", "yogi", "AdaptiveClip", "ASAM", "Cautious",
+    "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "SAM",
+    "ScaledRate", "ScheduleFree", "LBFGS", "MoMo", "MoMoAdam", "PolyakSGD", "SophiaG", "adaptive_clip", "asam",
+    "cautious", "cautious_decay", "centralized", "hyperball", "lookahead", "mars", "noisy", "ortho_grad",
+    "reduce_on_plateau", "sam", "scaled_rate", "schedule_free", "lbfgs", "momo", "momo_adam", "polyak_sgd", "sophia_g",
 ]

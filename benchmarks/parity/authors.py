@@ -59,7 +59,7 @@ AUTHORS = {
         Agreement(lambda: {"epsilon": 1e-6}, {"iteration": "polar_express_nanogpt", "ns_steps": 5}, variant="authors"),
         {"momentum": "ef_decay"},
     ),
-    # Their `Dion` turns matrices with fewer rows than columns; the paper's, which is ours, and `DionSimple` do not.
+    # Their `Dion` turns matrices with fewer rows than columns first; `DionSimple`, as in the paper and here, does not.
     "Dion": Release(
         "dion",
         lambda m: _with_bases(m.DionSimple),
@@ -86,7 +86,6 @@ AUTHORS = {
     # The first gradient leaves open what are the eigenvectors of the rest of a longer axis.
     "SOAP": Release("pytorch_optimizer", lambda m: m.SOAP, _of_betas()._replace(shapes={"square": (4, 4)})),
     "AdEMAMix": Release("pytorch_optimizer", lambda m: _decoupled(m.AdEMAMix), THREE_BETAS),
-    "ADOPT": Release("pytorch_optimizer", lambda m: _decoupled(m.ADOPT), _of_betas()),
     "Adan": Release("pytorch_optimizer", lambda m: m.Adan, THREE_BETAS),
     "AdaBelief": Release("pytorch_optimizer", lambda m: m.AdaBelief, _of_betas()),
     "LARS": Release(
@@ -115,7 +114,7 @@ class Authors(Torch):
 
     def dialect(self, optimizer: type[Rule]) -> Dialect:
         if (name := optimizer.__name__) not in AUTHORS:
-            raise Absent(f"{name} is not compared with its authors' code")
+            raise Absent("no release to run, or it is that of the other columns")
         release = AUTHORS[name]
         agreement = release.agreement._replace(decayed=name not in WITHOUT_DECAY, matrices=True)
         return Dialect(release.make(load(release.module)), {**NAMES, **release.names}, agreement)

@@ -26,7 +26,7 @@ class Keras:
     def terms(self, optimizer: type[Rule]) -> list[Terms]:
         counterpart = getattr(self.keras.optimizers, optimizer.__name__, None)
         if counterpart is None:
-            raise Absent(f"there is no keras.optimizers.{optimizer.__name__}")
+            raise Absent("none in keras.optimizers")
         return [Terms("keras", {*parameters_of(counterpart), "exclude_from_weight_decay", "schedule"})]
 
     def run(self, case: Case) -> History:

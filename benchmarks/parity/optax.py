@@ -22,6 +22,7 @@ OPTAX = {
         },
         pinned={"exclude_embeddings": False},
     ),
+    "ACProp": Agreement(lambda epsilon: {"eps": epsilon, "eps_root": epsilon}),
     "AdaBelief": Agreement(lambda epsilon: {"eps": epsilon, "eps_root": epsilon}),
     "Adan": Agreement(lambda epsilon: {"eps": epsilon, "eps_root": epsilon}),
     "RAdam": Agreement(pinned={"beta_2": 0.9}),  # optax's length of the average has no digits left for long averages
@@ -33,6 +34,7 @@ OPTAX = {
     "LARS": Agreement(pinned={"trust_coefficient": 0.5}),  # with the default steps are lost in the rounding of p
     "ScheduleFreeAdamW": Agreement(lambda warmup_steps: {"warmup_steps": warmup_steps or None}, scheduled=False),
 }
+OTHER_NAMES = {"OptimisticAdam": "optimistic_adam_v2"}
 OPTAX_NAMES = {
     "beta_1": "b1",
     "beta_2": "b2",
@@ -58,7 +60,7 @@ class Optax:
         self.version = self.optax.__version__
 
     def dialect(self, optimizer: type[Rule], amsgrad: bool = False) -> Dialect:
-        name = "amsgrad" if amsgrad else name_of(optimizer)
+        name = "amsgrad" if amsgrad else OTHER_NAMES.get(optimizer.__name__, name_of(optimizer))
         function = getattr(self.optax, name, None) or getattr(self.contrib, name, None)
         if function is None:
             raise Absent(f"there is no optax.{name}")
@@ -66,7 +68,7 @@ class Optax:
 
     def terms(self, optimizer: type[Rule]) -> list[Terms]:
         if "optax" not in optimizer.variants:
-            raise Absent(f"{optimizer.__name__} has no optax variant")
+            raise Absent("no variant of ours follows it")
         dialect = self.dialect(optimizer)
         names = {name for name in fields_of(optimizer) if dialect.knows(name)}
         names |= {"weight_decay", *CLIPS, "loss_scale_factor", "use_ema", "gradient_accumulation_steps"}

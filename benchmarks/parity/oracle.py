@@ -12,6 +12,7 @@ from jaxopt_keras.language.rule import Rule, fields_of
 from tests.oracles import loop
 
 NEWTON_SCHULZ = {"muon_a": 3.4445, "muon_b": -4.7750, "muon_c": 2.0315}  # other coefficients may diverge
+WITHOUT = {"SOAP": {"clipvalue"}}  # of equal numbers, which it makes, rounding chooses the eigenvectors
 
 
 class Oracle:
@@ -27,7 +28,7 @@ class Oracle:
             raise Absent(f"there is no tests/oracles/{name}.py") from None
 
     def terms(self, optimizer: type[Rule]) -> list[Terms]:
-        names = {*fields_of(optimizer), *fields_of(Options), "schedule"}
+        names = {*fields_of(optimizer), *fields_of(Options), "schedule"} - WITHOUT.get(optimizer.__name__, set())
         pinned = {name: x for name, x in NEWTON_SCHULZ.items() if name in names}
         pinned |= getattr(self.module(optimizer), "pinned", {})
         return [Terms(variant, names, pinned) for variant in optimizer.variants]

@@ -35,13 +35,15 @@ class Report(NamedTuple):
         for cell in self.cells:
             if cell.reason:
                 reasons.setdefault(f"{cell.peer}: {cell.reason}", []).append(cell.optimizer)
+        absent = [f"- {reason} ({', '.join(names)})" for reason, names in reasons.items()]
+        theirs = [f"\\* {c.optimizer}: {distances(c)}." for c in self.cells if c.is_theirs]
         failures = [
-            f"{c.optimizer} and {c.peer}, seed {c.seed}: {c.difference:.1e} exceeds {c.bar:.0e}. From float64: ours "
-            f"{shown(c.ours_to_float64)}, {c.peer} {shown(c.peer_to_float64)}. {c.settings}"
+            f"! {c.optimizer} and {c.peer}, seed {c.seed}: {c.difference:.1e} exceeds {c.bar:.0e}. {distances(c)}. "
+            f"{c.settings}"
             for c in self.cells
             if not c.passed
         ]
-        return [f"- {reason}" for reason in reasons] + [f"! {failure}" for failure in failures]
+        return [*absent, *theirs, *failures]
 
     def markdown(self) -> str:
         header = ["optimizer", *self.peers, "bar"]
@@ -53,6 +55,11 @@ class Report(NamedTuple):
     def json(self) -> str:
         cells = [asdict(cell) for cell in self.cells]
         return json.dumps({"command": self.command, "versions": self.versions, "cells": cells}, indent=2) + "\n"
+
+
+def distances(cell: Cell) -> str:
+    """Say whose rounding a difference is."""
+    return f"from float64 ours {shown(cell.ours_to_float64)}, {cell.peer} {shown(cell.peer_to_float64)}"
 
 
 def shown(x: float | None) -> str:

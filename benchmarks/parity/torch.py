@@ -66,7 +66,7 @@ class Torch:
     def dialect(self, optimizer: type[Rule]) -> Dialect:
         name = {"Nadam": "NAdam"}.get(optimizer.__name__, optimizer.__name__)
         if optimizer.__name__ not in TORCH:
-            raise Absent(f"torch.optim.{name} does not exist or is another optimizer")
+            raise Absent("none in torch.optim, or another one")
         return Dialect(getattr(self.torch.optim, name), TORCH_NAMES, TORCH[optimizer.__name__])
 
     def terms(self, optimizer: type[Rule]) -> list[Terms]:

@@ -1,5 +1,6 @@
 """The optimizers, one file each. A new one needs its file, a line here, and an oracle in `tests/oracles`."""
 
+from jaxopt_keras.rules.acprop import ACProp as ACProp
 from jaxopt_keras.rules.adabelief import AdaBelief as AdaBelief
 from jaxopt_keras.rules.adadelta import Adadelta as Adadelta
 from jaxopt_keras.rules.adafactor import Adafactor as Adafactor
@@ -18,6 +19,7 @@ from jaxopt_keras.rules.dadapt_adamw import DAdaptAdamW as DAdaptAdamW
 from jaxopt_keras.rules.dion import Dion as Dion
 from jaxopt_keras.rules.dion2 import Dion2 as Dion2
 from jaxopt_keras.rules.dog import DoG as DoG
+from jaxopt_keras.rules.dowg import DoWG as DoWG
 from jaxopt_keras.rules.fromage import Fromage as Fromage
 from jaxopt_keras.rules.ftrl import Ftrl as Ftrl
 from jaxopt_keras.rules.galore import GaLore as GaLore
@@ -31,10 +33,12 @@ from jaxopt_keras.rules.lion import Lion as Lion
 from jaxopt_keras.rules.madgrad import MADGRAD as MADGRAD
 from jaxopt_keras.rules.mars_adamw import MARSAdamW as MARSAdamW
 from jaxopt_keras.rules.momo import MoMo as MoMo
+from jaxopt_keras.rules.momo_adam import MoMoAdam as MoMoAdam
 from jaxopt_keras.rules.muon import Muon as Muon
 from jaxopt_keras.rules.nadam import Nadam as Nadam
 from jaxopt_keras.rules.normuon import NorMuon as NorMuon
 from jaxopt_keras.rules.novograd import NovoGrad as NovoGrad
+from jaxopt_keras.rules.optimistic_adam import OptimisticAdam as OptimisticAdam
 from jaxopt_keras.rules.optimistic_gradient_descent import OptimisticGradientDescent as OptimisticGradientDescent
 from jaxopt_keras.rules.polyak_sgd import PolyakSGD as PolyakSGD
 from jaxopt_keras.rules.prodigy import Prodigy as Prodigy
@@ -45,6 +49,7 @@ from jaxopt_keras.rules.schedule_free_adamw import ScheduleFreeAdamW as Schedule
 from jaxopt_keras.rules.sgd import SGD as SGD
 from jaxopt_keras.rules.shampoo import Shampoo as Shampoo
 from jaxopt_keras.rules.signum import Signum as Signum
+from jaxopt_keras.rules.simplified_ademamix import SimplifiedAdEMAMix as SimplifiedAdEMAMix
 from jaxopt_keras.rules.sm3 import SM3 as SM3
 from jaxopt_keras.rules.soap import SOAP as SOAP
 from jaxopt_keras.rules.sophia_g import SophiaG as SophiaG

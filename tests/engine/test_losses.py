@@ -144,6 +144,12 @@ def bowl(p):
             lambda: jk.momo(0.5, lower_bound=-1.0, adapt_lower_bound=True, weight_decay=0.1),
             lambda: optax.contrib.momo(0.5, lower_bound=-1.0, adapt_lower_bound=True, weight_decay=0.1),
         ),
+        (lambda: jk.momo_adam(), lambda: optax.contrib.momo_adam()),
+        (lambda: jk.momo_adam(1.0, lower_bound=0.2), lambda: optax.contrib.momo_adam(1.0, lower_bound=0.2)),
+        (
+            lambda: jk.momo_adam(0.3, beta_1=0.8, lower_bound=-1.0, adapt_lower_bound=True, weight_decay=0.1),
+            lambda: optax.contrib.momo_adam(0.3, 0.8, lower_bound=-1.0, adapt_lower_bound=True, weight_decay=0.1),
+        ),
     ],
 )
 def test_beside_optax(ours, theirs):

@@ -17,7 +17,7 @@ SPECS = {"kernel": PartitionSpec("data"), "bias": PartitionSpec()}
 NAMES = [rule.__module__.rsplit(".", 1)[-1] for rule in MODIFIERS.values()]
 KERNELS = {name: make for name, make in (FUNCTIONS | MORE_FUNCTIONS).items() if name not in NAMES}
 KERNELS = {name: make for name, make in KERNELS.items() if not make().program.core.needs_function}
-OF_LOSSES = ("momo", "polyak_sgd")
+OF_LOSSES = ("momo", "momo_adam", "polyak_sgd")
 KERNELS |= {
     "flat state": lambda: jk.adamw(flat_state=True), "int8 slots": lambda: jk.adamw(state_dtype="int8"),
     "guard": lambda: jk.adamw(skip_nonfinite=True), "partition": lambda: jk.partition({"bias": jk.sgd()}, jk.shampoo()),

@@ -21,6 +21,7 @@ from benchmarks.parity.cases import Case, Terms
 from benchmarks.parity.histories import History, distance, relative
 from benchmarks.parity.oracle import Oracle
 from benchmarks.parity.peer import RULES
+from benchmarks.parity.report import Report
 from jaxopt_keras import Options
 from jaxopt_keras.engine.core import is_absent
 from jaxopt_keras.language.rule import fields_of
@@ -224,6 +225,22 @@ def test_the_command_fails_where_a_bar_is_exceeded(monkeypatch, capsys):
     assert main(["--optimizer", "adam", *SHORT]) == 1
     printed = capsys.readouterr().out
     assert "FAILED" in printed and "! Adam and oracle, seed 0: " in printed and "beta_1=" in printed
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "text"), [(1e-6, 4e-5, "4.0e-05 *"), (4e-5, 1e-6, "4.0e-05 !"), (4e-5, 4e-5, "4.0e-05 !")]
+)
+def test_a_difference_that_is_the_peers_own(ours: float, theirs: float, text: str):
+    cell = comparison.Cell("Adam", "optax", 2e-5, 4e-5, ours_to_float64=ours, peer_to_float64=theirs)
+    assert str(cell) == text and cell.passed == text.endswith("*")
+    notes = Report("", {}, ["optax"], [[cell]]).notes()
+    assert len(notes) == 1 and ("from float64 ours 1.0e-06, optax 4.0e-05" in notes[0]) == cell.passed
+
+
+def test_not_a_number_is_beyond_every_bar(monkeypatch):
+    found = iter([1e-6, 0.0, 0.0, float("nan"), 0.0, 0.0])  # of each variant: to the peer, and of both to float64
+    monkeypatch.setattr(comparison, "difference", lambda *_: next(found))
+    assert not comparison.compare(RULES["sgd"], "oracle", Oracle(), range(1), 3).passed
 
 
 def test_the_command_says_what_it_did_not_compare(monkeypatch, capsys):

@@ -17,6 +17,12 @@ from jaxopt_keras.stateful.optimizer import Optimizer
 CLASSES: dict[str, type[Adapter]]
 MODIFIED: dict[str, type[Adapter]]
 
+class ACProp(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-16,
+        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class AdaBelief(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-16,
@@ -167,6 +173,12 @@ class DoG(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class DoWG(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 1.0, init_estim_sq_dist: Number | None = None, epsilon: Number = 0.0001,
+        weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class Fromage(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.01, min_norm: Number = 1e-06, weight_decay: Number | None = None, *,
@@ -294,6 +306,13 @@ class NovoGrad(Adapter):
         **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class OptimisticAdam(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.001, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        alpha: Number = 1.0, beta: Number = 1.0, nesterov: bool = True, weight_decay: Number | None = None, *,
+        variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class OptimisticGradientDescent(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.001, alpha: Number = 1.0, beta: Number = 1.0, weight_decay: Number | None = None,
@@ -355,6 +374,13 @@ class Signum(Adapter):
     def __init__(
         self, learning_rate: Rate = 0.01, momentum: Number = 0.9, weight_decay: Number | None = None, *,
         variant: Literal["authors", "optax"] = "authors", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
+class SimplifiedAdEMAMix(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.0001, beta_1: Number = 0.99, beta_2: Number = 0.95, alpha: Number = 0.0,
+        epsilon: Number = 1e-08, weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax",
+        **options: Unpack[CommonOptions],
     ) -> None: ...
 
 class SM3(Adapter):
@@ -490,6 +516,13 @@ class MoMo(Adapter):
         weight_decay: Number | None = None, *, variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
     ) -> None: ...
 
+class MoMoAdam(Adapter):
+    def __init__(
+        self, learning_rate: Rate = 0.01, beta_1: Number = 0.9, beta_2: Number = 0.999, epsilon: Number = 1e-08,
+        lower_bound: Number = 0.0, adapt_lower_bound: bool = False, weight_decay: Number | None = None, *,
+        variant: Literal["optax"] = "optax", **options: Unpack[CommonOptions],
+    ) -> None: ...
+
 class PolyakSGD(Adapter):
     def __init__(
         self, learning_rate: Rate = 1.0, max_learning_rate: Number = 1.0, f_min: Number = 0.0, eps: Number = 0.0,
@@ -505,11 +538,11 @@ class SophiaG(Adapter):
     ) -> None: ...
 
 __all__ = [
-    "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
-    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion", "Dion2", "DoG", "Fromage", "Ftrl", "GaLore", "Grams",
-    "Kron", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
-    "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD", "Shampoo",
-    "Signum", "SM3", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "ASAM", "Cautious", "CautiousDecay", "Centralized",
-    "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "SAM", "ScaledRate", "ScheduleFree",
-    "LBFGS", "MoMo", "PolyakSGD", "SophiaG", "as_keras",
+    "ACProp", "AdaBelief", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamMini", "Adamax", "AdaMuon", "AdamW", "Adan",
+    "AdEMAMix", "ADOPT", "APOLLO", "COCOB", "DAdaptAdamW", "Dion", "Dion2", "DoG", "DoWG", "Fromage", "Ftrl", "GaLore",
+    "Grams", "Kron", "Lamb", "LaProp", "LARS", "Lion", "MADGRAD", "MARSAdamW", "Muon", "Nadam", "NorMuon", "NovoGrad",
+    "OptimisticAdam", "OptimisticGradientDescent", "Prodigy", "RAdam", "RMSprop", "Rprop", "ScheduleFreeAdamW", "SGD",
+    "Shampoo", "Signum", "SimplifiedAdEMAMix", "SM3", "SOAP", "StableAdamW", "Yogi", "AdaptiveClip", "ASAM", "Cautious",
+    "CautiousDecay", "Centralized", "Hyperball", "Lookahead", "Mars", "Noisy", "OrthoGrad", "ReduceOnPlateau", "SAM",
+    "ScaledRate", "ScheduleFree", "LBFGS", "MoMo", "MoMoAdam", "PolyakSGD", "SophiaG", "as_keras",
 ]
