@@ -56,7 +56,8 @@ def parser() -> Parser:
     add("--peer", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}")
     add("--steps", type=count, default=60, metavar="N", help="of each run (default: 60)")
     add("--seeds", type=count, default=5, metavar="N", help="random cases for each optimizer and peer (default: 5)")
-    add("--json", type=output_file, metavar="FILE", help="write all numbers, with the worst cases' settings")
+    add("--json", type=output_file, metavar="FILE",
+        help="write all numbers, with the worst cases' settings; an interrupted run goes on from them")  # fmt: skip
     add("--markdown", type=page_with(MARK), metavar="FILE", help=f"write the table, between two lines {MARK} if any")
     return parser
 
@@ -72,18 +73,19 @@ def main(arguments: Sequence[str]) -> int:
     peers = {name: make_peer(name) for name in chosen.peer}
     report = Report(command_line(arguments), versions(peers), list(peers), [])
     print(f"{report.command}\n{report.about}\n\n{aligned(['optimizer', *peers, 'bar'])}")
+    done = report.interrupted(chosen.json, len(chosen.optimizer))
     for name in chosen.optimizer:
-        row = []
+        row = done.get(RULES[name].__name__, [])
         with progress(name, len(peers)) as tell:
-            for i, (n, peer) in enumerate(peers.items()):
+            for i, (n, peer) in enumerate([*peers.items()][len(row) :]):
                 tell(i, n)
                 row.append(compare(RULES[name], n, peer, range(chosen.seeds), chosen.steps))
         report.rows.append(row)
         print(aligned(texts(row)), flush=True)
         jax.clear_caches()  # hundreds of programs, which are never used again
+        if chosen.json:
+            chosen.json.write_text(report.json())
     print("", *report.notes(), "every difference is within its bar" if report.passed else "FAILED", sep="\n")
-    if chosen.json:
-        chosen.json.write_text(report.json())
     if chosen.markdown:
         place(chosen.markdown, MARK, report.markdown())
     return 0 if report.passed else 1

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.parity.comparison import Cell
@@ -51,6 +52,17 @@ class Report(NamedTuple):
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         notes = "\n".join(self.notes())
         return f"`{self.command}`\n\n{table}\n\n{self.about}.\n" + (f"\n{notes}\n" if notes else "")
+
+    def interrupted(self, path: Path | None, optimizers: int) -> dict[str, list[Cell]]:
+        """Return the rows by optimizer of a run of the same command and versions that wrote fewer `optimizers`."""
+        text = path.read_text() if path is not None and path.exists() else ""
+        saved = json.loads(text) if text.strip() else {}
+        if (saved.get("command"), saved.get("versions")) != (self.command, self.versions):
+            return {}
+        rows: dict[str, list[Cell]] = {}
+        for each in saved["cells"]:
+            rows.setdefault(each["optimizer"], []).append(Cell(**each))
+        return rows if len(rows) < optimizers else {}
 
     def json(self) -> str:
         cells = [asdict(cell) for cell in self.cells]

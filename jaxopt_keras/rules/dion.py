@@ -33,9 +33,9 @@ class Dion(Rule):
         p <- p - lr sqrt(columns / rows) Q Pᵀ
 
     P and Q have `rank_fraction` times as many columns as the shorter axis of the matrix is long, rounded up. What they
-    do not show of m stays in it: the paper's algorithm, and the release's `DionSimple`, where its `Dion` starts from the
-    other side of matrices with more rows than columns. Q, the slot `basis`, starts with normal numbers, from the option `seed`; it stays if m
-    is 0. Columns of R that are rounding errors, where m has a lower rank, give columns of 0.
+    do not show of m stays in it. Q, the slot `basis`, starts with normal numbers, from the option `seed`; it stays if m
+    is 0. Columns of R that are rounding errors, where m has a lower rank, give columns of 0. This is the paper's
+    algorithm, and the release's `DionSimple`; its `Dion` takes mᵀ for m where a matrix has more rows than columns.
 
     Adam updates arrays that are not matrices, and those with "embedding" in their path or with a path in which one of
     `exclude_layers` is found: at the rate `lr adam_lr_ratio`, with `adam_weight_decay`. `describe` lists them.

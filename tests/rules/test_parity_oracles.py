@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.parity import __main__ as command
 from benchmarks.parity import cases, comparison
 from benchmarks.parity.__main__ import main
 from benchmarks.parity.cases import Case, Terms
@@ -218,6 +219,21 @@ def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     lines = page.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
     assert "`python -m benchmarks.parity --optimizer SGD --peer oracle --seeds 1 --steps 3`" in lines
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    path, both = tmp_path / "parity.json", ["--optimizer", "sgd", "ftrl", *SHORT, "--json"]
+    main([*both, str(path)])
+    whole, compared = path.read_text(), []
+    half = json.loads(whole)
+    half["cells"] = half["cells"][:1]
+    path.write_text(json.dumps(half))
+    compare = lambda rule, *more: compared.append(rule.__name__) or comparison.compare(rule, *more)
+    monkeypatch.setattr(command, "compare", compare)
+    main([*both, str(path)])
+    assert compared == ["Ftrl"] and path.read_text() == whole
+    main([*both, str(path)])  # it was not interrupted
+    assert compared == ["Ftrl", "SGD", "Ftrl"]
 
 
 def test_the_command_fails_where_a_bar_is_exceeded(monkeypatch, capsys):
