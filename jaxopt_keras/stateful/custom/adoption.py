@@ -26,7 +26,7 @@ class Adopted(View):
 
     def read_slice(self, variable: Any) -> Any:
         """Return the array."""
-        return self.value
+        return value_of(self)
 
     def write_slice(self, variable: Any, value: Any) -> None:
         """Replace the array."""
@@ -76,7 +76,7 @@ def _with_buffer(cls: Any) -> Any:
     """Return a class of Keras variables whose array is that of their `buffer`."""
 
     def read(self: Any) -> Any:
-        return self.buffer.value
+        return value_of(self.buffer)
 
     def write(self: Any, value: Any) -> None:
         self.buffer.assign(value)

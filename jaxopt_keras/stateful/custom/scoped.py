@@ -48,7 +48,7 @@ class Scoped(Transactions):
         hook_variables = {self._keys[i]: v for i, v in self._mapped_variables.items() if i in self._keys}
         params = {k: value_of(v) for k, v in hook_variables.items()}
         present = self._own_state()
-        state = with_values(present, [(place, self.view(place).value) for place in places(present)])
+        state = with_values(present, [(place, value_of(self.view(place))) for place in places(present)])
         by_path = {k: value_of(g) for k, g in zip(keys, grads, strict=True) if g is not None}
         new, result = self._plain_step(by_path, state, params, False, given)
         for k in by_path:

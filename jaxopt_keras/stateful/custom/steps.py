@@ -94,7 +94,7 @@ class Steps(Transactions):
 
     def _get_current_learning_rate(self) -> Any:
         """Return the rate of this step."""
-        return self.view(RATE).value if self._in_hooks else self._hyper(self._kept)["learning_rate"]
+        return value_of(self.view(RATE)) if self._in_hooks else self._hyper(self._kept)["learning_rate"]
 
     # --- TF 2 -------------------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Steps(Transactions):
 
     def run_step(self, grads: list[Any], variables: list[Any]) -> None:
         """Call the parts of a step in Keras's order. What does not depend on arrays of the step is computed at once."""
-        token = _step.set((self.view(STEP).value, itertools.count()))
+        token = _step.set((value_of(self.view(STEP)), itertools.count()))
         try:
             with jax.ensure_compile_time_eval(), tensors_of(self):
                 self._run_parts(grads, variables)
@@ -197,8 +197,8 @@ class Steps(Transactions):
         names = slots_of(self._state, key).keys() - {*OPTION_SLOTS}
         p = value_of(variable)
         dtype = real_dtype(g.dtype)
-        slots = {name: self.view(("slots", key, name)).value for name in names}
-        t = self.view(STEP).value if self._iterations_from is None else value_of(self._iterations_from)
+        slots = {name: value_of(self.view(("slots", key, name))) for name in names}
+        t = value_of(self.view(STEP)) if self._iterations_from is None else value_of(self._iterations_from)
         hyper = now | {"learning_rate": rate}
         clock = cast(Now(t.astype(dtype) + 1, jnp.asarray(rate, dtype), hyper.get("weight_decay"), hyper), dtype)
         layout = Layout(TREEDEF, (Leaf(key, self._use_weight_decay(variable)),), {})
