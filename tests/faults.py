@@ -919,7 +919,7 @@ FAULTS = [
     Fault("stateful/custom/older_names.py", "if name in OPTIONS or name in OPTION_SLOTS else name",
           "if False else name", "a hyperparameter of TF 2 is taken for an option",
           "stateful/test_older_classes.py -k test_tf_2"),
-    Fault("stateful/custom/steps.py", "_step.set((self.view(STEP).value, itertools.count()))",
+    Fault("stateful/custom/steps.py", "_step.set((value_of(self.view(STEP)), itertools.count()))",
           "_step.set((0, itertools.count()))",
           "the same random numbers in every step", "interop/test_tensorflow_names.py -k random_numbers"),
     Fault("interop/tensorflow/arrays.py", "jnp.linalg.norm(x.reshape(-1), 2", "jnp.linalg.norm(x, 2",
