@@ -32,12 +32,8 @@ class Report(NamedTuple):
 
     def notes(self) -> list[str]:
         """The reasons for empty cells, and the cells that exceed their bar."""
-        reasons: dict[str, list[str]] = {}
-        for cell in self.cells:
-            if cell.reason:
-                reasons.setdefault(f"{cell.peer}: {cell.reason}", []).append(cell.optimizer)
-        absent = [f"- {reason} ({', '.join(names)})" for reason, names in reasons.items()]
-        theirs = [f"\\* {c.optimizer}: {distances(c)}." for c in self.cells if c.is_theirs]
+        absent = dict.fromkeys(f"- {cell.peer}: {cell.reason}" for cell in self.cells if cell.reason)
+        theirs = [f"- \\* {c.optimizer}: {distances(c)}." for c in self.cells if c.is_theirs]
         failures = [
             f"! {c.optimizer} and {c.peer}, seed {c.seed}: {c.difference:.1e} exceeds {c.bar:.0e}. {distances(c)}. "
             f"{c.settings}"
