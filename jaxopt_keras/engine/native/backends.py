@@ -37,8 +37,8 @@ class Backend(Protocol):
         """Return why it has no form for a loop; "" if it has one."""
         ...
 
-    def parts(self, phase: Phase) -> Iterable[Any]:
-        """Return the calls of a phase, each a `Phase` with some of its leaves and a method `native`."""
+    def parts(self, phase: Phase, numbers: list[int]) -> Iterable[Any]:
+        """Return the calls for the leaves of a phase with these numbers, each a `Phase` with a method `native`."""
         ...
 
 
@@ -101,7 +101,7 @@ def _run(backend: Backend, by_xla: Callable[..., Any], phase: Phase, *operands: 
     known = phase.named(operands)
     reasons = [backend.refuses(leaf) for leaf in phase.leaves]
     refused = [i for i, reason in enumerate(reasons) if reason]
-    parts = [*backend.parts(Phase.part(phase, [i for i, reason in enumerate(reasons) if not reason]))]
+    parts = [*backend.parts(phase, [i for i, reason in enumerate(reasons) if not reason])]
     if refused:
         refuse(phase, reasons[refused[0]])
         parts.append(Phase.part(phase, refused))

@@ -43,14 +43,14 @@ ANY = {
     "add": "{0} + {1}", "add_any": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "neg": "-{0}",
     "max": "MAX({0}, {1})", "min": "MIN({0}, {1})", "clamp": "MIN(MAX({1}, {0}), {2})", "square": "{0} * {0}",
     "gt": "{0} > {1}", "lt": "{0} < {1}", "ge": "{0} >= {1}", "le": "{0} <= {1}", "eq": "{0} == {1}",
-    "ne": "{0} != {1}", "select_n": "{0} ? {2} : {1}",
+    "ne": "{0} != {1}", "select_n": "{0} ? {2} : {1}", "optimization_barrier": "{0}",
 }  # fmt: skip
 FLOATING = {
     "div": "{0} / {1}", "abs": "fabs{f}({0})", "sign": "SIGN({0})", "sqrt": "sqrt{f}({0})", "floor": "floor{f}({0})",
     "ceil": "ceil{f}({0})", "rsqrt": "1 / sqrt{f}({0})", "is_finite": "(fabs{f}({0}) <= MAX_OF({0}))",
     "exp": "exp{f}({0})", "log": "log{f}({0})", "expm1": "expm1{f}({0})", "log1p": "log1p{f}({0})",
-    "tanh": "tanh{f}({0})", "cbrt": "cbrt{f}({0})", "pow": "pow{f}({0}, {1})", "rint": "rint{f}({0})",
-    "round": "round{f}({0})",
+    "tanh": "tanh{f}({0})", "cos": "cos{f}({0})", "cbrt": "cbrt{f}({0})", "pow": "pow{f}({0}, {1})",
+    "rint": "rint{f}({0})", "round": "round{f}({0})",
 }  # fmt: skip
 WHOLE = {"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "abs": "{0} < 0 ? -{0} : {0}"}
 SHIFTS = {"shift_right_logical": ">>", "shift_left": "<<", "shift_right_arithmetic": ">>"}

@@ -61,10 +61,11 @@ class InC:
     def refuses(self, leaf: Leaf) -> str:
         return refusal(render_c, leaf.loop)
 
-    def parts(self, phase: Phase) -> Iterator[Call]:
+    def parts(self, phase: Phase, numbers: list[int]) -> Iterator[Call]:
         groups: dict[Any, list[int]] = {}
-        for i, leaf in enumerate(phase.leaves):
+        for i in numbers:
+            leaf = phase.leaves[i]
             groups.setdefault((leaf.loop, *leaf.buffers), []).append(i)
-        for numbers in groups.values():
-            for k in range(0, len(numbers), AT_ONCE):
-                yield Call.part(phase, numbers[k : k + AT_ONCE])
+        for mine in groups.values():
+            for k in range(0, len(mine), AT_ONCE):
+                yield Call.part(phase, mine[k : k + AT_ONCE])

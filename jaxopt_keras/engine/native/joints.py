@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxopt_keras.engine.native.ir import Constant, Equation, Value
 from jaxopt_keras.engine.native.phase import Joint, Phase
 
-LONG = 16  # totals; a shorter chain costs nothing
+LEAST = 2  # totals
 NAMES = ("add", "or", "and", "max", "min")
 
 
@@ -34,27 +34,33 @@ class Chain:
         return functools.reduce(lambda x, y: self.last.run([x, y])[0], rest, first)
 
 
-def join(equations: Iterable[Equation], users: dict[Any, list[Equation | None]], phases: Sequence[Phase]) -> Any:
-    """The equations, with a `Chain` in the place of each long chain. Adds its totals to the joints of their phase.
+def joined(
+    equations: Iterable[Equation], users: dict[Any, list[Equation | None]], phases: Sequence[Phase]
+) -> dict[Equation, Chain]:
+    """The long chains among equations, by each of their equations. Adds their totals to the joints of their phase.
 
     Args:
         users: what reads each value; None stands for the results of the trace.
     """
-    equations = [*equations]
     phase_of: dict[Any, Phase] = {x: phase for phase in phases for x in phase.totals}
-    replaced: dict[Equation, Chain] = {}
+    found: dict[Equation, Chain] = {}
     for chain in _chains(equations, users):
         for phase in dict.fromkeys(phase_of[x] for x in chain.inputs if x in phase_of):
             totals = tuple(x for x in chain.inputs if phase_of.get(x) is phase)
-            if LONG <= len(totals) == len({*totals}):
+            if LEAST <= len(totals) == len({*totals}):
                 joint = Joint(chain.last, totals, Value(chain.last.outputs[0].aval))
                 phase.add(joint)
                 chain = Chain(chain.equations, (joint.value, *(x for x in chain.inputs if x not in {*totals})))
-                replaced |= dict.fromkeys(chain.equations, chain)
-    return [replaced.get(e, e) for e in equations if e not in replaced or e is replaced[e].last]
+                found |= dict.fromkeys(chain.equations, chain)
+    return found
 
 
-def _chains(equations: list[Equation], users: dict[Any, list[Equation | None]]) -> list[Chain]:
+def shortened(equations: Iterable[Equation], chains: dict[Equation, Chain]) -> list[Any]:
+    """The equations, with each chain in the place of its last one."""
+    return [chains.get(e, e) for e in equations if e not in chains or e is chains[e].last]
+
+
+def _chains(equations: Iterable[Equation], users: dict[Any, list[Equation | None]]) -> list[Chain]:
     """The chains among equations on scalars."""
     found: dict[Any, list[Equation]] = {}  # by the last result
     for e in equations:
@@ -62,5 +68,5 @@ def _chains(equations: list[Equation], users: dict[Any, list[Equation | None]]) 
             before = found.pop(e.inputs[0], []) if users.get(e.inputs[0]) == [e] else []
             before = before if all(x.name == e.name for x in before) else []
             found[e.outputs[0]] = [*before, e]
-    chains = [tuple(some) for some in found.values() if len(some) >= LONG - 1]
+    chains = [tuple(some) for some in found.values() if len(some) >= LEAST - 1]
     return [Chain(some, (some[0].inputs[0], *(e.inputs[1] for e in some))) for some in chains]

@@ -11,7 +11,7 @@ array. A reduction over a block ends a stage: its result is known one stage late
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,6 +108,13 @@ class Loop:
     def arrays(self, operation: Operation) -> list[Ref]:
         """The inputs of an operation that are not one number for the whole array."""
         return [x for x in operation.inputs if isinstance(x, Ref) and self.scope(x) != ARRAY]
+
+
+@functools.lru_cache(maxsize=256)
+def kind_of(loop: Loop) -> Loop:
+    """The loop, wherever its arrays are: a kernel for GPUs finds that in a table."""
+    inputs, outputs = (tuple(x._replace(buffer=None) for x in some) for some in (loop.inputs, loop.outputs))
+    return replace(loop, inputs=inputs, outputs=outputs)
 
 
 class Place(NamedTuple):

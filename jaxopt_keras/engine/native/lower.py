@@ -10,14 +10,14 @@ from jax import lax
 from jaxopt_keras.engine.native.backends import refuses
 from jaxopt_keras.engine.native.build import Unavailable
 from jaxopt_keras.engine.native.choice import Guard, branches, choose, selected, ways
-from jaxopt_keras.engine.native.columns import columns, computed, known_before
 from jaxopt_keras.engine.native.cond_sinking import sink
-from jaxopt_keras.engine.native.fusion import Fusion, Region, remaining
+from jaxopt_keras.engine.native.fusion import Fusion, Moment, Region, remaining
 from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value, evaluate, is_scalar, trace_of
-from jaxopt_keras.engine.native.joints import Chain, join
+from jaxopt_keras.engine.native.joints import Chain, joined, shortened
 from jaxopt_keras.engine.native.loop import Leaf
 from jaxopt_keras.engine.native.packed_operands import PackedOperands, Repacked
 from jaxopt_keras.engine.native.phase import Phase, run
+from jaxopt_keras.engine.native.prologue import Column, Columns, Prologue, stacked
 
 
 def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., Any]:
@@ -74,10 +74,16 @@ def results_of(
     rest = [x for each in repacked for x in each.rest.values()]
     written = {each.buffer for each in repacked}
     loops = [*phases(fusion.regions, partners, written, strict)]
-    made = {phase: columns(phase, fusion.makers) for _, phase in loops}
-    rest += known_before((x for found in made.values() for x in found.values()), made)
-    rest += [x for phase in made for x in phase.scalars if x not in made[phase]]
-    by_xla = join(remaining(fusion, rest), fusion.users, [*made])
+    made = [phase for _, phase in loops]
+    chains = joined(trace.equations, fusion.users, made)
+    columns = Columns(trace, fusion.makers, (x for e in chains for x in e.outputs))
+    for phase in made:
+        phase.prepare(columns)
+    if loops:
+        moment, phase = max(loops, key=lambda x: x[0])
+        phase.finish(columns, new_scalars(fusion, columns, partners, moment))
+    rest += collected([x for phase in made for x in phase.ends], made)
+    by_xla = shortened(remaining(fusion, rest), chains)
     if guard is not None:
         known[guard.name] = guard.flag
         for phase in made:
@@ -91,7 +97,7 @@ def results_of(
     steps += loops
     for _, step in sorted(steps, key=lambda x: x[0]):
         if isinstance(step, Phase):
-            known |= computed(made[step], known)
+            known |= stacked(step.ends, known)
             results = run(step, *(known[x] for x in step.operands))
             known.update(zip(step.results, results, strict=True))  # a packed buffer keeps its name
         elif isinstance(step, Repacked):
@@ -122,6 +128,35 @@ def phases(regions: list[Region], partners: dict[Any, Value], written: set[Value
             groups.setdefault((region.depth, level), []).append(leaf)
     for (depth, level), leaves in groups.items():
         yield (depth, level, 1), Phase(leaves, [aliases_of(leaf, partners) for leaf in leaves], written, strict)
+
+
+def new_scalars(
+    fusion: Fusion, columns: Columns, partners: dict[Any, Value], moment: tuple[int, ...]
+) -> dict[Value, Value]:
+    """The results that the last phase, at `moment`, can compute in the memory of single numbers that it reads."""
+
+    def is_known(x: Column) -> bool:
+        return fusion.moments.get(x.name, Moment(0, 0)) <= moment[:2]
+
+    if any(e.name == "cond" and fusion.starts[e] >= moment[:2] for e in fusion.trace.equations):
+        return {}  # which may read those numbers
+    found = {}
+    for x, partner in partners.items():
+        if isinstance(x, Value) and (column := columns.of((x,))).equation is not None:
+            ends = Prologue([column]).ends
+            if all(map(is_known, ends)) and any(y.name is partner for y in ends):
+                found[x] = partner
+    return found
+
+
+def collected(ends: list[Column], phases: list[Phase]) -> list[Value]:
+    """The scalars of ends. Lets phases return those that are totals as arrays."""
+    phase_of: dict[Any, Phase] = {x: phase for phase in phases for x in phase.totals}
+    for x in ends:
+        (phase, *others) = {phase_of.get(y) for y in x.scalars}
+        if phase is not None and not others and not x.is_shared:
+            phase.collect(x.scalars)
+    return [y for x in ends for y in x.scalars if isinstance(y, Value)]
 
 
 def aliases_of(leaf: Leaf, partners: dict[Any, Value]) -> dict[int, int]:

@@ -15,7 +15,8 @@ from jax.interpreters import ad, batching
 
 from jaxopt_keras.engine.native.c_ops import type_of
 from jaxopt_keras.engine.native.ir import Equation, Value, evaluate, is_scalar
-from jaxopt_keras.engine.native.loop import Leaf
+from jaxopt_keras.engine.native.loop import Leaf, kind_of
+from jaxopt_keras.engine.native.prologue import Column, Columns, Prologue
 from jaxopt_keras.packing.trees import Primitive, concatenate
 
 
@@ -38,8 +39,9 @@ class Joint(NamedTuple):
 class Phase:
     """Loops that do not depend on one another, each over its own array.
 
-    Operands: the scalars, the packed buffers, then the other inputs of each leaf. Results: the outputs of each leaf
-    that are not in packed buffers, the packed buffers that are written, the totals of each leaf, then the joints.
+    Operands: the scalars, or with a prologue what it reads; the packed buffers; the other inputs of each leaf. Results:
+    the outputs of each leaf that are not in packed buffers, the packed buffers that are written, the totals of each
+    leaf, the joints and collected totals, then the scalars of the new state.
 
     Args:
         aliases: for each leaf: input -> output that may take its memory.
@@ -54,7 +56,11 @@ class Phase:
         self.scalars = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.scalars)]
         self.buffers = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.buffers)]
         self.written = [buffer for buffer in self.buffers if buffer in writes]
-        self.columns: dict[Value, tuple[Value, ...]] = {}  # of the whole phase; its parts have none
+        # Of each leaf: the scalars of leaves with equal loops, and its number among these. Parts compute no scalars,
+        # unless their backend does.
+        self.prologues: dict[Leaf, tuple[Prologue, int]] = {}
+        self.last: Prologue | None = None  # the scalars of the new state
+        self.old: dict[Value, Value] = {}  # those of the old state whose memory they may take
         self.outputs = [x for f in self.leaves for x in f.unpacked(f.outputs)]
         self.totals = [x for leaf in self.leaves for x in leaf.totals]
         self.results: list[Any] = [*self.outputs, *self.written, *self.totals]
@@ -65,17 +71,33 @@ class Phase:
     def operands(self) -> list[Value]:
         return [*self.scalars, *self.buffers, *(x for f in self.leaves for x in f.unpacked(f.inputs))]
 
-    def groups(self) -> list[list[Leaf]]:
-        """The leaves with equal loops in the same packed buffers."""
-        found: dict[Any, list[Leaf]] = {}
+    def prepare(self, columns: Columns) -> None:
+        """Compute the scalars of loops from what is known before the phase."""
+        groups: dict[Any, list[Leaf]] = {}
         for leaf in self.leaves:
-            found.setdefault((leaf.loop, *leaf.buffers), []).append(leaf)
-        return [*found.values()]
+            groups.setdefault(kind_of(leaf.loop), []).append(leaf)
+        for leaves in groups.values():
+            rows = zip(*(leaf.scalars for leaf in leaves), strict=True)
+            prologue = Prologue([columns.of(scalars) for scalars in rows])
+            self.prologues |= {leaf: (prologue, k) for k, leaf in enumerate(leaves)}
+        self.scalars = [x.name for x in self.ends]
 
-    def read_column(self, name: Value, scalars: tuple[Value, ...]) -> None:
-        """Read an array in the place of some scalars."""
-        self.columns[name] = scalars
-        self.scalars = [name, *(x for x in self.scalars if x not in {*scalars})]
+    def finish(self, columns: Columns, old: dict[Value, Value]) -> None:
+        """Return scalars of the new state too, given with those of the old one."""
+        if old:
+            self.last, self.old = Prologue([columns.of((x,)) for x in old]), old
+        self.scalars = [x.name for x in self.ends]
+        self.results += old
+
+    @property
+    def computed(self) -> list[Prologue]:
+        """The prologues, and the scalars of the new state."""
+        return [*dict.fromkeys(x for x, _ in self.prologues.values()), *([self.last] if self.last else [])]
+
+    @property
+    def ends(self) -> list[Column]:
+        """What these read."""
+        return [*dict.fromkeys(x for each in self.computed for x in each.ends)]
 
     def guard_by(self, flag: Value) -> None:
         """Run the loops only if `flag` is set. Otherwise arrays that take the memory of others keep the numbers."""
@@ -84,12 +106,12 @@ class Phase:
 
     @property
     def replaced(self) -> dict[Value, Value]:
-        """Outputs and the inputs whose memory they take."""
+        """Results and the inputs whose memory they take."""
         found = {}
         for leaf, aliases in zip(self.leaves, self.aliases, strict=True):
             inputs, outputs = leaf.unpacked(leaf.inputs), leaf.unpacked(leaf.outputs)
             found |= {outputs[k]: inputs[i] for i, k in aliases.items()}
-        return found
+        return found | self.old
 
     def add(self, joint: Joint) -> None:
         """Return one more scalar."""
@@ -141,10 +163,11 @@ class Phase:
         return self._results(known)
 
     def named(self, operands: Any) -> dict[Any, Any]:
-        """The operands by name, and the scalars in columns."""
-        known = dict(zip(self.operands, operands, strict=True))
-        for column, scalars in self.columns.items():
-            known |= zip(scalars, known[column], strict=True)
+        """The operands and the scalars by name."""
+        known: dict[Any, Any] = dict(zip(self.operands, operands, strict=True))
+        made: dict[Column, Any] = {}
+        for prologue in self.computed:
+            prologue.run(known, made)
         return known
 
     def _known(self, operands: Any) -> dict[Any, Any]:
@@ -161,7 +184,8 @@ class Phase:
         for buffer in self.written:
             arrays = {at.start: known[x] for x, at in places.items() if at.buffer is buffer}
             known[buffer] = self._if_guard(known, replaced(known[buffer], arrays), known[buffer])
-        known |= {x: self._if_guard(known, known[x], known[old]) for x, old in self.replaced.items()}
+        if self.guard is not None:
+            known |= {x: jnp.where(known[self.guard], known[x], known[old]) for x, old in self.replaced.items()}
         known |= {x.value: x.of(known[total] for total in x.totals) for x in self.joints}
         known |= {x: jnp.stack([known[total] for total in x]) for x in self.collected}
         return [known[x] for x in self.results]
@@ -246,8 +270,10 @@ def _jvp(primals: Any, tangents: Any, phase: Phase) -> Any:
 
 
 def _batched(operands: Any, axes: Any, phase: Phase) -> Any:
-    out = jax.vmap(phase.reference, axes)(*operands)
-    return out, [0] * len(out)
+    is_one = all(axis is None for axis in axes[: len(phase.scalars)])
+    new = {*phase.last.values} if phase.last and is_one else {}
+    out = [None if x in new else 0 for x in phase.results]
+    return jax.vmap(phase.reference, axes, out)(*operands), out
 
 
 ad.primitive_jvps[phase_p] = _jvp

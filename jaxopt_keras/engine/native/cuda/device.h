@@ -147,13 +147,16 @@ template <int N> FUNCTION void combine_block(double* R, const int* how, double* 
     }
 }
 
-// Whether this is the last thread block that arrives here. It can read what the others have written before.
+// Whether this is the last thread block of which a thread arrives here: what the others did before is done.
+FUNCTION bool has_arrived_last(uint32_t* arrived) {
+  __threadfence();
+  return atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;  // the last one sets it to 0 again
+}
+
+// The same for all threads of a block. The last block can read what the others have written before.
 FUNCTION bool is_last(uint32_t* arrived) {
   __shared__ bool last;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;  // the last one sets it to 0 again
-  }
+  if (threadIdx.x == 0) last = has_arrived_last(arrived);
   __syncthreads();
   if (last) __threadfence();
   return last;
@@ -170,6 +173,10 @@ FUNCTION double combine_chunks(int how, const double* partial, int n, uint32_t f
 #pragma unroll 8
   for (uint32_t c = from + threadIdx.x % 32; c < to; c += 32) a = combined(how, a, __ldcg(partial + (size_t)c * n));
   return combine_warp(how, a);
+}
+
+template <class T> FUNCTION void store_first(T* to, double a) {  // by the first thread of a warp
+  if (threadIdx.x % 32 == 0) *to = a;
 }
 
 // A total of all arrays, from theirs.

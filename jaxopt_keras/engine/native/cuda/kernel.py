@@ -3,28 +3,28 @@
 Each thread block runs one chunk of one array, so that large and small arrays share the GPU evenly. The source depends
 on the kinds of loops only, so it is compiled once for each structure of a rule. What differs between models is a table:
 
-    the number of leaves; the pointer to the partial totals; the end of each kind among the leaves
+    the number of leaves; the first pointer after those to arrays; the end of each kind among the leaves
     for each leaf its first chunk, and the number of all chunks
-    for each leaf: its elements, where its scalars start; for each operand where it starts in the array of its pointer,
-        and the number of the pointer, two in a word
+    for each leaf: its elements, its number among those of its kind; for each operand where it starts in the array of
+        its pointer, and the number of the pointer, two in a word
 
 So a leaf has a row of the same form whether its operands are arrays of their own, or in a packed buffer, or in several.
 A kernel gets one pointer for each operand and each result of its call. They are parameters, which are consecutive in
 memory: the form "table" reads them by number. In the form "switch" they are in the source, so that each model has its
-own.
+own. First come the pointers to what prologues read, last those to the scalars of the new state, to the partial totals,
+to the totals of all leaves, and to those of all leaves together.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxopt_keras.engine.native import c_ops as c
-from jaxopt_keras.engine.native.cuda.render import THREADS, Tiling, memory, render
+from jaxopt_keras.engine.native.cuda.render import THREADS, Tiling, memory, named, render, values
 from jaxopt_keras.engine.native.ir import Value
-from jaxopt_keras.engine.native.loop import BLOCK, Input, Leaf, Loop, Output
+from jaxopt_keras.engine.native.loop import BLOCK, Input, Leaf, Loop, Output, Ref, kind_of
 
 NAME = "jk_step"  # not `step`, which is a function of glibc
 POINTERS = 4095  # parameters, of 32,764 bytes
@@ -33,16 +33,44 @@ HEAD, FIXED = 2, 2  # words before those of kinds; words of a leaf before those 
 HOW = {"+": "SUM", "max": "GREATEST", "&": "ALL", "|": "SOME"}
 
 
+class Computed(NamedTuple):
+    """Scalars that a kernel computes, and the pointers to what it reads for them."""
+
+    loop: Loop
+    pointers: tuple[int, ...]
+
+    def lines(self, at: str, pointer: Callable[[int], str]) -> Iterator[str]:
+        """Their lines for the array with the number `at` among those of its kind."""
+
+        def read(x: Ref) -> str:
+            base = pointer(self.pointers[x.number + (len(self.loop.inputs) if x.kind == "s" else 0)])
+            return base if x.kind == "s" else f"{base} + sizeof({memory(self.loop.inputs[x.number])}) * {at}"
+
+        return values(self.loop, read)
+
+
 class Layout(NamedTuple):
     """The kinds of loops of a kernel, and the places of its numbers in the table."""
 
     loops: tuple[Loop, ...]
-    is_guarded: bool = False  # the first word of the scalars is a flag: without it the kernel does nothing
+    prologues: tuple[Computed, ...] = ()  # one for each kind
+    last: Computed | None = None  # the scalars of the new state, which the last thread block writes
+    is_guarded: bool = False  # the first pointer is that to a flag: without it the kernel does nothing
 
     @property
     def totals(self) -> int:
         """The most totals of a leaf."""
         return max(len(loop.totals) for loop in self.loops)
+
+    @property
+    def new(self) -> int:
+        """The scalars of the new state."""
+        return len(self.last.loop.outputs) if self.last else 0
+
+    @property
+    def rest(self) -> int:
+        """The pointers after those to arrays."""
+        return self.new + (1 + 2 * self.totals if self.totals else 0)
 
     @property
     def result(self) -> str:
@@ -68,13 +96,6 @@ class Layout(NamedTuple):
         return self.first + leaves + 1 + self.row * leaves
 
 
-@functools.lru_cache(maxsize=256)
-def kind_of(loop: Loop) -> Loop:
-    """The loop, wherever its arrays are: a kernel finds that in the table."""
-    inputs, outputs = (tuple(x._replace(buffer=None) for x in some) for some in (loop.inputs, loop.outputs))
-    return replace(loop, inputs=inputs, outputs=outputs)
-
-
 def chunks(leaf: Leaf) -> int:
     return -(-leaf.count // Tiling.of(leaf.loop).chunk)
 
@@ -84,11 +105,11 @@ def table(layout: Layout, leaves: Sequence[Leaf], rows: Sequence[int], numbers: 
 
     Args:
         leaves: in the order of their kinds.
-        rows: where the scalars of each leaf start.
-        numbers: the pointers: of (value, whether it is written), and of the partial totals at "partial".
+        rows: the number of each leaf among those of its kind in the whole phase.
+        numbers: the pointers: of (value, whether it is written), and the first one after these at "rest".
     """
     kinds = [layout.loops.index(kind_of(leaf.loop)) for leaf in leaves]
-    head = [len(leaves), numbers.get("partial", 0), *(sum(k <= i for k in kinds) for i in range(len(layout.loops)))]
+    head = [len(leaves), numbers["rest"], *(sum(k <= i for k in kinds) for i in range(len(layout.loops)))]
     first = np.cumsum([0, *map(chunks, leaves)]).tolist()
     words = []
     for leaf, row, own in zip(leaves, rows, pointers(leaves, numbers), strict=True):
@@ -117,19 +138,19 @@ def source(layout: Layout, parameters: int = 0, cases: tuple[tuple[int, ...], ..
     """
     lines = ['#include "device.h"', "", *_functions(layout), f"__constant__ uint32_t TABLE[{WORDS}];"]
     if cases:
-        heads, scalars, partial = ", ".join(f"char* a{k}" for k in range(parameters)), "a0", f"a{parameters - 2}"
-        totals = f"a{parameters - 1}"
+        heads = ", ".join(f"char* a{k}" for k in range(parameters))
+        first_rest = parameters - layout.rest
+        pointer, rest = (lambda k: f"a{k}"), (lambda k: f"a{first_rest + k}")
     else:
         lines.append(f"struct Pointers {{ char* a[{POINTERS}]; }};")
-        heads, scalars, partial = "const __grid_constant__ Pointers P", "P.a[0]", "P.a[TABLE[1]]"
-        totals = "P.a[TABLE[1] + 1]"
+        heads = "const __grid_constant__ Pointers P"
+        pointer, rest = (lambda k: f"P.a[{k}]"), (lambda k: f"P.a[TABLE[1] + {k}]")
     lines += [
         f'extern "C" __global__ void __launch_bounds__({THREADS}) {NAME}({heads}) {{',
-        *([f"  if (!*(const uint32_t*){scalars}) return;"] if layout.is_guarded else []),
+        *([f"  if (!*(const uint8_t*){pointer(0)}) return;"] if layout.is_guarded else []),
         f"  const uint32_t leaves = TABLE[0], *first = TABLE + {layout.first};",
         "  const uint32_t leaf = find(first, leaves, blockIdx.x), chunk = blockIdx.x - first[leaf];",
         f"  const uint32_t* L = first + leaves + 1 + {layout.row} * leaf;",
-        f"  const uint32_t* S = (const uint32_t*){scalars} + L[1];",
     ]
     if cases:
         lines += [f"  char* A[{layout.operands}];", "  switch (leaf) {"]
@@ -139,17 +160,25 @@ def source(layout: Layout, parameters: int = 0, cases: tuple[tuple[int, ...], ..
         lines.append("  }")
     if layout.totals:
         lines += [f"  double R[{layout.totals}];", "  const int* how = HOW;"]
+    if layout.last:
+        lines.append("  bool all_have_read = false;")
     for kind in range(len(layout.loops)):
         lines += [f"  {'else ' if kind else ''}if (leaf < TABLE[{HEAD + kind}]) {{"]
-        lines += [*(f"    {text}" for text in _chunk(layout, kind, bool(cases))), "  }"]
+        lines += [f"    {text}" for text in _chunk(layout, kind, bool(cases), pointer)] + ["  }"]
+    if layout.last:
+        lines += [f"  {text}" for text in _write(layout.last, pointer, rest)]
     if layout.totals:
-        lines += [f"  {text}" for text in _finish(layout, partial, totals)]
+        lines += [f"  {text}" for text in _finish(layout, rest)]
     return "\n".join([*lines, "}", ""])
 
 
 def _functions(layout: Layout) -> Iterator[str]:
     for k, loop in enumerate(layout.loops):
+        scalars = " ".join(f"{c.type_of(x.dtype).register} s{i};" for i, x in enumerate(loop.scalars))
+        yield f"struct Scalars{k} {{ {scalars} }};"
         yield render(loop).replace("NAME", f"loop{k}", 1)
+    if layout.last:
+        yield "__device__ uint32_t readers;"
     if layout.totals:
         rows = [[HOW[c.OPERATORS[t.name]] for t in loop.totals] for loop in layout.loops]
         words = [how for row in rows for how in (*row, *["SUM"] * (layout.totals - len(row)))]
@@ -157,9 +186,10 @@ def _functions(layout: Layout) -> Iterator[str]:
         yield f"__constant__ int HOW[] = {{ {', '.join(words)} }};"
 
 
-def _chunk(layout: Layout, kind: int, is_switch: bool) -> Iterator[str]:
+def _chunk(layout: Layout, kind: int, is_switch: bool, pointer: Callable[[int], str]) -> Iterator[str]:
     """The lines of a thread block that has a leaf of this kind."""
     loop = layout.loops[kind]
+    yield from _prologue(layout, kind, pointer)
     tiling, operands = Tiling.of(loop), [*loop.inputs, *loop.outputs]
     names = [*(f"X{k}" for k in range(len(loop.inputs))), *(f"Y{k}" for k in range(len(loop.outputs)))]
     yield f"const uint32_t start = chunk * {tiling.chunk}u, rest = L[0] - start;"
@@ -167,10 +197,10 @@ def _chunk(layout: Layout, kind: int, is_switch: bool) -> Iterator[str]:
     wide = []
     for j, (name, x) in enumerate(zip(names, operands, strict=True)):
         word = f"L[{FIXED + layout.operands + j // 2}]"
-        pointer = f"A[{j}]" if is_switch else f"P.a[{word} >> 16]" if j % 2 else f"P.a[{word} & 0xffff]"
+        base = f"A[{j}]" if is_switch else f"P.a[{word} >> 16]" if j % 2 else f"P.a[{word} & 0xffff]"
         share = tiling.share(x.scope)
         place = f"L[{FIXED + j}] + {f'start / {share}' if share > 1 else 'start'}"
-        yield f"{_const(x)}{memory(x)}* {name} = ({_const(x)}{memory(x)}*){pointer} + {place};"
+        yield f"{_const(x)}{memory(x)}* {name} = ({_const(x)}{memory(x)}*){base} + {place};"
         if x.scope != BLOCK:
             wide.append(f"(size_t){name} % sizeof(Row<{tiling.width // share}, {memory(x)}>)")
     arguments = ", ".join(["start", "{}", *names, *(["R"] if loop.totals else [])])
@@ -178,33 +208,53 @@ def _chunk(layout: Layout, kind: int, is_switch: bool) -> Iterator[str]:
         yield f"how = HOW + {kind * layout.totals};"
         yield f"for (int k = 0; k < {layout.totals}; k++) R[k] = start_of(how[k]);"
     yield f"const bool whole = n == {tiling.chunk} && !({' | '.join(wide) or '0'});"
-    yield f"if (whole) loop{kind}<true>(S, {arguments.format(tiling.chunk)});"
-    yield f"else loop{kind}<false>(S, {arguments.format('n')});"
+    yield f"if (whole) loop{kind}<true>(prologue, {arguments.format(tiling.chunk)});"
+    yield f"else loop{kind}<false>(prologue, {arguments.format('n')});"
 
 
 def _const(x: Input | Output) -> str:
     return "const " if isinstance(x, Input) else ""
 
 
-def _finish(layout: Layout, partial: str, totals: str) -> Iterator[str]:
+def _prologue(layout: Layout, kind: int, pointer: Callable[[int], str]) -> Iterator[str]:
+    """The scalars of a leaf, as a function that one thread of its block calls."""
+    arrive = "all_have_read = has_arrived_last(&readers);"
+    yield "const auto prologue = [&] {"
+    for text in layout.prologues[kind].lines("L[1]", pointer):
+        yield f"  {text}"
+    if layout.last and layout.loops[kind].scalars:
+        yield f"  {arrive}"
+    scalars = (named(y.source) for y in layout.prologues[kind].loop.outputs)
+    yield f"  return Scalars{kind}{{{', '.join(scalars)}}};"
+    yield "};"
+    if layout.last and not layout.loops[kind].scalars:
+        yield f"if (threadIdx.x == 0) {arrive}"
+
+
+def _write(last: Computed, pointer: Callable[[int], str], rest: Callable[[int], str]) -> Iterator[str]:
+    """The scalars of the new state, which may take the memory of the old ones: every thread block has read those."""
+    yield "if (all_have_read) {"
+    for text in last.lines("0", pointer):
+        yield f"  {text}"
+    for k, y in enumerate(last.loop.outputs):
+        yield f"  *({memory(y)}*){rest(k)} = {c.type_of(y.dtype).store.format(named(y.source))};"
+    yield "}"
+
+
+def _finish(layout: Layout, rest: Callable[[int], str]) -> Iterator[str]:
     """The totals of each leaf, by the last thread block; then, for each total, that of all leaves."""
-    result = c.type_of(layout.result).register
-    yield f"{result}* to = ({result}*){totals};"
-    yield f"combine_block<{layout.totals}>(R, how, (double*){partial});"
+    result, wide, own = c.type_of(layout.result).register, layout.totals, layout.new
+    partial = f"(double*){rest(own)}"
+    rows, sums = ([f"({result}*){rest(own + 1 + k + start)}" for k in range(wide)] for start in (0, wide))
+    yield f"combine_block<{wide}>(R, how, {partial});"
     yield "if (!is_last(&arrived)) return;"
     yield f"for (uint32_t l = threadIdx.x / 32; l < leaves; l += {THREADS // 32}) {{"
     for kind in range(len(layout.loops) - 1, -1, -1):
-        yield f"  if (l < TABLE[{HEAD + kind}]) how = HOW + {kind * layout.totals};"
-    yield f"  for (int k = 0; k < {layout.totals}; k++) {{"
-    yield (
-        f"    const double a = combine_chunks(how[k], (double*){partial} + k, {layout.totals}, first[l], first[l + 1]);"
-    )
-    yield "    if (threadIdx.x % 32 == 0) to[k * (leaves + 1) + l] = a;"
-    yield "  }"
+        yield f"  if (l < TABLE[{HEAD + kind}]) how = HOW + {kind * wide};"
+    for k, row in enumerate(rows):
+        yield f"  store_first({row} + l, combine_chunks(how[{k}], {partial} + {k}, {wide}, first[l], first[l + 1]));"
     yield "}"
     yield "__syncthreads();"
-    yield f"for (int k = threadIdx.x / 32; k < {layout.totals}; k += {THREADS // 32}) {{"
-    yield f"  {result}* row = to + k * (leaves + 1);"
-    yield "  const double a = combine_leaves(HOW[k], row, leaves);"
-    yield "  if (threadIdx.x % 32 == 0) row[leaves] = a;"
-    yield "}"
+    for k, (row, total) in enumerate(zip(rows, sums, strict=True)):
+        warp = f"if (threadIdx.x / 32 == {k % (THREADS // 32)}) "
+        yield f"{warp}store_first({total}, combine_leaves(HOW[{k}], {row}, leaves));"

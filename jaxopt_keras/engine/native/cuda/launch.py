@@ -1,6 +1,6 @@
 """The backend for NVIDIA's GPUs: the loops of a phase as one kernel, which a launcher passes to the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_keras.engine.native.cuda import kernel
-from jaxopt_keras.engine.native.cuda.kernel import Layout, kind_of
+from jaxopt_keras.engine.native.cuda.kernel import Computed, Layout
 from jaxopt_keras.engine.native.cuda.render import render
 from jaxopt_keras.engine.native.ir import Value
-from jaxopt_keras.engine.native.loop import Leaf, Loop, refusal
-from jaxopt_keras.engine.native.phase import Joint, Phase, words
-from jaxopt_keras.packing.trees import concatenate
+from jaxopt_keras.engine.native.loop import Leaf, Loop, kind_of, refusal
+from jaxopt_keras.engine.native.phase import Joint, Phase
+from jaxopt_keras.engine.native.prologue import Prologue
 
 MOST = 2**31  # elements of an array: its places are words of 32 bits
 
@@ -55,12 +55,20 @@ class Launch(Phase):
     """Loops as one kernel, with the leaves in the order of their kinds.
 
     Attributes:
-        rows: the totals of a kernel that has run: an array for each total, with one number for each leaf, and
-            one for all.
+        rows: the totals of a kernel that has run: for each total an array, with one number for each leaf.
+        sums: for each total, that of all leaves.
     """
 
     launcher: Launcher
     rows: Sequence[Any] = ()
+    sums: Sequence[Any] = ()
+
+    def read_ends(self, phase: Phase, is_last: bool) -> None:
+        """Compute scalars in the kernel: those of its loops, and with `is_last` those of the new state."""
+        self.prologues = {leaf: phase.prologues[leaf] for leaf in self.leaves}
+        self.last, self.old = (phase.last, phase.old) if is_last else (None, {})
+        self.scalars = [*filter(None, [self.guard]), *(x.name for x in self.ends)]
+        self.results += self.last.values if self.last else []
 
     def native(self, *operands: Any) -> list[Any]:
         """The results by the kernel.
@@ -68,35 +76,39 @@ class Launch(Phase):
         Raises:
             Unavailable: if it cannot be compiled.
         """
-        layout, results = Layout(kinds_of(self), self.guard is not None), self.shapes()
-        scalars, rows = self._scalars(dict(zip(self.operands, operands, strict=True)), layout)
-        arrays = [scalars, *operands[len(self.scalars) :]]
+        layout, results = self._layout(), self.shapes()
+        new = self.last.values if self.last else []
+        results += [jax.ShapeDtypeStruct(x.shape, x.aval.dtype) for x in new]
         blocks, count, wide = sum(map(kernel.chunks, self.leaves)), len(self.leaves), layout.totals
         if wide:
             results.append(jax.ShapeDtypeStruct((2 * blocks * wide,), jnp.uint32))  # partial totals in float64
-            results.append(jax.ShapeDtypeStruct((wide, count + 1), layout.result))
-        numbers = self._numbers(len(arrays))
-        table, cases = kernel.table(layout, self.leaves, rows, numbers), kernel.pointers(self.leaves, numbers)
-        made = Kernel(layout, table, cases, len(arrays) + len(results), blocks)
-        out = self.launcher.launch(made, results, self.pairs(1, 1 + len(self.buffers)), arrays)
-        self.rows = [*out[-1]] if wide else []
+            results += [jax.ShapeDtypeStruct(shape, layout.result) for shape in ((count,), ()) for _ in range(wide)]
+        numbers, first = self._numbers(), len(self.scalars)
+        table = kernel.table(layout, self.leaves, [self.prologues[leaf][1] for leaf in self.leaves], numbers)
+        cases = kernel.pointers(self.leaves, numbers)
+        made = Kernel(layout, table, cases, len(operands) + len(results), blocks)
+        aliases = self.pairs(first, first + len(self.buffers))
+        after = len(self.outputs) + len(self.written)
+        aliases |= {self.scalars.index(self.old[x]): after + k for k, x in enumerate(new)}
+        out = self.launcher.launch(made, results, aliases, [*map(jnp.asarray, operands)])
+        self.rows, self.sums = (out[-2 * wide : -wide], out[-wide:]) if wide else ((), ())
         totals = [
             self.rows[k][i].astype(x.aval.dtype).reshape(x.shape)
             for i, f in enumerate(self.leaves)
             for k, x in enumerate(f.totals)
         ]
-        return [*out[: len(self.outputs) + len(self.written)], *totals]
+        return [*out[:after], *totals, *out[after : after + len(new)]]
 
     def reduced(self, joint: Joint, rest: dict[Value, None]) -> Iterator[Any]:
-        """The numbers that stand for some totals of a joint, which are removed from `rest`: the last one of a row."""
-        for k, row in enumerate(self.rows):
+        """The numbers that stand for some totals of a joint, which are removed from `rest`."""
+        for k, total in enumerate(self.sums):
             totals = [
                 f.totals[k] for f in self.leaves if [x.name for x in f.loop.totals[k : k + 1]] == [joint.reduction]
             ]
             if len(totals) == len(self.leaves) and all(x in rest for x in totals):
                 for x in totals:
                     del rest[x]
-                yield row[-1].astype(joint.value.aval.dtype)
+                yield total.astype(joint.value.aval.dtype)
 
     def row(self, totals: tuple[Value, ...]) -> Any:
         """Totals as an array; None if they are not next to each other."""
@@ -107,30 +119,27 @@ class Launch(Phase):
                 return row[start : start + len(totals)].astype(totals[0].aval.dtype)
         return None
 
-    def _scalars(self, known: dict[Value, Any], layout: Layout) -> tuple[Any, list[int]]:
-        """The flag, the scalars of all leaves, one kind after the other, and where those of each leaf start."""
-        parts = [] if self.guard is None else [words(known[self.guard])]
-        rows, start = [], len(parts)
-        for kind in layout.loops:
-            mine = [i for i, leaf in enumerate(self.leaves) if kind_of(leaf.loop) == kind]
-            own = Phase.part(self, mine).words(known)
-            count, width = own.shape
-            rows += [start + (i * width if count > 1 else 0) for i in range(len(mine))]
-            parts.append(own.reshape(-1))
-            start += count * width
-        return concatenate(parts), rows
+    def _layout(self) -> Layout:
+        number = {x: k for k, x in enumerate(self.scalars)}
 
-    def _numbers(self, operands: int) -> dict[Any, int]:
+        def computed(prologue: Prologue) -> Computed:
+            return Computed(prologue.loop, tuple(number[x.name] for x in prologue.ends))
+
+        of = {kind_of(leaf.loop): self.prologues[leaf][0] for leaf in self.leaves}
+        prologues = tuple(map(computed, of.values()))
+        last = computed(self.last) if self.last else None
+        return Layout(tuple(of), prologues, last, self.guard is not None)
+
+    def _numbers(self) -> dict[Any, int]:
         """The number of each pointer: first those of the operands, then those of the results."""
-        reads = [*self.buffers, *(x for leaf in self.leaves for x in leaf.unpacked(leaf.inputs))]
-        writes = [*self.outputs, *self.written]
-        numbers: dict[Any, int] = {(x, False): 1 + k for k, x in enumerate(reads)}
-        numbers |= {(x, True): operands + k for k, x in enumerate(writes)}
-        return numbers | {"partial": operands + len(writes)}
+        reads, writes = self.operands, [*self.outputs, *self.written]
+        numbers: dict[Any, int] = {(x, False): k for k, x in enumerate(reads)}
+        numbers |= {(x, True): len(reads) + k for k, x in enumerate(writes)}
+        return numbers | {"rest": len(reads) + len(writes)}
 
 
-def kinds_of(phase: Phase) -> tuple[Loop, ...]:
-    return tuple(dict.fromkeys(kind_of(leaf.loop) for leaf in phase.leaves))
+def kinds_of(leaves: Iterable[Leaf]) -> tuple[Loop, ...]:
+    return tuple(dict.fromkeys(kind_of(leaf.loop) for leaf in leaves))
 
 
 class InCuda:
@@ -147,23 +156,25 @@ class InCuda:
     def refuses(self, leaf: Leaf) -> str:
         return "2^31 elements or more" if leaf.count >= MOST else refusal(render, leaf.loop)
 
-    def parts(self, phase: Phase) -> Iterator[Launch]:
-        layout = Layout(kinds_of(phase))
-        order = sorted(range(len(phase.leaves)), key=lambda i: layout.loops.index(kind_of(phase.leaves[i].loop)))
-        part: list[int] = []
-        pointers = first = 3 + 2 * len(phase.buffers)
+    def parts(self, phase: Phase, numbers: list[int]) -> Iterator[Launch]:
+        if not numbers:
+            return
+        layout = Layout(kinds_of(phase.leaves[i] for i in numbers))
+        order = sorted(numbers, key=lambda i: layout.loops.index(kind_of(phase.leaves[i].loop)))
+        part, parts = [], list[list[int]]()
+        new = len(phase.last.columns) if phase.last else 0
+        pointers = first = len(phase.scalars) + 2 * len(phase.buffers) + new + 1 + 2 * layout.totals
         for i in order:
             leaf = phase.leaves[i]
             own = len(leaf.unpacked(leaf.inputs)) + len(leaf.unpacked(leaf.outputs))
             if part and (pointers + own > kernel.POINTERS or layout.words(len(part) + 1) > kernel.WORDS):
-                yield self._launch(phase, part)
                 part, pointers = [], first
+            if not part:
+                parts.append(part)
             part.append(i)
             pointers += own
-        if part:
-            yield self._launch(phase, part)
-
-    def _launch(self, phase: Phase, numbers: list[int]) -> Launch:
-        launch = Launch.part(phase, numbers)
-        launch.launcher = self.launcher
-        return launch
+        for part in parts:
+            launch = Launch.part(phase, part)
+            launch.launcher = self.launcher
+            launch.read_ends(phase, part is parts[-1])
+            yield launch

@@ -8,7 +8,7 @@ to R.
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jaxopt_keras.engine.native import c_ops as c
@@ -78,6 +78,26 @@ def render(loop: Loop) -> str:
     return _Writer(loop).source()
 
 
+def values(loop: Loop, read: Callable[[Ref], str]) -> Iterator[str]:
+    """The lines that compute the results of a prologue, which is a loop, for one array.
+
+    Args:
+        read: where an input or a scalar is in memory.
+    """
+    for kind, operands in (("x", loop.inputs), ("s", loop.scalars)):
+        for k, x in enumerate(operands):
+            form = c.type_of(x.dtype)
+            place = f"*(const {form.memory}*)({read(Ref(kind, k))})"
+            yield f"const {form.register} {kind}{k} = {form.load.format(place)};"
+    for k, operation in enumerate(loop.operations):
+        text = c.expression(operation, loop.dtype(operation.inputs[0]), [*map(named, operation.inputs)])
+        yield f"const {c.type_of(operation.dtype).register} v{k} = {text};"
+
+
+def named(x: Operand) -> str:
+    return c.literal(x) if isinstance(x, Constant) else f"{x.kind}{x.number}"
+
+
 def memory(operand: Input | Output) -> str:
     """The type of an array's items."""
     return "uint8_t" if operand.scope == PAIRED else c.type_of(operand.dtype).memory
@@ -116,10 +136,10 @@ class _Writer:
             self.lines.append("__syncwarp();  // all lanes have read the old numbers of their block")
         for k, y in enumerate(self.loop.outputs):
             if y.scope == BLOCK:
-                text = c.type_of(y.dtype).store.format(self._name(y.source))
+                text = c.type_of(y.dtype).store.format(named(y.source))
                 self.lines.append(f"if (on && lane == 0) Y{k}[unit] = {text};")
             else:
-                kept = f"{self._name(y.source)}_" if y.scope == PAIRED else f"y{k}_"
+                kept = f"{named(y.source)}_" if y.scope == PAIRED else f"y{k}_"
                 self.lines += self._rows("store<{w}, whole>({array}, {kept}, {left});", y, kept, f"Y{k}")
 
     def _array(self, name: str, x: Input | Output) -> str:
@@ -135,9 +155,6 @@ class _Writer:
 
     # --- values -------------------------------------------------------------------------------------------------------
 
-    def _name(self, x: Operand) -> str:
-        return c.literal(x) if isinstance(x, Constant) else f"{x.kind}{x.number}"
-
     def _stage(self, stage: int) -> None:
         """One loop over the elements of a thread, and what is computed once for a block before and after it."""
         loop, width = self.loop, self.tiling.width
@@ -150,7 +167,7 @@ class _Writer:
             if y.scope == ELEMENT and loop.known(y.source) == stage:
                 self._use(y.source)
                 self.arrays.append(self._array(f"y{k}_", y))
-                self.inside.append(f"y{k}_[j] = {c.type_of(y.dtype).store.format(self._name(y.source))};")
+                self.inside.append(f"y{k}_[j] = {c.type_of(y.dtype).store.format(named(y.source))};")
         for k, total in enumerate(loop.totals):
             if loop.known(total.source) == stage:
                 read = self._accumulate(total.name, total.source, f"t{k}").format(f"t{k}_a")
@@ -173,12 +190,12 @@ class _Writer:
         if isinstance(x, Constant) or x in self.read or self.loop.scope(x) != ELEMENT:
             return
         self.read.add(x)
-        kind, name = c.type_of(self.loop.dtype(x)), self._name(x)
+        kind, name = c.type_of(self.loop.dtype(x)), named(x)
         kept = kind.load.format(f"{name}_[j]") if x.kind == "x" else f"{name}_[j]"
         self.inside.append(f"const {kind.register} {name} = {kept};")
 
     def _operation(self, x: Ref, operation: Operation) -> None:
-        name, register = self._name(x), c.type_of(operation.dtype).register
+        name, register = named(x), c.type_of(operation.dtype).register
         if operation.name in c.OPERATORS:
             read = self._accumulate(operation.name, operation.inputs[0], name)
             whole = f"{OVER_GROUP[c.OPERATORS[operation.name]]}<{self.tiling.group}>({name}_a)"
@@ -188,7 +205,7 @@ class _Writer:
             self._use(a)
         if operation.name == PAIR:
             self.arrays.append(f"uint8_t {name}_[{self.tiling.elements // 2}];")
-            nibble = f"(uint8_t)({self._name(operation.inputs[0])} & 15)"
+            nibble = f"(uint8_t)({named(operation.inputs[0])} & 15)"
             self.inside.append(f"{name}_[j / 2] = j % 2 ? {name}_[j / 2] | {nibble} << 4 : {nibble};")
             return
         lines = self.before if operation.scope == BLOCK else self.inside
@@ -200,7 +217,7 @@ class _Writer:
                 self.inside.append(f"{name}_[j] = {name};")
 
     def _expression(self, operation: Operation) -> str:
-        args = [self._name(x) for x in operation.inputs]
+        args = [named(x) for x in operation.inputs]
         if operation.name == INDEX:
             return "first + o"
         if operation.name == UNPAIR:
@@ -212,7 +229,7 @@ class _Writer:
         """Reduce `x` over the elements of a thread, to `name`_a. Returns how its result is read."""
         self._use(x)
         operator, dtype = c.OPERATORS[reduction], self.loop.dtype(x)
-        value, result = self._name(x), f"{name}_a"
+        value, result = named(x), f"{name}_a"
         if dtype == "bool" and operator in ("&", "|"):
             kind, start, text, read = "int", int(operator == "&"), f"{result} {operator}= {value};", "{}"
         elif dtype in ("float32", "float64") and operator == "+":
@@ -230,17 +247,29 @@ class _Writer:
 
     def source(self) -> str:
         loop, tiling = self.loop, self.tiling
-        arguments = ["const uint32_t* __restrict__ S", "uint32_t first", "int n"]
+        arguments = ["const F& prologue", "uint32_t first", "int n"]
         arguments += [f"const {memory(x)}* X{k}" for k, x in enumerate(loop.inputs)]
         arguments += [f"{memory(y)}* Y{k}" for k, y in enumerate(loop.outputs)]
         arguments += ["double* R"] if loop.totals else []
-        lines = [f"template <bool whole> __device__ __forceinline__ void NAME({', '.join(arguments)}) {{"]
-        lines += [f"  {text}" for text in c.scalars(loop)]
+        lines = [f"template <bool whole, class F> __device__ __forceinline__ void NAME({', '.join(arguments)}) {{"]
         lines += [f"  const int lane = threadIdx.x % {tiling.group};"] if tiling.block else []
         loop_over = f"int q = 0; q < {tiling.passes} && q * {tiling.chunk // tiling.passes} < n; q++"
+        scalars = [*self._scalars()]
+        if tiling.passes > 1:
+            lines += [f"  {text}" for text in scalars]
         lines += ["  #pragma unroll 1", f"  for ({loop_over}) {{"]
-        lines += [f"    {text}" for text in (*self._places(), *self.arrays, *self.lines)]
+        once = scalars if tiling.passes == 1 else []  # while the arrays are on their way
+        lines += [f"    {text}" for text in (*self._places(), *self.arrays, *once, *self.lines)]
         return "\n".join([*lines, "  }", "}", ""])
+
+    def _scalars(self) -> Iterator[str]:
+        """One thread computes the scalars, for all others."""
+        if self.loop.scalars:
+            yield "__shared__ decltype(prologue()) S;"
+            yield "if (threadIdx.x == 0) S = prologue();"
+            yield "__syncthreads();"
+        for k, x in enumerate(self.loop.scalars):
+            yield f"const {c.type_of(x.dtype).register} s{k} = S.s{k};"
 
     def _places(self) -> Iterator[str]:
         """Where each row of a thread starts in the chunk, and how many elements are there."""

@@ -1,0 +1,228 @@
+"""Pass: a phase computes the scalars of its loops from numbers that are known before it.
+
+A rate from the count of updates, for example, or the factor of a clip from the norm of each array. Kernels for GPUs
+compute them in their prologue, so that no launch of XLA's comes before. Elsewhere XLA computes them, for all arrays
+with equal loops at once: one by one it would compile 148 results of one kernel.
+
+The last phase also computes the scalars of the new state.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_keras.engine.native import c_ops as c
+from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value
+from jaxopt_keras.engine.native.loop import ARRAY, ELEMENT, Input, Loop, Operand, Operation, Output, Ref, simplified
+
+LONG = 16  # arrays, whose scalars XLA computes together; for fewer it gains nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A scalar that each of some arrays has: what one of its equations does, on the columns of its inputs.
+
+    Attributes:
+        scalars: values or constants: one for each array, or one for all of them.
+        equation: None: the scalars are known before the phase.
+        name: in that case, what the phase calls it: the one scalar, or an array of them.
+    """
+
+    scalars: tuple[Any, ...]
+    equation: Equation | None = None
+    inputs: tuple["Column", ...] = ()
+    name: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        first = self.scalars[0]
+        array = jax.ShapeDtypeStruct((len(self.scalars),), jnp.dtype(first.dtype))
+        object.__setattr__(self, "name", first if self.is_shared else Value(array))
+
+    @property
+    def is_shared(self) -> bool:
+        return len(self.scalars) == 1
+
+    @property
+    def is_literal(self) -> bool:
+        return self.equation is None and isinstance(self.name, Constant)
+
+    def run(self, known: dict[Any, Any], made: dict["Column", Any]) -> Any:
+        """The numbers: one, an array, or a list of few. Adds those of all columns to `made`."""
+        if self not in made:
+            made[self] = self._known(known) if self.equation is None else self._run(self.equation, known, made)
+        return made[self]
+
+    def _known(self, known: dict[Any, Any]) -> Any:
+        numbers = self.name.value if self.is_literal else known[self.name]
+        return [numbers[k] for k in range(len(self.scalars))] if 1 < len(self.scalars) < LONG else numbers
+
+    def _run(self, equation: Equation, known: dict[Any, Any], made: dict["Column", Any]) -> Any:
+        inputs = [x.run(known, made) for x in self.inputs]
+        run = lambda *some: equation.run([*some])[0]
+        if self.is_shared:
+            return run(*inputs)
+        if len(self.scalars) >= LONG:
+            return jax.vmap(run, tuple(None if x.is_shared else 0 for x in self.inputs))(*inputs)
+        rows = (repeat(x) if column.is_shared else x for x, column in zip(inputs, self.inputs, strict=True))
+        return [run(*row) for row in zip(*rows, strict=False)]
+
+
+class Prologue:
+    """Columns of the same arrays, computed together.
+
+    Attributes:
+        ends: the columns that it reads.
+        loop: it as a loop over the arrays, whose scalars are the ends that the arrays share.
+    """
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns = columns
+        operands: dict[Column, Operand] = {}
+        self.ends: list[Column] = []
+        operations: list[Operation] = []
+
+        def operand(x: Column) -> Operand:
+            if x not in operands:
+                operands[x] = made(x)
+            return operands[x]
+
+        def made(x: Column) -> Operand:
+            if x.is_literal:
+                return x.name
+            if x.equation is None:
+                self.ends.append(x)
+                return Ref("s" if x.is_shared else "x", sum(y.is_shared == x.is_shared for y in self.ends) - 1)
+            name, inputs = simplified(x.equation, tuple(map(operand, x.inputs)))
+            operations.append(Operation(name, inputs, x.scalars[0].dtype, ELEMENT, 0))
+            return Ref("v", len(operations) - 1)
+
+        outputs = tuple(Output(operand(x), x.scalars[0].dtype, ELEMENT) for x in columns)
+        self.ends.sort(key=lambda x: x.is_shared)
+        inputs, scalars = (
+            tuple(Input(x.scalars[0].dtype, scope) for x in self.ends if x.is_shared == shared)
+            for shared, scope in ((False, ELEMENT), (True, ARRAY))
+        )
+        self.loop = Loop(None, inputs, scalars, tuple(operations), outputs, ())
+
+    @property
+    def values(self) -> list[Value]:
+        """The scalars, if the columns have one each."""
+        return [x.scalars[0] for x in self.columns]
+
+    def run(self, known: dict[Any, Any], made: dict[Column, Any]) -> None:
+        """Adds the numbers of each scalar to `known`."""
+        for x in self.columns:
+            numbers = x.run(known, made)
+            known |= zip(x.scalars, [numbers] if x.is_shared else numbers, strict=True)
+
+
+class Element(NamedTuple):
+    """A number in a short array: what makes the array makes it from the numbers in the same place of others."""
+
+    array: Value
+    place: int
+
+    @property
+    def dtype(self) -> str:
+        return self.array.dtype
+
+
+class Columns:
+    """The columns of a trace.
+
+    Args:
+        makers: the equation that makes each value.
+        kept: scalars that XLA computes in any case.
+    """
+
+    def __init__(self, trace: Trace, makers: dict[Any, Equation], kept: Iterable[Value]) -> None:
+        self._constants = trace.constants
+        self._makers = makers
+        self._found: dict[tuple[Any, ...], Column] = {}
+        self._kept = {*kept}
+
+    def of(self, scalars: tuple[Any, ...]) -> Column:
+        if all(x is scalars[0] or x == scalars[0] for x in scalars):
+            scalars = scalars[:1]
+        if scalars not in self._found:
+            self._found[scalars] = self._made(scalars)
+        return self._found[scalars]
+
+    def _made(self, scalars: tuple[Any, ...]) -> Column:
+        made = [self._maker(x) for x in scalars]
+        first = made[0][0]
+        if first is None or not _has_expression(first) or any(e is None or not _is_like(e, first) for e, _ in made):
+            return Column(scalars)
+        inputs = tuple(self.of(x) for x in zip(*(some for _, some in made), strict=True))
+        if len(scalars) > 1 and all(x.is_shared for x in inputs):  # one number, computed several times
+            return Column(scalars)
+        return Column(scalars, first, inputs)
+
+    def _maker(self, x: Any) -> tuple[Equation | None, list[Any]]:
+        """The equation that makes a number, and its inputs."""
+        if isinstance(x, Element):
+            e = self._makers[x.array]
+            return e, [self._at(y, x.place) for y in e.inputs]
+        e = self._makers.get(x)
+        if e is None or x in self._kept or x.shape:
+            return None, []
+        if e.name == "squeeze" and (cut := self._makers.get(e.inputs[0])) is not None and cut.name == "slice":
+            (array,), (place, *others) = cut.inputs, cut.params["start_indices"]
+            if isinstance(array, Value) and not others and array not in self._constants and self._has_elements(array):
+                return self._maker(Element(array, place))
+        return e, e.inputs
+
+    def _has_elements(self, array: Any) -> bool:
+        """Whether each number of an array is made from those in the same place of others."""
+        if array in self._constants or not array.shape:
+            return True
+        e = self._makers.get(array)
+        if e is None or e.name == "broadcast_in_dim":
+            return e is not None and not e.inputs[0].shape
+        return _has_expression(e) and all(map(self._has_elements, e.inputs))
+
+    def _at(self, x: Any, place: int) -> Any:
+        if not x.shape:
+            return x
+        if x in self._constants:
+            return Constant.of(np.asarray(self._constants[x])[place])
+        e = self._makers[x]
+        return e.inputs[0] if e.name == "broadcast_in_dim" else Element(x, place)
+
+
+def stacked(ends: Iterable[Column], known: dict[Any, Any]) -> dict[Value, Any]:
+    """The arrays of the ends that are arrays."""
+
+    def array(x: Column) -> Any:
+        if x.scalars in known:  # a phase has returned them
+            return known[x.scalars]
+        if all(isinstance(y, Constant) for y in x.scalars):
+            return np.stack([y.value for y in x.scalars])
+        return jnp.stack([jnp.asarray(y.value if isinstance(y, Constant) else known[y]) for y in x.scalars])
+
+    return {x.name: array(x) for x in ends if not x.is_shared}
+
+
+def _is_like(e: Equation, first: Equation) -> bool:
+    """Whether two equations do the same, to numbers of the same types."""
+    types, of_first = ([(x.shape, x.dtype) for x in (*y.inputs, *y.outputs)] for y in (e, first))
+    return e.name == first.name and e.params == first.params and types == of_first
+
+
+def _has_expression(e: Equation) -> bool:
+    """Whether it makes each number from one of each input, and kernels have an expression for it."""
+    if not e.inputs or len(e.outputs) != 1 or e.effects:
+        return False
+    if any(x.shape not in ((), e.outputs[0].shape) for x in e.inputs):
+        return False
+    name, inputs = simplified(e, tuple(x if isinstance(x, Constant) else Ref("s", 0) for x in e.inputs))
+    try:
+        c.expression(Operation(name, inputs, e.outputs[0].dtype, ELEMENT, 0), e.inputs[0].dtype, ["0"] * len(inputs))
+    except c.Unsupported:
+        return False
+    return True
