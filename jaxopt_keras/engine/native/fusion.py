@@ -2,12 +2,13 @@
 
 A region is a connected set of equations on arrays with the same elements: in a step, the update of one parameter. A
 region is native as a whole or not at all. A reduction to a scalar cuts it into phases (a norm, then what uses the
-norm). Each phase is one loop, which recomputes what it needs of the phases before. An operation that XLA cannot fuse
+norm). Each phase is one loop, which recomputes what it needs of the phases before. A new slot that is known before the
+norm is written by the first loop and read by the next one, if that moves fewer bytes. An operation that XLA cannot fuse
 either (a sum over devices, a `cond`) is a barrier between two regions.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -75,10 +76,15 @@ class Region:
 
 
 class Fusion:
-    """A trace and its regions, each with its loops or the reason why it has none."""
+    """A trace and its regions, each with its loops or the reason why it has none.
 
-    def __init__(self, trace: Trace) -> None:
+    Args:
+        partners: the input whose memory a result may take.
+    """
+
+    def __init__(self, trace: Trace, partners: Mapping[Any, Value] | None = None) -> None:
         self.trace = trace
+        self.replaced = replaced(trace, partners or {})
         self.makers = {x: e for e in trace.equations for x in e.outputs}
         self.moments: dict[Value, Moment] = {}
         self.starts = {e: self._moment(e) for e in trace.equations}
@@ -162,19 +168,71 @@ class Fusion:
                 totals.setdefault(self.starts[e].level, []).append(e)
         equations = [*self.filled.values(), *(e for e in region.equations if not is_total(e))]
         last = max(self.starts[e].level for e in region.equations)
-        for level in sorted({*totals, last} if outputs else {*totals}):
-            wanted, reduced = outputs if level == last else [], totals.get(level, [])
-            computed = needed([*equations, *reduced], [*wanted, *(e.outputs[0] for e in reduced)])
-            leaf = built(region.count, block, alias, computed, wanted)
+        levels = sorted({*totals, last} if outputs else {*totals})
+
+        def leaves(early: dict[Value, int]) -> dict[int, Leaf]:
+            """The loops, which write `early` in their levels and all else in the last one, and read what is written."""
+            found = {}
+            for level in levels:
+                read = {origin(y, alias): y for y, at in early.items() if at < level}
+                known = {*read, *read.values()}
+                names = {x: y for x, y in alias.items() if x not in known} | {
+                    x: y for x, y in read.items() if x is not y
+                }
+                wanted, reduced = [y for y in outputs if early.get(y, last) == level], totals.get(level, [])
+                rest = [e for e in (*equations, *reduced) if e.outputs[0] not in known]
+                computed = needed(rest, [*wanted, *(e.outputs[0] for e in reduced)])
+                found[level] = built(region.count, block, names, computed, wanted)
+            return found
+
+        region.leaves = self._best(leaves, {y: min(x for x in levels if x >= self.moments[y].level) for y in outputs})
+        for leaf in region.leaves.values():
             reasons = [refusal(render, leaf.loop) for render in (render_c, cuda.render)]
             if all(reasons):
                 raise Unsupported(reasons[0])
             if not leaf.inputs:
                 raise Unsupported("a loop without inputs")
-            region.leaves[level] = leaf
         if len(region.leaves) == 1:
             leaf = region.leaves[last]
             region.leaves[last] = rows.in_place(leaf, self.makers, [outside[y] for y in leaf.outputs]) or leaf
+
+    def _best(self, leaves: Callable[[dict[Value, int]], dict[int, Leaf]], known: dict[Value, int]) -> dict[int, Leaf]:
+        """The loops that move fewer bytes: with outputs written as soon as they are known, or all in the last one.
+
+        No loop may read an array after another one has written into its memory.
+        """
+        best = leaves({})
+        early = {y: level for y, level in known.items() if level < max(best)}
+        while early:
+            other = leaves(early)
+            read = [(level, {*leaf.inputs}) for level, leaf in other.items()]
+            late = [y for y in early if any(at > early[y] and self.replaced.get(y) in some for at, some in read)]
+            if not late:
+                return min(best, other, key=moved)
+            early = {y: level for y, level in early.items() if y not in late}
+        return best
+
+
+def moved(leaves: dict[int, Leaf]) -> int:
+    """The bytes that loops read and write."""
+    arrays = (x for leaf in leaves.values() for x in (*leaf.inputs, *leaf.outputs))
+    return sum(math.prod(x.shape) * x.aval.dtype.itemsize for x in arrays)
+
+
+def replaced(trace: Trace, partners: Mapping[Any, Value]) -> dict[Any, Value]:
+    """The arrays whose memory results may take, also inside packed buffers."""
+    unpacks = {e.values[0]: e.outputs for e in trace.equations if e.name == UNPACK}
+    packs = [(e.inputs, unpacks.get(partners.get(e.outputs[0]))) for e in trace.equations if e.name == PACK]
+    return {
+        **partners,
+        **{new: old for some, arrays in packs if arrays for new, old in zip(some, arrays, strict=False)},
+    }
+
+
+def origin(x: Value, alias: Mapping[Value, Atom]) -> Any:
+    while x in alias:
+        x = alias[x]
+    return x
 
 
 def is_barrier(equation: Equation) -> bool:

@@ -64,7 +64,7 @@ def results_of(
         Unguarded: with a `guard`, if XLA would compute arrays.
     """
     sink(trace, partners)
-    fusion = Fusion(trace)
+    fusion = Fusion(trace, partners)
     refused = [region.reason for region in fusion.regions if region.reason and region.count]
     if strict and refused:
         raise Unavailable(f'`engine="native"` has no loop for this: {refused[0]}. Use `engine="auto"`.')

@@ -87,9 +87,9 @@ class PackedOperands:
         return region if region and all(r is region for r in readers) and not region.scatters else None
 
     def _writer(self, x: Any) -> Region | None:
-        """The region whose last loop writes `x`."""
+        """The region whose loops write `x`."""
         region = self._regions.get(self.fusion.makers.get(x))
-        return region if region and x in region.leaves[max(region.leaves)].outputs else None
+        return region if region and any(x in leaf.outputs for leaf in region.leaves.values()) else None
 
     def _packed(self, leaf: Leaf) -> Leaf:
         """The leaf with its arrays in their packed buffers."""
