@@ -222,11 +222,11 @@ def moved(leaves: dict[int, Leaf]) -> int:
 def replaced(trace: Trace, partners: Mapping[Any, Value]) -> dict[Any, Value]:
     """The arrays whose memory results may take, also inside packed buffers."""
     unpacks = {e.values[0]: e.outputs for e in trace.equations if e.name == UNPACK}
-    packs = [(e.inputs, unpacks.get(partners.get(e.outputs[0]))) for e in trace.equations if e.name == PACK]
-    return {
-        **partners,
-        **{new: old for some, arrays in packs if arrays for new, old in zip(some, arrays, strict=False)},
-    }
+    pairs = dict(partners)
+    for e in trace.equations:
+        if e.name == PACK:
+            pairs |= zip(e.inputs, unpacks.get(partners.get(e.outputs[0]), ()), strict=False)
+    return pairs
 
 
 def origin(x: Value, alias: Mapping[Value, Atom]) -> Any:

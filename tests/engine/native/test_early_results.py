@@ -1,4 +1,4 @@
-"""Results that are known before a norm are written by the first loop and read by the next one, if that moves fewer bytes."""
+"""Results that are known before a norm are written before it and read after it, if that moves fewer bytes."""
 
 from typing import Any, ClassVar, NamedTuple
 
