@@ -221,7 +221,7 @@ def moved(leaves: dict[int, Leaf]) -> int:
 
 def replaced(trace: Trace, partners: Mapping[Any, Value]) -> dict[Any, Value]:
     """The arrays whose memory results may take, also inside packed buffers."""
-    unpacks = {e.values[0]: e.outputs for e in trace.equations if e.name == UNPACK}
+    unpacks: dict[Any, list[Value]] = {e.values[0]: e.outputs for e in trace.equations if e.name == UNPACK}
     pairs = dict(partners)
     for e in trace.equations:
         if e.name == PACK:
@@ -229,7 +229,7 @@ def replaced(trace: Trace, partners: Mapping[Any, Value]) -> dict[Any, Value]:
     return pairs
 
 
-def origin(x: Value, alias: Mapping[Value, Atom]) -> Any:
+def origin(x: Any, alias: Mapping[Value, Atom]) -> Any:
     while x in alias:
         x = alias[x]
     return x
