@@ -96,7 +96,7 @@ class Phase:
 
     @property
     def ends(self) -> list[Column]:
-        """What these read."""
+        """The columns that these read."""
         return [*dict.fromkeys(x for each in self.computed for x in each.ends)]
 
     def guard_by(self, flag: Value) -> None:
