@@ -183,9 +183,12 @@ def test_the_probe_is_a_step_of_the_whole_engine(monkeypatch):
     grid = Grid()
     monkeypatch.setitem(backends.BACKENDS, "cpu", InCuda(grid))
     assert probe.steps(jax.devices("cpu")[0]) and grid.launched == 2
-    wrong = Grid(changes=(("c = from + threadIdx.x % 32;", "c = from + 1 + threadIdx.x % 32;"),))
-    monkeypatch.setitem(backends.BACKENDS, "cpu", InCuda(wrong))
-    assert not probe.steps(jax.devices("cpu")[0])
+    for fault in (
+        ("c = from + threadIdx.x % 32;", "c = from + 1 + threadIdx.x % 32;"),
+        ("all_have_read = has_arrived_last(&readers);", "all_have_read = true;"),
+    ):
+        monkeypatch.setitem(backends.BACKENDS, "cpu", InCuda(Grid(changes=(fault,))))
+        assert not probe.steps(jax.devices("cpu")[0]), fault
 
 
 FINDINGS = {  # what the two trials say in each form -> the form

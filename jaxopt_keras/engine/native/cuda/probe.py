@@ -2,7 +2,7 @@
 
 First a kernel that uses no pointer but the first one: it stores its pointers as numbers, which must be the addresses of
 its arrays. That shows whether a kernel may read its parameters by number (the form "table"). Then a step of arrays of
-several sizes, with totals and blocks, through the whole engine.
+several sizes, with totals, blocks and a count, through the whole engine.
 """
 
 import functools
@@ -80,15 +80,18 @@ def steps(device: Any) -> bool:
 
     rng = np.random.default_rng(0)
     arrays = [rng.integers(-8, 8, size).astype(np.float32) for size in (*SIZES, ROWS)]
-    found = jax.jit(native(step), donate_argnums=0)([jax.device_put(x, device) for x in arrays], np.float32(0.5))
-    expected = step([x.astype(np.float64) for x in arrays], 0.5)
-    return all(np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    put = lambda x: jax.device_put(x, device)
+    found, count = jax.jit(native(step), donate_argnums=(0, 1))([*map(put, arrays)], put(np.int32(4)), np.float32(0.5))
+    expected, _ = step([x.astype(np.float64) for x in arrays], 4, 0.5)
+    return int(count) == 5 and all(
+        np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, expected, strict=True)
+    )
 
 
-def step(arrays: list[Any], rate: Any) -> list[Any]:
-    """Arrays divided by their common norm, the last one also by the greatest number of each row."""
+def step(arrays: list[Any], count: Any, rate: Any) -> tuple[list[Any], Any]:
+    """Arrays divided by their common norm, the last one also by the greatest number of each row; and a count."""
     is_numpy = isinstance(arrays[0], np.ndarray)
     xp: Any = np if is_numpy else jnp
     norm = xp.sqrt(sum(xp.sum(x * x) for x in arrays))
     *plain, last = [x - rate * x / norm for x in arrays]
-    return [*plain, last / xp.max(xp.abs(last), axis=-1, keepdims=True)]
+    return [*plain, last / xp.max(xp.abs(last), axis=-1, keepdims=True)], count + 1
