@@ -6,6 +6,8 @@ p' = p (1 - lr wd) - lr (m' + alpha g) / (sqrt(v' / (1 - b2^t)) + eps)
 
 import numpy as np
 
+telling = pinned = {"alpha": 2.0}  # without it the gradient has no weight of its own
+
 
 def init(p, **_):
     return {"momentum": np.zeros_like(p), "velocity": np.zeros(np.shape(p))}
