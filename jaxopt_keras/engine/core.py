@@ -9,7 +9,7 @@ import optax
 from jax import Array
 from jax.dtypes import extended, float0
 
-from jaxopt_keras.engine.state import State
+from jaxopt_keras.engine.state import State, is_absent
 from jaxopt_keras.engine.unused_patterns import Unused
 from jaxopt_keras.language.numerics import is_inexact
 from jaxopt_keras.language.options import Options
@@ -139,11 +139,6 @@ class Layout(NamedTuple):
         return {name: self.unflatten([s.get(name, optax.MaskedNode()) for s in leaves]) for name in names}
 
 
-def is_absent(slot: Any) -> bool:
-    """Whether an entry of a state's tree marks an absent slot, or belongs to a None among the parameters."""
-    return slot is None or isinstance(slot, optax.MaskedNode)
-
-
 class Now(NamedTuple):
     """The time and the hyperparameters of one update."""
 
@@ -227,6 +222,10 @@ class Core:
     def init(self, layout: Layout, params: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         """Return the slots of every parameter, and the scalars."""
         return [{} for _ in params], {}
+
+    def kind(self, leaf: Leaf, p: Any) -> Any:
+        """Return a value that is equal for parameters that `init` makes the same slots for, if their types are equal."""
+        return leaf.path
 
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
         """Return the declarations of the slots of a parameter, for storage and sharding."""

@@ -20,6 +20,7 @@ from jaxopt_keras.engine.core import Core, Layout, Now, Slots
 from jaxopt_keras.engine.cores.foreign import Foreign
 from jaxopt_keras.engine.given import EMPTY, FLUSH, FUNCTION, LOSS, WEIGHT, kept_only, with_given
 from jaxopt_keras.engine.gradients import collected, read_gradient, read_loss, unscaled
+from jaxopt_keras.engine.kinds import Kinds
 from jaxopt_keras.engine.native import native, none_is_available
 from jaxopt_keras.engine.one_kernel import in_one_kernel
 from jaxopt_keras.engine.one_pass import in_one_pass
@@ -131,7 +132,10 @@ class Program(core.Program):
         slots, scalars = self.core.init(layout, work, hyper)
         empty: list[dict[str, bool]] = [{} for _ in slots]
         if self.options.state_dtype:
-            empty = slot_storage.known_zeros(lambda *x: self.core.init(layout, *x)[0], work, hyper)
+            kinds = Kinds.read(self.core, layout, work)
+            some, (arrays,) = kinds.one_of_each(layout, work)
+            zeros = slot_storage.known_zeros(lambda *x: self.core.init(some, *x)[0], arrays, hyper)
+            empty = [zeros[k] for k in kinds.of]
         everything = zip(layout.leaves, stored, slots, empty, strict=True)
         slots = [slot_storage.initial_slots(self.core, self.options, *x) for x in everything]
         if self.options.use_ema:
@@ -202,7 +206,8 @@ class Program(core.Program):
         if not self.core.any_slots:
             self._check_names(trees, slots, scalars, hyper)
             if None not in stored:
-                self._check_slots(layout, stored, slots, hyper)
+                initial = lambda layout, stored: self._initial(layout, stored, hyper)[0]
+                check_slots(self.core, layout, stored, slots, initial, all_exact=bool(self.options.state_dtype))
         collect = functools.partial(self._collected, hyper, reduce)
         own_loss = read_loss(hyper) if self.core.needs_loss else None
         prepared = lambda: collect(self._gradients(layout, stored, grads), own_loss)
@@ -331,12 +336,6 @@ class Program(core.Program):
         check_names("slots", [name for name in trees if name in kept or name in present], kept)
         known = [*self.core.scalar_names(hyper), *guard.init(self.options)]
         check_names("scalars", scalars, known + accumulate.scalar_names(self.options, self.core.needs_loss))
-
-    def _check_slots(self, layout: Layout, stored: list[Any], slots: list[Slots], hyper: dict[str, Any]) -> None:
-        """Raise a ValueError if a slot is not one of these parameters and options."""
-        fresh = jax.eval_shape(lambda *x: self._initial(layout, *x)[0], stored, hyper)
-        names = {name for each in fresh for name in each}
-        check_slots(layout, slots, fresh, names if self.options.state_dtype else {MASTER})
 
     def _gradients(self, layout: Layout, stored: list[Any], grads: Any) -> list[Any]:
         """Return the gradients of `layout`'s parameters in the dtype of the arithmetic."""

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import optax
+
 from jaxopt_keras.language.other_names import STATE_FIELDS, no_attribute
 
 
@@ -25,3 +27,8 @@ class State(NamedTuple):
 
     def __getattr__(self, name: str) -> Any:
         raise no_attribute(self, name, STATE_FIELDS)
+
+
+def is_absent(slot: Any) -> bool:
+    """Whether an entry of a state's tree marks an absent slot, or belongs to a None among the parameters."""
+    return slot is None or isinstance(slot, optax.MaskedNode)

@@ -1,13 +1,14 @@
 """Checks that a state fits the options and the parameters of a step, once for each structure: while it is traced."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxopt_keras.engine.core import Layout, Slots
+from jaxopt_keras.engine.core import Core, Layout, Slots
+from jaxopt_keras.engine.kinds import Kinds
 from jaxopt_keras.engine.native import Unavailable, unavailable
 from jaxopt_keras.engine.native.build import fallback, say
 from jaxopt_keras.language.options import Options
@@ -15,6 +16,7 @@ from jaxopt_keras.language.paths import leaves_by_path
 from jaxopt_keras.language.places import platform
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.storage.blockwise import Blocks, Cut, foreign_blocks, quantize
+from jaxopt_keras.storage.masters import MASTER
 from jaxopt_keras.storage.tiles import straddling
 
 REMEDY = (
@@ -39,14 +41,19 @@ def check_names(kind: str, found: Iterable[str], kept: Iterable[str]) -> None:
         )
 
 
-def check_slots(layout: Layout, found: list[Slots], fresh: list[Slots], exact: set[str]) -> None:
+def check_slots(
+    core: Core, layout: Layout, params: list[Any], found: list[Slots], initial: Callable[..., Any], all_exact: bool
+) -> None:
     """Raise a ValueError for the first slot that has another shape or format than a fresh one.
 
     Args:
         found: the slots of each parameter in the state.
-        fresh: those of a new state, arrays or `jax.ShapeDtypeStruct`s.
-        exact: names of the slots whose dtype is an option. Others may have been cast to another float dtype.
+        initial: returns those of fresh parameters, from a layout and these.
+        all_exact: whether the dtypes of all slots are an option. Those other than masters may otherwise have been cast.
     """
+    layout, (params, found) = Kinds.read(core, layout, params, found).one_of_each(layout, params, found)
+    fresh = jax.eval_shape(partial(initial, layout), params)
+    exact = {name for each in fresh for name in each} if all_exact else {MASTER}
     for leaf, slots, new in zip(layout.leaves, found, fresh, strict=True):
         for name in sorted(slots.keys() | new.keys()):
             have, want = slots.get(name), new.get(name)

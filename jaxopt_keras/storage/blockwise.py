@@ -173,8 +173,17 @@ def dequantize(stored: Blocks) -> Array:
 
 def zeros(like: Array, code: Code, tiles: Tiles | None = None) -> Blocks:
     """Return the codes and scales of zeros, of the shape and sharding of `like`, without quantizing them."""
-    form = jax.eval_shape(functools.partial(quantize, code=code, tiles=tiles), like)
+    if jax.typeof(like).sharding.mesh.empty:
+        form = _form(like.shape, like.dtype, code, tiles)
+    else:
+        form = jax.eval_shape(functools.partial(quantize, code=code, tiles=tiles), like)
     return jax.tree.map(jnp.zeros_like, form)
+
+
+@functools.lru_cache(maxsize=256)
+def _form(shape: tuple[int, ...], dtype: Any, code: Code, tiles: Tiles | None) -> Any:
+    """Return the shapes and dtypes of the codes and scales of an array on one device."""
+    return jax.eval_shape(functools.partial(quantize, code=code, tiles=tiles), jax.ShapeDtypeStruct(shape, dtype))
 
 
 def _integer_codes(size: Array, scales: Array, code: Code, cut: Cut, seed: Array | None) -> Array:

@@ -24,7 +24,7 @@ from benchmarks.parity.oracle import Oracle
 from benchmarks.parity.peer import RULES
 from benchmarks.parity.report import Report
 from jaxopt_keras import Options
-from jaxopt_keras.engine.core import is_absent
+from jaxopt_keras.engine.state import is_absent
 from jaxopt_keras.language.rule import fields_of
 from tests.oracles import NAMES
 

@@ -119,6 +119,10 @@ class Leafwise(TakesFunction, Core):
             slots.append(present(rule.init(p)))
         return slots, present(first_scalars(self.rule.bind(hyper)))
 
+    def kind(self, leaf: Leaf, p: Any) -> Any:
+        rule = routed(self.rule, leaf.path, p).skeleton()
+        return rule if _is_hashable(rule) else leaf.path
+
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
         return routed(self.rule, leaf.path, p).kinds(p)
 

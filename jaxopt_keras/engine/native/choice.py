@@ -5,7 +5,6 @@ wait for the predicate. A kernel that gets it as a number returns at once, and X
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +86,7 @@ class Guard:
 
 
 def size(*values: Any) -> int:
-    return sum(math.prod(x.shape) for x in values)
+    return sum(x.size for x in values)
 
 
 def branches(cond: Equation) -> list[Trace]:

@@ -7,12 +7,12 @@ norm is written by the first loop and read by the next one, if that moves fewer 
 either (a sum over devices, a `cond`) is a barrier between two regions.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxopt_keras.engine.native import rows
+from jaxopt_keras.engine.native import early, rows
+from jaxopt_keras.engine.native.alike import form, on
 from jaxopt_keras.engine.native.c_ops import FLOATS
 from jaxopt_keras.engine.native.cuda import render as cuda
 from jaxopt_keras.engine.native.ir import (
@@ -44,6 +44,7 @@ BARRIERS = (
     WRITE_COLUMNS,
     LOSS_AND_GRADIENTS,
 )
+INDICES = "no numbers but indices"  # random seeds, the rows of sparse gradients: they cost XLA nothing
 SAME = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "copy", "copy_p", "stop_gradient")
 
 
@@ -67,7 +68,7 @@ class Region:
     @property
     def count(self) -> int:
         """The number of elements."""
-        return max(math.prod(x.shape) for x in self.values)
+        return max(x.size for x in self.values)
 
     @property
     def scatters(self) -> list[Equation]:
@@ -84,7 +85,7 @@ class Fusion:
 
     def __init__(self, trace: Trace, partners: Mapping[Any, Value] | None = None) -> None:
         self.trace = trace
-        self.replaced = replaced(trace, partners or {})
+        self.replaced = early.replaced(trace, partners or {})
         self.makers = {x: e for e in trace.equations for x in e.outputs}
         self.moments: dict[Value, Moment] = {}
         self.starts = {e: self._moment(e) for e in trace.equations}
@@ -92,16 +93,15 @@ class Fusion:
         for e in trace.equations:
             if is_same(e) and not is_scalar(e.outputs[0]) and all(x in self.filled for x in e.arrays):
                 self.filled[e.outputs[0]] = e
+        self.rank = {e: k for k, e in enumerate(self.filled.values())}
         self.regions = self._connected()
         self.users: dict[Value, list[Equation | None]] = {x: [None] for x in trace.outputs if isinstance(x, Value)}
         for e in trace.equations:
             for x in e.values:
                 self.users.setdefault(x, []).append(e)
+        self.forms: dict[Any, tuple[Region, list[Equation], list[Value]]] = {}  # the first region of each form
         for region in self.regions:
-            try:
-                self._fuse(region)
-            except Unsupported as error:
-                region.reason = str(error)
+            self._fuse(region)
         native = [r for r in self.regions if not r.reason]
         self.owned = {e for r in native for e in (*r.equations, *r.scatters)}
 
@@ -151,82 +151,85 @@ class Fusion:
         return [r for r in regions.values() if not all(map(is_same, r.equations))]  # a reshape costs XLA nothing
 
     def _fuse(self, region: Region) -> None:
-        """Makes the loops of a region.
+        """Makes the loops of a region: those of the first region of its form, on its own values."""
+        members = {*region.equations}
+        made = [x for e in region.equations for x in e.outputs if not is_scalar(x)]
+        outside = {x: [u for u in self.users.get(x, []) if u is None or u not in members] for x in made}
+        outputs = [x for x in made if outside[x]]
+        filled = self._filled_for(region)
+        equations = [*filled, *region.equations]
+        levels = *(self.starts[e].level for e in equations), *(self.moments[x].level for x in outputs)
+        key, values = form(equations, outputs, [self.replaced.get(x) for x in outputs], (len(filled), *levels))
+        if key not in self.forms:
+            self.forms[key] = region, equations, values
+            try:
+                region.leaves = self._loops(region, filled, outputs)
+            except Unsupported as error:
+                region.reason = str(error)
+        first, before, known = self.forms[key]
+        region.reason = first.reason
+        if first is not region:
+            names = dict(zip([*known, *before], [*values, *equations], strict=True))
+            region.leaves = {level: on(leaf, names) for level, leaf in first.leaves.items()}
+        if len(region.leaves) == 1:
+            ((level, leaf),) = region.leaves.items()
+            region.leaves[level] = rows.in_place(leaf, self.makers, [outside[y] for y in leaf.outputs]) or leaf
+
+    def _filled_for(self, region: Region) -> list[Equation]:
+        """The equations that fill arrays with a scalar, for a region that reads these."""
+        found: dict[Equation, None] = {}
+        waiting = [x for e in region.equations for x in e.arrays]
+        while waiting:
+            e = self.filled.get(waiting.pop())
+            if e is not None and e not in found:
+                found[e] = None
+                waiting += e.arrays
+        return sorted(found, key=self.rank.__getitem__)
+
+    def _loops(self, region: Region, filled: list[Equation], outputs: list[Value]) -> dict[int, Leaf]:
+        """The loops of a region, by level.
+
+        Args:
+            filled: equations that fill arrays with a scalar.
+            outputs: the arrays that others read.
 
         Raises:
             Unsupported: if an equation has no form in a loop.
         """
         alias, block = checked(region)
-        alias |= {x: e.inputs[0] for x, e in self.filled.items()}
-        members = {*region.equations}
-        made = [x for e in region.equations for x in e.outputs if not is_scalar(x)]
-        outside = {x: [u for u in self.users.get(x, []) if u is None or u not in members] for x in made}
-        outputs = [x for x in made if outside[x]]
+        alias |= {e.outputs[0]: e.inputs[0] for e in filled}
         totals: dict[int, list[Equation]] = {}
         for e in region.equations:
             if is_total(e):
                 totals.setdefault(self.starts[e].level, []).append(e)
-        equations = [*self.filled.values(), *(e for e in region.equations if not is_total(e))]
+        equations = [*filled, *(e for e in region.equations if not is_total(e))]
         last = max(self.starts[e].level for e in region.equations)
         levels = sorted({*totals, last} if outputs else {*totals})
 
-        def leaves(early: dict[Value, int]) -> dict[int, Leaf]:
-            """The loops, which write `early` in their levels and all else in the last one, and read what is written."""
+        def leaves(ahead: dict[Value, int]) -> dict[int, Leaf]:
+            """The loops, which write `ahead` in their levels and all else in the last one, and read what is written."""
             found = {}
             for level in levels:
-                read = {origin(y, alias): y for y, at in early.items() if at < level}
+                read = {origin(y, alias): y for y, at in ahead.items() if at < level}
                 known = {*read, *read.values()}
                 names = {x: y for x, y in alias.items() if x not in known} | {
                     x: y for x, y in read.items() if x is not y
                 }
-                wanted, reduced = [y for y in outputs if early.get(y, last) == level], totals.get(level, [])
+                wanted, reduced = [y for y in outputs if ahead.get(y, last) == level], totals.get(level, [])
                 rest = [e for e in (*equations, *reduced) if e.outputs[0] not in known]
                 computed = needed(rest, [*wanted, *(e.outputs[0] for e in reduced)])
                 found[level] = built(region.count, block, names, computed, wanted)
             return found
 
-        region.leaves = self._best(leaves, {y: min(x for x in levels if x >= self.moments[y].level) for y in outputs})
-        for leaf in region.leaves.values():
+        known = {y: min(x for x in levels if x >= self.moments[y].level) for y in outputs}
+        found = early.best(leaves, known, self.replaced)
+        for leaf in found.values():
             reasons = [refusal(render, leaf.loop) for render in (render_c, cuda.render)]
             if all(reasons):
                 raise Unsupported(reasons[0])
             if not leaf.inputs:
                 raise Unsupported("a loop without inputs")
-        if len(region.leaves) == 1:
-            leaf = region.leaves[last]
-            region.leaves[last] = rows.in_place(leaf, self.makers, [outside[y] for y in leaf.outputs]) or leaf
-
-    def _best(self, leaves: Callable[[dict[Value, int]], dict[int, Leaf]], known: dict[Value, int]) -> dict[int, Leaf]:
-        """The loops that move fewer bytes: with outputs written as soon as they are known, or all in the last one.
-
-        No loop may read an array after another one has written into its memory.
-        """
-        best = leaves({})
-        early = {y: level for y, level in known.items() if level < max(best)}
-        while early:
-            other = leaves(early)
-            read = [(level, {*leaf.inputs}) for level, leaf in other.items()]
-            late = [y for y in early if any(at > early[y] and self.replaced.get(y) in some for at, some in read)]
-            if not late:
-                return min(best, other, key=moved)
-            early = {y: level for y, level in early.items() if y not in late}
-        return best
-
-
-def moved(leaves: dict[int, Leaf]) -> int:
-    """The bytes that loops read and write."""
-    arrays = (x for leaf in leaves.values() for x in (*leaf.inputs, *leaf.outputs))
-    return sum(math.prod(x.shape) * x.aval.dtype.itemsize for x in arrays)
-
-
-def replaced(trace: Trace, partners: Mapping[Any, Value]) -> dict[Any, Value]:
-    """The arrays whose memory results may take, also inside packed buffers."""
-    unpacks: dict[Any, list[Value]] = {e.values[0]: e.outputs for e in trace.equations if e.name == UNPACK}
-    pairs = dict(partners)
-    for e in trace.equations:
-        if e.name == PACK:
-            pairs |= zip(e.inputs, unpacks.get(partners.get(e.outputs[0]), ()), strict=False)
-    return pairs
+        return found
 
 
 def origin(x: Any, alias: Mapping[Value, Atom]) -> Any:
@@ -247,7 +250,7 @@ def is_same(equation: Equation) -> bool:
         return False
     x, out = equation.inputs[0] if equation.inputs else None, equation.outputs[0]
     if equation.name in REDUCTIONS and x is not None:
-        return math.prod(x.shape) == math.prod(out.shape)  # over axes of length 1
+        return x.size == out.size  # over axes of length 1
     return equation.name in SAME or (equation.name == "convert_element_type" and x is not None and x.dtype == out.dtype)
 
 
@@ -259,14 +262,14 @@ def checked(region: Region) -> tuple[dict[Value, Atom], int | None]:
     """
     alias: dict[Value, Atom] = {}
     if not any(x.dtype in FLOATS for x in region.values):
-        raise Unsupported("no numbers but indices")
+        raise Unsupported(INDICES)
     if any(0 in x.shape for x in region.values):
         raise Unsupported("an empty array")
     count = region.count
-    if any(count % math.prod(x.shape) for x in region.values):
+    if any(count % x.size for x in region.values):
         raise Unsupported("arrays of different sizes")
     packed = {x for e in region.equations for x in pairs_of(e)}
-    lengths = {count // math.prod(x.shape) for x in region.values if x not in packed} - {1}
+    lengths = {count // x.size for x in region.values if x not in packed} - {1}
     if len(lengths) > 1:
         raise Unsupported("blocks of different lengths")
     block = next(iter(lengths), None)
@@ -301,7 +304,7 @@ def check(e: Equation, packed: set[Any]) -> None:
         if tuple(e.params["broadcast_dimensions"]) != (*range(len(shape)),) or not leads(shape, out):
             raise Unsupported("broadcast along outer axes")
     elif is_same(e):
-        if math.prod(arrays[0]) != math.prod(out) or e.params.get("dimensions") and e.name == "reshape":
+        if e.arrays[0].size != e.outputs[0].size or e.params.get("dimensions") and e.name == "reshape":
             raise Unsupported(e.name)
     elif not e.inputs or not all(leads(shape, out) for shape in arrays):
         raise Unsupported(e.name)

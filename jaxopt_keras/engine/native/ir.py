@@ -1,5 +1,6 @@
 """The engine's input: a function as a flat list of equations. Calls are inlined, dead ones and duplicates removed."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -22,19 +23,17 @@ _KEPT = (*INTRINSICS, PACK, WRITE_COLUMNS, LOSS_AND_GRADIENTS)
 _CALLS = ("jit", "pjit", "closed_call", "core_call")
 
 
-@dataclass(eq=False)
+_name = functools.cache(str)  # of a dtype, which NumPy writes anew each time
+
+
 class Value:
     """The result of an equation, or an input."""
 
-    aval: Any
+    __slots__ = ("aval", "dtype", "shape", "size")
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.aval.shape
-
-    @property
-    def dtype(self) -> str:
-        return str(self.aval.dtype)
+    def __init__(self, aval: Any) -> None:
+        self.aval, self.shape, self.dtype = aval, aval.shape, _name(aval.dtype)
+        self.size = math.prod(aval.shape)
 
 
 class Constant(NamedTuple):
@@ -46,7 +45,7 @@ class Constant(NamedTuple):
     @classmethod
     def of(cls, value: Any) -> "Constant":
         """The constant for a NumPy scalar."""
-        return cls(str(value.dtype), value.tobytes())
+        return cls(_name(value.dtype), value.tobytes())
 
     @property
     def value(self) -> Any:
@@ -56,13 +55,17 @@ class Constant(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return ()
 
+    @property
+    def size(self) -> int:
+        return 1
+
 
 Atom = Value | Constant
 
 
 def is_scalar(x: Atom) -> bool:
     """Whether `x` has one element, whatever its shape. XLA computes scalars."""
-    return math.prod(x.shape) == 1
+    return x.size == 1
 
 
 @dataclass(eq=False)
@@ -76,16 +79,27 @@ class Equation:
     effects: Any
     context: Any
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The name of the primitive, or of the intrinsic that it calls."""
         return self.params["name"] if self.primitive.name in _CALLS else self.primitive.name
 
-    @property
+    @functools.cached_property
+    def kind(self) -> Any:
+        """What it does to its inputs. Equal to no other if the parameters are not hashable."""
+        params = tuple((k, id(v) if k == "jaxpr" else v) for k, v in sorted(self.params.items()))
+        kind = self.primitive, params
+        try:
+            hash(kind)
+        except TypeError:
+            return object()
+        return kind
+
+    @functools.cached_property
     def values(self) -> list[Value]:
         return [x for x in self.inputs if isinstance(x, Value)]
 
-    @property
+    @functools.cached_property
     def arrays(self) -> list[Value]:
         """The inputs that are neither constants nor scalars."""
         return [x for x in self.values if not is_scalar(x)]
@@ -151,30 +165,23 @@ def _inline(closed: Any, inputs: list[Atom], trace: Trace, known: dict[Any, list
         elif name == "convert_element_type" and isinstance(arguments[0], Constant):
             results = [Constant.of(arguments[0].value.astype(equation.params["new_dtype"]))]
         else:
-            key = _key(equation, arguments)
-            if key not in known:
-                known[key] = [Value(v.aval) for v in equation.outvars]
-                made = (equation.primitive, equation.params, arguments, known[key], equation.effects, equation.ctx)
-                trace.equations.append(Equation(*made))
-            results = known[key]
+            outputs = [Value(v.aval) for v in equation.outvars]
+            made = Equation(equation.primitive, equation.params, arguments, outputs, equation.effects, equation.ctx)
+            results = known.setdefault(_key(made), outputs)
+            if results is outputs:
+                trace.equations.append(made)
         atoms.update(zip(equation.outvars, results, strict=True))
     return [atom(x) for x in closed.jaxpr.outvars]
 
 
-def _key(equation: Any, arguments: list[Atom]) -> Any:
+def _key(e: Equation) -> Any:
     """A key that is equal for two equations that compute the same; equal to no other if an equation must not be shared.
 
     The indices of elements are not shared: arrays of one shape would otherwise become one region with one loop.
     """
-    if equation.effects or equation.params.get("name") == INDEX:
+    if e.effects or e.params.get("name") == INDEX:
         return object()
-    params = tuple(sorted((k, id(v) if k == "jaxpr" else v) for k, v in equation.params.items()))
-    key = (equation.primitive, params, *arguments, *(str(v.aval) for v in equation.outvars))
-    try:
-        hash(key)
-    except TypeError:
-        return object()
-    return key
+    return (e.kind, *e.inputs, *(x.aval for x in e.outputs))
 
 
 def renamed(equations: list[Equation], names: dict[Any, Atom]) -> list[Equation]:

@@ -9,7 +9,6 @@ array. A reduction over a block ends a stage: its result is known one stage late
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -177,7 +176,7 @@ def built(
     def scope(x: Atom) -> str:
         if x in paired or is_scalar(x):
             return PAIRED if x in paired else ARRAY
-        return BLOCK if block is not None and math.prod(x.shape) * block == count else ELEMENT
+        return BLOCK if block is not None and x.size * block == count else ELEMENT
 
     def ref(x: Atom) -> Operand:
         x = base(x)
@@ -311,5 +310,5 @@ def _misfits(leaf: Leaf) -> Iterator[str]:
     if [x.dtype for x in values] != [x.dtype for x in (*loop.scalars, *loop.totals, *loop.inputs, *loop.outputs)]:
         yield "a value has another dtype"
     whole = [(x, y) for x, y in operands if not (loop.rows and (isinstance(x, Output) or x.gathered))]
-    if any(math.prod(value.shape) * share[x.scope] != leaf.count for x, value in whole):
+    if any(value.size * share[x.scope] != leaf.count for x, value in whole):
         yield "an array has another size"
