@@ -891,7 +891,7 @@ FAULTS = [
           "engine/native/test_native.py -k 'wants_no_fallback and error'"),
     Fault("engine/plan.py", "unavailable() if where", '"" if where',
           "a plan promises loops that do not compile", "engine/native/test_native.py -k says_why"),
-    Fault("engine/native/fusion.py", "return math.prod(x.shape) == math.prod(out.shape)", "return False",
+    Fault("engine/native/fusion.py", "return x.size == out.size", "return False",
           "an axis of length 1 has no sums natively", "engine/native/test_native_loop.py -k length_1"),
     Fault("engine/native/loop.py", "out not in alias and scope(e.inputs[0]) != ELEMENT", "False",
           "a sum of sums counts each of them for each element",
@@ -951,6 +951,14 @@ FAULTS = [
           "what a branch assigns is lost", "interop/test_tensorflow_names.py -k branches_may_assign"),
     Fault("interop/keras/adapter.py", 'if overrides(type(self), "apply"):', "if False:",
           "an overridden `apply` is bypassed in `fit`", "stateful/test_overrides.py -k 'called_in_fit and True'"),
+    Fault("engine/native/fusion.py", "if key not in self.forms:", "if True:",
+          "each of equal arrays is analysed", "engine/test_first_call.py -k analysed_once"),
+    Fault("engine/native/alike.py", "found.append(x)", "pass",
+          "an array gets the loop of another number", "engine/test_first_call.py -k other_equations"),
+    Fault("engine/kinds.py", "core.kind(leaf, p), ", "",
+          "the slots of another rule are not checked", "engine/test_first_call.py -k another_kind"),
+    Fault("engine/native/lower.py", "        if was_on:", "        if False:",
+          "Python's garbage collector stays off", "engine/test_first_call.py -k as_it_was"),
 ]  # fmt: skip
 
 

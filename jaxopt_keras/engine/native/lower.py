@@ -1,7 +1,9 @@
 """Replaces the element-wise arithmetic of a pure function by native loops: all passes in their order."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ from jaxopt_keras.engine.native.backends import refuses
 from jaxopt_keras.engine.native.build import Unavailable
 from jaxopt_keras.engine.native.choice import Guard, branches, choose, selected, ways
 from jaxopt_keras.engine.native.cond_sinking import sink
-from jaxopt_keras.engine.native.fusion import Fusion, Moment, Region, remaining
+from jaxopt_keras.engine.native.fusion import INDICES, Fusion, Moment, Region, remaining
 from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value, evaluate, is_scalar, trace_of
 from jaxopt_keras.engine.native.joints import Chain, joined, shortened
 from jaxopt_keras.engine.native.loop import Leaf
@@ -31,12 +33,28 @@ def native(function: Callable[..., Any], strict: bool = False) -> Callable[..., 
     """
 
     @functools.wraps(function)
+    @without_collections()
     def lowered(*args: Any, **static: Any) -> Any:
         trace, structure = trace_of(functools.partial(function, **static), *args)
         partners = dict(zip(trace.outputs, trace.inputs, strict=False))
         return jax.tree.unflatten(structure, results_of(trace, jax.tree.leaves(args), partners, strict))
 
     return lowered
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Let Python's garbage collector wait: it would look at all objects of the process again and again.
+
+    A trace makes many objects, and keeps them.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def reasons(function: Callable[..., Any], *args: Any) -> list[str]:
@@ -65,7 +83,7 @@ def results_of(
     """
     sink(trace, partners)
     fusion = Fusion(trace, partners)
-    refused = [region.reason for region in fusion.regions if region.reason and region.count]
+    refused = [r.reason for r in fusion.regions if r.reason not in ("", INDICES) and r.count]
     if strict and refused:
         raise Unavailable(f'`engine="native"` has no loop for this: {refused[0]}. Use `engine="auto"`.')
     known: dict[Value, Any] = dict(zip(trace.inputs, args, strict=True)) | trace.constants
