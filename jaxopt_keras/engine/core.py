@@ -224,7 +224,7 @@ class Core:
         return [{} for _ in params], {}
 
     def kind(self, leaf: Leaf, p: Any) -> Any:
-        """Return a value that is equal for parameters that `init` makes the same slots for, if their types are equal."""
+        """Return a value; parameters of one type with equal values have the same slots at first."""
         return leaf.path
 
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
