@@ -955,6 +955,8 @@ FAULTS = [
           "each of equal arrays is analysed", "engine/test_first_call.py -k analysed_once"),
     Fault("engine/native/alike.py", "found.append(x)", "pass",
           "an array gets the loop of another number", "engine/test_first_call.py -k other_equations"),
+    Fault("engine/native/fusion.py", "sorted(found, key=self.rank.__getitem__)", "[*found][::-1]",
+          "an array is read before it is made", "engine/test_first_call.py -k filled_with"),
     Fault("engine/kinds.py", "core.kind(leaf, p), ", "",
           "the slots of another rule are not checked", "engine/test_first_call.py -k another_kind"),
     Fault("engine/native/lower.py", "        if was_on:", "        if False:",

@@ -117,6 +117,21 @@ def test_values_that_others_read_are_part_of_the_form():
     jax.tree.map(np.testing.assert_array_equal, jax.jit(native(function, strict=True))(*arrays), function(*arrays))
 
 
+@needs_loops
+def test_arrays_filled_with_a_scalar_are_made_in_their_order():
+    """One is a reshape of the other, and read first. Under `vmap` XLA runs the equations of loops in their order."""
+
+    def function(x, s):
+        filled = jnp.broadcast_to(s, (2, 3))
+        flat = x.reshape(6) * filled.reshape(6)
+        return flat, x + filled
+
+    x, s = jnp.arange(24.0).reshape(4, 2, 3), jnp.arange(4.0) + 2
+    wanted = jax.vmap(function)(x, s)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(jax.vmap(native(function)))(x, s), wanted)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(native(function))(x[1], s[1]), function(x[1], s[1]))
+
+
 @pytest.mark.parametrize("is_on", [True, False])
 def test_the_garbage_collector_is_as_it_was(is_on):
     def function(x):
