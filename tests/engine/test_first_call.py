@@ -11,7 +11,7 @@ import pytest
 
 import jaxopt_keras as jk
 from benchmarks.workloads import gpt2
-from jaxopt_keras.engine.native import fusion, native, unavailable
+from jaxopt_keras.engine.native import native, unavailable
 from jaxopt_keras.engine.native.fusion import Fusion
 from jaxopt_keras.engine.native.ir import trace_of
 from jaxopt_keras.rules.adam import Adam
@@ -26,12 +26,12 @@ def analysed(monkeypatch):
     """The regions whose loops are built, by their number of elements."""
     found = Counter()
 
-    def counted(region, *rest):
+    def counted(self, region, *rest):
         found[region.count] += 1
-        return loops(region, *rest)
+        return loops(self, region, *rest)
 
-    loops = fusion.loops
-    monkeypatch.setattr(fusion, "loops", counted)
+    loops = Fusion._loops
+    monkeypatch.setattr(Fusion, "_loops", counted)
     return found
 
 
