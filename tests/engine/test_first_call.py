@@ -1,4 +1,4 @@
-"""What the first call of a step does once for equal arrays, counted; not timed."""
+"""The first call of a step does some work once for equal arrays: counted, not timed."""
 
 import gc
 import math

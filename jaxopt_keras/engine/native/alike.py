@@ -14,7 +14,7 @@ from jaxopt_keras.engine.native.loop import Leaf
 def form(
     equations: Sequence[Equation], outputs: Sequence[Value], replaced: Sequence[Value | None], besides: Hashable
 ) -> tuple[Any, list[Value]]:
-    """What equations do, whatever their values are, as a hashable value; and their values, in an order of that form.
+    """The computation of equations without its values, hashable; and the values, in an order of that form.
 
     Args:
         outputs: what others read.

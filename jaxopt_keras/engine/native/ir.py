@@ -86,7 +86,7 @@ class Equation:
 
     @functools.cached_property
     def kind(self) -> Any:
-        """What it does to its inputs. Equal to no other if the parameters are not hashable."""
+        """Its computation, without its inputs. Equal to no other if the parameters are not hashable."""
         params = tuple((k, id(v) if k == "jaxpr" else v) for k, v in sorted(self.params.items()))
         kind = self.primitive, params
         try:
