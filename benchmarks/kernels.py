@@ -29,6 +29,7 @@ from benchmarks.hlo import device, launches, with_our_kernels
 from benchmarks.tpu_done import Done
 from benchmarks.workloads import WORKLOADS
 from command import Parser, output_file, place, progress
+from jaxopt_keras.language.places import Places
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 MARK = "<!-- kernels -->"
@@ -50,13 +51,18 @@ STEPS: dict[str, tuple[Any, str]] = {  # the kernel (None for optax's AdamW), an
     "adamw, int8 slots, by XLA": (jk.adamw(**ADAMW, state_dtype="int8", engine="xla"), "float32"),
 }
 STEPS |= {f"packed {name}": step for name, step in STEPS.items() if name.startswith("adamw")}
+STEPS |= {
+    f"{name}, flat state": (jk.Kernel(kernel.rule, kernel.options.replaced(flat_state=True)), dtype)
+    for name, (kernel, dtype) in STEPS.items()
+    if kernel is not None and kernel.options.engine == "auto" and not name.startswith("packed")
+}
 FEW = ["optax adamw", "adamw", "packed adamw"]
 CASES = {
-    "one": [name for name in STEPS if not name.startswith("packed")],
+    "one": [name for name in STEPS if not name.startswith("packed") and "flat" not in name],
     "lenet5": [*FEW, "lamb"],
     "gpt2": [
         *FEW, "adamw, global norm", "adamw, skip_nonfinite", "adamw, accumulation", "adamw, int8 slots", "lamb",
-        "adamw by XLA",
+        "adamw by XLA", *(f"{name}, flat state" for name in ("adamw", "adamw, int8 slots", "lamb")),
     ],
     "hundred": FEW,
     "many": ["adamw", "packed adamw"],  # by XLA 1000 kernels take minutes
@@ -99,8 +105,9 @@ def counted(kernel: Any, params: Any) -> Counts:
 
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, moving, params)
     else:
-        moving = placed(jax.eval_shape(kernel.program.init, params, kernel.hyper()))
         with with_our_kernels():
+            with Places.of(params).traced():
+                moving = placed(jax.eval_shape(kernel.program.init, params, kernel.hyper()))
             lowered = kernel.compiled.step_donating.lower(params, moving, params, placed(kernel.hyper()))
     start = time.perf_counter()
     compiled = lowered.compile()

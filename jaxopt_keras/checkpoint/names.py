@@ -29,7 +29,8 @@ from jaxopt_keras.engine.cores.foreign import STATE as FOREIGN
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complemented, Complements
 from jaxopt_keras.language.paths import keyed_leaves, path_of
-from jaxopt_keras.packing.trees import Packed, Part, concatenate, unpacked
+from jaxopt_keras.packing.parts import Part
+from jaxopt_keras.packing.trees import Packed, concatenate, unpacked
 from jaxopt_keras.stateful.state_views import OPTION_SLOTS, device_put_like
 from jaxopt_keras.storage import formats
 from jaxopt_keras.storage.blockwise import Blocks, Code, dequantize

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxopt_keras.checkpoint.names import pack, transposed, unpack
 from jaxopt_keras.checkpoint.restore import Place
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.packing.trees import Part
+from jaxopt_keras.packing.parts import Part
 from jaxopt_keras.stateful.packed_variables import Buffer
 from jaxopt_keras.stateful.state_views import without_masked
 from jaxopt_keras.stateful.wrappers import Wrapper

@@ -8,10 +8,8 @@ import numpy as np
 
 from jaxopt_keras.engine.core import Program
 from jaxopt_keras.engine.programs.around import plain_programs
-from jaxopt_keras.language.numerics import is_inexact
-from jaxopt_keras.language.paths import leaves_by_path
+from jaxopt_keras.engine.slot_packing import form_of
 from jaxopt_keras.language.places import Places
-from jaxopt_keras.packing.slots import LARGE
 
 
 def stacked(program: Program, params: Any) -> set[str]:
@@ -27,13 +25,14 @@ def warn_of_overlooked(program: Program, params: Any, stacklevel: int) -> None:
         if said := core.overlooked(layout, arrays):
             warnings.warn(said, stacklevel=stacklevel + 1)
     if any(getattr(plain, "options", None) and plain.options.flat_state for plain in plain_programs(program)):
-        _warn_of_split(params, stacklevel + 1)
+        _warn_of_split(program, params, stacklevel + 1)
 
 
-def _warn_of_split(params: Any, stacklevel: int) -> None:
+def _warn_of_split(program: Program, params: Any, stacklevel: int) -> None:
     """Warn of arrays whose packed slots every step of `flat_state` gathers."""
-    small = {path for path, p in leaves_by_path(params) if p.size <= LARGE and is_inexact(p)}
-    if split := [path for path, _ in Places.of(params).shards if path in small]:
+    parts = [(form_of(*part), zip(part[1].leaves, part[2], strict=True)) for part in program.parts(params)]
+    packed = {leaf.path for form, leaves in parts for leaf, p in leaves if p.size <= form.elements(p)}
+    if split := [path for path, _ in Places.of(params).shards if path in packed]:
         warnings.warn(
             "`flat_state` is for parameters on one device: a buffer of slots is not split, so that devices exchange "
             f"the slots in every step. Received: flat_state=True, and {len(split)} arrays that are split over devices, "

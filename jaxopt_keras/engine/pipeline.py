@@ -25,7 +25,7 @@ from jaxopt_keras.engine.one_kernel import in_one_kernel
 from jaxopt_keras.engine.one_pass import in_one_pass
 from jaxopt_keras.engine.plan import Plan, plan
 from jaxopt_keras.engine.probe import before, before_parameters
-from jaxopt_keras.engine.slot_packing import LOOSE, why_unpack
+from jaxopt_keras.engine.slot_packing import LOOSE, form_of, why_unpack
 from jaxopt_keras.engine.slot_sharding import shard_like
 from jaxopt_keras.engine.slot_storage import Stored, upcast
 from jaxopt_keras.engine.stages import accumulate, average, guard, own_counts
@@ -121,9 +121,10 @@ class Program(core.Program):
         everything = zip(slots, stored, layout.leaves, strict=True)
         slots = [shard_like(s, p, self.core.kinds(leaf, p)) for s, p, leaf in everything]
         scalars |= guard.init(self.options)
-        trees = layout.by_slot(self._slot_names(slots), slots)
-        packed = pack_slots(trees, LOOSE) if self.options.flat_state else trees
-        return State(jnp.zeros((), jnp.int32), {}, scalars, packed)
+        trees: Any = layout.by_slot(self._slot_names(slots), slots)
+        if self.options.flat_state:
+            trees = pack_slots(trees, LOOSE, form_of(self.core, layout, stored))
+        return State(jnp.zeros((), jnp.int32), {}, scalars, trees)
 
     def _initial(self, layout: Layout, stored: list[Any], hyper: dict[str, Any]) -> tuple[list[Slots], Slots]:
         """Return the slots of fresh parameters, and the scalars without those of the guard."""

@@ -112,10 +112,10 @@ class Options(KerasOptions):
         inject_hyperparams: True, a name or several: keep these hyperparameters in the state (`state.hyperparams`)
             instead of in the kernel, so that `Kernel.replaced` changes them and `vmap` maps over them. A number that is
             a schedule is kept there as the last step used it, and computed anew by each step.
-        flat_state: True: the slots of small arrays are packed between steps, in one buffer for each dtype, so that a
-            step over many of them dispatches a third of the arrays. For parameters on one device. In the pure face
-            `state.slots.unpack()` then returns the tree. None: the stateful face packs them where that is faster, and
-            unpacks them for a read. False: never.
+        flat_state: True: the slots of small arrays (on a GPU with kernels, of any) are packed between steps, in few
+            buffers for each dtype, so that a step over many of them dispatches a third of the arrays. For parameters on
+            one device. In the pure face `state.slots.unpack()` then returns the tree. None: the stateful face packs
+            them where that is faster, and unpacks them for a read. False: never.
     """
 
     exclude_from_weight_decay: Annotated[Any, Read(values.read_exclusion)] = ()

@@ -7,13 +7,11 @@ step unpacks the buffers and packs the results.
 """
 
 import functools
-import math
 import warnings
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,58 +23,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxopt_keras.language.numerics import is_inexact
 from jaxopt_keras.language.paths import keyed_leaves, leaves_by_path, path_of
 from jaxopt_keras.language.places import platform_of
-
-
-class Part(NamedTuple):
-    """One array of a packed tree."""
-
-    path: str
-    buffer: str  # the name of its buffer; "" for a loose array, which is in no buffer
-    shape: tuple[int, ...]
-    offset: int  # the number of elements before it in its buffer
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def read(self, buffer: Array) -> Array:
-        """Return the array from its buffer."""
-        return _sliced(buffer, self.offset, self.shape)
-
-    def write(self, buffer: Array, value: Array, donate: bool = False) -> Array:
-        """Return the buffer with `value` in the place of the array. `donate`: reuse the memory of `buffer`."""
-        return (_written_in_place if donate else _written)(buffer, value, self.offset)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _sliced(buffer: Array, offset: Any, shape: tuple[int, ...]) -> Array:
-    return lax.dynamic_slice(buffer, (offset,), (math.prod(shape),)).reshape(shape)
-
-
-def _written(buffer: Array, value: Array, offset: Any) -> Array:
-    return lax.dynamic_update_slice(buffer, jnp.ravel(value), (offset,))
-
-
-_written_in_place = jax.jit(_written, donate_argnums=0)
-
-
-@dataclass(frozen=True, eq=False)
-class Arrangement:
-    """The layout of a packed tree. Interned by `arrangement_of`, so that `jit` compares layouts by identity."""
-
-    parts: tuple[Part, ...]
-    treedef: Any
-
-    def __reduce__(self) -> Any:
-        return arrangement_of, (self.parts, self.treedef)
-
-
-def arrangement_of(parts: tuple[Part, ...], treedef: Any) -> Arrangement:
-    """Return the one `Arrangement` of these parts."""
-    return _arrangements.setdefault((parts, treedef), Arrangement(parts, treedef))
-
-
-_arrangements: weakref.WeakValueDictionary[Any, Arrangement] = weakref.WeakValueDictionary()
+from jaxopt_keras.packing.parts import Arrangement, Form, Part, any_gap, arrangement_of, filled
 
 
 @jax.tree_util.register_dataclass
@@ -87,7 +34,7 @@ class Packed:
     It is itself a pytree, with the buffers and the loose arrays as leaves.
     """
 
-    buffers: dict[str, Array]
+    buffers: dict[str, Array]  # "float32", and where there are several of a dtype "float32_1" and so on
     loose: list[Any]
     arrangement: Arrangement = field(metadata={"static": True})
 
@@ -102,12 +49,39 @@ class Packed:
     def unpack(self) -> Any:
         """Return the tree of arrays."""
         pieces: dict[str, Any] = {"": iter(self.loose)}
-        for name, buffer in self.buffers.items():
-            sizes = tuple(part.size for part in self.parts if part.buffer == name)
-            pieces[name] = iter(unpack_buffer(buffer, sizes))
+        pieces |= {name: iter(self._pieces(name)) for name in self.buffers}
         found = [(next(pieces[part.buffer]), part) for part in self.parts]
         arrays = [x.reshape(part.shape) if part.buffer else x for x, part in found]
         return jax.tree.unflatten(self.treedef, arrays)
+
+    def _pieces(self, name: str, gaps: bool = False) -> list[Array]:
+        """The flat arrays in a buffer; with `gaps`, what is between them."""
+        sizes, are_gaps = zip(*self.arrangement.pieces[name], strict=True)
+        return [
+            x for x, is_gap in zip(unpack_buffer(self.buffers[name], sizes), are_gaps, strict=True) if is_gap == gaps
+        ]
+
+    @classmethod
+    def of_loose(cls, tree: Any) -> "Packed":
+        """Return `tree` without buffers."""
+        return pack_some(tree, lambda key, leaf: False)
+
+    def loosened(self, name: str) -> "Packed":
+        """Return the same tree without the buffer `name`: its arrays are loose."""
+        pieces, loose = iter(_read(self.buffers[name], name, self.arrangement)), iter(self.loose)
+        arrays = [next(pieces if part.buffer else loose) for part in self.parts if part.buffer in ("", name)]
+        parts = tuple(part._replace(buffer="", offset=0) if part.buffer == name else part for part in self.parts)
+        buffers = {other: x for other, x in self.buffers.items() if other != name}
+        return Packed(buffers, arrays, arrangement_of(parts, self.treedef))
+
+    def tightened(self, name: str, end: Arrangement) -> "Packed":
+        """Return the same tree with one more buffer, that of the arrangement `end`; its arrays are loose in `self`."""
+        wanted = [new if new.buffer == name else old for old, new in zip(self.parts, end.parts, strict=True)]
+        loose = [new for old, new in zip(self.parts, wanted, strict=True) if not old.buffer]
+        inside = [x for x, part in zip(self.loose, loose, strict=True) if part.buffer]
+        outside = [x for x, part in zip(self.loose, loose, strict=True) if not part.buffer]
+        buffer = _joined(inside, end.pieces[name])
+        return Packed(self.buffers | {name: buffer}, outside, arrangement_of(tuple(wanted), self.treedef))
 
     def like(self, tree: Any) -> "Packed":
         """Pack `tree`, which has the same structure and shapes, in the same way.
@@ -122,7 +96,23 @@ class Packed:
         is_whole = [hasattr(x, "shape") or not part.buffer for x, part in zip(leaves, self.parts, strict=False)]
         if len(leaves) != len(self.parts) or not all(is_whole):
             raise ValueError(f"`tree` must have the structure {self.treedef}. Received: {jax.tree.structure(tree)}")
-        return _pack_leaves(leaves, self.arrangement)
+        gaps = {name: self._pieces(name, gaps=True) for name, some in self.arrangement.pieces.items() if any_gap(some)}
+        return _pack_leaves(leaves, self.arrangement, gaps=gaps)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _read(buffer: Array, name: str, arrangement: Arrangement) -> list[Array]:
+    """The arrays of one buffer."""
+    pieces = Packed({name: buffer}, [], arrangement)._pieces(name)
+    return [
+        x.reshape(part.shape)
+        for x, part in zip(pieces, (p for p in arrangement.parts if p.buffer == name), strict=True)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _joined(arrays: list[Any], pieces: tuple[tuple[int, bool], ...]) -> Array:
+    return _join_by_jax(filled(arrays, pieces))
 
 
 def unpacked(tree: Any) -> Any:
@@ -170,17 +160,24 @@ def pack(params: Any) -> Packed:
     return pack_some(params, lambda key, leaf: is_inexact(leaf))
 
 
-def pack_some(params: Any, is_packed: Callable[[Any, Any], bool]) -> Packed:
+def pack_some(params: Any, is_packed: Callable[[Any, Any], bool], form: Form = Form()) -> Packed:  # noqa: B008  # immutable
     """Pack `params`, but keep the leaves for which `is_packed(key, leaf)` is False loose."""
     keyed, treedef = keyed_leaves(params), jax.tree.structure(params)
-    parts, offsets = [], Counter[str]()
+    parts, ends, numbers = [], Counter[str](), Counter[str]()
     for key, leaf in keyed:
         path = path_of(key)
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise TypeError(f"`params` must be a pytree of arrays. Received: {leaf!r} at `{path}`")
-        buffer = str(leaf.dtype) if is_packed(key, leaf) else ""
-        parts.append(Part(path, buffer, tuple(leaf.shape), offsets[buffer]))
-        offsets[buffer] += parts[-1].size
+        buffer, start = "", 0
+        if is_packed(key, leaf):
+            dtype = str(leaf.dtype)
+            name = lambda dtype=dtype: f"{dtype}_{numbers[dtype]}" if numbers[dtype] else dtype
+            if (start := form.place(ends[name()], leaf)) is None:
+                numbers[dtype] += 1
+                start = 0
+            buffer = name()
+            ends[buffer] = start + leaf.size
+        parts.append(Part(path, buffer, tuple(leaf.shape), start))
     leaves = [leaf for _, leaf in keyed]
     inside = [leaf for leaf, part in zip(leaves, parts, strict=True) if part.buffer]
     join = _join_by_numpy if all(map(_is_on_host_cpu, inside)) else _join_by_jax
@@ -205,14 +202,23 @@ def _is_on_host_cpu(x: Any) -> bool:
     return first.platform == "cpu" and x.sharding.device_set == {first} and not is_key
 
 
-def _pack_leaves(leaves: list[Any], arrangement: Arrangement, join: Any = _join_by_jax) -> Packed:
+def _pack_leaves(
+    leaves: list[Any], arrangement: Arrangement, join: Any = _join_by_jax, gaps: dict[str, list[Any]] | None = None
+) -> Packed:
+    """Pack arrays.
+
+    Args:
+        gaps: what is in the gaps of each buffer that has some. None: zeros.
+    """
     flat: dict[str, list[Any]] = {"": []}
     for part, leaf in zip(arrangement.parts, leaves, strict=True):
         if hasattr(leaf, "shape") and tuple(leaf.shape) != part.shape:  # a loose one may be None
             raise ValueError(f"`{part.path}` must have the shape {part.shape}. Received: {tuple(leaf.shape)}")
         flat.setdefault(part.buffer, []).append(leaf)
     loose = flat.pop("")
-    return Packed({name: join(x) for name, x in flat.items()}, loose, arrangement)
+    gaps = gaps or {}
+    pieces = {name: filled(x, arrangement.pieces[name], gaps.get(name)) for name, x in flat.items()}
+    return Packed({name: join(x) for name, x in pieces.items()}, loose, arrangement)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -16,7 +16,8 @@ import optax
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.numerics import Complements
 from jaxopt_keras.language.optional import when_imported
-from jaxopt_keras.packing.trees import Packed, Part, arrangement_of
+from jaxopt_keras.packing.parts import Part, arrangement_of
+from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.storage.blockwise import Blocks, Code
 from jaxopt_keras.storage.tiles import Tiles
 

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_keras.engine.cores.foreign import Foreign
-from jaxopt_keras.engine.slot_packing import LOOSE, should_pack_slots
+from jaxopt_keras.engine.slot_packing import form_to_pack
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.other_names import refuse_unknown
 from jaxopt_keras.language.printing import arguments_of, call
 from jaxopt_keras.language.rule import Rule, with_python_numbers
-from jaxopt_keras.packing.slots import pack_slots_eagerly
 from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.stateful.call import Call, given_of
 from jaxopt_keras.stateful.custom.hooks import INNER, Hooks
@@ -290,11 +289,12 @@ class Optimizer(Registry, Scoped, Losses, Stateless, Windows):
             params = {k: h.take() for k, h in handles.items()}
             own = isinstance(self._rule, Rule) or (isinstance(self._rule, Hooks) and self.jit_compile)
             can_pack = own and len(params) == len(self._paths)
-            arrays = list(params.values())
-            packs = can_pack and should_pack_slots(self._options, arrays, is_packed)
-            state = state if packs else self._own_state()
+            form = form_to_pack(kernel.core, self._options, params, is_packed) if can_pack else None
+            packs = form is not None
+            del state  # nothing else keeps arrays that are packed
+            state = self._own_state() if form is None else self._packed_state(params, form)
         slots = state.slots if isinstance(state.slots, Packed) else masked(state.slots, params)
-        used = state._replace(slots=pack_slots_eagerly(slots, LOOSE) if packs else slots, hyperparams={})
+        used = state._replace(slots=slots, hyperparams={})
         used = self._with_inner(used, packs) if INNER not in used.scalars else used
         grads = {k: given.get(k) for k in params}
         return Call(kernel, params, used, grads, self._hyper(state))

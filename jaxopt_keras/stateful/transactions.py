@@ -5,14 +5,16 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+from jaxopt_keras.engine.slot_packing import LOOSE
 from jaxopt_keras.engine.state import State
 from jaxopt_keras.language.options import Options
 from jaxopt_keras.language.other_names import METHODS
 from jaxopt_keras.language.rule import Rule, fields_of
-from jaxopt_keras.packing.slots import unpack_slots_eagerly
-from jaxopt_keras.packing.trees import Packed
+from jaxopt_keras.packing.parts import Form
+from jaxopt_keras.packing.slots import packing, unpacking
+from jaxopt_keras.packing.trees import Packed, unpacked
 from jaxopt_keras.stateful.lock import locked
-from jaxopt_keras.stateful.state_views import Place, without_masked
+from jaxopt_keras.stateful.state_views import Place, masked, without_masked
 from jaxopt_keras.stateful.variable import value_of
 
 OPTIONS = fields_of(Options)
@@ -84,11 +86,19 @@ class Transactions:
 
     def _own_state(self) -> State:
         """Return the state with unpacked slots. They are kept so; the next step packs them again."""
-        kept = self._kept
-        if isinstance(kept.slots, Packed):
-            kept = kept._replace(slots=without_masked(unpack_slots_eagerly(kept.slots)))
+        if isinstance(self._kept.slots, Packed):
+            for slots in unpacking(self._kept.slots):
+                object.__setattr__(self, "_kept", self._kept._replace(slots=slots))
+            kept = self._kept._replace(slots=without_masked(unpacked(self._kept.slots)))
             object.__setattr__(self, "_kept", kept)
-        return kept
+        return self._kept
+
+    def _packed_state(self, params: dict[str, Any], form: Form) -> State:
+        """Return the state with packed slots of all parameters. They are kept so until somebody reads one."""
+        if not isinstance(self._kept.slots, Packed):
+            for slots in packing(masked(self._kept.slots, params), LOOSE, form):
+                object.__setattr__(self, "_kept", self._kept._replace(slots=slots))
+        return self._kept
 
     def _state_for(self, place: Place) -> State:
         """Return the state to read `place` from. All but slots can be read without unpacking."""

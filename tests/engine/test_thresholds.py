@@ -25,7 +25,6 @@ from tests.laws.cases import RATE, assert_close, assert_same_bits, draw, run, ty
 SHAPES = {"w0": (2, 3), "w1": (6,), "w2": (5,), "large": (7,), "one": (1,), "scalar": (), "empty": (0, 2)}
 LOWERED = {
     "engine.slot_packing.FEW": 1,
-    "engine.slot_packing.LARGE": 6,
     "packing.slots.LARGE": 6,
     "packing.trees._AT_ONCE": 2,
     "engine.native.call.AT_ONCE": 2,

@@ -10,7 +10,8 @@ from typing import Any
 
 from jaxopt_keras.engine.slot_packing import LOOSE
 from jaxopt_keras.engine.state import State
-from jaxopt_keras.packing.slots import pack_slots_eagerly
+from jaxopt_keras.packing.slots import pack_slots
+from jaxopt_keras.packing.trees import Packed
 from jaxopt_keras.stateful.custom.adoption import adopt, is_adoptable
 from jaxopt_keras.stateful.custom.attributes import walk
 from jaxopt_keras.stateful.custom.hooks import INNER
@@ -50,7 +51,7 @@ class Inner(Weights):
             return state
         kept = {path: x._kept if packed else x._own_state() for path, x in self._nested.items()}
         if packed:
-            kept = {path: s._replace(slots=pack_slots_eagerly(s.slots, LOOSE)) for path, s in kept.items()}
+            kept = {path: s._replace(slots=_packed(s.slots)) for path, s in kept.items()}
         parts = {path: _with_rate(self._nested[path], s) for path, s in kept.items()}
         return state._replace(scalars=state.scalars | {INNER: parts})
 
@@ -114,3 +115,7 @@ def _without_inner(state: State) -> State:
     if INNER not in state.scalars:
         return state
     return state._replace(scalars={name: x for name, x in state.scalars.items() if name != INNER})
+
+
+def _packed(slots: Any) -> Packed:
+    return slots if isinstance(slots, Packed) else pack_slots(slots, LOOSE)
