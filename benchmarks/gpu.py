@@ -66,6 +66,7 @@ FIRST = (3.0, 1.0)
 OWN, adamw = "gpt2 adamw", partial(jk.adamw, 1e-3, weight_decay=0.01)
 ROWS = [
     Row(OWN, "gpt2", adamw, "torch", 0.92, 0.88, call=1.1, first=FIRST),
+    Row(f"{OWN}, flat state", "gpt2", partial(adamw, flat_state=True), "torch", 0.92, 0.88, call=1.1),
     Row("resnet50 adamw", "resnet50", adamw, "torch", 0.75),
     Row("100 arrays of 64 x 64", "hundred", adamw, "torch", 0.9),
     Row("1000 arrays of 64", "many", adamw, "torch", 0.4),

@@ -57,9 +57,8 @@ class Packed:
     def _pieces(self, name: str, gaps: bool = False) -> list[Array]:
         """The flat arrays in a buffer; with `gaps`, what is between them."""
         sizes, are_gaps = zip(*self.arrangement.pieces[name], strict=True)
-        return [
-            x for x, is_gap in zip(unpack_buffer(self.buffers[name], sizes), are_gaps, strict=True) if is_gap == gaps
-        ]
+        pieces = unpack_buffer(self.buffers[name], sizes)
+        return [x for x, is_gap in zip(pieces, are_gaps, strict=True) if is_gap == gaps]
 
     @classmethod
     def of_loose(cls, tree: Any) -> "Packed":
@@ -104,10 +103,8 @@ class Packed:
 def _read(buffer: Array, name: str, arrangement: Arrangement) -> list[Array]:
     """The arrays of one buffer."""
     pieces = Packed({name: buffer}, [], arrangement)._pieces(name)
-    return [
-        x.reshape(part.shape)
-        for x, part in zip(pieces, (p for p in arrangement.parts if p.buffer == name), strict=True)
-    ]
+    parts = [part for part in arrangement.parts if part.buffer == name]
+    return [x.reshape(part.shape) for x, part in zip(pieces, parts, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -171,17 +168,20 @@ def pack_some(params: Any, is_packed: Callable[[Any, Any], bool], form: Form = F
         buffer, start = "", 0
         if is_packed(key, leaf):
             dtype = str(leaf.dtype)
-            name = lambda dtype=dtype: f"{dtype}_{numbers[dtype]}" if numbers[dtype] else dtype
-            if (start := form.place(ends[name()], leaf)) is None:
+            buffer = _buffer(dtype, numbers[dtype])
+            if (start := form.place(ends[buffer], leaf)) is None:
                 numbers[dtype] += 1
-                start = 0
-            buffer = name()
+                buffer, start = _buffer(dtype, numbers[dtype]), 0
             ends[buffer] = start + leaf.size
         parts.append(Part(path, buffer, tuple(leaf.shape), start))
     leaves = [leaf for _, leaf in keyed]
     inside = [leaf for leaf, part in zip(leaves, parts, strict=True) if part.buffer]
     join = _join_by_numpy if all(map(_is_on_host_cpu, inside)) else _join_by_jax
     return _pack_leaves(leaves, arrangement_of(tuple(parts), treedef), join)
+
+
+def _buffer(dtype: str, number: int) -> str:
+    return f"{dtype}_{number}" if number else dtype
 
 
 @functools.partial(jax.jit, inline=True)
