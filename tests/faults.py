@@ -410,7 +410,7 @@ FAULTS = [
     Fault("engine/native/cuda/kernel.py", "low | high << 16", "low | low << 16",
           "a kernel gets the pointers of other arrays", law("kernels_equal_loops", "SGD-keras")),
     Fault("engine/native/cuda/kernel.py", ".start if x in leaf.places else 0", ".start if False else 0",
-          "every array is taken for the first one of its buffer", "engine/native/test_cuda_grid.py -k limit1"),
+          "every array is taken for the first one of its buffer", "engine/native/test_cuda_grid.py -k 'one_launch and WORDS'"),
     Fault("engine/native/loop.py", "return replace(loop, inputs=inputs, outputs=outputs)", "return loop",
           "a kernel is compiled for each place of arrays", "engine/native/test_cuda_grid.py -k where_arrays_are"),
     Fault("engine/native/cuda/render.py", "if self.tiling.is_exact else f", "if True else f",
