@@ -885,8 +885,6 @@ FAULTS = [
           "buffers are unpacked all at once", "packing/test_slots.py -k one_buffer_after"),
     Fault("engine/slot_packing.py", "and not any(map(core.stacks,", "or any(map(core.stacks,",
           "matrices that XLA updates are in buffers", "packing/test_slots.py -k any_size"),
-    Fault("engine/native/phase.py", "found.setdefault(kind_of(leaf.loop), {})", "found.setdefault(leaf, {})",
-          "XLA has scalars for each of many arrays", "packing/test_slots.py -k scalars_of_many"),
     Fault("engine/slot_packing.py", "if not alone:", "if False:",
           "slots of arrays on many devices are gathered on one",
           "packing/test_flat.py -k several_devices"),
