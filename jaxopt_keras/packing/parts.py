@@ -1,4 +1,4 @@
-"""How a packed tree lies in its buffers: the part of each array, and the gaps between them."""
+"""How a packed tree is stored in its buffers: the part of each array, and the gaps between them."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ Pieces = Sequence[tuple[int, bool]]  # of a buffer, in order: the elements of ea
 
 
 class Form(NamedTuple):
-    """Which arrays are in buffers, and how they lie in them."""
+    """Which arrays are in buffers, and how they are stored in them."""
 
     largest: int = 2**62  # elements of an array
     most: int = 2**62  # bytes of a buffer; there are several of a dtype

@@ -94,7 +94,7 @@ class Transactions:
         return self._kept
 
     def _packed_state(self, params: dict[str, Any], form: Form) -> State:
-        """Return the state with packed slots of all parameters. They are kept so until somebody reads one."""
+        """Return the state with packed slots of all parameters. They are kept so until one is read."""
         if not isinstance(self._kept.slots, Packed):
             for slots in packing(masked(self._kept.slots, params), LOOSE, form):
                 object.__setattr__(self, "_kept", self._kept._replace(slots=slots))
