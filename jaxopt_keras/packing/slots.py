@@ -42,8 +42,8 @@ def pack_slots(slots: Any, loose: tuple[str, ...] = (), form: Form | None = None
 def packing(slots: Any, loose: tuple[str, ...], form: Form) -> Iterator[Packed]:
     """Yield the slots with one more buffer packed each time, compiled; the last ones are those of `pack_slots`.
 
-    A caller that keeps only the last ones has one buffer twice in memory, not all of them. On a CPU NumPy packs at once, without
-    a compilation.
+    A caller that keeps only the last ones has one buffer twice in memory, not all of them. On a CPU NumPy packs at
+    once, without a compilation.
     """
     if jax.default_backend() == "cpu":
         yield pack_slots(slots, loose, form)
