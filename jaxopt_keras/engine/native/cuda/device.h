@@ -49,6 +49,18 @@ FUNCTION uint8_t to_f8(float f) {
 FUNCTION int64_t as_int64(const uint32_t* s) { return (int64_t)((uint64_t)s[1] << 32 | s[0]); }
 template <class A, class B> FUNCTION auto MAX(A a, B b) -> decltype(a + b) { return a >= b || a != a ? a : b; }
 template <class A, class B> FUNCTION auto MIN(A a, B b) -> decltype(a + b) { return a <= b || a != a ? a : b; }
+#if __CUDA_ARCH__ >= 800
+FUNCTION float MAX(float a, float b) {  // one instruction, also for NaN
+  float c;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  return c;
+}
+FUNCTION float MIN(float a, float b) {
+  float c;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(c) : "f"(a), "f"(b));
+  return c;
+}
+#endif
 template <class T> FUNCTION T SIGN(T s) { return s > 0 ? T(1) : s < 0 ? T(-1) : s; }
 FUNCTION float MAX_OF(float) { return FLT_MAX; }
 FUNCTION double MAX_OF(double) { return DBL_MAX; }

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from jaxopt_keras.engine.native import c_ops as c
 from jaxopt_keras.engine.native.ir import INDEX, PAIR, UNPAIR, Constant
 from jaxopt_keras.engine.native.loop import BLOCK, ELEMENT, PAIRED, Input, Loop, Operand, Operation, Output, Ref
@@ -35,9 +37,11 @@ class Tiling:
 
     @classmethod
     def of(cls, loop: Loop) -> "Tiling":
+        sizes = [np.dtype(x.dtype).itemsize for x in (*loop.inputs, *loop.outputs) if x.scope == ELEMENT]
+        row = ELEMENTS if max(sizes, default=4) <= 2 else 4  # 16 bytes of the widest array
         if loop.block is None:
-            return cls(None, 4, ELEMENTS // 4, THREADS, LONG // (THREADS * ELEMENTS) if loop.totals else 1)
-        width = math.gcd(loop.block, 4)
+            return cls(None, row, ELEMENTS // row, THREADS, LONG // (THREADS * ELEMENTS) if loop.totals else 1)
+        width = math.gcd(loop.block, row)
         group = min(32, 1 << (math.ceil(loop.block / width) - 1).bit_length())
         rows = math.ceil(loop.block / (width * group))
         each = THREADS // group * loop.block
