@@ -407,6 +407,8 @@ FAULTS = [
           "a compiler's flags change nothing", "engine/native/test_native_processes.py -k caches"),
     Fault("engine/native/build.py", "if os.getpid() == process else", "if process else",
           "a forked process takes its parent's loops with it", "engine/native/test_native.py -k forked"),
+    Fault("engine/native/cuda/device.h", "row * rows.length + k % rows.length", "row * rows.length",
+          "a kernel updates the first number of each row alone", "engine/native/test_native_rows.py -k gpus"),
     Fault("engine/native/cuda/kernel.py", "low | high << 16", "low | low << 16",
           "a kernel gets the pointers of other arrays", law("kernels_equal_loops", "SGD-keras")),
     Fault("engine/native/cuda/kernel.py", ".start if x in leaf.places else 0", ".start if False else 0",

@@ -100,6 +100,10 @@ class Loop:
     def scope(self, x: Operand) -> str:
         return ARRAY if isinstance(x, Constant) else self.value(x).scope
 
+    def is_in_rows(self, x: Input | Output) -> bool:
+        """Whether an operand is a larger array, of which the loop runs over some rows."""
+        return self.rows is not None and (isinstance(x, Output) or x.gathered)
+
     def known(self, x: Operand) -> int:
         """The first stage in which `x` can be read."""
         return self.operations[x.number].known if isinstance(x, Ref) and x.kind == "v" else 0
@@ -309,6 +313,6 @@ def _misfits(leaf: Leaf) -> Iterator[str]:
     values = *leaf.scalars, *leaf.totals, *arrays, *leaf.outputs
     if [x.dtype for x in values] != [x.dtype for x in (*loop.scalars, *loop.totals, *loop.inputs, *loop.outputs)]:
         yield "a value has another dtype"
-    whole = [(x, y) for x, y in operands if not (loop.rows and (isinstance(x, Output) or x.gathered))]
+    whole = [(x, y) for x, y in operands if not loop.is_in_rows(x)]
     if any(value.size * share[x.scope] != leaf.count for x, value in whole):
         yield "an array has another size"

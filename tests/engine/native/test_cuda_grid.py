@@ -104,8 +104,8 @@ def test_wide_types(x64):
 
 
 def test_what_a_kernel_cannot_do_is_left_to_xla(monkeypatch):
-    rows = jk.IndexedSlices(jnp.ones((3, 8)), jnp.array([1, 4, 1]), (50, 8))
-    kernel, grid, params = jk.adam(0.1, sparse="lazy"), Grid(), jnp.ones((50, 8))
+    rows = jk.IndexedSlices(jnp.ones((3, 128)), jnp.array([1, 4, 1]), (50, 128))
+    kernel, grid, params = jk.adam(0.1, sparse="lazy", state_dtype="int8"), Grid(), jnp.ones((50, 128))
     arguments = params, kernel.init(params), rows, kernel.hyper()
     found, expected = on(grid, kernel.program.bare_step, *arguments)(*arguments), kernel.program.bare_step(*arguments)
     assert not grid.launched

@@ -9,6 +9,8 @@ import pytest
 
 import jaxopt_keras as jk
 from jaxopt_keras.engine.native import unavailable
+from tests.engine.native.cuda_grid import Grid
+from tests.engine.native.test_cuda_grid import assert_near, on
 from tests.engine.native.test_native import loops
 from tests.laws.cases import assert_same_bits, draw
 
@@ -63,6 +65,22 @@ def test_rows_equal_those_of_xla(name, options):
         far = np.abs(found - expected) > 1e-5 * np.max(np.abs(expected), initial=0)
         coded = expected.dtype.kind in "iu" or options in ("codes", "pairs", "noise")
         assert np.sum(far) <= (2 if coded else 0), path[0]
+
+
+@pytest.mark.parametrize("form", ["table", "switch"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_kernels_for_gpus_run_rows(options, form):
+    """All in one launch, and in place; blocks in rows, and rows with sums, are XLA's."""
+    dtype = jnp.bfloat16 if options in ("pairs", "noise") else jnp.float32
+    kernel, params, grid = jk.adam(0.01, sparse="lazy", **OPTIONS[options]), drawn(0, dtype), Grid(form, True)
+    grads, state = gradients(1, dtype), kernel.init(params)
+    step = on(grid, kernel.program.bare_step, params, state, grads, kernel.hyper())
+    found = expected = params, state
+    for seed in range(3):
+        found = step(*found, gradients(seed, dtype), kernel.hyper())
+        expected = kernel.compiled.step(*expected, gradients(seed, dtype), kernel.hyper())
+    assert_near(kernel, found, expected)
+    assert sum("touched" in source for source in grid.seen) == (options != "norm")
 
 
 def test_one_call_in_place():

@@ -108,6 +108,15 @@ template <int W, bool whole, class T> FUNCTION void store(T* to, const T* from, 
   }
 }
 
+// The rows of an array that a sparse gradient touches: the place of element `k` of the rows with the numbers N. Nothing is
+// left of a row that there is not.
+struct Rows { uint32_t length, height; };  // of the array
+template <class T> FUNCTION size_t place_of(const T* N, Rows rows, uint32_t k, int& left) {
+  const int64_t row = left > 0 ? N[k / rows.length] : -1;
+  if (row < 0 || row >= rows.height) left = 0;
+  return left > 0 ? row * rows.length + k % rows.length : 0;
+}
+
 // Reductions over the G threads of a group, which are neighbours in a warp: each gets the result.
 template <int G> FUNCTION uint32_t group_max(uint32_t x) {
   for (int o = G / 2; o; o /= 2) x = MAX(x, __shfl_xor_sync(~0u, x, o));

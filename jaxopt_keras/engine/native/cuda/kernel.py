@@ -16,6 +16,7 @@ to the totals of all leaves, and to those of all leaves together.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -79,8 +80,8 @@ class Layout(NamedTuple):
 
     @property
     def operands(self) -> int:
-        """The most operands of a leaf, or one more: an even number."""
-        return max(len(loop.inputs) + len(loop.outputs) + 1 for loop in self.loops) // 2 * 2
+        """The most operands of a leaf, or one more: an even number. Rows have their numbers, and two more words."""
+        return max(len(loop.inputs) + len(loop.outputs) + 2 * bool(loop.rows) + 1 for loop in self.loops) // 2 * 2
 
     @property
     def first(self) -> int:
@@ -114,8 +115,12 @@ def table(layout: Layout, leaves: Sequence[Leaf], rows: Sequence[int], numbers: 
     words = []
     for leaf, row, own in zip(leaves, rows, pointers(leaves, numbers), strict=True):
         starts = [leaf.places[x].start if x in leaf.places else 0 for x in (*leaf.inputs, *leaf.outputs)]
+        if leaf.loop.rows:  # their length is where the start of their numbers would be, the number of all rows is last
+            height, *row_shape = leaf.outputs[0].shape
+            starts[len(leaf.loop.inputs)] = math.prod(row_shape)
+            starts.append(height)
+        pairs = zip(*[iter([*own, *[0] * (layout.operands - len(own))])] * 2, strict=True)
         rest = [0] * (layout.operands - len(starts))
-        pairs = zip(*[iter([*own, *rest])] * 2, strict=True)
         words += [leaf.count, row, *starts, *rest, *(low | high << 16 for low, high in pairs)]
     return np.array([*head, *first, *words], np.uint32)
 
@@ -190,20 +195,30 @@ def _chunk(layout: Layout, kind: int, is_switch: bool, pointer: Callable[[int], 
     """The lines of a thread block that has a leaf of this kind."""
     loop = layout.loops[kind]
     yield from _prologue(layout, kind, pointer)
-    tiling, operands = Tiling.of(loop), [*loop.inputs, *loop.outputs]
-    names = [*(f"X{k}" for k in range(len(loop.inputs))), *(f"Y{k}" for k in range(len(loop.outputs)))]
+    tiling = Tiling.of(loop)
+    operands: dict[str, Any] = {f"X{k}": x for k, x in enumerate(loop.inputs)}
+    operands |= {"N": None} if loop.rows else {}
+    operands |= {f"Y{k}": y for k, y in enumerate(loop.outputs)}
     yield f"const uint32_t start = chunk * {tiling.chunk}u, rest = L[0] - start;"
     yield f"const int n = rest < {tiling.chunk}u ? rest : {tiling.chunk}u;"
     wide = []
-    for j, (name, x) in enumerate(zip(names, operands, strict=True)):
+    for j, (name, x) in enumerate(operands.items()):
         word = f"L[{FIXED + layout.operands + j // 2}]"
         base = f"A[{j}]" if is_switch else f"P.a[{word} >> 16]" if j % 2 else f"P.a[{word} & 0xffff]"
+        if x is None:
+            numbers = f"const {c.type_of(str(loop.rows)).memory}*"
+            yield f"{numbers} N = ({numbers}){base};"
+            yield f"const Rows touched = {{ L[{FIXED + j}], L[{FIXED + len(operands)}] }};"
+            continue
         share = tiling.share(x.scope)
-        place = f"L[{FIXED + j}] + {f'start / {share}' if share > 1 else 'start'}"
+        start = "0" if loop.is_in_rows(x) else f"start / {share}" if share > 1 else "start"
+        place = f"L[{FIXED + j}] + {start}"
         yield f"{_const(x)}{memory(x)}* {name} = ({_const(x)}{memory(x)}*){base} + {place};"
         if x.scope != BLOCK:
             wide.append(f"(size_t){name} % sizeof(Row<{tiling.width // share}, {memory(x)}>)")
-    arguments = ", ".join(["start", "{}", *names, *(["R"] if loop.totals else [])])
+    names = [name for name, x in operands.items() if x is not None]
+    rest = [*(["R"] if loop.totals else []), *(["N", "touched"] if loop.rows else [])]
+    arguments = ", ".join(["start", "{}", *names, *rest])
     if layout.totals:
         yield f"how = HOW + {kind * layout.totals};"
         yield f"for (int k = 0; k < {layout.totals}; k++) R[k] = start_of(how[k]);"

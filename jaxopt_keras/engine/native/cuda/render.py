@@ -37,6 +37,8 @@ class Tiling:
 
     @classmethod
     def of(cls, loop: Loop) -> "Tiling":
+        if loop.rows:  # which may have any length
+            return cls(None, 1, ELEMENTS, THREADS, 1)
         sizes = [np.dtype(x.dtype).itemsize for x in (*loop.inputs, *loop.outputs) if x.scope == ELEMENT]
         row = ELEMENTS if max(sizes, default=4) <= 2 else 4  # 16 bytes of the widest array
         if loop.block is None:
@@ -114,8 +116,8 @@ class _Writer:
         self.loop, self.tiling = loop, Tiling.of(loop)
         if self.tiling.elements > MOST:
             raise c.Unsupported("blocks too long for registers")
-        if loop.rows:
-            raise c.Unsupported("rows of a sparse gradient")
+        if loop.rows and loop.block:
+            raise c.Unsupported("blocks in rows of a sparse gradient")
         self.arrays: list[str] = []  # what a thread keeps for each of its elements
         self.lines: list[str] = []
         self.read: set[Ref] = set()  # what is known in the loop over the elements of this stage
@@ -153,8 +155,9 @@ class _Writer:
         """The accesses to the rows of a thread."""
         share, width = self.tiling.share(x.scope), self.tiling.width
         over = f" / {share}" if share > 1 else ""
+        at = "place" if self.loop.is_in_rows(x) else "at"
         for r in range(self.tiling.rows):
-            places = {"kept": f"{kept} + {r * width // share}", "array": f"{array} + at[{r}]{over}"}
+            places = {"kept": f"{kept} + {r * width // share}", "array": f"{array} + {at}[{r}]{over}"}
             yield text.format(w=width // share, left=f"left[{r}]{over}", **places)
 
     # --- values -------------------------------------------------------------------------------------------------------
@@ -255,6 +258,7 @@ class _Writer:
         arguments += [f"const {memory(x)}* X{k}" for k, x in enumerate(loop.inputs)]
         arguments += [f"{memory(y)}* Y{k}" for k, y in enumerate(loop.outputs)]
         arguments += ["double* R"] if loop.totals else []
+        arguments += [f"const {c.type_of(loop.rows).memory}* N, Rows rows"] if loop.rows else []
         lines = [f"template <bool whole, class F> __device__ __forceinline__ void NAME({', '.join(arguments)}) {{"]
         lines += [f"  const int lane = threadIdx.x % {tiling.group};"] if tiling.block else []
         loop_over = f"int q = 0; q < {tiling.passes} && q * {tiling.chunk // tiling.passes} < n; q++"
@@ -283,6 +287,10 @@ class _Writer:
             for r in range(self.tiling.rows):
                 place = f"((q * {self.tiling.rows} + {r}) * {THREADS} + threadIdx.x) * {width}"
                 yield f"at[{r}] = {place}, left[{r}] = n - at[{r}];"
+            if self.loop.rows:
+                yield f"size_t place[{self.tiling.rows}];"
+                for r in range(self.tiling.rows):
+                    yield f"place[{r}] = place_of(N, rows, first + at[{r}], left[{r}]);"
             return
         yield f"const int unit = q * {self.tiling.blocks} + threadIdx.x / {group};"
         yield f"const bool on = whole || unit * {block} < n;"
