@@ -36,7 +36,7 @@ def form(
         for x in e.outputs:
             numbers[x] = len(numbers)
             found.append((x.shape, x.dtype))
-    return (*found, *(numbers[x] for x in outputs), *(numbers.get(x) for x in replaced)), [*numbers]
+    return (*found, *(numbers[x] for x in outputs), *(x and numbers.get(x) for x in replaced)), [*numbers]
 
 
 def on(leaf: Leaf, names: dict[Any, Any]) -> Leaf:
