@@ -144,10 +144,11 @@ def test_adafactor_factors_from_a_size_on(variant: str, least: int | None):
 
 
 @in_float64
-def test_shampoo_forgets():
-    """`beta_2` is drawn as 1, plain sums: here L and R are averages."""
+@pytest.mark.parametrize("beta_2", [0.9, 1.0])
+def test_shampoo_with_its_default_epsilon(beta_2: float):
+    """Drawn cases have a great one. `beta_2` is drawn as 1, plain sums; else L and R are averages."""
     case = draw(
-        "shampoo", "authors", (), pinned={"beta_2": 0.9, "max_preconditioner_dim": 3, "precondition_frequency": 3}
+        "shampoo", "authors", (), pinned={"beta_2": beta_2, "max_preconditioner_dim": 3, "precondition_frequency": 3}
     )
     assert_equal_runs(cases.run(case), Oracle().run(case), case)
 
