@@ -28,6 +28,7 @@ LOWERED = {
     "packing.slots.LARGE": 6,
     "packing.trees._AT_ONCE": 2,
     "engine.native.call.AT_ONCE": 2,
+    "engine.native.prologue.LONG": 2,
     "engine.native.unpack.FEW": 1,
     "engine.native.unpack.SMALL": 5,
     "engine.plan.MANY": 1,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 from jax.interpreters import mlir
 
 from jaxopt_keras.engine.native import build
@@ -112,15 +111,12 @@ def _run(backend: Backend, by_xla: Callable[..., Any], phase: Phase, *operands: 
         except build.Unavailable as error:
             refuse(phase, build.fallback(error))
             results = by_xla(part, *arrays)
-        known.update(zip(part.results, results, strict=True))  # a packed buffer keeps its name
+        known.learn(part.results, results)  # a packed buffer keeps its name
     launches = [part for part in parts if isinstance(part, Launch)]
     for joint in phase.joints:
         rest = dict.fromkeys(joint.totals)
         reduced = [x for launch in launches for x in launch.reduced(joint, rest)]
         known[joint.value] = joint.of([*reduced, *(known[x] for x in rest)])
-    for totals in phase.collected:
-        found = next((x for launch in launches if (x := launch.row(totals)) is not None), None)
-        known[totals] = jnp.stack([known[x] for x in totals]) if found is None else found
     return [known[x] for x in phase.results]
 
 

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxopt_keras.engine.native import build
+from jaxopt_keras.engine.native.ir import Value
 from jaxopt_keras.engine.native.loop import Leaf, refusal
 from jaxopt_keras.engine.native.phase import Phase
 from jaxopt_keras.engine.native.render_c import render_c
@@ -17,7 +19,18 @@ AT_ONCE = 128
 
 
 class Call(Phase):
-    """One loop in C over several leaves, each with its own arrays."""
+    """One loop in C over several leaves, each with its own arrays.
+
+    Attributes:
+        columns: for each scalar of the loop its name, or the tuple of its names in the leaves.
+    """
+
+    def __init__(self, leaves: list[Leaf], aliases: list[dict[int, int]], writes: set[Value], strict: bool) -> None:
+        super().__init__(leaves, aliases, writes, strict)
+        columns = zip(*(leaf.scalars for leaf in leaves), strict=True)
+        self.columns: list[Any] = [x[0] if len({*x}) == 1 else x for x in columns]
+        self.scalars = [*dict.fromkeys(self.columns)]
+        self.results = [*self.outputs, *self.written, *self.rows]
 
     def native(self, *operands: Any) -> list[Any]:
         """The results by the compiled loop.
@@ -30,24 +43,31 @@ class Call(Phase):
         results = self.shapes()
         if leaf.totals:
             double = any(x.dtype == "float64" for x in leaf.totals)
-            results.append(jax.ShapeDtypeStruct((count, len(leaf.totals)), jnp.float64 if double else jnp.float32))
-        heads = [self.words(known)]
+            results += [jax.ShapeDtypeStruct((count,), jnp.float64 if double else jnp.float32)] * len(leaf.totals)
+        heads = [self._words(known)]
         if self.buffers:
             heads += [jnp.asarray(self._table()), *(known[buffer] for buffer in self.buffers)]
         target = build.target(render_c(leaf.loop))
         call = jax.ffi.ffi_call(target, results, input_output_aliases=self.pairs(2, len(heads)))
-        out = call(*heads, *operands[len(self.scalars) + len(self.buffers) :])
-        totals = [
-            out[-1][i, k].astype(x.aval.dtype).reshape(x.shape)
-            for i, f in enumerate(self.leaves)
-            for k, x in enumerate(f.totals)
-        ]
-        return [*out[: len(self.outputs) + len(self.written)], *totals]
+        return [*call(*heads, *operands[len(self.scalars) + len(self.buffers) :])]
+
+    def _words(self, known: dict[Any, Any]) -> Any:
+        """The scalars as words: one row if they are the same for all leaves, otherwise a row for each leaf."""
+        columns = [words(known[x]) for x in self.columns] or [jnp.zeros((1, 1), jnp.uint32)]
+        count = max(x.shape[0] for x in columns)
+        return jnp.concatenate([jnp.broadcast_to(x, (count, x.shape[1])) for x in columns], axis=1)
 
     def _table(self) -> Any:
         """For each leaf its number of elements, and where its arrays start in the packed buffers."""
         starts = [[f.places[x].start for x in (*f.inputs, *f.outputs) if x in f.places] for f in self.leaves]
         return np.array([[f.count, *own] for f, own in zip(self.leaves, starts, strict=True)], np.uint32)
+
+
+def words(x: Any) -> Any:
+    """A number, or an array of numbers, as rows of words of 32 bits."""
+    if x.dtype.itemsize < 8 and x.dtype != jnp.uint32:
+        x = x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
+    return lax.bitcast_convert_type(x, jnp.uint32).reshape(x.size, -1)
 
 
 class InC:

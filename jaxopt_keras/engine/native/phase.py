@@ -6,6 +6,7 @@ Under `vmap` and `grad` there is no loop of the batched or differentiated form, 
 
 import functools
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad, batching
 
-from jaxopt_keras.engine.native.c_ops import type_of
 from jaxopt_keras.engine.native.ir import Equation, Value, evaluate, is_scalar
+from jaxopt_keras.engine.native.known import Known
 from jaxopt_keras.engine.native.loop import Leaf, kind_of
 from jaxopt_keras.engine.native.prologue import Column, Columns, Prologue
 from jaxopt_keras.packing.trees import Primitive, concatenate
@@ -162,15 +163,15 @@ class Phase:
             evaluate([e for e in leaf.equations if e not in scales], known)
         return self._results(known)
 
-    def named(self, operands: Any) -> dict[Any, Any]:
+    def named(self, operands: Any) -> Known:
         """The operands and the scalars by name."""
-        known: dict[Any, Any] = dict(zip(self.operands, operands, strict=True))
+        known = Known(self.operands, operands)
         made: dict[Column, Any] = {}
         for prologue in self.computed:
             prologue.run(known, made)
         return known
 
-    def _known(self, operands: Any) -> dict[Any, Any]:
+    def _known(self, operands: Any) -> Known:
         """The operands by name, with the arrays in packed buffers."""
         known = self.named(operands)
         for leaf in self.leaves:
@@ -187,13 +188,17 @@ class Phase:
         if self.guard is not None:
             known |= {x: jnp.where(known[self.guard], known[x], known[old]) for x, old in self.replaced.items()}
         known |= {x.value: x.of(known[total] for total in x.totals) for x in self.joints}
-        known |= {x: jnp.stack([known[total] for total in x]) for x in self.collected}
         return [known[x] for x in self.results]
 
     def _if_guard(self, known: dict[Value, Any], new: Any, old: Any) -> Any:
         return new if self.guard is None else jnp.where(known[self.guard], new, old)
 
     # --- for the calls of backends --------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> list[tuple[Value | None, ...]]:
+        """For each total of the loops those of all leaves."""
+        return [*zip_longest(*(leaf.totals for leaf in self.leaves))]
 
     def shapes(self) -> list[jax.ShapeDtypeStruct]:
         """The shapes and dtypes of the arrays that a call writes."""
@@ -213,21 +218,6 @@ class Phase:
             reads, writes = reads + len(leaf.unpacked(leaf.inputs)), writes + len(leaf.unpacked(leaf.outputs))
         return pairs | {first_buffer + self.buffers.index(x): writes + k for k, x in enumerate(self.written)}
 
-    def words(self, known: dict[Value, Any]) -> Any:
-        """The scalars as words: one row if they are the same for all leaves, otherwise a row for each leaf."""
-        columns = [*zip(*(leaf.scalars for leaf in self.leaves), strict=True)]
-        shared = all(len(set(column)) == 1 for column in columns)
-        count = 1 if shared else len(self.leaves)
-        rows = [jnp.zeros((count, 0), jnp.uint32)]
-        for column in columns:
-            if len(set(column)) == 1:
-                width = type_of(column[0].dtype).words
-                rows.append(jnp.broadcast_to(words(known[column[0]]), (count, width)))
-            else:
-                # In one dimension XLA sees that consecutive slices of an array, concatenated, are that array.
-                rows.append(concatenate([words(known[x]) for x in column]).reshape(count, -1))
-        return jnp.concatenate(rows, axis=1) if columns else jnp.zeros((1, 1), jnp.uint32)
-
 
 def replaced(whole: Any, arrays: dict[int, Any]) -> Any:
     """A flat array with some spans replaced by `arrays`, given by their starts."""
@@ -236,14 +226,6 @@ def replaced(whole: Any, arrays: dict[int, Any]) -> Any:
         pieces += [whole[end:start], arrays[start]]
         end = start + arrays[start].shape[0]
     return concatenate([*pieces, whole[end:]])
-
-
-def words(x: Any) -> Any:
-    """A scalar as words of 32 bits."""
-    if x.dtype.itemsize == 8:
-        return lax.bitcast_convert_type(x, jnp.uint32).reshape(2)
-    wide = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32
-    return lax.bitcast_convert_type(x if x.dtype == jnp.uint32 else x.astype(wide), jnp.uint32).reshape(1)
 
 
 phase_p = Primitive("jaxopt_keras_loops")

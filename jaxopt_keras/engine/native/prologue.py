@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxopt_keras.engine.native import c_ops as c
 from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value
+from jaxopt_keras.engine.native.known import Known
 from jaxopt_keras.engine.native.loop import ARRAY, ELEMENT, Input, Loop, Operand, Operation, Output, Ref, simplified
 
 LONG = 16  # arrays, whose scalars XLA computes together; for fewer it gains nothing
@@ -48,6 +49,11 @@ class Column:
         return len(self.scalars) == 1
 
     @property
+    def is_array(self) -> bool:
+        """Whether its numbers are computed as one array."""
+        return len(self.scalars) >= LONG
+
+    @property
     def is_literal(self) -> bool:
         return self.equation is None and isinstance(self.name, Constant)
 
@@ -59,14 +65,16 @@ class Column:
 
     def _known(self, known: dict[Any, Any]) -> Any:
         numbers = self.name.value if self.is_literal else known[self.name]
-        return [numbers[k] for k in range(len(self.scalars))] if 1 < len(self.scalars) < LONG else numbers
+        if self.is_shared or self.is_array:
+            return numbers
+        return [numbers[k].reshape(x.shape) for k, x in enumerate(self.scalars)]
 
     def _run(self, equation: Equation, known: dict[Any, Any], made: dict["Column", Any]) -> Any:
         inputs = [x.run(known, made) for x in self.inputs]
         run = lambda *some: equation.run([*some])[0]
         if self.is_shared:
             return run(*inputs)
-        if len(self.scalars) >= LONG:
+        if self.is_array:
             return jax.vmap(run, tuple(None if x.is_shared else 0 for x in self.inputs))(*inputs)
         rows = (repeat(x) if column.is_shared else x for x, column in zip(inputs, self.inputs, strict=True))
         return [run(*row) for row in zip(*rows, strict=False)]
@@ -114,11 +122,14 @@ class Prologue:
         """The scalars, if the columns have one each."""
         return [x.scalars[0] for x in self.columns]
 
-    def run(self, known: dict[Any, Any], made: dict[Column, Any]) -> None:
+    def run(self, known: Known, made: dict[Column, Any]) -> None:
         """Adds the numbers of each scalar to `known`."""
         for x in self.columns:
             numbers = x.run(known, made)
-            known |= zip(x.scalars, [numbers] if x.is_shared else numbers, strict=True)
+            if x.is_array:
+                known.learn([x.scalars], [numbers])
+            else:
+                known.learn(x.scalars, [numbers] if x.is_shared else numbers)
 
 
 class Element(NamedTuple):
@@ -126,6 +137,10 @@ class Element(NamedTuple):
 
     array: Value
     place: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
 
     @property
     def dtype(self) -> str:
@@ -202,8 +217,9 @@ def stacked(ends: Iterable[Column], known: dict[Any, Any]) -> dict[Value, Any]:
         if x.scalars in known:  # a phase has returned them
             return known[x.scalars]
         if all(isinstance(y, Constant) for y in x.scalars):
-            return np.stack([y.value for y in x.scalars])
-        return jnp.stack([jnp.asarray(y.value if isinstance(y, Constant) else known[y]) for y in x.scalars])
+            return np.stack([y.value.reshape(()) for y in x.scalars])
+        numbers = [jnp.asarray(y.value if isinstance(y, Constant) else known[y]) for y in x.scalars]
+        return jnp.stack([y.reshape(()) for y in numbers])
 
     return {x.name: array(x) for x in ends if not x.is_shared}
 

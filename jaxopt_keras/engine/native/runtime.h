@@ -177,7 +177,7 @@ static void run(const XLA_FFI_CallFrame* f, Work* w) {
 
 // Operands: the scalars, one row for all leaves or one for each; with packed buffers, a table with a row for each leaf
 // (its number of elements, and the starts of its arrays), and the buffers; then for each leaf its other arrays.
-// Results: those of each leaf; the buffers that are written, in place; with totals, a row of them for each leaf.
+// Results: those of each leaf; the buffers that are written, in place; of each total a row, with a number for each leaf.
 typedef struct {
   XLA_FFI_Buffer **in, **out;  // of the first leaf
   int64_t leaves, reads, writes;  // reads, writes: arrays of a leaf that are not in packed buffers
@@ -200,12 +200,12 @@ static int read_call(const XLA_FFI_CallFrame* f, Call* c) {
 #ifdef BUFFERS
   c->reads = count_own(buffer_x, NX), c->writes = count_own(buffer_y, NY);
   c->table = in[1], c->buffers = in + 2, c->in = in + 2 + BUFFERS, c->leaves = c->table->dims[0];
-  written = f->rets.size - c->writes * c->leaves - (NR > 0);
+  written = f->rets.size - c->writes * c->leaves - NR;
 #else
   c->reads = OPERANDS, c->writes = NY, c->in = in + 1, c->leaves = (f->args.size - 1) / (OPERANDS ? OPERANDS : 1);
 #endif
   return f->args.size == (c->in - in) + c->reads * c->leaves && written >= 0 && written <= BUFFERS &&
-    f->rets.size == c->writes * c->leaves + written + (NR > 0);
+    f->rets.size == c->writes * c->leaves + written + NR;
 }
 
 static void describe(Leaf* l, const Call* c, int64_t i) {
@@ -274,18 +274,16 @@ XLA_FFI_Error* handler(XLA_FFI_CallFrame* f) {
   }
   run(f, w);
 
-  if (NR) {
-    result_t* row = ((XLA_FFI_Buffer*)f->rets.rets[f->rets.size - 1])->data;
+  for (int k = 0; k < NR; k++) {
+    result_t* row = ((XLA_FFI_Buffer*)f->rets.rets[f->rets.size - NR + k])->data;
     for (int64_t i = 0; i < leaves; i++) {
       int64_t from = w->leaf[i].first, to = i + 1 < leaves ? w->leaf[i + 1].first : units;
-      for (int k = 0; k < NR; k++) {
-        double a = starts[k];
-        for (int64_t c = from / size; to > from && c <= (to - 1) / size; c++) {
-          double b = w->partial[(c + i) * NR + k];
-          a = combine[k] == SUM ? a + b : combine[k] == GREATEST ? MAX(b, a) : combine[k] == ALL ? a && b : a || b;
-        }
-        row[i * NR + k] = (result_t)a;
+      double a = starts[k];
+      for (int64_t c = from / size; to > from && c <= (to - 1) / size; c++) {
+        double b = w->partial[(c + i) * NR + k];
+        a = combine[k] == SUM ? a + b : combine[k] == GREATEST ? MAX(b, a) : combine[k] == ALL ? a && b : a || b;
       }
+      row[i] = (result_t)a;
     }
   }
   release(w);

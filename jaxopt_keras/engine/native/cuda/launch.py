@@ -55,12 +55,10 @@ class Launch(Phase):
     """Loops as one kernel, with the leaves in the order of their kinds.
 
     Attributes:
-        rows: the totals of a kernel that has run: for each total an array, with one number for each leaf.
-        sums: for each total, that of all leaves.
+        sums: of a kernel that has run: for each total, that of all leaves.
     """
 
     launcher: Launcher
-    rows: Sequence[Any] = ()
     sums: Sequence[Any] = ()
 
     def read_ends(self, phase: Phase, is_last: bool) -> None:
@@ -68,7 +66,7 @@ class Launch(Phase):
         self.prologues = {leaf: phase.prologues[leaf] for leaf in self.leaves}
         self.last, self.old = (phase.last, phase.old) if is_last else (None, {})
         self.scalars = [*filter(None, [self.guard]), *(x.name for x in self.ends)]
-        self.results += self.last.values if self.last else []
+        self.results = [*self.outputs, *self.written, *self.rows, *(self.last.values if self.last else [])]
 
     def native(self, *operands: Any) -> list[Any]:
         """The results by the kernel.
@@ -91,13 +89,8 @@ class Launch(Phase):
         after = len(self.outputs) + len(self.written)
         aliases |= {self.scalars.index(self.old[x]): after + k for k, x in enumerate(new)}
         out = self.launcher.launch(made, results, aliases, [*map(jnp.asarray, operands)])
-        self.rows, self.sums = (out[-2 * wide : -wide], out[-wide:]) if wide else ((), ())
-        totals = [
-            self.rows[k][i].astype(x.aval.dtype).reshape(x.shape)
-            for i, f in enumerate(self.leaves)
-            for k, x in enumerate(f.totals)
-        ]
-        return [*out[:after], *totals, *out[after : after + len(new)]]
+        rows, self.sums = (out[-2 * wide : -wide], out[-wide:]) if wide else ((), ())
+        return [*out[:after], *rows, *out[after : after + len(new)]]
 
     def reduced(self, joint: Joint, rest: dict[Value, None]) -> Iterator[Any]:
         """The numbers that stand for some totals of a joint, which are removed from `rest`."""
@@ -109,15 +102,6 @@ class Launch(Phase):
                 for x in totals:
                     del rest[x]
                 yield total.astype(joint.value.aval.dtype)
-
-    def row(self, totals: tuple[Value, ...]) -> Any:
-        """Totals as an array; None if they are not next to each other."""
-        for k, row in enumerate(self.rows):
-            mine = [x for leaf in self.leaves for x in (leaf.totals[k : k + 1] or (None,))]
-            start = mine.index(totals[0]) if totals[0] in mine else len(mine)
-            if mine[start : start + len(totals)] == [*totals]:
-                return row[start : start + len(totals)].astype(totals[0].aval.dtype)
-        return None
 
     def _layout(self) -> Layout:
         number = {x: k for k, x in enumerate(self.scalars)}
