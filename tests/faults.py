@@ -396,7 +396,7 @@ FAULTS = [
           "XLA compiles a kernel for a scalar of each array",
           "engine/native/test_known.py -k 'no_kernel and norms'"),
     Fault("engine/native/known.py", "(start,), (start + count,)", "(0,), (count,)",
-          "the second call reads the scalars of the first", "engine/native/test_known.py -k 'numbers and 2-7-norms'"),
+          "the second call reads the scalars of the first", "engine/native/test_known.py -k 'numbers and norms-2-7'"),
     Fault("engine/native/backends.py", '<= {"cuda", "rocm"}', '== {"rocm"}', "a GPU keeps new slots in float32",
           "engine/native/test_native.py -k pass_of_their_own"),
     Fault("engine/native/phase.py", "barrier([known[x] for x in values])", "barrier([known[x] for x in values[::-1]])",

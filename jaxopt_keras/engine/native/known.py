@@ -1,4 +1,4 @@
-"""What a phase knows: values by name, and numbers of many arrays as one array.
+"""Values of a phase by name, with the numbers of many arrays as one array.
 
 Calls return the total of each array, and read its scalars. Sliced one by one, XLA would compile a kernel for each.
 """
