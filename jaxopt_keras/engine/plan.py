@@ -162,7 +162,8 @@ def _plan(program: Any, params: Any, state: Any, places: Places) -> Plan:
         params = jax.eval_shape(Packed.unpack, params)
     (layout, stored), slots = Layout.read(params, program.options), _by_leaf(program, params, state)
     entries, rate, others = [], rate_of(program), dict[str, list[str]]()
-    for leaf, p, own, engine in zip(layout.leaves, stored, slots, engines(program, params, state), strict=True):
+    engines, conds = engines_of(program, params, state)
+    for leaf, p, own, engine in zip(layout.leaves, stored, slots, engines, strict=True):
         title, grain, kinds = program.core.title, "tree", {}
         if isinstance(program.core, Leafwise):
             rule = routed(program.core.rule, leaf.path, p)
@@ -175,7 +176,7 @@ def _plan(program: Any, params: Any, state: Any, places: Places) -> Plan:
         kind = Kind(title, grain, str(p.dtype), formats, engine, rate, decay_of(program, leaf, p))
         entries.append((kind, leaf.path, p.size, nbytes(own)))
     entries += [frozen_entry(path, p) for path, p in layout.frozen.values()]
-    return Plan(grouped(entries), nbytes((state.count, state.scalars)), (*rule_notes(program, others), *notes))
+    return Plan(grouped(entries), nbytes((state.count, state.scalars)), (*rule_notes(program, others), *conds, *notes))
 
 
 def rule_notes(program: Any, others: dict[str, list[str]]) -> list[str]:
@@ -246,27 +247,37 @@ def packing_notes(program: Any, params: Any) -> tuple[str, ...]:
     )
 
 
-def engines(program: Any, params: Any, state: Any) -> list[str]:
-    """Return the engine of each parameter that is not frozen: "native", "xla", or "xla (why not native)"."""
+def engines_of(program: Any, params: Any, state: Any) -> tuple[list[str], list[str]]:
+    """Return the engine of each parameter that is not frozen: "native", "xla", or "xla (why not native)".
+
+    Also notes on each `cond` of a step with the native engine.
+    """
     every = jax.tree.leaves(params)
     leaves = [p for p in every if is_inexact(p)]
     if program.options.engine == "xla":
-        return ["xla"] * len(leaves)
+        return ["xla"] * len(leaves), []
     if program.options.engine == "pallas":
-        return _with_kernels(program, params, state)
+        return _with_kernels(program, params, state), []
     where = Places.of(params).platform
     if obstacle := unavailable() if where == jax.default_backend() else f"on {where}":
-        return [f"xla ({obstacle})"] * len(leaves)
+        return [f"xla ({obstacle})"] * len(leaves), []
     hyper = program.offered(program.hyper(), placeholders())
-    why = reasons(program.bare_step, params, state, params, hyper)[: len(every)]
-    why = [reason for reason, p in zip(why, every, strict=True) if is_inexact(p)]
+    why, conds = reasons(program.bare_step, params, state, params, hyper)
+    why = [reason for reason, p in zip(why[: len(every)], every, strict=True) if is_inexact(p)]
     sharded = [len(getattr(getattr(p, "sharding", None), "device_set", ())) > 1 for p in leaves]
     why = ["on several devices" if many else reason for reason, many in zip(why, sharded, strict=True)]
     foreign = [
         [text for x in s.values() if (text := foreign_blocks(x, where))] for s in _by_leaf(program, params, state)
     ]
     why = [next(iter(texts), reason) if reason else "" for reason, texts in zip(why, foreign, strict=True)]
-    return [f"xla ({reason})" if reason else "native" for reason in why]
+    conds = ["on several devices"] * len(conds) if any(sharded) else conds
+    return [f"xla ({reason})" if reason else "native" for reason in why], cond_notes(conds)
+
+
+def cond_notes(reasons: Iterable[str]) -> list[str]:
+    """Say of each `cond` of a step why it is a branch; "": it is none."""
+    how = [f"a branch ({reason})" if reason else "a predicate inside the kernels, no branch" for reason in reasons]
+    return [f"`cond` (a guard, accumulation, or the rule's own): {x}" for x in dict.fromkeys(how)]
 
 
 def _with_kernels(program: Any, params: Any, state: Any) -> list[str]:

@@ -30,7 +30,7 @@ BOUND = {
 
 
 class Unguarded(Exception):
-    """The results of a branch cannot be left as they are by kernels that look at a predicate."""
+    """Why the results of a branch cannot be left as they are by kernels that look at a predicate."""
 
 
 @dataclass
@@ -63,8 +63,8 @@ class Guard:
         Raises:
             Unguarded: if some are not kernels.
         """
-        if any(map(self.refuses, phase.leaves)):
-            raise Unguarded
+        if reason := next(filter(None, map(self.refuses, phase.leaves)), ""):
+            raise Unguarded(f"XLA updates an array: {reason}")
         phase.guard_by(self.name)
         self.kept |= phase.replaced
 
@@ -82,7 +82,7 @@ class Guard:
         else:
             costs = size(*e.inputs, *e.outputs) > SMALL and not (is_same(e) and size(*e.inputs) == size(*e.outputs))
         if costs or e.effects:
-            raise Unguarded
+            raise Unguarded(f"XLA runs {e.name}")
 
 
 def size(*values: Any) -> int:
@@ -124,7 +124,7 @@ def ways(cond: Equation) -> tuple[Trace, Trace, bool]:
             known = {*idle.inputs}
             if not costs and all(x in known or size(x) <= SMALL for x in idle.outputs):
                 return real, idle, real is both[1]
-    raise Unguarded
+    raise Unguarded("no branch keeps all arrays")
 
 
 def selected(real: Trace, idle: Trace, results: list[Any], operands: list[Any], guard: Guard) -> list[Any]:
@@ -141,19 +141,24 @@ def selected(real: Trace, idle: Trace, results: list[Any], operands: list[Any], 
         is_input = isinstance(y, Value) and y in partner
         if not (is_input and guard.origin(x) is partner[y]):
             if size(x) > SMALL:
-                raise Unguarded
+                raise Unguarded("an array takes the memory of no other")
             new = jnp.where(guard.flag, new, y.value if isinstance(y, Constant) else known[y])
         out.append(new)
     return out
 
 
-def needs_branches(cond: Equation) -> bool:
-    """Whether a `cond` has effects, or needs the axes of a transformation or the devices."""
+def needs_branches(cond: Equation) -> str:
+    """What in a `cond` has effects, or needs the axes of a transformation or the devices; "" if nothing does."""
 
-    def is_bound(e: Equation) -> bool:
-        return needs_branches(e) if e.name == "cond" else not BOUND.isdisjoint([e.name, *inner_names(e.params)])
+    def bound(e: Equation) -> str:
+        if e.effects:
+            return e.name
+        if e.name == "cond":
+            return needs_branches(e)
+        return next((x for x in (e.name, *inner_names(e.params)) if x in BOUND), "")
 
-    return bool(cond.effects) or any(is_bound(e) for x in branches(cond) for e in x.equations)
+    found = filter(None, (bound(e) for x in branches(cond) for e in x.equations))
+    return next(found, "effects" if cond.effects else "")
 
 
 def inner_names(parameters: Any) -> Iterator[str]:

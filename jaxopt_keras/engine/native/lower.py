@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxopt_keras.engine.native.backends import refuses
+from jaxopt_keras.engine.native.backends import BACKENDS, platform, refuses
 from jaxopt_keras.engine.native.build import Unavailable
-from jaxopt_keras.engine.native.choice import Guard, branches, choose, selected, ways
+from jaxopt_keras.engine.native.choice import Guard, Unguarded, branches, choose, needs_branches, selected, ways
 from jaxopt_keras.engine.native.cond_sinking import sink
 from jaxopt_keras.engine.native.fusion import INDICES, Fusion, Moment, Region, remaining
 from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value, evaluate, is_scalar, trace_of
@@ -57,11 +57,31 @@ def without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def reasons(function: Callable[..., Any], *args: Any) -> list[str]:
-    """Why XLA runs the arithmetic of `function` on each of the arrays in `args`; "" for those that loops run."""
+def reasons(function: Callable[..., Any], *args: Any) -> tuple[list[str], list[str]]:
+    """Why XLA runs the arithmetic of `function` on each of the arrays in `args`; "" for those that loops run.
+
+    Also why each `cond` is a branch; "" for one that is a predicate at which kernels look.
+    """
     trace, _ = trace_of(function, *args)
     found = {x: reason_of(region) for region in Fusion(trace).regions for x in region.values}
-    return ["one element" if is_scalar(x) else found.get(x, "") for x in trace.inputs]
+    engines = ["one element" if is_scalar(x) else found.get(x, "") for x in trace.inputs]
+    sink(trace, dict(zip(trace.outputs, trace.inputs, strict=False)))
+    return engines, [why_branches(e) for e in trace.equations if e.name == "cond"]
+
+
+def why_branches(cond: Equation) -> str:
+    """Why a `cond` is a branch on the default platform; "" if it is a predicate."""
+    backend = BACKENDS.get(platform())
+    if backend is None or not backend.has_guards:
+        return f"on {platform()}"
+    if reason := needs_branches(cond):
+        return reason
+    index, *operands = (x.value if isinstance(x, Constant) else x.aval for x in cond.inputs)
+    try:
+        jax.eval_shape(lambda index, *some: guarded(cond, False, backend.refuses, index, [*some])[0], index, *operands)
+    except Unguarded as error:
+        return str(error)
+    return ""
 
 
 def reason_of(region: Region) -> str:

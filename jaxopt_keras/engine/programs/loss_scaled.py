@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxopt_keras.engine import second
 from jaxopt_keras.engine.given import EMPTY, FLUSH, FUNCTION, LOSS, found, zeroed
 from jaxopt_keras.engine.gradients import unscaled
+from jaxopt_keras.engine.plan import Plan, cond_notes
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.stages import guard
 from jaxopt_keras.engine.stages.accumulate import without
@@ -39,6 +40,10 @@ class LossScaled(Around):
     def init(self, params: Any, hyper: dict[str, Any]) -> State:
         state = self.inner.init(params, hyper)
         return state._replace(scalars=first_scalars(self.initial) | state.scalars)
+
+    def describe(self, params: Any, state: Any = None) -> Plan:
+        plan: Plan = self.inner.describe(params, state)
+        return plan.noted(cond_notes(["`loss_scaled` decides around the step"] if platform() != "tpu" else []))
 
     def call(self, params: Any, state: State, grads: Any, hyper: dict[str, Any], reduce: bool, write: bool) -> Any:
         check_names("scalars", (n for n in state.scalars if n in (SCALE, GOOD, SKIPPED)), (SCALE, GOOD, SKIPPED))

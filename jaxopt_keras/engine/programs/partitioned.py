@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 
 from jaxopt_keras.engine.core import Layout, Leaf, Program
 from jaxopt_keras.engine.given import FUNCTION
-from jaxopt_keras.engine.plan import Plan, joined
+from jaxopt_keras.engine.plan import Plan, cond_notes, joined
 from jaxopt_keras.engine.programs.around import Around
 from jaxopt_keras.engine.programs.multi import Multi
 from jaxopt_keras.engine.stages import guard
@@ -25,6 +25,7 @@ from jaxopt_keras.engine.state import State
 from jaxopt_keras.engine.state_check import check_names
 from jaxopt_keras.engine.unused_patterns import Unused
 from jaxopt_keras.language.paths import leaves_by_path
+from jaxopt_keras.language.places import platform
 from jaxopt_keras.packing.trees import Packed, unpacked
 
 STEP = "step"
@@ -107,7 +108,9 @@ class Partitioned(Around):
         tree = Tree(self, params)
         states = [None] * len(self.names) if state is None else tree.separated(state).slots
         named = zip(self.groups.items(), tree.split(params), states, strict=True)
-        return joined(program.describe(own, s).in_group(name) for (name, program), own, s in named)
+        groups = joined(program.describe(own, s).in_group(name) for (name, program), own, s in named)
+        is_guarded = guard.is_on(self.options) and platform() != "tpu"
+        return groups.noted(cond_notes(["one guard around several groups"] if is_guarded else []))
 
     def _listed(self, hyper: dict[str, Any]) -> list[Any]:
         return [hyper[name] for name in self.names]
