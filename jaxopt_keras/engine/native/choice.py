@@ -148,7 +148,7 @@ def selected(real: Trace, idle: Trace, results: list[Any], operands: list[Any], 
 
 
 def needs_branches(cond: Equation) -> str:
-    """What in a `cond` has effects, or needs the axes of a transformation or the devices; "" if nothing does."""
+    """The first equation with effects, or that needs the axes of a transformation or the devices; "" without one."""
 
     def bound(e: Equation) -> str:
         if e.effects:
