@@ -128,16 +128,18 @@ class Kron(Rule):
         m = ema(s.momentum, g, self.beta_1)
         h, factors = m / (1 - self.beta_1**at.t), [x for x in s[1:] if x is not None]
         fitted_on = h if self.momentum_into_precond_update else g
-        is_due = (at.scalars.waited == 0) & jnp.any(fitted_on != 0)
 
         def fit() -> tuple[Array, list[Array]]:
+            is_moving = jnp.any(fitted_on != 0)
             probe = normal(at.key, g.shape, g.dtype)
             noised = fitted_on + NOISE * jnp.sum(jnp.abs(fitted_on) / g.size) * probe
             shape = self.seen(g.shape)
             new = fitted(balanced(factors, at.t), noised.reshape(shape), probe.reshape(shape), self.precond_lr)
+            new = [jnp.where(is_moving, x, q) for x, q in zip(new, factors, strict=True)]
             return noised if self.momentum_into_precond_update else h, new
 
-        h, factors = jax.lax.cond(is_due, fit, lambda: (h, factors))
+        # Which steps fit depends on the clock alone, so that all arrays fit in one branch.
+        h, factors = jax.lax.cond(at.scalars.waited == 0, fit, lambda: (h, factors))
         u = h.reshape(self.seen(g.shape))
         for axis, q in enumerate(factors):
             u = along(u, axis, lambda x, q=q: q[:, None] ** 2 * x if q.ndim == 1 else matmul(q.T, matmul(q, x)))

@@ -159,9 +159,13 @@ def test_temporaries_are_at_most_two_stacks(make, branch, monkeypatch):
 def test_rounds_compute_every_matrix_once(branch, counts, monkeypatch):
     monkeypatch.setattr(stacked, "BUSY", 16 * 3 * 5)
     stacks = [jnp.asarray(RNG.normal(size=(n, 3, 5)), jnp.float32) for n in counts]
-    found = branch(lambda a, x: a * x / jnp.sum(x * x), jnp.float32(3), stacks)
-    for x, y in zip(stacks, found, strict=True):
+    # The second result has the place of the matrices, the others have places of their own.
+    whole = lambda a, x: (jnp.sum(x * x, 0), a * x / jnp.sum(x * x), x)
+    found = branch(whole, jnp.float32(3), stacks)
+    for x, (sums, y, same) in zip(stacks, found, strict=True):
+        np.testing.assert_allclose(sums, jnp.sum(x * x, 1), rtol=1e-6)
         np.testing.assert_allclose(y, 3 * x / jnp.sum(x * x, (1, 2), keepdims=True), rtol=1e-6)
+        np.testing.assert_array_equal(same, x)
 
 
 def test_precision():

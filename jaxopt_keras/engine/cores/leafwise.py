@@ -12,9 +12,11 @@ from jax import Array
 
 from jaxopt_keras.engine.core import Core, Layout, Leaf, Now, Slots, cast
 from jaxopt_keras.engine.cores.at import At as At
-from jaxopt_keras.engine.cores.matrices import Job, update_matrices
+from jaxopt_keras.engine.cores.jobs import Job, on_any_mesh
+from jaxopt_keras.engine.cores.matrices import update_matrices
 from jaxopt_keras.engine.cores.rule_state import present, state_of, traced_once
 from jaxopt_keras.engine.cores.takes_function import TakesFunction
+from jaxopt_keras.engine.cores.together import update_together
 from jaxopt_keras.language.fields import is_function
 from jaxopt_keras.language.hyperparameters import scheduled_at, schedules_of
 from jaxopt_keras.language.matrix_rule import MatrixRule
@@ -39,6 +41,9 @@ def _update(skeleton: Rule, numbers: dict[str, Any], g: Array, p: Any, slots: Sl
     rule = skeleton.bind(numbers)
     step, state = rule.update(g, p, state_of(rule, slots), at)
     return step, present(state)
+
+
+_update_together = functools.partial(update_together, _update)
 
 
 def _share(skeleton: Rule, numbers: dict[str, Any], g: Array, p: Any, slots: Slots, at: At) -> Any:
@@ -158,14 +163,17 @@ class Leafwise(TakesFunction, Core):
             scalars = present(shared)
         steps, new = list[Any](grads), list(slots)
         known: dict[Any, Any] = {}
-        jobs: dict[int, Job] = {}
+        together: dict[Any, dict[int, Job]] = {update_matrices: {}, _update_together: {}}
         for i, job in self._jobs(arrays, now, shared, before):
             if isinstance(innermost(job.skeleton), MatrixRule):
-                jobs[i] = job
+                together[update_matrices][i] = job
+            elif job.skeleton.grain == "matrix":
+                together[_update_together][i] = job
             else:
                 steps[i], new[i] = traced_once(_update, job.skeleton, known)(*job[1:])
-        for i, (step, state) in zip(jobs, update_matrices([*jobs.values()]), strict=True):
-            steps[i], new[i] = step, state
+        for run, jobs in together.items():
+            for i, (step, state) in zip(jobs, on_any_mesh(run, [*jobs.values()]), strict=True):
+                steps[i], new[i] = step, state
         if self.searches and arrays:
             return steps, new, present(self.search_along(arrays, params, steps, new, shared, before, now))
         return steps, new, scalars

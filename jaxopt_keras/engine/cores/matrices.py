@@ -5,13 +5,13 @@ Inside modifiers too. Their part is traced twice: first for the argument of `who
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax import Array
-from jax.sharding import AxisType, get_abstract_mesh
 
 from jaxopt_keras.engine.core import Slots
+from jaxopt_keras.engine.cores.jobs import Job
 from jaxopt_keras.engine.cores.rule_state import present, state_of, traced_once
 from jaxopt_keras.engine.cores.stacked import map_matrices
 from jaxopt_keras.language.matrix_rule import COMPUTED, MatrixRule
@@ -19,33 +19,8 @@ from jaxopt_keras.language.modifier import innermost
 from jaxopt_keras.language.rule import Rule
 
 
-class Job(NamedTuple):
-    """The update of one parameter."""
-
-    skeleton: Any  # the rule without its numbers
-    numbers: dict[str, Any]
-    g: Array
-    p: Any
-    slots: Slots
-    at: Any
-
-
 def update_matrices(jobs: list[Job]) -> list[tuple[Array, Slots]]:
     """Return the step and the new slots of each parameter."""
-    skeletons, arrays = [job.skeleton for job in jobs], [job[1:] for job in jobs]
-    mesh = next((m for job in jobs if (m := jax.typeof(job.g).sharding.mesh).axis_names), get_abstract_mesh())
-    explicit = tuple(a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
-    if not jobs or not explicit:
-        return _update(skeletons, arrays)
-    # Types do not always tell how a reshaped array is sharded: XLA decides, and results are sharded as before.
-    specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, [(job.g, job.slots) for job in jobs])
-    run: Any = jax.sharding.auto_axes(functools.partial(_update, skeletons), axes=explicit, out_sharding=specs)
-    with jax.sharding.use_abstract_mesh(mesh):  # the user may have set none
-        return run(arrays)
-
-
-def _update(skeletons: list[Any], arrays: list[Any]) -> list[tuple[Array, Slots]]:
-    jobs = [Job(skeleton, *each) for skeleton, each in zip(skeletons, arrays, strict=True)]
     known: dict[Any, Any] = {}
     found = [traced_once(_lead, job.skeleton, known)(*job[1:]) for job in jobs]
     views = [innermost(job.skeleton).view(u.shape) for job, (u, _) in zip(jobs, found, strict=True)]
@@ -59,7 +34,7 @@ def _update(skeletons: list[Any], arrays: list[Any]) -> list[tuple[Array, Slots]
         whole = functools.partial(_whole, first.skeleton)
         with jax.named_scope("whole"):
             results = map_matrices(whole, first.numbers, [stacks[i] for i in members])
-        for i, x in zip(members, results, strict=True):
+        for i, (x,) in zip(members, results, strict=True):
             stacks[i] = x
     return [
         traced_once(_trail, job.skeleton, known)(job.numbers, seen.restored(x), job.g, job.p, slots, job.at)
@@ -78,8 +53,8 @@ def _lead(skeleton: Rule, numbers: Any, g: Array, p: Any, slots: Slots, at: Any)
     return arguments[0], slots
 
 
-def _whole(skeleton: Rule, numbers: Any, u: Array) -> Array:
-    return innermost(skeleton.bind(numbers)).whole(u)
+def _whole(skeleton: Rule, numbers: Any, u: Array) -> tuple[Array]:
+    return (innermost(skeleton.bind(numbers)).whole(u),)
 
 
 def _trail(skeleton: Rule, numbers: Any, x: Array, g: Array, p: Any, slots: Slots, at: Any) -> tuple[Array, Slots]:

@@ -1,8 +1,8 @@
 """A function of whole matrices, of many parameters and on any number of devices.
 
-By itself, XLA gathers a sharded matrix several times for each product of a Newton-Schulz iteration. Here each device
-receives some of the matrices whole, computes without communication, and sends them back: two exchanges for all matrices
-of a shape, whatever their number and that of the iterations.
+By itself, XLA gathers a sharded matrix several times for each product of a Newton-Schulz iteration, and every device
+decomposes all matrices. Here each device receives some of the matrices whole, computes without communication, and sends
+the results back: two exchanges for all matrices of a shape, whatever their number and that of the iterations.
 
 Under `jit` the shardings of arrays are known only when XLA divides the program among devices. `custom_partitioning` is
 called then, so that it does not matter whether a mesh is set. On TPUs it does not exist: there the matrices are divided
@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.custom_batching import custom_vmap
 from jax.sharding import (
@@ -35,15 +36,19 @@ from jaxopt_keras.language.places import platform
 MOST = 256
 BUSY = 2**22  # elements of matrices that keep an accelerator busy if they are multiplied at once
 
-Whole = Callable[[Any, Array], Array]  # of numbers and a matrix
+Results = tuple[Array, ...]
+Whole = Callable[[Any, Array], Results]  # of numbers and a matrix
 
 
-def map_matrices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]:
-    """Compute `whole(numbers, matrix)` of every matrix in stacks of shape (count, rows, columns), of one dtype.
+def map_matrices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
+    """Compute `whole` of every matrix in stacks of shape (count, rows, columns), of one dtype.
 
     Args:
         whole: refers to no traced values but its arguments.
         numbers: a tree of scalars.
+
+    Returns:
+        For each stack those of the results.
     """
     here, mesh = functools.partial(_on_one_device, whole), get_abstract_mesh()
     if AxisType.Manual in mesh.axis_types:
@@ -60,37 +65,44 @@ def map_matrices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]
     return everywhere(numbers, stacks)
 
 
-def _on_mesh(here: Any, mesh: AbstractMesh, numbers: Any, stacks: list[Array]) -> list[Array]:
+def _on_mesh(here: Any, mesh: AbstractMesh, numbers: Any, stacks: list[Array]) -> list[Results]:
     """Divide the matrices among all devices of the mesh that is set."""
     # How rows and columns are placed is left to XLA: split ones are exchanged, and copies gathered, once for all.
-    free = PartitionSpec(None, PartitionSpec.UNCONSTRAINED, PartitionSpec.UNCONSTRAINED)
-    stack, along = jax.lax.with_sharding_constraint(jnp.concatenate(stacks), free), PartitionSpec(mesh.axis_names)
+    free = lambda x: PartitionSpec(None, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
+    freed = lambda x: jax.lax.with_sharding_constraint(x, free(x))
+    stack, along = freed(jnp.concatenate(stacks)), PartitionSpec(mesh.axis_names)
     filled = jnp.pad(stack, ((0, -len(stack) % mesh.size), (0, 0), (0, 0)))
     each = jax.shard_map(lambda *x: here(*x)[0], in_specs=(PartitionSpec(), [along]), out_specs=along)
-    back = jax.lax.with_sharding_constraint(each(numbers, [filled]), free)
-    return _parted(back[: len(stack)], stacks)
+    return _parted(tuple(freed(x)[: len(stack)] for x in each(numbers, [filled])), stacks)
 
 
-def _on_one_device(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]:
+def _on_one_device(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
     return jax.lax.platform_dependent(
         numbers, stacks, cpu=functools.partial(_one_by_one, whole), default=functools.partial(_at_once, whole)
     )
 
 
-def _one_by_one(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]:
-    """Compute each matrix alone: on one CPU a batched product is up to 1.9 times slower. Other cores compute others."""
+def _one_by_one(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
+    """Compute each matrix alone, and others on other cores.
+
+    On one CPU a batched product is up to 1.9 times slower. Batched calls of LAPACK can wait for each other's threads for
+    ever, in jaxlib 0.10.
+    """
     one = functools.partial(jax.jit(whole), numbers)  # traced once; the compiler inlines it
-    return _in_rounds(lambda stack: jnp.stack([*map(one, stack)]), 1, 4, stacks)
+    stacked = lambda stack: tuple(map(jnp.stack, zip(*map(one, stack), strict=True)))
+    return _in_rounds(stacked, 1, 4, stacks)
 
 
-def _at_once(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]:
+def _at_once(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
     """Compute all matrices as one stack, or as several that are long enough to keep a GPU busy."""
     least = min(MOST, -(-BUSY // max(1, stacks[0][0].size)))
     return _in_rounds(jax.vmap(functools.partial(whole, numbers)), least, MOST, stacks)
 
 
-def _in_rounds(many: Callable[[Array], Array], least: int, most: int, stacks: list[Array]) -> list[Array]:
-    """Compute the matrices a quarter at a time, in place, so that they need little more memory than their stack.
+def _in_rounds(many: Callable[[Array], Results], least: int, most: int, stacks: list[Array]) -> list[Results]:
+    """Compute the matrices a quarter at a time, so that they need little more memory than their stack.
+
+    The first results of their shape take their place.
 
     Args:
         many: computes a stack of matrices.
@@ -103,20 +115,28 @@ def _in_rounds(many: Callable[[Array], Array], least: int, most: int, stacks: li
     stack, at = jnp.zeros((total, *stacks[0].shape[1:]), stacks[0].dtype), 0
     for x in stacks:  # a concatenation would keep them all beside it
         stack, at = jax.lax.dynamic_update_slice_in_dim(stack, x, at, 0), at + len(x)
+    results = jax.eval_shape(many, jax.ShapeDtypeStruct((few, *stack.shape[1:]), stack.dtype))
+    place = next((i for i, x in enumerate(results) if (x.shape[1:], x.dtype) == (stack.shape[1:], stack.dtype)), None)
+    others = [jnp.zeros((total, *x.shape[1:]), x.dtype) for i, x in enumerate(results) if i != place]
 
-    def replaced(start: Any, stack: Array, count: int = few) -> Array:
-        found = many(jax.lax.dynamic_slice_in_dim(stack, start, count))
-        return jax.lax.dynamic_update_slice_in_dim(stack, found, start, 0)
+    def replaced(start: Any, held: list[Array], count: int = few) -> list[Array]:
+        found = [*many(jax.lax.dynamic_slice_in_dim(held[0], start, count))]
+        found = [held[0] if place is None else found.pop(place), *found]
+        write = jax.lax.dynamic_update_slice_in_dim
+        return [old if x is old else write(old, x, start, 0) for old, x in zip(held, found, strict=True)]
 
     rounds, rest = divmod(total, few)
-    stack = jax.lax.fori_loop(0, rounds, lambda i, stack: replaced(i * few, stack), stack)
-    return _parted(replaced(rounds * few, stack, rest) if rest else stack, stacks)
+    held = jax.lax.fori_loop(0, rounds, lambda i, held: replaced(i * few, held), [stack, *others])
+    first, *others = replaced(rounds * few, held, rest) if rest else held
+    if place is not None:
+        others.insert(place, first)
+    return _parted(tuple(others), stacks)
 
 
-def _parted(stack: Array, like: list[Array]) -> list[Array]:
-    """Return the parts of a stack, each as long as one of `like`."""
+def _parted(results: Results, like: list[Array]) -> list[Results]:
+    """Return the parts of stacks, each as long as one of `like`."""
     ends = [sum(len(x) for x in like[:i]) for i in range(1, len(like))]
-    return jnp.split(stack, ends)
+    return [*zip(*(jnp.split(x, ends) for x in results), strict=True)]
 
 
 def _vmapped(
@@ -124,23 +144,28 @@ def _vmapped(
 ) -> tuple[Any, Any]:
     """Compute a batch of stacks as longer stacks; one by one where numbers differ."""
     of_numbers, of_stacks = axes
-    out_axes = [True] * len(stacks)
     if any(jax.tree.leaves(of_numbers)):
         in_axes = jax.tree.map(lambda mapped: 0 if mapped else None, axes)
-        return jax.vmap(functools.partial(_on_one_device, whole), in_axes=in_axes)(numbers, stacks), out_axes
-    full = [x if mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, mapped in zip(stacks, of_stacks, strict=True)]
-    out = batched(numbers, [x.reshape(-1, *x.shape[2:]) for x in full])
-    return [x.reshape(like.shape) for x, like in zip(out, full, strict=True)], out_axes
+        out = jax.vmap(functools.partial(_on_one_device, whole), in_axes=in_axes)(numbers, stacks)
+    else:
+        pairs = zip(stacks, of_stacks, strict=True)
+        full = [x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, is_mapped in pairs]
+        out = batched(numbers, [x.reshape(-1, *x.shape[2:]) for x in full])
+        out = [tuple(y.reshape(*x.shape[:2], *y.shape[1:]) for y in own) for own, x in zip(out, full, strict=True)]
+    return out, jax.tree.map(lambda _: True, out)
 
 
-def _on_all_devices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Array]:
+def _on_all_devices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
     """Compute the matrices wherever XLA has them. On one device that is `_on_one_device`."""
     from jax.experimental.custom_partitioning import custom_partitioning  # not needed to import this package
 
     leaves, tree = jax.tree.flatten(numbers)
+    matrix = jax.ShapeDtypeStruct(stacks[0].shape[1:], stacks[0].dtype)
+    one = jax.eval_shape(functools.partial(whole, numbers), matrix)
+    in_place = [x.shape == matrix.shape for x in one]  # results that are placed as their matrices are
 
     def here(leaves: list[Array], stacks: list[Array]) -> list[Array]:
-        return _on_one_device(whole, tree.unflatten(leaves), stacks)
+        return [x for own in _on_one_device(whole, tree.unflatten(leaves), stacks) for x in own]
 
     def partition(_: Any, args: Any, __: Any) -> tuple[Any, ...]:
         _, given = args
@@ -148,36 +173,50 @@ def _on_all_devices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Arr
 
         def on_each(leaves: list[Array], stacks: list[Array]) -> list[Array]:
             with use_abstract_mesh(AbstractMesh((), ())):  # blocks have no shardings over the user's mesh
-                return _exchanged(functools.partial(here, leaves), mesh, layouts, stacks)
+                run = functools.partial(_on_one_device, whole, tree.unflatten(leaves))
+                return [x for own in _exchanged(run, mesh, layouts, stacks, in_place) for x in own]
 
         shardings = [layout.sharding(mesh) for layout in layouts]
-        return mesh, on_each, shardings, ([NamedSharding(mesh, PartitionSpec())] * len(leaves), shardings)
+        apart = [NamedSharding(mesh, PartitionSpec(layout.batch or None)) for layout in layouts]
+        back = [x if same else y for x, y in zip(shardings, apart, strict=True) for same in in_place]
+        return mesh, on_each, back, ([NamedSharding(mesh, PartitionSpec())] * len(leaves), shardings)
 
     run = custom_partitioning(here)
     dims = [f"batch{i} rows{i} columns{i}" for i in range(len(stacks))]
-    rule = f"{', '.join([''] * len(leaves) + dims)} -> {', '.join(dims)}"
+    other = lambda i, k, x: " ".join([f"batch{i}", *(f"result{i}_{k}_{axis}" for axis in range(x.ndim))])
+    back = [dims[i] if in_place[k] else other(i, k, x) for i in range(len(stacks)) for k, x in enumerate(one)]
+    rule = f"{', '.join([''] * len(leaves) + dims)} -> {', '.join(back)}"
     run.def_partition(partition, sharding_rule=rule, decode_shardings=False)
-    return run(leaves, stacks)
+    out = iter(run(leaves, stacks))
+    return [tuple(next(out) for _ in one) for _ in stacks]
 
 
 def _exchanged(
-    whole: Callable[[list[Array]], list[Array]], mesh: Mesh, layouts: list[Layout], stacks: list[Array]
-) -> list[Array]:
+    whole: Callable[[list[Array]], list[Results]],
+    mesh: Mesh,
+    layouts: list[Layout],
+    stacks: list[Array],
+    in_place: list[bool],
+) -> list[Results]:
     """Compute the matrices of which each device has blocks: those of one layout in one exchange there and back."""
-    out = list(stacks)
+    out: dict[int, Results] = {}
     for layout in dict.fromkeys(layouts):
         own = [i for i, other in enumerate(layouts) if other == layout]
         parts = [stacks[i] for i in own]
-        back = _parted(_exchange(whole, mesh, layout, jnp.concatenate(parts)), parts)
-        for i, x in zip(own, back, strict=True):
-            out[i] = x
-    return out
+        back = _parted(_exchange(whole, mesh, layout, jnp.concatenate(parts), in_place), parts)
+        out |= dict(zip(own, back, strict=True))
+    return [out[i] for i in range(len(stacks))]
 
 
-def _exchange(whole: Callable[[list[Array]], list[Array]], mesh: Mesh, layout: Layout, blocks: Array) -> Array:
+def _exchange(
+    whole: Callable[[list[Array]], list[Results]], mesh: Mesh, layout: Layout, blocks: Array, in_place: list[bool]
+) -> Results:
     """Divide the matrices among the devices along as many axes as it takes until each device has one.
 
     Where they are fewer than devices, several devices get the same one, and each keeps its own block of the result.
+
+    Args:
+        in_place: of each result, whether a device keeps the block that it has of the matrix; else it gets all.
     """
     sharded = {*layout.batch, *layout.rows, *layout.columns}
     idle = [axis for axis in mesh.axis_names if axis not in sharded]  # devices with copies of the same blocks
@@ -192,12 +231,34 @@ def _exchange(whole: Callable[[list[Array]], list[Array]], mesh: Mesh, layout: L
     for (whole_sides, exchanged), side in sides:
         x = jax.lax.all_to_all(x, exchanged, 0, side, tiled=True) if exchanged else x
         x = jax.lax.all_gather(x, whole_sides, axis=side, tiled=True) if whole_sides else x
-    (x,) = whole([_own(x, mesh, sharing, 0)])
-    x = jax.lax.all_gather(x, sharing, tiled=True) if sharing else x
+    (results,) = whole([_own(x, mesh, sharing, 0)])
+    results = _gathered(results, sharing)
     for (whole_sides, exchanged), side in reversed(sides):
-        x = _own(x, mesh, whole_sides, side)
-        x = jax.lax.all_to_all(x, exchanged, side, 0, tiled=True) if exchanged else x
-    return x[: len(blocks)]
+        pairs = zip(results, in_place, strict=True)
+        placed = tuple(_own(x, mesh, whole_sides, side) if is_block else x for x, is_block in pairs)
+        results = _sent_back(placed, in_place, exchanged, side) if exchanged else placed
+    return tuple(x[: len(blocks)] for x in results)
+
+
+def _sent_back(results: Results, in_place: list[bool], axes: Axes, side: int) -> Results:
+    """Return to each device along `axes` its block of results that are placed as the matrices, and others whole."""
+    wholes = iter(_gathered(tuple(x for x, is_block in zip(results, in_place, strict=True) if not is_block), axes))
+    back = lambda x: jax.lax.all_to_all(x, axes, side, 0, tiled=True)
+    return tuple(back(x) if is_block else next(wholes) for x, is_block in zip(results, in_place, strict=True))
+
+
+def _gathered(results: Results, axes: Axes) -> Results:
+    """Gather stacks along `axes`: those of one dtype at once."""
+    if not axes:
+        return results
+    out = [*results]
+    for dtype in {x.dtype for x in results}:
+        own = [i for i, x in enumerate(results) if x.dtype == dtype]
+        flat = jnp.concatenate([results[i].reshape(len(results[i]), -1) for i in own], 1)
+        ends = np.cumsum([results[i][0].size for i in own])[:-1]
+        for i, x in zip(own, jnp.split(jax.lax.all_gather(flat, axes, tiled=True), ends, 1), strict=True):
+            out[i] = x.reshape(-1, *results[i].shape[1:])
+    return tuple(out)
 
 
 def _split(axes: Axes, dividing: list[str]) -> tuple[Axes, Axes]:
