@@ -22,6 +22,7 @@ class Roots(Rule):
     """A user's rule: a basis for each matrix, found every second step."""
 
     grain: ClassVar = "matrix"
+    shapes: ClassVar = ((2, 2),)
     learning_rate: Rate = 0.1
 
     class State(NamedTuple):
@@ -31,7 +32,8 @@ class Roots(Rule):
         return self.State(jnp.zeros((p.shape[0], p.shape[0]), p.dtype))
 
     def update(self, g, p, s, at):
-        found = lambda: jnp.linalg.eigh(jnp.matmul(g, g.T, precision="highest"))[1]
+        apart = jnp.diag(jnp.arange(p.shape[0], dtype=p.dtype))  # no two eigenvalues are equal
+        found = lambda: jnp.linalg.eigh(jnp.matmul(g, g.T, precision="highest") + apart)[1]
         basis = jax.lax.cond(at.t % 2 == 1, found, lambda: s.basis)
         return -at.lr * jnp.matmul(basis**2, g, precision="highest"), self.State(basis)
 

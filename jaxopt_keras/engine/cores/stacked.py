@@ -85,8 +85,8 @@ def _on_one_device(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Resu
 def _one_by_one(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
     """Compute each matrix alone, and others on other cores.
 
-    On one CPU a batched product is up to 1.9 times slower. Batched calls of LAPACK can wait for each other's threads for
-    ever, in jaxlib 0.10.
+    On one CPU a batched product is up to 1.9 times slower. Batched calls of LAPACK can wait for each other's threads
+    for ever, in jaxlib 0.10.
     """
     one = functools.partial(jax.jit(whole), numbers)  # traced once; the compiler inlines it
     stacked = lambda stack: tuple(map(jnp.stack, zip(*map(one, stack), strict=True)))

@@ -226,7 +226,8 @@ def conditional(equation: Equation, known: dict[Value, Any], partners: dict[Any,
         return lowered
 
     def switched(index: Any, *operands: Any) -> list[Any]:
-        return lax.switch(index, [*map(branch, branches(equation))], *operands)
+        with equation.context.manager:  # its mesh, of which some axes may be automatic there alone
+            return lax.switch(index, [*map(branch, branches(equation))], *operands)
 
     def by_loops(refuses: Callable[[Leaf], str], index: Any, *operands: Any) -> list[Any]:
         return guarded(equation, strict, refuses, index, list(operands))[0]
