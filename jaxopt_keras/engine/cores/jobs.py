@@ -34,11 +34,12 @@ def on_any_mesh(update: Callable[[list[Job]], list[Any]], jobs: list[Job]) -> li
     specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, [(job.g, job.slots) for job in jobs])
     leaves, structure = jax.tree.flatten(arrays)
     once = {id(x): x for x in leaves}  # what several jobs share, such as the clock, stays one array
+    number = {key: i for i, key in enumerate(once)}
 
-    def whole(once: dict[int, Any]) -> list[Any]:
-        arrays = jax.tree.unflatten(structure, [once[id(x)] for x in leaves])
+    def whole(shared: list[Any]) -> list[Any]:
+        arrays = jax.tree.unflatten(structure, [shared[number[id(x)]] for x in leaves])
         return update([Job(x, *each) for x, each in zip(skeletons, arrays, strict=True)])
 
     run: Any = jax.sharding.auto_axes(whole, axes=explicit, out_sharding=specs)
     with jax.sharding.use_abstract_mesh(mesh):  # the user may have set none
-        return run(once)
+        return run([*once.values()])
