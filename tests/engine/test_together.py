@@ -80,6 +80,12 @@ def test_one_branch_and_few_decompositions_for_many_arrays(name, most):
     assert 0 < decompositions(text) <= 4 * most
 
 
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
 EVERYWHERE = [(name, P("data"), AxisType.Auto, False) for name in KERNELS]
 EVERYWHERE += [(name, P("data"), AxisType.Explicit, True) for name in KERNELS]
 EVERYWHERE += [(name, P(), AxisType.Auto, True) for name in ("soap", "own")]
@@ -87,15 +93,18 @@ EVERYWHERE += [(name, P(None, "data"), AxisType.Explicit, False) for name in ("s
 
 
 @pytest.mark.parametrize("name, spec, kind, is_set", EVERYWHERE)
+@pytest.mark.usefixtures("x64")
 def test_many_devices_equal_one(name, spec, kind, is_set):
-    kernel, params, grads = KERNELS[name](), draw(SHAPES, 0), [draw(SHAPES, i) for i in (1, 2, 3)]
+    """In float64: elements near 0 in an eigenbasis enlarge rounding errors."""
+    drawn = [jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), draw(SHAPES, i)) for i in range(4)]
+    kernel, (params, *grads) = KERNELS[name](), drawn
     expected = trained(kernel, params, grads)
     m = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     with jax.set_mesh(m) if is_set else contextlib.nullcontext():
         params, *grads = jax.device_put([params, *grads], NamedSharding(m, spec))
         after = trained(kernel, params, grads)
     for path, x in expected.items():
-        np.testing.assert_allclose(after[path], x, rtol=0, atol=2e-5, err_msg=path)
+        np.testing.assert_allclose(after[path], x, rtol=0, atol=1e-11, err_msg=path)
         assert after[path].sharding.is_equivalent_to(NamedSharding(m, spec), 2)
 
 
