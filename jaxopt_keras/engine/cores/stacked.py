@@ -38,19 +38,21 @@ BUSY = 2**22  # elements of matrices that keep an accelerator busy if they are m
 
 Results = tuple[Array, ...]
 Whole = Callable[[Any, Array], Results]  # of numbers and a matrix
+Here = Callable[[Any, list[Array]], list[Results]]  # of numbers and stacks, on one device
 
 
-def map_matrices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
+def map_matrices(whole: Whole, numbers: Any, stacks: list[Array], in_rounds: bool = True) -> list[Results]:
     """Compute `whole` of every matrix in stacks of shape (count, rows, columns), of one dtype.
 
     Args:
         whole: refers to no traced values but its arguments.
         numbers: a tree of scalars.
+        in_rounds: whether a CPU computes few matrices at a time, in a loop, for their temporaries.
 
     Returns:
         For each stack those of the results.
     """
-    here, mesh = functools.partial(_on_one_device, whole), get_abstract_mesh()
+    here, mesh = functools.partial(_on_one_device, whole, in_rounds), get_abstract_mesh()
     if AxisType.Manual in mesh.axis_types:
         return here(numbers, stacks)
     # XLA for a TPU has no custom partitioning (https://github.com/jax-ml/jax/issues/38196): without a mesh that is set,
@@ -58,8 +60,8 @@ def map_matrices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Result
     if platform() == "tpu":
         return _on_mesh(here, mesh, numbers, stacks) if mesh.size > 1 else here(numbers, stacks)
     # From the inside out: what XLA divides among devices, what `vmap` does with it, and what is differentiated.
-    batched = custom_vmap(functools.partial(_on_all_devices, whole))
-    batched.def_vmap(functools.partial(_vmapped, whole, batched))
+    batched = custom_vmap(functools.partial(_on_all_devices, here))
+    batched.def_vmap(functools.partial(_vmapped, here, batched))
     everywhere = jax.custom_jvp(batched)
     everywhere.defjvp(lambda primals, tangents: jax.jvp(here, primals, tangents))
     return everywhere(numbers, stacks)
@@ -76,13 +78,12 @@ def _on_mesh(here: Any, mesh: AbstractMesh, numbers: Any, stacks: list[Array]) -
     return _parted(tuple(freed(x)[: len(stack)] for x in each(numbers, [filled])), stacks)
 
 
-def _on_one_device(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
-    return jax.lax.platform_dependent(
-        numbers, stacks, cpu=functools.partial(_one_by_one, whole), default=functools.partial(_at_once, whole)
-    )
+def _on_one_device(whole: Whole, in_rounds: bool, numbers: Any, stacks: list[Array]) -> list[Results]:
+    on_cpu = functools.partial(_one_by_one, whole, in_rounds=in_rounds)
+    return jax.lax.platform_dependent(numbers, stacks, cpu=on_cpu, default=functools.partial(_at_once, whole))
 
 
-def _one_by_one(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
+def _one_by_one(whole: Whole, numbers: Any, stacks: list[Array], in_rounds: bool = True) -> list[Results]:
     """Compute each matrix alone, and others on other cores.
 
     On one CPU a batched product is up to 1.9 times slower. Batched calls of LAPACK can wait for each other's threads
@@ -90,7 +91,7 @@ def _one_by_one(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results
     """
     one = functools.partial(jax.jit(whole), numbers)  # traced once; the compiler inlines it
     stacked = lambda stack: tuple(map(jnp.stack, zip(*map(one, stack), strict=True)))
-    return _in_rounds(stacked, 1, 4, stacks)
+    return _in_rounds(stacked, 1, 4, stacks) if in_rounds else [*map(stacked, stacks)]
 
 
 def _at_once(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
@@ -140,13 +141,13 @@ def _parted(results: Results, like: list[Array]) -> list[Results]:
 
 
 def _vmapped(
-    whole: Whole, batched: Callable[..., Any], size: int, axes: Any, numbers: Any, stacks: list[Array]
+    here: Here, batched: Callable[..., Any], size: int, axes: Any, numbers: Any, stacks: list[Array]
 ) -> tuple[Any, Any]:
     """Compute a batch of stacks as longer stacks; one by one where numbers differ."""
     of_numbers, of_stacks = axes
     if any(jax.tree.leaves(of_numbers)):
         in_axes = jax.tree.map(lambda mapped: 0 if mapped else None, axes)
-        out = jax.vmap(functools.partial(_on_one_device, whole), in_axes=in_axes)(numbers, stacks)
+        out = jax.vmap(here, in_axes=in_axes)(numbers, stacks)
     else:
         pairs = zip(stacks, of_stacks, strict=True)
         full = [x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, is_mapped in pairs]
@@ -155,17 +156,16 @@ def _vmapped(
     return out, jax.tree.map(lambda _: True, out)
 
 
-def _on_all_devices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Results]:
-    """Compute the matrices wherever XLA has them. On one device that is `_on_one_device`."""
+def _on_all_devices(here: Here, numbers: Any, stacks: list[Array]) -> list[Results]:
+    """Compute the matrices wherever XLA has them. On one device that is `here`."""
     from jax.experimental.custom_partitioning import custom_partitioning  # not needed to import this package
 
     leaves, tree = jax.tree.flatten(numbers)
-    matrix = jax.ShapeDtypeStruct(stacks[0].shape[1:], stacks[0].dtype)
-    one = jax.eval_shape(functools.partial(whole, numbers), matrix)
-    in_place = [x.shape == matrix.shape for x in one]  # results that are placed as their matrices are
+    first = jax.eval_shape(here, numbers, stacks)[0]
+    in_place = [x.shape == stacks[0].shape for x in first]  # results that are placed as their matrices are
 
-    def here(leaves: list[Array], stacks: list[Array]) -> list[Array]:
-        return [x for own in _on_one_device(whole, tree.unflatten(leaves), stacks) for x in own]
+    def alone(leaves: list[Array], stacks: list[Array]) -> list[Array]:
+        return [x for own in here(tree.unflatten(leaves), stacks) for x in own]
 
     def partition(_: Any, args: Any, __: Any) -> tuple[Any, ...]:
         _, given = args
@@ -173,7 +173,7 @@ def _on_all_devices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Res
 
         def on_each(leaves: list[Array], stacks: list[Array]) -> list[Array]:
             with use_abstract_mesh(AbstractMesh((), ())):  # blocks have no shardings over the user's mesh
-                run = functools.partial(_on_one_device, whole, tree.unflatten(leaves))
+                run = functools.partial(here, tree.unflatten(leaves))
                 return [x for own in _exchanged(run, mesh, layouts, stacks, in_place) for x in own]
 
         shardings = [layout.sharding(mesh) for layout in layouts]
@@ -181,14 +181,14 @@ def _on_all_devices(whole: Whole, numbers: Any, stacks: list[Array]) -> list[Res
         back = [x if same else y for x, y in zip(shardings, apart, strict=True) for same in in_place]
         return mesh, on_each, back, ([NamedSharding(mesh, PartitionSpec())] * len(leaves), shardings)
 
-    run = custom_partitioning(here)
+    run = custom_partitioning(alone)
     dims = [f"batch{i} rows{i} columns{i}" for i in range(len(stacks))]
-    other = lambda i, k, x: " ".join([f"batch{i}", *(f"result{i}_{k}_{axis}" for axis in range(x.ndim))])
-    back = [dims[i] if in_place[k] else other(i, k, x) for i in range(len(stacks)) for k, x in enumerate(one)]
+    other = lambda i, k, x: " ".join([f"batch{i}", *(f"result{i}_{k}_{axis}" for axis in range(1, x.ndim))])
+    back = [dims[i] if in_place[k] else other(i, k, x) for i in range(len(stacks)) for k, x in enumerate(first)]
     rule = f"{', '.join([''] * len(leaves) + dims)} -> {', '.join(back)}"
     run.def_partition(partition, sharding_rule=rule, decode_shardings=False)
     out = iter(run(leaves, stacks))
-    return [tuple(next(out) for _ in one) for _ in stacks]
+    return [tuple(next(out) for _ in first) for _ in stacks]
 
 
 def _exchanged(

@@ -177,7 +177,8 @@ def _decomposed(members: list[tuple[Work, Known]]) -> list[list[Any]]:
 
     arrays = [_read(work.equation.inputs[0], known) for work, known in members]
     stacks = [x.reshape(-1, *x.shape[-2:]) for x in arrays]
-    found = map_matrices(decompose, {}, stacks)
+    # A loop would need less memory, but XLA takes three times as long to compile the program.
+    found = map_matrices(decompose, {}, stacks, in_rounds=False)
     out = []
     for x, own in zip(arrays, found, strict=True):
         results = iter(y.reshape(*x.shape[:-2], *y.shape[1:]) for y in own)
