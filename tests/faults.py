@@ -123,7 +123,7 @@ FAULTS = [
     Fault("engine/cores/together.py", "return len(work.branches), cut.origin(", "return object(), cut.origin(",
           "each array has a branch of its own", "engine/test_together.py -k 'its_share and shampoo'"),
     Fault("engine/cores/together.py", "stacks, in_rounds=False)", "stacks)",
-          "a loop over matrices, which takes long to compile", "engine/test_together.py -k 'without_loops and shampoo'"),
+          "a loop over matrices takes long to compile", "engine/test_together.py -k 'without_loops and shampoo'"),
     Fault("engine/cores/stacked.py", "results = _gathered(results, sharing)", "results = results",
           "a device has the results of its own share only", "engine/test_together.py -k 'its_share and galore'"),
     Fault("engine/programs/zero1.py", "            if path in together:", "            if False:",

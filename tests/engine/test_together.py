@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def trained(kernel, params, grads):
     return params
 
 
-def hlo(kernel, params):
+def hlo(kernel, params) -> Any:
     return jax.jit(kernel.step).lower(params, jax.jit(kernel.init)(params), params).compile().as_text()
 
 
