@@ -63,7 +63,7 @@ def hlo(kernel, params) -> Any:
 
 
 def conditionals(text):
-    """Those with a decomposition: rules have others."""
+    """Count conditionals."""
     return len(re.findall(r" conditional\(", text))
 
 

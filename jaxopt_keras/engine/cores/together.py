@@ -169,7 +169,7 @@ def _branched(members: list[tuple[Work, Known]]) -> list[list[Any]]:
 
 
 def _decomposed(members: list[tuple[Work, Known]]) -> list[list[Any]]:
-    """Decompose all matrices, which have one shape. What nobody reads is not computed."""
+    """Decompose all matrices, which have one shape. A result that no equation reads is not computed."""
     first = members[0][0]
 
     def decompose(_: Any, x: Array) -> Results:
