@@ -40,9 +40,10 @@ class Column:
     name: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        first = self.scalars[0]
-        array = jax.ShapeDtypeStruct((len(self.scalars),), jnp.dtype(first.dtype))
-        object.__setattr__(self, "name", first if self.is_shared else Value(array))
+        name = self.scalars[0]  # of any dtype: a state may have random keys
+        if not self.is_shared:
+            name = Value(jax.ShapeDtypeStruct((len(self.scalars),), jnp.dtype(name.dtype)))
+        object.__setattr__(self, "name", name)
 
     @property
     def is_shared(self) -> bool:

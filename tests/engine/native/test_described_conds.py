@@ -25,7 +25,7 @@ STEPS = {  # the step, and what `describe` says about it on a GPU
     "flat": (jk.adamw(**GUARD, flat_state=True), [PREDICATE]),
     "matrices": (jk.muon(**WINDOW), ["a branch (custom_partitioning)"]),
     "factors": (jk.adafactor(**GUARD), ["a branch (XLA runs abs)"]),
-    "own": (jk.shampoo(), ["a branch (XLA runs transpose)"]),
+    "own": (jk.shampoo(), ["a branch (custom_partitioning)"]),
     "around": (jk.loss_scaled(jk.adamw()), ["a branch (`loss_scaled` decides around the step)"]),
     "groups": (jk.partition({"w": jk.adamw(**GUARD)}, default=jk.adamw()),
                ["a branch (one guard around several groups)"]),
