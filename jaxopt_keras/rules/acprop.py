@@ -36,7 +36,6 @@ class ACProp(Rule):
         variance: NonNegative
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
-        g, is_first = squarable(g, 2), at.t == 1
-        before = jnp.where(is_first, 1, s.variance / (1 - self.beta_2 ** jnp.maximum(at.t - 1, 1)))
-        v = ema(s.variance, square(g - s.momentum), self.beta_2) + self.epsilon
+        before = jnp.where(at.t == 1, 1, s.variance / (1 - self.beta_2 ** jnp.maximum(at.t - 1, 1)))
+        v = ema(s.variance, square(squarable(g, 2) - squarable(s.momentum, 2)), self.beta_2) + self.epsilon
         return -at.lr * g / (root(before) + self.epsilon), self.State(ema(s.momentum, g, self.beta_1), v)

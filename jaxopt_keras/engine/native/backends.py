@@ -117,7 +117,7 @@ def _run(backend: Backend, by_xla: Callable[..., Any], phase: Phase, *operands: 
         rest = dict.fromkeys(joint.totals)
         reduced = [x for launch in launches for x in launch.reduced(joint, rest)]
         known[joint.value] = joint.of([*reduced, *(known[x] for x in rest)])
-    return [known[x] for x in phase.results]
+    return [known.result(x) for x in phase.results]
 
 
 def refuse(phase: Phase, reason: str) -> None:

@@ -29,6 +29,10 @@ class Known(dict[Any, Any]):
             if isinstance(name, tuple):
                 self._places |= {x: (name, k) for k, x in enumerate(name) if x is not None}
 
+    def result(self, name: Any) -> Any:
+        """A value in the dtype of its name: calls return totals as floats, also those that are true or false."""
+        return self[name].astype(name[0].dtype) if isinstance(name, tuple) else self[name]
+
     def __missing__(self, name: Any) -> Any:
         self[name] = found = self._array(name) if isinstance(name, tuple) else self._number(name)
         return found
