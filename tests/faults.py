@@ -168,7 +168,7 @@ FAULTS = [
           "the first norm counts a fiftieth", oracle("novograd-authors")),
     Fault("rules/rprop.py", "direction = jnp.where(same < 0, 0, sign)", "direction = sign",
           "a step back after a change of sign", oracle("rprop-authors")),
-    Fault("rules/acprop.py", "square(g - s.momentum)", "square(g)",
+    Fault("rules/acprop.py", "squarable(g, 2) - squarable(s.momentum, 2)", "squarable(g, 2)",
           "the variance is not centered", oracle("acprop-optax")),
     Fault("rules/optimistic_adam.py", "self.beta * (u - last)", "self.beta * (u + last)",
           "the last direction is expected again", oracle("optimistic_adam-optax")),
