@@ -280,7 +280,7 @@ FAULTS = [
           "a modifier and the rule inside share a slot", "rules/test_modifiers.py -k keep_their_names"),
     Fault("language/modifier.py", "rule if rule.covers(path, p) else Modifier(rule.inner)", "rule",
           "a pattern changes all parameters", "rules/test_modifiers.py -k 'alone and scaled'"),
-    Fault("language/modifier.py", "and not self.keeps_steps", "and self.decays",
+    Fault("language/modifier.py", 'and not getattr(type(self), "keeps_steps", False)', "and self.decays",
           "steps of an average are changed", "rules/test_averages_stay_right.py -k all_pairs"),
     Fault("language/modifier.py", "accepts is Rule.accepts else with_average(rule.fallback)",
           "accepts is not None else with_average(rule.fallback)",

@@ -223,10 +223,6 @@ class Core:
         """Return the slots of every parameter, and the scalars."""
         return [{} for _ in params], {}
 
-    def kind(self, leaf: Leaf, p: Any) -> Any:
-        """Return a value; parameters of one type with equal values have the same slots at first."""
-        return leaf.path
-
     def kinds(self, leaf: Leaf, p: Any) -> dict[str, Slot]:
         """Return the declarations of the slots of a parameter, for storage and sharding."""
         return {}

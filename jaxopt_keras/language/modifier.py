@@ -44,7 +44,6 @@ class Modifier(Rule):
 
     needs: ClassVar[Any] = "element"  # the grain of the modifier alone
     decays: ClassVar[bool] = False  # `update` gets the parameter before its decoupled decay, which `within` applies
-    keeps_steps: ClassVar[bool] = False  # `update` returns the step of the rule inside, for another gradient or rate
 
     inner: Rule  # pyright: ignore[reportGeneralTypeIssues]  # the fields before it are none here
 
@@ -67,7 +66,8 @@ class Modifier(Rule):
                 f"`inner` of {type(self).__name__} must be a rule whose steps are as long as it says. Received: "
                 f"{title(self.inner)}, which searches for their length along the loss."
             )
-        changes = type(self).update is not Modifier.update and not self.keeps_steps
+        # A class says by `keeps_steps` that `update` returns the step of the rule inside, for another gradient or rate.
+        changes = type(self).update is not Modifier.update and not getattr(type(self), "keeps_steps", False)
         if changes and (found := with_average(self.inner)) is not None:
             raise ValueError(
                 f"{type(self).__name__} changes steps, and {title(found)} has other weights to evaluate (`averaged`), "

@@ -125,6 +125,7 @@ class Leafwise(TakesFunction, Core):
         return slots, present(first_scalars(self.rule.bind(hyper)))
 
     def kind(self, leaf: Leaf, p: Any) -> Any:
+        """Return what decides about the first slots of a parameter besides its type and place."""
         rule = routed(self.rule, leaf.path, p).skeleton()
         return rule if _is_hashable(rule) else leaf.path
 

@@ -71,7 +71,7 @@ def compiled(source: str) -> str:
         tail = f"static void enter() {{ {kernel.NAME}({', '.join(f'pointer({k})' for k in range(count))}); }}\n"
         tail += "static void begin(int64_t n) {}\n"
     source += f"{tail}static uint32_t* table() {{ return TABLE; }}\n"
-    said = "\0".join([source, HEADER.read_text(), *nvrtc.HEADERS.values(), *FLAGS])
+    said = "\0".join([source, HEADER.read_text(), *nvrtc.HEADERS.values(), *FLAGS, *INCLUDE])  # of a version of JAX
     key = hashlib.sha256(said.encode()).hexdigest()[:32]
     path = build.folder() / f"grid_{key}.so"
     loaded = build.load(path)
