@@ -982,7 +982,7 @@ FAULTS = [
           "an array gets the loop of another number", "engine/test_first_call.py -k other_equations"),
     Fault("engine/native/fusion.py", "sorted(found, key=self.rank.__getitem__)", "[*found][::-1]",
           "an array is read before it is made", "engine/test_first_call.py -k filled_with"),
-    Fault("engine/kinds.py", "core.kind(leaf, p), ", "",
+    Fault("engine/kinds.py", "key = kind(leaf, p), ", "key = ",
           "the slots of another rule are not checked", "engine/test_first_call.py -k another_kind"),
     Fault("engine/native/lower.py", "        if was_on:", "        if False:",
           "Python's garbage collector stays off", "engine/test_first_call.py -k as_it_was"),

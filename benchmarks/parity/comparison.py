@@ -58,11 +58,11 @@ def compare(optimizer: type[Rule], name: str, peer: Peer | Absent, seeds: Iterab
             case = draw(optimizer, each, seed, steps)
             ours, theirs = run(case), peer.run(case)
             found = difference(ours, theirs, case)
-            if found <= (cell.difference or 0.0) and found <= cell.bar:
+            if cell.difference is not None and found <= min(cell.difference, cell.bar):
                 continue
             other = replace(cell, difference=found, seed=seed, settings=str(case))
             other = replace(other, **distances_from_float64(ours, theirs, case))
-            cell = max(cell, other, key=lambda x: (not x.passed, x.difference or 0.0))
+            cell = max(other, cell, key=lambda x: (not x.passed, x.difference or 0.0))
     return cell
 
 
