@@ -1,7 +1,7 @@
 """Decisions on packed arrays: whether slots are packed between eager steps, whether parameters stay packed in a step.
 
 Slots are packed where that is faster: where dispatch costs more than arithmetic. On a CPU that is so for small arrays.
-A GPU is faster than its host, and its kernels work in buffers as fast as elsewhere, so there arrays of any size are
+A GPU is faster than its host, and its kernels work in buffers in accesses as wide, so there arrays of any size are
 packed, unless XLA updates some of them, to which buffers are no help.
 """
 

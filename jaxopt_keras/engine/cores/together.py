@@ -91,7 +91,7 @@ class Cut:
             return interned.setdefault(key, len(interned))
 
         for e in needed(self.trace.equations, [x]):
-            key = (e.name, str(e.params), *map(number, e.inputs))
+            key = (e.kind, *map(number, e.inputs))
             numbers |= {y: interned.setdefault((*key, i), len(interned)) for i, y in enumerate(e.outputs)}
         return number(x)
 
@@ -156,7 +156,7 @@ def _key(cut: Cut, work: Work, known: Known, interned: dict[Any, int]) -> Any:
     if work.branches:
         return len(work.branches), cut.origin(e.inputs[0], known, interned)
     x = e.inputs[0]
-    return e.name, str(e.params), x.shape[-2:], x.dtype, *work.is_read
+    return e.kind, x.shape[-2:], x.dtype, *work.is_read
 
 
 def _branched(members: list[tuple[Work, Known]]) -> list[list[Any]]:
