@@ -16,7 +16,8 @@ class ACProp(Rule):
         v <- beta_2 v + (1 - beta_2) (g - m)² + epsilon
         m <- beta_1 m + (1 - beta_1) g
 
-    A gradient is divided by what was known before it, so that it cannot make its own step small.
+    A gradient is divided by what was known before it, so that it cannot make its own step small. After gradients near 0
+    a step is hardly bounded: take an epsilon of 1e-8 there, and with slots in 8 or 4 bits.
 
     Args:
         beta_1: the decay of `momentum`, the average of gradients, which only centers them.

@@ -95,7 +95,7 @@ class GaLore(Rule):
         left, _, right = jnp.linalg.svd(gathered(jnp.where(is_finite, g, 0)), full_matrices=False)
         vectors = right[:rank].T if axis else left[:, :rank]
         greatest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), 0)[None], 0)
-        vectors = vectors * jnp.where(is_finite, jnp.where(greatest < 0, -1, 1), jnp.nan)
+        vectors = jnp.where(is_finite, jnp.where(greatest < 0, -vectors, vectors), jnp.nan)
         return vectors.T if axis else vectors
 
     def update(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:

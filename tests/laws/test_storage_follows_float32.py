@@ -5,17 +5,25 @@ master weight, which is the parameter in float32, goes exactly where a float32 p
 nearly there; types stay what they were; and `update` reaches what `step` reaches.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxopt_keras.engine.slot_storage import Stored, dequantize
+from jaxopt_keras.rules import ACProp
 from tests.laws.cases import FIRST, PLAIN_KINDS, Case, assert_close, draw, gradients, parameters, run, slots_at, types
 
 SHAPES = {"kernel": (64, 80), "bias": (3,)}
 STEPS = 5
 FEW = [case for case in FIRST if type(case.rule).__name__ in ("Adam", "Lamb")]
+# By default, ACProp's step after a gradient near 0 has no bound, and what is stored decides it: its docstring says so.
+BOUNDED = [
+    case._replace(rule=dataclasses.replace(case.rule, epsilon=1e-8)) if isinstance(case.rule, ACProp) else case
+    for case in FIRST
+]
 # How far from float32 the parameters may be, as a part of the distance travelled: twice what rounding makes of it.
 NEAR = {"bfloat16": 0.01, "int8": 0.1, "int4": 0.5}
 
@@ -44,7 +52,7 @@ def test_masters_go_where_float32_goes(case: Case, kind):
 
 
 @pytest.mark.parametrize(
-    "form,case", [("int8", case) for case in FIRST] + [(f, c) for f in ("bfloat16", "int4") for c in FEW], ids=str
+    "form,case", [("int8", case) for case in BOUNDED] + [(f, c) for f in ("bfloat16", "int4") for c in FEW], ids=str
 )
 def test_slots_go_nearly_there(case: Case, form):
     grads = gradients(STEPS, SHAPES)
