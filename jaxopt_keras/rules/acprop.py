@@ -12,7 +12,7 @@ from jaxopt_keras.language.rule import Amount, Clock, Decay, NonNegative, Rate, 
 class ACProp(Rule):
     """ACProp, "asynchronous centering" (Zhuang et al. 2021, arXiv:2110.05454).
 
-        p <- p - lr g / (sqrt(v / (1 - beta_2^(t-1))) + epsilon)        1 + epsilon divides in the first update
+        p <- p - lr g / (sqrt(v / (1 - beta_2^(t-1))) + epsilon)        in the first update 1 + epsilon is the divisor
         v <- beta_2 v + (1 - beta_2) (g - m)² + epsilon
         m <- beta_1 m + (1 - beta_1) g
 
@@ -37,6 +37,7 @@ class ACProp(Rule):
         variance: NonNegative
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
-        before = jnp.where(at.t == 1, 1, s.variance / (1 - self.beta_2 ** jnp.maximum(at.t - 1, 1)))
+        # After an update it is epsilon at least: 0 is that of a parameter or row before its first one.
+        before = jnp.where(s.variance == 0, 1, s.variance / (1 - self.beta_2 ** jnp.maximum(at.t - 1, 1)))
         v = ema(s.variance, square(squarable(g, 2) - squarable(s.momentum, 2)), self.beta_2) + self.epsilon
         return -at.lr * g / (root(before) + self.epsilon), self.State(ema(s.momentum, g, self.beta_1), v)

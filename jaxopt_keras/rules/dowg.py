@@ -14,7 +14,7 @@ class DoWG(Rule):
     """Distance over weighted gradients (Khaled, Mishchenko & Jin 2023, arXiv:2305.16284).
 
         g <- g + weight_decay p
-        D <- max(D, norm(p - p_0)²)             from init_estim_sq_dist
+        D <- max(D, norm(p - p_0)²)             D starts as init_estim_sq_dist
         G <- G + D norm(g)²
         p <- p - lr D / (sqrt(G) + epsilon) g
 
@@ -54,7 +54,9 @@ class DoWG(Rule):
         return g if at.weight_decay is None else g + at.weight_decay * p
 
     def share(self, g: Array, p: Array, s: State, at: Clock) -> Sums:
-        return self.Sums(*(jnp.sum(square(squarable(x))) for x in (self.decayed(g, p, at), p - s.start)))
+        return self.Sums(
+            *(jnp.sum(square(squarable(x, max(x.size, 1)))) for x in (self.decayed(g, p, at), p - s.start))
+        )
 
     def advance(self, scalars: Scalars, at: Clock) -> Scalars:
         distance = jnp.maximum(scalars.squared_distance, at.sums.moved)

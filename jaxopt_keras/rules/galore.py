@@ -34,7 +34,7 @@ class GaLore(Rule):
         rank: the number of directions, at least 1.
         update_proj_gap: the number of updates from one projection to the next.
         scale: a factor of the steps of matrices.
-        proj_type: the projected axis, "std" or the other one.
+        proj_type: "std": the axis named above; "reverse_std": the other one.
     """
 
     variants: ClassVar = ("authors", "optax")

@@ -17,7 +17,7 @@ class MoMo(Rule):
         C <- beta C + (1 - beta) A              from the first A, the sum of g p over all arrays
         N = norm(m)², and B: the sum of m p, over all arrays
         w = 1 + lr weight_decay
-        r = min(lr, max(w (F - L - C) + B, 0) / N)              0 where N is 0
+        r = min(lr, max(w (F - L - C) + B, 0) / N)      0 where N is below 1.2e-7 (float32)
         p <- p - lr weight_decay / w p - r m
 
     L is `lower_bound`. With `adapt_lower_bound` it starts there and follows the loss:

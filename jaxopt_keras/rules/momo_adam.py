@@ -18,7 +18,7 @@ class MoMoAdam(Rule):
         u = m / (sqrt(v / (1 - beta_2^t)) + epsilon)
         N and B: the sums of m u and of m p over all arrays
         c = 1 - beta_1^t,  w = 1 + lr weight_decay
-        r = min(lr / c, max(w (F - c L - C) + B, 0) / N)                0 where N is 0
+        r = min(lr / c, max(w (F - c L - C) + B, 0) / N)    0 where N is below 1.2e-7 (float32)
         p <- p - lr weight_decay / w p - r u
 
     L is `lower_bound`. With `adapt_lower_bound` it starts there and follows the loss:

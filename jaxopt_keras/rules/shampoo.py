@@ -79,9 +79,11 @@ class Shampoo(Rule):
         return Adam(variant="optax").bind(values | {"learning_rate": self.learning_rate})
 
     def init(self, p: Array) -> State:
-        zeros, (down, across, rows, columns) = jnp.zeros_like(p), jax.eval_shape(self.cut, p).shape
-        left, right = (jnp.zeros((down, across, n, n), p.dtype) for n in (rows, columns))
-        return self.State(zeros, jnp.zeros_like(p), left, right, jnp.zeros_like(left), jnp.zeros_like(right))
+        sides = [min(n, self.max_preconditioner_dim) for n in p.shape]
+        blocks = [-(-n // side) for n, side in zip(p.shape, sides, strict=True)]
+        left, right = (jnp.zeros((*blocks, side, side), p.dtype) for side in sides)
+        like = jnp.zeros_like
+        return self.State(like(p), like(p), left, right, like(left), like(right))
 
     def cut(self, x: Array) -> Array:
         """Return the blocks of a matrix as an array (down, across, rows, columns); zeros fill the last ones."""
@@ -108,11 +110,13 @@ class Shampoo(Rule):
             lambda: tuple(inverse_root(x, self.epsilon) for x in factors),
             lambda: (s.left_root, s.right_root),
         )
+        # There are none before the first decomposition, nor of a parameter that joined after it until the next one.
+        has_roots = jnp.any(roots[0] != 0, (-2, -1), keepdims=True)
         u = matmul(matmul(roots[0], h), roots[1])
         a = h / (root(self.cut(v) / (1 - self.grafting_beta_2**at.t)) + self.grafting_epsilon)
         if self.grafting == "adam":
-            u = u * length(a) / jnp.maximum(length(u), jnp.finfo(u.dtype).tiny)
-        u = jnp.where(at.t < self.precondition_frequency, a if self.grafting == "adam" else h, u)
+            u = u * length(a) / jnp.where(has_roots, jnp.maximum(length(u), jnp.finfo(u.dtype).tiny), 1)
+        u = jnp.where(has_roots, u, a if self.grafting == "adam" else h)
         whole = u.swapaxes(1, 2).reshape(u.shape[0] * u.shape[2], -1)
         step = -at.lr * placed_as(whole[: p.shape[0], : p.shape[1]], p)
         return step, self.State(m, v, left, right, *roots)

@@ -79,16 +79,10 @@ def test_one_branch_without_loops_for_many_arrays(name):
     assert decompositions(many) == 20 * decompositions(one) > 0
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 EVERYWHERE = [(name, P("data"), AxisType.Auto, False) for name in KERNELS]
 EVERYWHERE += [(name, P("data"), AxisType.Explicit, True) for name in KERNELS]
 EVERYWHERE += [(name, P(), AxisType.Auto, True) for name in ("soap", "own")]
-EVERYWHERE += [(name, P(None, "data"), AxisType.Explicit, False) for name in ("soap", "own")]
+EVERYWHERE += [(name, P(None, "data"), AxisType.Explicit, False) for name in ("soap", "shampoo", "own")]
 
 
 @pytest.mark.parametrize("name, spec, kind, is_set", EVERYWHERE)

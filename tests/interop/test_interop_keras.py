@@ -542,6 +542,16 @@ def test_layers_unfrozen_without_another_build():
         optimizer.stateless_apply([v.value for v in optimizer.variables], some_grads(), [v.value for v in variables])
 
 
+def test_an_error_in_fit_is_the_one_that_is_raised():
+    """Keras sets variables to their averages after an error too, when it has no values."""
+    made = model()
+    made.layers[0].trainable = False
+    fitted(as_keras(jk.Adam(0.1, use_ema=True)), made=made)
+    made.layers[0].trainable = True
+    with pytest.raises(ValueError, match="After layers were frozen or unfrozen"):
+        more(made)
+
+
 @pytest.mark.parametrize("kind", ["var_names", "var_list", "wrapped"])
 def test_a_saved_model_keeps_what_is_excluded_from_decay(tmp_path, kind):
     """A training that is resumed from a file is the one that was not interrupted."""

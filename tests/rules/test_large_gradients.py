@@ -43,6 +43,13 @@ def test_steps_are_those_of_float64(function, variant, huge, engine, x64):
         np.testing.assert_allclose(found - 1, expected - 1, rtol=2e-2, atol=rounding)
 
 
+@pytest.mark.parametrize("function, variant", KERNELS)
+def test_many_huge_elements_leave_a_finite_state(function, variant):
+    kernel, g = FUNCTIONS[function](variant=variant), jnp.ones((8, 8))
+    _, state = trained(kernel, jnp.ones((8, 8)), [g, g.at[2:].set(1e19), g])
+    assert all(np.all(np.isfinite(np.asarray(x, np.float32))) for x in jax.tree.leaves(state))
+
+
 @pytest.mark.parametrize("huge", HUGE)
 @pytest.mark.parametrize("state_dtype", ["int8", "int4", "float8", "bfloat16"])
 def test_quantized_slots_stay_finite(state_dtype, huge):

@@ -81,7 +81,7 @@ class Cut:
         return run
 
     def origin(self, x: Atom, known: Known, interned: dict[Any, int]) -> int:
-        """Return a number that is equal for values that are computed alike from the same arrays."""
+        """Return a number for a value. Two have the same one if equal equations compute them from the same arrays."""
         numbers: dict[Value, int] = {}
 
         def number(x: Atom) -> int:

@@ -198,7 +198,8 @@ class Adapter(keras.optimizers.Optimizer):
         return self._slots(SUM)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        self.wrapped.finalize_variable_values([v for v in var_list if id(v) in self.wrapped._keys])
+        here = [v for v in var_list if v._value is not None]  # None: after an error in `fit`, which is to be seen
+        self.wrapped.finalize_variable_values([v for v in here if id(v) in self.wrapped._keys])
 
     def get_weights(self) -> list[Any]:
         """The values of `variables`, as `set_weights` takes them."""
