@@ -33,6 +33,12 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return f"{type(self.rule).__name__}-{self.rule.variant}-{self.setting}"
 
+    @property
+    def in_large_blocks(self) -> "Case":
+        """The case for large arrays: XLA compiles a call for each block that Shampoo decomposes."""
+        blocks = "max_preconditioner_dim"
+        return self._replace(rule=dataclasses.replace(self.rule, **{blocks: 64} if hasattr(self.rule, blocks) else {}))
+
     def kernel(self, learning_rate: Any = RATE, **options: Any) -> Kernel:
         """The case with another rate, and with more options."""
         rule = dataclasses.replace(self.rule, learning_rate=learning_rate)

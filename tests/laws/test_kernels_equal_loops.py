@@ -35,7 +35,7 @@ def steps(step, kernel, params, grads):
 
 @pytest.mark.parametrize("number,case,options", [(i, *x) for i, x in enumerate(CASES)], ids=str)
 def test_kernels_equal_loops(number, case, options):
-    kernel, form = case.kernel(**options), ["table", "switch"][number % 2]
+    kernel, form = case.in_large_blocks.kernel(**options), ["table", "switch"][number % 2]
     params, grads = draw(SHAPES, 0), [draw(SHAPES, seed, scale=0.1) for seed in (1, 2)]
     arguments = params, kernel.init(params), grads[0], kernel.hyper()
     grid = Grid(form)

@@ -52,7 +52,7 @@ LAST_VARIANTS = [case for case in SWITCHED if case.rule.variant == case.rule.var
 
 @pytest.mark.parametrize("number,case", [*enumerate(LAST_VARIANTS)], ids=str)
 def test_as_near_to_the_exact_step(number, case):
-    check(case, CLIPS[number % len(CLIPS)], SHAPES)
+    check(case.in_large_blocks, CLIPS[number % len(CLIPS)], SHAPES)
 
 
 @few_cases
