@@ -47,5 +47,6 @@ def on(leaf: Leaf, names: dict[Any, Any]) -> Leaf:
     """
     operands = (leaf.inputs, leaf.scalars, leaf.outputs, leaf.totals)
     inputs, scalars, outputs, totals = (tuple(names[x] for x in some) for some in operands)
-    equations = [names[e] for e in leaf.equations]
-    return replace(leaf, equations=equations, inputs=inputs, scalars=scalars, outputs=outputs, totals=totals)
+    equations, written = [names[e] for e in leaf.equations], tuple((names[x], names[y]) for x, y in leaf.written)
+    new = replace(leaf, equations=equations, inputs=inputs, scalars=scalars, outputs=outputs, totals=totals)
+    return replace(new, written=written)

@@ -110,6 +110,7 @@ def _run(backend: Backend, by_xla: Callable[..., Any], phase: Phase, *operands: 
             results = part.native(*arrays) if hasattr(part, "native") else by_xla(part, *arrays)
         except build.Unavailable as error:
             refuse(phase, build.fallback(error))
+            part.return_totals_one_by_one()
             results = by_xla(part, *arrays)
         known.learn(part.results, results)  # a packed buffer keeps its name
     launches = [part for part in parts if isinstance(part, Launch)]

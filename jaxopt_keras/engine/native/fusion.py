@@ -8,7 +8,7 @@ either (a sum over devices, a `cond`) is a barrier between two regions.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from jaxopt_keras.engine.native import early, rows
@@ -210,18 +210,20 @@ class Fusion:
             """The loops, which write `ahead` in their levels and all else in the last one, and read what is written."""
             found = {}
             for level in levels:
-                read = {origin(y, alias): y for y, at in ahead.items() if at < level}
-                known = {*read, *read.values()}
-                names = {x: y for x, y in alias.items() if x not in known} | {
-                    x: y for x, y in read.items() if x is not y
-                }
+                # What earlier loops have written is read under the name of its output, which can have another shape.
+                written = {origin(y, alias): y for y, at in ahead.items() if at < level}
+                known = {*written, *written.values()}
+                renamed = {x: y for x, y in written.items() if x is not y}
+                names = {x: y for x, y in alias.items() if x not in known} | renamed
                 wanted, reduced = [y for y in outputs if ahead.get(y, last) == level], totals.get(level, [])
                 rest = [e for e in (*equations, *reduced) if e.outputs[0] not in known]
                 computed = needed(rest, [*wanted, *(e.outputs[0] for e in reduced)])
-                found[level] = built(region.count, block, names, computed, wanted)
+                leaf = built(region.count, block, names, computed, wanted)
+                found[level] = replace(leaf, written=tuple(x for x in renamed.items() if x[1] in leaf.inputs))
             return found
 
-        known = {y: min(x for x in levels if x >= self.moments[y].level) for y in outputs}
+        whole = [y for y in outputs if origin(y, alias).size == y.size]  # not one number of each block, repeated
+        known = {y: min(x for x in levels if x >= self.moments[y].level) for y in whole}
         found = early.best(leaves, known, self.replaced)
         for leaf in found.values():
             reasons = [refusal(render, leaf.loop) for render in (render_c, cuda.render)]

@@ -138,6 +138,7 @@ class Leaf:
     scalars: tuple[Value, ...]
     outputs: tuple[Value, ...]
     totals: tuple[Value, ...]
+    written: tuple[tuple[Value, Value], ...] = ()  # a value, and the input that has it in another shape
     places: Mapping[Value, Place] = field(default_factory=dict)  # of the inputs and outputs in packed buffers
 
     @property

@@ -125,6 +125,11 @@ class Phase:
             self.collected.append(totals)
             self.results.append(totals)
 
+    def return_totals_one_by_one(self) -> None:
+        """Return no arrays of totals: leaves of one launch can have totals of several dtypes, or fewer than others."""
+        names = [x if isinstance(x, tuple) else (x,) for x in self.results]
+        self.results = [x for some in names for x in some if x is not None]
+
     @classmethod
     def part(cls, phase: "Phase", numbers: Sequence[int]) -> Self:
         """The leaves of `phase` with these numbers."""
@@ -177,6 +182,7 @@ class Phase:
         for leaf in self.leaves:
             packed = {x: leaf.places[x] for x in leaf.inputs if x in leaf.places}
             known |= {x: known[buffer][start : start + x.shape[0]] for x, (buffer, start) in packed.items()}
+            known |= {x: known[y].reshape(x.shape) for x, y in leaf.written}
         return known
 
     def _results(self, known: dict[Any, Any]) -> list[Any]:

@@ -3,6 +3,8 @@
 `tests/laws/test_kernels_equal_loops.py` does that for every rule and option.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from jaxopt_keras.engine.native.cuda import kernel as kernels
 from jaxopt_keras.engine.native.cuda import launch
 from jaxopt_keras.engine.native.cuda.launch import InCuda
 from jaxopt_keras.engine.slot_storage import Stored, dequantize
+from jaxopt_keras.language import Rate, Rule
 from jaxopt_keras.packing.trees import unpacked
 from tests.engine.native.cuda_grid import Grid
 from tests.laws.cases import assert_same_bits, draw, pairs, slots_at
@@ -110,6 +113,30 @@ def test_what_a_kernel_cannot_do_is_left_to_xla(monkeypatch):
     found, expected = on(grid, kernel.program.bare_step, *arguments)(*arguments), kernel.program.bare_step(*arguments)
     assert not grid.launched
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+class Alone(Rule):
+    """Has a norm for a vector, and for a matrix whether something is true of all its elements."""
+
+    grain: ClassVar = "matrix"
+    learning_rate: Rate = 0.1
+
+    def update(self, g, p, s, at):
+        step = g / (at.norm(g) if p.ndim == 1 else 1) / at.t
+        return -at.lr * (step if p.ndim == 1 else jnp.where(jnp.all(g < 9), step, 0)), s
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("options", [{}, {"skip_nonfinite": True}, {"flat_state": True}], ids=str)
+def test_xla_runs_a_kernel_that_cannot_be_compiled(options, bad, monkeypatch):
+    monkeypatch.setenv("JAXOPT_KERAS_FALLBACK", "warn")
+    kernel, params = jk.Kernel(Alone(), jk.Options(**options)), draw({"w": (40, 8), "v": (9,), "u": (300,)}, 0)
+    grads = {**draw({"w": (40, 8), "v": (9,), "u": (300,)}, 1), **({"v": jnp.full(9, jnp.nan)} if bad else {})}
+    arguments = params, kernel.init(params), grads, kernel.hyper()
+    grid = Grid()
+    monkeypatch.setattr(grid, "launch", lambda *_: (_ for _ in ()).throw(Unavailable("no compiler today")))
+    found, expected = on(grid, kernel.program.bare_step, *arguments)(*arguments), kernel.program.bare_step(*arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
 
 
 def test_a_plan_says_what_a_kernel_cannot_do(monkeypatch):

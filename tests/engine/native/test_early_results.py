@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import jaxopt_keras as jk
-from jaxopt_keras.engine.native import lower, unavailable
+from jaxopt_keras.engine.native import lower, native, unavailable
 from jaxopt_keras.language import Rate, Rule, Signed
 from tests.engine.native.cuda_grid import Grid
 from tests.engine.native.test_cuda_grid import on
-from tests.laws.cases import draw, pairs
+from tests.laws.cases import draw, every_rule, pairs
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
@@ -76,3 +76,52 @@ def test_no_loop_reads_what_another_has_overwritten(flat, where):
         ours, theirs = step(*ours, grads, hyper), xla(*theirs, grads, hyper)
     for path, a, b in pairs((ours[0], ours[1].slots), (theirs[0], theirs[1].slots)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+class Repeated(Rule):
+    """Keeps the greatest number of each row, once for each of its elements."""
+
+    grain: ClassVar = "matrix"
+    learning_rate: Rate = 0.1
+
+    class State(NamedTuple):
+        top: Signed
+
+    def init(self, p):
+        return self.State(jnp.zeros_like(p))
+
+    def update(self, g, p, s, at):
+        top = jnp.max(jnp.abs(g), -1, keepdims=True)
+        step = (g + s.top) / (1 + top)
+        return -at.lr * step / at.norm(step), self.State(jnp.broadcast_to(top, g.shape))
+
+
+def test_numbers_of_rows_are_not_read_as_elements():
+    kernel, params, grads = jk.Kernel(Repeated(), jk.Options()), draw(PARAMS, 0), draw(PARAMS, 1)
+    arguments = params, kernel.init(params), grads, kernel.hyper()
+    ours, theirs = (jax.jit(f)(*arguments) for f in (native(kernel.program.bare_step), kernel.program.bare_step))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
+
+
+def mapped(kernel, function):
+    """The function of a step, for two trees of gradients, and its arguments."""
+    params, hyper = draw({"w": (4, 8), "u": (4, 8), "v": (30,)}, 0), kernel.hyper()
+    step = lambda g: function(params, kernel.program.init(params, hyper), g, hyper)
+    return jax.vmap(step), jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
+
+
+@every_rule
+def test_any_rule_with_a_flat_state_is_mapped(case):
+    """A loop writes a slot early, in the shape that the buffer has. XLA computes with the slot in its own shape."""
+    kernel = case.kernel(flat_state=True)
+    jax.eval_shape(*mapped(kernel, native(kernel.program.bare_step)))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_xla_reads_what_is_written_early(compiled):
+    kernel = jk.lamb(0.1, flat_state=True)
+    (ours, grads), (theirs, _) = (
+        mapped(kernel, f) for f in (native(kernel.program.bare_step), kernel.program.bare_step)
+    )
+    found, expected = (jax.jit(ours) if compiled else ours)(grads), jax.jit(theirs)(grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
