@@ -65,8 +65,9 @@ def _chains(equations: Iterable[Equation], users: dict[Any, list[Equation | None
     found: dict[Any, list[Equation]] = {}  # by the last result
     for e in equations:
         if e.name in NAMES and all((x.shape, x.dtype) == ((), e.outputs[0].dtype) for x in e.inputs):
-            before = found.pop(e.inputs[0], []) if users.get(e.inputs[0]) == [e] else []
-            before = before if all(x.name == e.name for x in before) else []
-            found[e.outputs[0]] = [*before, e]
+            first = e.inputs[0]
+            before = found.get(first, [])
+            goes_on = bool(before) and before[-1].name == e.name and users.get(first) == [e]
+            found[e.outputs[0]] = [*(found.pop(first) if goes_on else []), e]  # max(sum, 1) leaves the sum as it is
     chains = [tuple(some) for some in found.values() if len(some) >= LEAST - 1]
     return [Chain(some, (some[0].inputs[0], *(e.inputs[1] for e in some))) for some in chains]

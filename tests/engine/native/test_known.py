@@ -32,6 +32,7 @@ KERNELS = {
     "lars": jk.lars(0.1),
     "a clip of each": jk.adamw(0.1, clipnorm=0.5),
     "a clip of all": jk.lamb(0.1, global_clipnorm=0.5),
+    "a bounded sum": jk.dog(0.1),
     "bfloat16": jk.lamb(0.1, state_dtype="bfloat16"),
     "a guard": jk.lamb(0.1, skip_nonfinite=True),
     "in a buffer": jk.lamb(0.1, flat_state=True),
@@ -53,6 +54,17 @@ def test_xla_compiles_no_kernel_for_each_array(name, monkeypatch):
     assert fusions(KERNELS[name], 40) == one_call
     monkeypatch.setattr(call, "AT_ONCE", 20)
     assert fusions(KERNELS[name], 40) <= one_call + 8  # in two calls
+
+
+@needs_loops
+@pytest.mark.parametrize("name", ["a clip of all", "a bounded sum"])
+def test_sums_over_arrays_are_results_of_loops(name):
+    def additions(count):
+        kernel, params = KERNELS[name], {f"{i:03}": jnp.ones((16, 8)) for i in range(count)}
+        arguments = params, kernel.init(params), params, kernel.hyper()
+        return str(jax.make_jaxpr(native(kernel.program.bare_step))(*arguments)).count(" add ")
+
+    assert additions(30) == additions(20)
 
 
 @needs_loops
