@@ -182,7 +182,8 @@ def new_scalars(
     for x, partner in partners.items():
         if isinstance(x, Value) and (column := columns.of((x,))).equation is not None:
             ends = Prologue([column]).ends
-            if all(map(is_known, ends)) and any(y.name is partner for y in ends):
+            fits = (x.shape, x.dtype) == (partner.shape, partner.dtype)
+            if fits and all(map(is_known, ends)) and any(y.name is partner for y in ends):
                 found[x] = partner
     return found
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxopt_keras.engine.native import c_ops as c
 from jaxopt_keras.engine.native.ir import Constant, Equation, Trace, Value
@@ -22,6 +23,7 @@ from jaxopt_keras.engine.native.known import Known
 from jaxopt_keras.engine.native.loop import ARRAY, ELEMENT, Input, Loop, Operand, Operation, Output, Ref, simplified
 
 LONG = 16  # arrays, whose scalars XLA computes together; for fewer it gains nothing
+MOST = 128  # numbers in an expression: each one that a kernel reads is a parameter, of which it has few
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,19 +33,23 @@ class Column:
     Attributes:
         scalars: values or constants: one for each array, or one for all of them.
         equation: None: the scalars are known before the phase.
-        name: in that case, what the phase calls it: the one scalar, or an array of them.
+        name: what the phase calls its numbers, if it is an end: the scalar, or the array of them.
+        numbers: it and the columns that it is computed from.
     """
 
     scalars: tuple[Any, ...]
     equation: Equation | None = None
     inputs: tuple["Column", ...] = ()
     name: Any = field(init=False)
+    numbers: frozenset["Column"] = field(init=False)
 
     def __post_init__(self) -> None:
         name = self.scalars[0]  # of any dtype: a state may have random keys
         if not self.is_shared:
             name = Value(jax.ShapeDtypeStruct((len(self.scalars),), jnp.dtype(name.dtype)))
         object.__setattr__(self, "name", name)
+        own = frozenset() if self.is_literal else frozenset([self])
+        object.__setattr__(self, "numbers", own.union(*(x.numbers for x in self.inputs)))
 
     @property
     def is_shared(self) -> bool:
@@ -78,7 +84,7 @@ class Column:
         if self.is_array:
             return jax.vmap(run, tuple(None if x.is_shared else 0 for x in self.inputs))(*inputs)
         rows = (repeat(x) if column.is_shared else x for x, column in zip(inputs, self.inputs, strict=True))
-        return [run(*row) for row in zip(*rows, strict=False)]
+        return [run(*row) for row in zip(*rows, strict=False)]  # `repeat` has no end
 
 
 class Prologue:
@@ -134,9 +140,12 @@ class Prologue:
 
 
 class Element(NamedTuple):
-    """A number in a short array: what makes the array makes it from the numbers in the same place of others."""
+    """One number of a short array that is computed element by element.
 
-    array: Value
+    Number k of the array depends on numbers k of others.
+    """
+
+    array: Any  # a value
     place: int
 
     @property
@@ -159,56 +168,73 @@ class Columns:
     def __init__(self, trace: Trace, makers: dict[Any, Equation], kept: Iterable[Value]) -> None:
         self._constants = trace.constants
         self._makers = makers
-        self._found: dict[tuple[Any, ...], Column] = {}
+        self._found: dict[tuple[Any, ...], Any] = {}  # columns, and None for elements without one
         self._kept = {*kept}
 
     def of(self, scalars: tuple[Any, ...]) -> Column:
-        if all(x is scalars[0] or x == scalars[0] for x in scalars):
-            scalars = scalars[:1]
-        if scalars not in self._found:
-            self._found[scalars] = self._made(scalars)
-        return self._found[scalars]
+        """The column of scalars, one for each array."""
+        waiting = [(key := shared(scalars))]
+        plans: dict[Any, tuple[Equation | None, list[Any]]] = {}
+        while waiting:  # no recursion: a schedule can have thousands of equations
+            some = waiting.pop()
+            if some in self._found:
+                continue
+            if some not in plans:
+                plans[some] = self._plan(some)
+            equation, inputs = plans[some]
+            if missing := [x for x in inputs if x not in self._found]:
+                waiting += [some, *missing]
+            else:
+                self._found[some] = self._made(some, equation, tuple(self._found[x] for x in inputs))
+        return self._found[key]
 
-    def _made(self, scalars: tuple[Any, ...]) -> Column:
+    def _plan(self, scalars: tuple[Any, ...]) -> tuple[Equation | None, list[tuple[Any, ...]]]:
+        """The equation that makes each of some numbers, and the inputs of all; None if they are not made alike."""
         made = [self._maker(x) for x in scalars]
         first = made[0][0]
-        if first is None or not _has_expression(first) or any(e is None or not _is_like(e, first) for e, _ in made):
-            return Column(scalars)
-        inputs = tuple(self.of(x) for x in zip(*(some for _, some in made), strict=True))
-        if len(scalars) > 1 and all(x.is_shared for x in inputs):  # one number, computed several times
-            return Column(scalars)
-        return Column(scalars, first, inputs)
+        if first is None or not _has_expression(first):
+            return None, []
+        if not all(e is not None and _is_like(e, first) for e, _ in made):
+            return None, []
+        return first, [*map(shared, zip(*(inputs for _, inputs in made), strict=True))]
+
+    def _made(self, scalars: tuple[Any, ...], equation: Equation | None, inputs: tuple[Any, ...]) -> Column | None:
+        """The column of scalars; None if some are elements that it cannot compute: XLA knows no elements."""
+        if equation is not None and None not in inputs:
+            column = Column(scalars, equation, inputs)
+            is_one_number = len(scalars) > 1 and all(x.is_shared for x in inputs)  # computed several times
+            if not is_one_number and len(column.numbers) <= MOST:
+                return column
+        return None if any(isinstance(x, Element) for x in scalars) else Column(scalars)
 
     def _maker(self, x: Any) -> tuple[Equation | None, list[Any]]:
         """The equation that makes a number, and its inputs."""
         if isinstance(x, Element):
-            e = self._makers[x.array]
-            return e, [self._at(y, x.place) for y in e.inputs]
+            e = self._makers.get(x.array)
+            return (e, [self._at(y, x.place) for y in e.inputs]) if e and _has_expression(e) else (None, [])
         e = self._makers.get(x)
         if e is None or x in self._kept or x.shape:
             return None, []
         if e.name == "squeeze" and (cut := self._makers.get(e.inputs[0])) is not None and cut.name == "slice":
-            (array,), (place, *others) = cut.inputs, cut.params["start_indices"]
-            if isinstance(array, Value) and not others and array not in self._constants and self._has_elements(array):
-                return self._maker(Element(array, place))
+            place, *others = cut.params["start_indices"]
+            return (None, []) if others else self._maker(Element(cut.inputs[0], place))
         return e, e.inputs
 
-    def _has_elements(self, array: Any) -> bool:
-        """Whether each number of an array is made from those in the same place of others."""
-        if array in self._constants or not array.shape:
-            return True
-        e = self._makers.get(array)
-        if e is None or e.name == "broadcast_in_dim":
-            return e is not None and not e.inputs[0].shape
-        return _has_expression(e) and all(map(self._has_elements, e.inputs))
-
     def _at(self, x: Any, place: int) -> Any:
+        """The number in a place of an array, or the one of a scalar."""
         if not x.shape:
             return x
-        if x in self._constants:
+        if x in self._constants and not isinstance(self._constants[x], Tracer):
             return Constant.of(np.asarray(self._constants[x])[place])
-        e = self._makers[x]
-        return e.inputs[0] if e.name == "broadcast_in_dim" else Element(x, place)
+        e = self._makers.get(x)
+        if e is not None and e.name == "broadcast_in_dim" and not e.inputs[0].shape:
+            return e.inputs[0]
+        return Element(x, place)
+
+
+def shared(scalars: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One for all arrays if they are equal."""
+    return scalars[:1] if all(x is scalars[0] or x == scalars[0] for x in scalars) else scalars
 
 
 def stacked(ends: Iterable[Column], known: dict[Any, Any]) -> dict[Value, Any]:

@@ -47,6 +47,7 @@ class Grid:
         return ""
 
     def launch(self, made: Kernel, results: list[Any], aliases: dict[int, int], operands: list[Any]) -> Any:
+        assert made.parameters <= kernel.POINTERS
         self.launched += 1
         source = made.source(self.form)
         self.seen.add(source)

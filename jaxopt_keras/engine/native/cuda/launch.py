@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_keras.engine.native.build import Unavailable
 from jaxopt_keras.engine.native.cuda import kernel
 from jaxopt_keras.engine.native.cuda.kernel import Computed, Layout
 from jaxopt_keras.engine.native.cuda.render import render
@@ -85,6 +86,8 @@ class Launch(Phase):
         table = kernel.table(layout, self.leaves, [self.prologues[leaf][1] for leaf in self.leaves], numbers)
         cases = kernel.pointers(self.leaves, numbers)
         made = Kernel(layout, table, cases, len(operands) + len(results), blocks)
+        if made.parameters > kernel.POINTERS:
+            raise Unavailable(f"a kernel would have {made.parameters} parameters, more than {kernel.POINTERS}")
         aliases = self.pairs(first, first + len(self.buffers))
         after = len(self.outputs) + len(self.written)
         aliases |= {self.scalars.index(self.old[x]): after + k for k, x in enumerate(new)}
