@@ -450,7 +450,7 @@ FAULTS = [
           "a prologue reads the numbers of another end", "engine/native/test_prologue.py -k 'xla and count and table'"),
     Fault("engine/native/cuda/kernel.py", "all_have_read = has_arrived_last(&readers);", "all_have_read = true;",
           "a count moves while other thread blocks read it", "engine/native/test_prologue.py -k 'xla and count'"),
-    Fault("engine/native/early.py", "return min(best, other, key=moved)", "return best",
+    Fault("engine/native/early.py", "return min(at_the_end, other, key=moved)", "return at_the_end",
           "LAMB reads its slots and gradients twice", "engine/native/test_early_results.py -k 'few_bytes and norms'"),
     Fault("engine/native/early.py", "and replaced.get(y) in some for", "and False for",
           "a loop reads a slot that another one has overwritten", "engine/native/test_early_results.py -k overwritten"),

@@ -18,7 +18,8 @@ class Kinds(NamedTuple):
     @classmethod
     def read(cls, core: Core, layout: Layout, params: list[Any], slots: Sequence[Slots] = ()) -> "Kinds":
         """Return the kinds of parameters; with `slots`, those of one kind also have slots of the same forms."""
-        kind = getattr(core, "kind", lambda leaf, p: leaf.path)  # what else decides about the first slots
+        # A core that does not say what else decides about the first slots has a kind for each path.
+        kind = getattr(core, "kind", lambda leaf, p: leaf.path)
         numbers, first, of = dict[Any, int](), list[int](), list[int]()
         for i, (leaf, p) in enumerate(zip(layout.leaves, params, strict=True)):
             key = kind(leaf, p), jax.typeof(p), place_of(leaf.path, p), _forms(slots[i]) if slots else ()

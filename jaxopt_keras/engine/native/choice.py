@@ -40,7 +40,8 @@ class Guard:
     Attributes:
         flag: whether they run.
         refuses: why the backend has no form for a loop; "" if it has one.
-        kept: results and the values that they have if the loops do not run.
+        kept: results and the values that they have if the loops do not run. Such a value can be a key too: `origin`
+            follows the chain.
     """
 
     flag: Any
@@ -119,6 +120,7 @@ def ways(cond: Equation) -> tuple[Trace, Trace, bool]:
     """
     both = [*map(shortened, branches(cond))]
     if len(both) == 2:
+        # Where both branches cost little, as for small arrays, the one with fewer equations is idle.
         for idle, real in sorted((both, both[::-1]), key=lambda x: len(x[0].equations)):
             costs = size(*(x for e in idle.equations for x in (*e.inputs, *e.outputs))) > SMALL
             known = {*idle.inputs}

@@ -22,16 +22,16 @@ def best(
         known: the level in which each output is known.
         replaced: the array whose memory an output takes.
     """
-    best = leaves({})
-    early = {y: level for y, level in known.items() if level < max(best)}
+    at_the_end = leaves({})
+    early = {y: level for y, level in known.items() if level < max(at_the_end)}
     while early:
         other = leaves(early)
         read = [(level, {*leaf.inputs}) for level, leaf in other.items()]
         late = [y for y in early if any(at > early[y] and replaced.get(y) in some for at, some in read)]
         if not late:
-            return min(best, other, key=moved)
+            return min(at_the_end, other, key=moved)
         early = {y: level for y, level in early.items() if y not in late}
-    return best
+    return at_the_end
 
 
 def moved(leaves: dict[int, Leaf]) -> int:
@@ -40,7 +40,7 @@ def moved(leaves: dict[int, Leaf]) -> int:
     return sum(x.size * x.aval.dtype.itemsize for x in arrays)
 
 
-def replaced(trace: Trace, partners: Mapping[Any, Value]) -> dict[Any, Value]:
+def memory_of(trace: Trace, partners: Mapping[Any, Value]) -> dict[Any, Value]:
     """The arrays whose memory results may take, also inside packed buffers."""
     unpacks: dict[Any, list[Value]] = {e.values[0]: e.outputs for e in trace.equations if e.name == UNPACK}
     pairs = dict(partners)

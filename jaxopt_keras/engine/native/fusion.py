@@ -85,7 +85,7 @@ class Fusion:
 
     def __init__(self, trace: Trace, partners: Mapping[Any, Value] | None = None) -> None:
         self.trace = trace
-        self.replaced = early.replaced(trace, partners or {})
+        self.replaced = early.memory_of(trace, partners or {})
         self.makers = {x: e for e in trace.equations for x in e.outputs}
         self.moments: dict[Value, Moment] = {}
         self.starts = {e: self._moment(e) for e in trace.equations}

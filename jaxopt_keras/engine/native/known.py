@@ -30,7 +30,7 @@ class Known(dict[Any, Any]):
                 self._places |= {x: (name, k) for k, x in enumerate(name) if x is not None}
 
     def result(self, name: Any) -> Any:
-        """A value in the dtype of its name: calls return totals as floats, also those that are true or false."""
+        """A value in the dtype of its name. Calls return totals as floats, booleans too."""
         return self[name].astype(name[0].dtype) if isinstance(name, tuple) else self[name]
 
     def __missing__(self, name: Any) -> Any:
@@ -46,6 +46,7 @@ class Known(dict[Any, Any]):
         while k < len(names):
             whole, start = self._places.get(names[k], (names[k : k + 1], 0))
             pairs = zip(names[k:], whole[start:], strict=False)
+            # The longest span of `names` that is consecutive in an array which is known.
             count = next((n for n, (x, y) in enumerate(pairs) if x is not y), min(len(names) - k, len(whole) - start))
             array = self[whole] if names[k] in self._places else self[names[k]].reshape(1)
             pieces.append(lax.slice(array, (start,), (start + count,)).astype(names[0].dtype))

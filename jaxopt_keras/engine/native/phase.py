@@ -57,8 +57,8 @@ class Phase:
         self.scalars = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.scalars)]
         self.buffers = [*dict.fromkeys(x for leaf in self.leaves for x in leaf.buffers)]
         self.written = [buffer for buffer in self.buffers if buffer in writes]
-        # Of each leaf: the scalars of leaves with equal loops, and its number among these. Parts compute no scalars,
-        # unless their backend does.
+        # Of each leaf: the scalars of leaves with equal loops, and its number among these. Empty in parts, except those
+        # for GPUs (`Launch.read_ends`).
         self.prologues: dict[Leaf, tuple[Prologue, int]] = {}
         self.last: Prologue | None = None  # the scalars of the new state
         self.old: dict[Value, Value] = {}  # those of the old state whose memory they may take
@@ -190,7 +190,7 @@ class Phase:
         places = {x: leaf.places[x] for leaf in self.leaves for x in leaf.outputs if x in leaf.places}
         for buffer in self.written:
             arrays = {at.start: known[x] for x, at in places.items() if at.buffer is buffer}
-            known[buffer] = self._if_guard(known, replaced(known[buffer], arrays), known[buffer])
+            known[buffer] = self._if_guard(known, with_spans(known[buffer], arrays), known[buffer])
         if self.guard is not None:
             known |= {x: jnp.where(known[self.guard], known[x], known[old]) for x, old in self.replaced.items()}
         known |= {x.value: x.of(known[total] for total in x.totals) for x in self.joints}
@@ -225,7 +225,7 @@ class Phase:
         return pairs | {first_buffer + self.buffers.index(x): writes + k for k, x in enumerate(self.written)}
 
 
-def replaced(whole: Any, arrays: dict[int, Any]) -> Any:
+def with_spans(whole: Any, arrays: dict[int, Any]) -> Any:
     """A flat array with some spans replaced by `arrays`, given by their starts."""
     pieces, end = [], 0
     for start in sorted(arrays):

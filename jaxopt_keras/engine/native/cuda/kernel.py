@@ -201,7 +201,7 @@ def _chunk(layout: Layout, kind: int, is_switch: bool, pointer: Callable[[int], 
     operands |= {f"Y{k}": y for k, y in enumerate(loop.outputs)}
     yield f"const uint32_t start = chunk * {tiling.chunk}u, rest = L[0] - start;"
     yield f"const int n = rest < {tiling.chunk}u ? rest : {tiling.chunk}u;"
-    wide = []
+    misaligned = []
     for j, (name, x) in enumerate(operands.items()):
         word = f"L[{FIXED + layout.operands + j // 2}]"
         base = f"A[{j}]" if is_switch else f"P.a[{word} >> 16]" if j % 2 else f"P.a[{word} & 0xffff]"
@@ -215,14 +215,14 @@ def _chunk(layout: Layout, kind: int, is_switch: bool, pointer: Callable[[int], 
         place = f"L[{FIXED + j}] + {start}"
         yield f"{_const(x)}{memory(x)}* {name} = ({_const(x)}{memory(x)}*){base} + {place};"
         if x.scope != BLOCK:
-            wide.append(f"(size_t){name} % sizeof(Row<{tiling.width // share}, {memory(x)}>)")
+            misaligned.append(f"(size_t){name} % sizeof(Row<{tiling.width // share}, {memory(x)}>)")
     names = [name for name, x in operands.items() if x is not None]
     rest = [*(["R"] if loop.totals else []), *(["N", "touched"] if loop.rows else [])]
     arguments = ", ".join(["start", "{}", *names, *rest])
     if layout.totals:
         yield f"how = HOW + {kind * layout.totals};"
         yield f"for (int k = 0; k < {layout.totals}; k++) R[k] = start_of(how[k]);"
-    yield f"const bool whole = n == {tiling.chunk} && !({' | '.join(wide) or '0'});"
+    yield f"const bool whole = n == {tiling.chunk} && !({' | '.join(misaligned) or '0'});"
     yield f"if (whole) loop{kind}<true>(prologue, {arguments.format(tiling.chunk)});"
     yield f"else loop{kind}<false>(prologue, {arguments.format('n')});"
 
@@ -258,16 +258,16 @@ def _write(last: Computed, pointer: Callable[[int], str], rest: Callable[[int], 
 
 def _finish(layout: Layout, rest: Callable[[int], str]) -> Iterator[str]:
     """The totals of each leaf, by the last thread block; then, for each total, that of all leaves."""
-    result, wide, own = c.type_of(layout.result).register, layout.totals, layout.new
+    result, totals, own = c.type_of(layout.result).register, layout.totals, layout.new
     partial = f"(double*){rest(own)}"
-    rows, sums = ([f"({result}*){rest(own + 1 + k + start)}" for k in range(wide)] for start in (0, wide))
-    yield f"combine_block<{wide}>(R, how, {partial});"
+    rows, sums = ([f"({result}*){rest(own + 1 + k + start)}" for k in range(totals)] for start in (0, totals))
+    yield f"combine_block<{totals}>(R, how, {partial});"
     yield "if (!is_last(&arrived)) return;"
     yield f"for (uint32_t l = threadIdx.x / 32; l < leaves; l += {THREADS // 32}) {{"
     for kind in range(len(layout.loops) - 1, -1, -1):
-        yield f"  if (l < TABLE[{HEAD + kind}]) how = HOW + {kind * wide};"
+        yield f"  if (l < TABLE[{HEAD + kind}]) how = HOW + {kind * totals};"
     for k, row in enumerate(rows):
-        yield f"  store_first({row} + l, combine_chunks(how[{k}], {partial} + {k}, {wide}, first[l], first[l + 1]));"
+        yield f"  store_first({row} + l, combine_chunks(how[{k}], {partial} + {k}, {totals}, first[l], first[l + 1]));"
     yield "}"
     yield "__syncthreads();"
     for k, (row, total) in enumerate(zip(rows, sums, strict=True)):

@@ -78,10 +78,10 @@ class Launch(Phase):
         layout, results = self._layout(), self.shapes()
         new = self.last.values if self.last else []
         results += [jax.ShapeDtypeStruct(x.shape, x.aval.dtype) for x in new]
-        blocks, count, wide = sum(map(kernel.chunks, self.leaves)), len(self.leaves), layout.totals
-        if wide:
-            results.append(jax.ShapeDtypeStruct((2 * blocks * wide,), jnp.uint32))  # partial totals in float64
-            results += [jax.ShapeDtypeStruct(shape, layout.result) for shape in ((count,), ()) for _ in range(wide)]
+        blocks, count, totals = sum(map(kernel.chunks, self.leaves)), len(self.leaves), layout.totals
+        if totals:
+            results.append(jax.ShapeDtypeStruct((2 * blocks * totals,), jnp.uint32))  # partial totals in float64
+            results += [jax.ShapeDtypeStruct(shape, layout.result) for shape in ((count,), ()) for _ in range(totals)]
         numbers, first = self._numbers(), len(self.scalars)
         table = kernel.table(layout, self.leaves, [self.prologues[leaf][1] for leaf in self.leaves], numbers)
         cases = kernel.pointers(self.leaves, numbers)
@@ -92,7 +92,7 @@ class Launch(Phase):
         after = len(self.outputs) + len(self.written)
         aliases |= {self.scalars.index(self.old[x]): after + k for k, x in enumerate(new)}
         out = self.launcher.launch(made, results, aliases, [*map(jnp.asarray, operands)])
-        rows, self.sums = (out[-2 * wide : -wide], out[-wide:]) if wide else ((), ())
+        rows, self.sums = (out[-2 * totals : -totals], out[-totals:]) if totals else ((), ())
         return [*out[:after], *rows, *out[after : after + len(new)]]
 
     def reduced(self, joint: Joint, rest: dict[Value, None]) -> Iterator[Any]:
