@@ -239,9 +239,7 @@ class Adapter(keras.optimizers.Optimizer):
             return
         if trainable_variables is None:
             if not self.built:
-                raise ValueError(
-                    "`apply(grads)` without variables needs a built optimizer. Call `build(variables)` first."
-                )
+                raise ValueError("`apply(grads)` needs a built optimizer. Call `build(variables)` first.")
             trainable_variables = self._trainable_variables
         variables = list(trainable_variables)
         if len(grads) != len(variables):
