@@ -82,7 +82,7 @@ def test_a_full_disk(described, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("JAXOPT_KERAS_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "keep", full)
     nvrtc.compiled.cache_clear()
-    build._warn.cache_clear()
+    build.say.cache_clear()
     with caplog.at_level(logging.WARNING, "jaxopt_keras"):
         assert ptx.TARGET not in test_cuda_ptx.lowered(jk.yogi(0.1)) and not described
     assert "no space left on device" in caplog.text
