@@ -10,7 +10,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 # Two installs into one environment at the same time would break it.
 .NOTPARALLEL:
-.PHONY: help demo soak tpu test check format format-check lint types sanitize bench bench-gpu test-gpu sanitize-gpu registers docs docs-serve parity training test-py test-matrix lines laws clean
+.PHONY: help demo soak tpu gpu test check format format-check lint types sanitize bench bench-gpu test-gpu sanitize-gpu registers docs docs-serve parity training test-py test-matrix lines laws clean
 
 RUN := $(VENV)/bin/python -m
 
@@ -25,6 +25,13 @@ TPU_VENV := .venv-tpu
 tpu: ## compile steps for a described TPU v5e and v6e, count them and test the counts; no TPU is needed
 	$(MAKE) $(TPU_VENV)/.with-tpu VENV=$(TPU_VENV) PYTHON= PY=3.13 JAX=0.12
 	JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python -m pytest -q tests/engine/test_tpu.py $(ARGS)
+
+# It skips JAX's test of CUDA's libraries, which only a run needs.
+GPU_VENV := .venv-gpu
+gpu: ## compile steps and kernels for described GPUs, count them and test the counts; no GPU is needed
+	$(MAKE) $(GPU_VENV)/.with-gpu VENV=$(GPU_VENV) PYTHON= PY=3.12 JAX=0.11
+	JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 JAX_PLATFORMS=cpu $(GPU_VENV)/bin/python -m pytest -q \
+	  tests/engine/test_kernels.py tests/engine/native/test_cuda_ptx.py $(ARGS)
 
 # JAX would reserve most of the memory, and torch needs some. Peers that are installed in this environment are timed too:
 # pip install flashoptim bitsandbytes torchao.

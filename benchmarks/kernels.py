@@ -33,7 +33,7 @@ from jaxopt_keras.language.places import Places
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 MARK = "<!-- kernels -->"
-MISSING = "There is neither a GPU nor JAX's plugin for CUDA. `pip install jax-cuda13-plugin jax-cuda13-pjrt`"
+MISSING = "There is neither a GPU nor JAX's plugin for CUDA. `make gpu` installs it in .venv-gpu"
 
 ADAMW: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.01}
 STEPS: dict[str, tuple[Any, str]] = {  # the kernel (None for optax's AdamW), and the dtype of the parameters
