@@ -5,8 +5,7 @@
     python -m benchmarks.kernels --device v5e --all [--mesh] [--done FILE]
 
 XLA compiles for the GPU of the machine, or without one for the H100 of `hlo.py`. This needs only JAX's plugin and
-CUDA's compilers: `pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-nvrtc`, the first two in
-jaxlib's version.
+CUDA's compilers, which `make gpu` installs in .venv-gpu.
 For a TPU it compiles with `pip install "jax[tpu]"`, and JAX_PLATFORMS=cpu.
 """
 
