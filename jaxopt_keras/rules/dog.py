@@ -53,7 +53,7 @@ class DoG(Rule):
         return self.Scalars(0.0, 0.0)
 
     def decayed(self, g: Array, p: Array, at: Clock) -> Array:
-        g = squarable(g)
+        g = squarable(g, max(g.size, 1))
         return g if at.weight_decay is None else g + at.weight_decay * p
 
     def share(self, g: Array, p: Array, s: State, at: Clock) -> Sums:

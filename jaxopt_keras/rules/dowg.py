@@ -50,7 +50,7 @@ class DoWG(Rule):
         return self.Scalars(self.epsilon if self.init_estim_sq_dist is None else self.init_estim_sq_dist, 0.0)
 
     def decayed(self, g: Array, p: Array, at: Clock) -> Array:
-        g = squarable(g)
+        g = squarable(g, max(g.size, 1))
         return g if at.weight_decay is None else g + at.weight_decay * p
 
     def share(self, g: Array, p: Array, s: State, at: Clock) -> Sums:
