@@ -111,7 +111,7 @@ test-matrix: ## run test-py on Python 3.11, 3.12 and 3.13
 
 # The newest patch of every line of JAX that pyproject.toml allows, each with a Python that supports it.
 LINES := 0.10-3.11 0.11-3.12 0.12-3.13
-LAWS := tests/project/test_smoke.py tests/engine/native/test_native.py tests/engine/native/test_native_processes.py $(ENGINE)
+LAWS := tests/project/test_smoke.py tests/engine/native/test_native.py $(ENGINE)
 
 lines: ## test the native engine and each face on every supported line of JAX, each in its own environment
 	$(foreach line,$(LINES),$(MAKE) laws VENV=.venv-jax-$(line) PYTHON= \

@@ -16,6 +16,7 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent / ".jax_cache"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a tenth of the time goes to lines of code in programs
 # XLA's older code generator for CPUs compiles in half the time. Only JAX 0.10 has it, and other versions refuse the
 # unknown flag: there, and with `XLA_FLAGS= make test`, the tests use XLA's default code generator.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
@@ -32,6 +33,7 @@ from jaxopt_keras.engine.native import Unavailable, unavailable
 from jaxopt_keras.engine.native.backends import BACKENDS
 from jaxopt_keras.engine.native.cuda.launch import InCuda
 
+gc.set_threshold(50_000, 20, 50)  # traces make many small objects, few of them in cycles
 jax.config.update("jax_num_cpu_devices", 8)
 # The library must not rely on implicit promotion: it hides a float64 that should be float32, and a shape (n,) that
 # should be (n, 1).
