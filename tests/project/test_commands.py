@@ -129,7 +129,7 @@ def test_ctrl_c_ends_in_one_line(name: str, arguments: list[str], seconds: float
     out = ["--out", str(tmp_path)] if name.startswith("examples") else []
     process, err = run(name, *arguments, *out), ""
     time.sleep(seconds)
-    for _ in range(10):  # Python drops an interrupt that comes in a finalizer: whoever waits presses again
+    for _ in range(10):  # Python drops an interrupt that comes in a finalizer, and the user presses again
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             _, err = process.communicate(timeout=10)
