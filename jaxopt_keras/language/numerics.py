@@ -42,7 +42,7 @@ def squarable(x: Array, terms: int = 1) -> Array:
     Args:
         terms: the number of such numbers in a sum that is squared.
     """
-    limit, size = float(jnp.finfo(x.dtype).max / 2) ** 0.5 / terms, jnp.abs(x)
+    limit, size = float(jnp.finfo(x.dtype).max / 2) ** 0.5 / max(terms, 1), jnp.abs(x)
     if jnp.iscomplexobj(x):
         limited = x * (limit / jnp.maximum(size, limit)).astype(x.dtype)
     else:

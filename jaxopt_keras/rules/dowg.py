@@ -50,13 +50,11 @@ class DoWG(Rule):
         return self.Scalars(self.epsilon if self.init_estim_sq_dist is None else self.init_estim_sq_dist, 0.0)
 
     def decayed(self, g: Array, p: Array, at: Clock) -> Array:
-        g = squarable(g, max(g.size, 1))
+        g = squarable(g, g.size)
         return g if at.weight_decay is None else g + at.weight_decay * p
 
     def share(self, g: Array, p: Array, s: State, at: Clock) -> Sums:
-        return self.Sums(
-            *(jnp.sum(square(squarable(x, max(x.size, 1)))) for x in (self.decayed(g, p, at), p - s.start))
-        )
+        return self.Sums(*(jnp.sum(square(squarable(x, x.size))) for x in (self.decayed(g, p, at), p - s.start)))
 
     def advance(self, scalars: Scalars, at: Clock) -> Scalars:
         distance = jnp.maximum(scalars.squared_distance, at.sums.moved)

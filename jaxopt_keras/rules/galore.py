@@ -99,7 +99,7 @@ class GaLore(Rule):
         return vectors.T if axis else vectors
 
     def update(self, g: Array, p: Array, s: Any, at: Clock) -> tuple[Array, Any]:
-        g, axis, projector = squarable(g, max(g.size, 1)), self.axis(g.shape), s.projector
+        g, axis, projector = squarable(g, g.size), self.axis(g.shape), s.projector
         if axis is not None:
             # Singular vectors of equal values have no derivative.
             found = lambda: placed_as(self.directions(jax.lax.stop_gradient(g), axis, at), s.projector)

@@ -93,7 +93,7 @@ class Shampoo(Rule):
         return filled.reshape(-(-m // rows), rows, -(-n // columns), columns).swapaxes(1, 2)
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
-        g = squarable(g, max(g.size, 1))
+        g = squarable(g, g.size)
         m = ema(s.momentum, g, self.beta_1)
         v = ema(s.velocity, square(g), self.grafting_beta_2)
         h, blocks = self.cut(m / (1 - self.beta_1**at.t)), self.cut(g)

@@ -74,7 +74,7 @@ class SOAP(Rule):
         return None
 
     def update(self, g: Array, p: Array, s: State, at: Clock) -> tuple[Array, State]:
-        g, is_first = squarable(g, max(g.size, 1)), at.t == 1
+        g, is_first = squarable(g, g.size), at.t == 1
         n = jnp.maximum(at.t - 1, 1)
         m = jnp.where(is_first, 0, ema(s.momentum, g, self.beta_1))
         v = jnp.where(is_first, 0, ema(s.velocity, square(turned(g, s)), self.beta_2))

@@ -125,3 +125,15 @@ def test_a_step_grows_from_the_one_before_as_it_was_cut():
     assert lengths[1] < 0.1 * lengths[0]
     for last, this in zip(lengths[1:], lengths[2:], strict=False):
         np.testing.assert_allclose(this, 1.01 * (last + 1e-8), rtol=1e-10)
+
+
+def test_shampoo_has_second_derivatives_before_its_roots():
+    kernel, params, turn = jk.shampoo(0.1, precondition_frequency=4), draw({"w": (3, 4)}, 0)["w"], draw((3, 4), 1)
+
+    def after(p):
+        state = kernel.init(p)
+        for _ in range(2):
+            p, state = kernel.step(p, state, jnp.cos(p + turn), donate=False)
+        return jnp.sum(jnp.sin(p))
+
+    assert jnp.all(jnp.isfinite(jax.jvp(jax.grad(after), (params,), (turn,))[1]))
